@@ -1,0 +1,102 @@
+"""Advantages: how much better an action was than what the policy does on average. Pure functions.
+
+Deviations from the papers: GRPO and whitening divide by the sample standard deviation (n - 1), as the field's
+libraries do; the papers do not say which. Whitened or scaled numbers have EPS added to their divisor.
+"""
+
+import torch
+
+EPS = 1e-8
+
+
+def gae(rewards, values, mask, *, gamma: float = 1.0, lam: float = 1.0):
+    """Generalized advantage estimation, for PPO with a value network (VinePPO, section 3; Schulman et al. 2016, eq. 16).
+
+    delta_t = r_t + gamma V(s_{t+1}) - V(s_t);  A_t = delta_t + gamma lam A_{t+1};  returns = A + V.
+
+    Args:
+        rewards: [B, T] reward of each token's action.
+        values: [B, T] V(s_t), the value of the state before token t was chosen.
+        mask: [B, T] 1.0 on response tokens, which stand side by side. After the last one, value and advantage are 0.
+    Returns:
+        (advantages, returns), [B, T] each, zero outside the mask.
+    """
+    values, rewards = values * mask, rewards * mask
+    next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
+    deltas = rewards + gamma * next_values - values  # [B, T]
+    advantages = torch.zeros_like(deltas)
+    later = torch.zeros_like(deltas[:, 0])  # [B]
+    for t in reversed(range(deltas.shape[1])):
+        later = (deltas[:, t] + gamma * lam * later) * mask[:, t]
+        advantages[:, t] = later
+    return advantages, (advantages + values) * mask
+
+
+def step_advantages(values: list[float], reward: float) -> list[float]:
+    """VinePPO's advantage of each step (section 4, equation 6; gamma = 1): A_i = r_i + V(s_{i+1}) - V(s_i).
+
+    Args:
+        values: V(s_0) .. V(s_{n-1}), the state before each of the n steps.
+        reward: R of the finished response, paid at the last step. The terminal state is worth 0.
+    Returns:
+        n advantages; they telescope: their sum is R - V(s_0).
+    """
+    if not values:
+        raise ValueError("a response has at least one step, so at least the value of its prompt is needed")
+    return [after - before for before, after in zip(values, [*values[1:], reward], strict=True)]
+
+
+def spread_to_tokens(step_advantages: list[float], cuts: list[int], length: int) -> list[float]:
+    """Give every token the advantage of its step.
+
+    Args:
+        step_advantages: one for each step.
+        cuts: the token index at which each step starts; cuts[0] = 0.
+        length: tokens in the response, the end-of-sequence token included (it belongs to the last step).
+    Returns:
+        `length` floats.
+    """
+    ends = [*cuts[1:], length]
+    if len(step_advantages) != len(cuts) or cuts[0] != 0 or any(a >= b for a, b in zip(cuts, ends, strict=True)):
+        raise ValueError(f"{len(step_advantages)} advantages do not fit cuts {cuts} of a response of {length} tokens")
+    return [a for a, start, end in zip(step_advantages, cuts, ends, strict=True) for _ in range(end - start)]
+
+
+def group_relative(rewards, *, scale_by_std: bool = True):
+    """GRPO's advantage: the reward against the mean of its group, in units of the group's standard deviation.
+
+    Args:
+        rewards: [N, G], G >= 2 responses to each of N prompts.
+        scale_by_std: False leaves out the division (Dr. GRPO, arXiv 2503.20783).
+    Returns:
+        [N, G]; zero where all rewards of a group are equal. Source: DeepSeekMath, arXiv 2402.03300, section 4.1.
+    """
+    _needs_group(rewards)
+    centred = rewards - rewards.mean(dim=1, keepdim=True)
+    return centred / (rewards.std(dim=1, keepdim=True) + EPS) if scale_by_std else centred
+
+
+def leave_one_out(rewards):
+    """RLOO's advantage: the reward against the mean of the other members of its group (arXiv 2402.14740, eq. 8).
+
+    Args:
+        rewards: [N, G], G >= 2.
+    Returns:
+        [N, G].
+    """
+    _needs_group(rewards)
+    others = (rewards.sum(dim=1, keepdim=True) - rewards) / (rewards.shape[1] - 1)
+    return rewards - others
+
+
+def whiten(x, mask):
+    """Shift and scale x to mean 0 and sample standard deviation 1 over the masked entries; 0 elsewhere. [B, T] each."""
+    n = mask.sum()
+    mean = (x * mask).sum() / n
+    variance = ((x - mean).square() * mask).sum() / (n - 1).clamp(min=1)
+    return (x - mean) / (variance.sqrt() + EPS) * mask
+
+
+def _needs_group(rewards):
+    if rewards.dim() != 2 or rewards.shape[1] < 2:
+        raise ValueError(f"rewards of shape {tuple(rewards.shape)}: [N, G] with G >= 2 responses a prompt needed")

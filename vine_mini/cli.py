@@ -1,0 +1,231 @@
+"""The command line: `python -m vine_mini [demo | sft | train | evaluate | sample]`, `--help` after each."""
+
+import json
+import platform
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from vine_mini import models, tasks
+from vine_mini.config import DemoConfig, EvaluateConfig, SampleConfig, SFTConfig, TrainConfig, parse, read_preset
+from vine_mini.evaluate import evaluate, grade, table
+from vine_mini.memory import format_memory
+from vine_mini.plots import plot_comparison
+from vine_mini.runs import Run, new_folder
+from vine_mini.sampling import sample as sample_responses
+from vine_mini.sft import model_card
+from vine_mini.sft import sft as run_sft
+from vine_mini.trainer import Trainer
+from vine_mini.types import UserError
+
+INTERRUPTED = 130  # the shell's exit code for Ctrl-C
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command. -> exit code: 0, 2 for something the user can mend, 130 after Ctrl-C."""
+    argv = sys.argv[1:] if argv is None else argv
+    name, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("demo", argv)
+    if argv and argv[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    try:
+        if name not in COMMANDS:
+            raise UserError(f"unknown command {name!r}: choose from {', '.join(COMMANDS)}")
+        command, config_class = COMMANDS[name]
+        return command(parse(config_class, f"python -m vine_mini {name}", rest)) or 0
+    except UserError as error:
+        print(f"vine_mini {name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def train(config: TrainConfig) -> int:
+    """The `train` command."""
+    folder = new_folder(config.out, f"{config.task}-{config.algorithm}")
+    trainer = Trainer(config)
+    print(f"{_machine(trainer.device)}; {len(trainer.prompts)} training and {len(trainer.test_prompts)} test problems")
+    print(format_memory(trainer.memory()))
+    if config.top_p < 1:
+        print(f"top_p = {config.top_p}: the ratio is biased, because log-probs are those of the whole distribution")
+    before = trainer.evaluate(reference=False)
+    run = Run(folder, config)
+    interrupted = _train(trainer, run)
+    after = {} if interrupted else {"after": trainer.evaluate()}
+    run.log({"iteration": trainer.iteration, "before": before, **after})
+    print(table({"before": before, **after}))
+    print(f"{trainer.iteration} iterations: " + ", ".join(f"{name} {s:.1f} s" for name, s in trainer.seconds.items()))
+    print(f"{'interrupted; ' if interrupted else ''}everything is in {folder}")
+    return INTERRUPTED if interrupted else 0
+
+
+def _train(trainer: Trainer, run: Run) -> bool:
+    """The loop with its logging and saving. -> whether Ctrl-C ended it"""
+    config = trainer.config
+    limited = config.max_seconds > 0
+    bar = tqdm(
+        total=config.max_seconds if limited else config.iterations,
+        desc=config.algorithm,
+        dynamic_ncols=True,
+        bar_format="{desc} {percentage:3.0f}% |{bar}| {elapsed}<{remaining}{postfix}",
+    )
+    interrupted = False
+    try:
+        for metrics, episodes, advantages in trainer.train():
+            if config.eval_every and trainer.iteration % config.eval_every == 0:
+                metrics["eval"] = trainer.evaluate()
+            run.log(metrics)
+            run.log_samples(episodes, advantages)
+            if trainer.iteration % config.save_every == 0:
+                run.save(trainer.policy, trainer.tokenizer)
+            bar.set_postfix(iteration=trainer.iteration, reward=f"{metrics['reward']:.2f}", truncated=f"{metrics['truncated']:.2f}")
+            done = metrics["seconds"] if limited else trainer.iteration
+            bar.update(min(done, bar.total) - bar.n)
+    except KeyboardInterrupt:
+        interrupted = True
+    bar.close()
+    if run.rows and run.rows[-1]["truncated"] > 0.5:
+        print(f"{100 * run.rows[-1]['truncated']:.0f} % of the responses are cut by the limit and count as wrong: raise --max_new_tokens")
+    run.save(trainer.policy, trainer.tokenizer)
+    return interrupted
+
+
+def demo(config: DemoConfig) -> int:
+    """The `demo` command."""
+    start = time.perf_counter()
+    folder = new_folder(config.out, "demo")
+    base = TrainConfig(**read_preset("arithmetic"), device=config.device, seed=config.seed)
+    base = replace(base, iterations=100_000, max_seconds=config.seconds, save_every=100_000)
+    shown, before, runs = {}, None, {}
+    for name in config.algorithms:
+        trainer = Trainer(replace(base, algorithm=name))
+        if before is None:
+            print(f"{_machine(trainer.device)}\nTask: {trainer.test_problems[0].question}")
+            print(f"Training {', '.join(config.algorithms)} for {config.seconds:g} s each, from the same policy.")
+            before = shown["start"] = trainer.evaluate(reference=False)
+        run = Run(folder / name, trainer.config)
+        if _train(trainer, run):
+            print(f"interrupted; what was trained is in {folder}")
+            return INTERRUPTED
+        shown[name] = trainer.evaluate()
+        runs[name] = {"metrics": run.rows, "before": before, "after": shown[name]}
+    plot_comparison(runs, folder / "demo.png", f"From the same policy, {config.seconds:g} s of training each")
+    results = {name: {"iterations": len(r["metrics"]), **r["metrics"][-1], "after": r["after"]} for name, r in runs.items()}
+    (folder / "results.json").write_text(json.dumps({"start": before, **results}, indent=1), encoding="utf-8")
+    print(table({name: {k: v for k, v in shown[name].items() if k in ("pass@1", "greedy", "length", "kl")} for name in shown}))
+    for name, r in results.items():
+        gain = 100 * (r["after"]["pass@1"][0] - before["pass@1"][0])
+        print(f"{name:>10}: {gain:+.1f} points of sampled accuracy in {r['iterations']} iterations, {r['episodes']} episodes")
+    print(f"picture: {folder / 'demo.png'}   ({time.perf_counter() - start:.0f} s in all)")
+    return 0
+
+
+def sft(config: SFTConfig) -> int:
+    """The `sft` command."""
+    folder = new_folder(config.out, f"sft-{config.task}")
+    model, tokenizer, loss = run_sft(config)
+    result = _evaluate(config, model, tokenizer, config.eval_problems, config.eval_samples, config.eval_temperature)
+    print(table({f"T = {config.eval_temperature:g}": result}))
+    models.save_policy(model, tokenizer, folder)
+    command = "python -m vine_mini sft " + " ".join(_changed(config))
+    (folder / "README.md").write_text(model_card(config, command, loss, table({"policy": result})), encoding="utf-8")
+    print(f"policy: {folder} ({sum(p.numel() for p in model.parameters()):,} parameters)")
+    return 0
+
+
+def evaluate_policy(config: EvaluateConfig) -> int:
+    """The `evaluate` command."""
+    device = models.pick_device(config.device)
+    model, tokenizer = models.load_policy(models.policy_name(config), device)
+    reference = models.load_policy(config.reference, device)[0] if config.reference else None
+    result = _evaluate(config, model, tokenizer, config.problems, config.n, config.temperature, config.top_p, reference)
+    print(table({models.policy_name(config).rstrip("/").split("/")[-1]: result}))
+    if config.out:
+        Path(config.out).write_text(json.dumps(result, indent=1), encoding="utf-8")
+    return 0
+
+
+def _evaluate(config, model, tokenizer, limit, n, temperature, top_p=1.0, reference=None):
+    _, problems = tasks.load_problems(config)
+    problems = problems[: limit or None]
+    prompts = tasks.prompt_ids(problems, tokenizer, config)
+    tasks.check_prompts(prompts, models.context_length(model), config.max_new_tokens)
+    eos = models.eos_ids(model, tokenizer)
+    with tqdm(total=len(prompts) * (n + 1), desc="evaluate", dynamic_ncols=True) as bar:
+        return evaluate(
+            model,
+            tokenizer,
+            problems,
+            prompts,
+            config,
+            eos=eos,
+            n=n,
+            temperature=temperature,
+            top_p=top_p,
+            seed=config.seed,
+            reference=reference,
+            progress=bar.update,
+        )
+
+
+def sample(config: SampleConfig) -> int:
+    """The `sample` command."""
+    device = models.pick_device(config.device)
+    model, tokenizer = models.load_policy(models.policy_name(config), device)
+    problem = None
+    if config.question is None:
+        _, problems = tasks.load_problems(config)
+        if config.problem >= len(problems):
+            raise UserError(f"problem = {config.problem}: there are {len(problems)} test problems, counted from 0")
+        problem = problems[config.problem]
+    asked = problem or tasks.Problem(config.question, "", "")
+    [prompt] = tasks.prompt_ids([asked], tokenizer, config)
+    tasks.check_prompts([prompt], models.context_length(model), config.max_new_tokens)
+    responses = sample_responses(
+        model,
+        [prompt] * config.n,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        eos_token_id=models.eos_ids(model, tokenizer),
+        seed=config.seed,
+        batch_size=config.sample_batch_size,
+    )
+    print(asked.question + (f"   (answer: {problem.answer})" if problem else ""))
+    for i, t in enumerate(responses):
+        verdict = "" if problem is None else ("right, " if grade(problem, t, tokenizer) else "wrong, ")
+        ended = "ended by itself" if t.finished else "cut by the limit"
+        print(f"\n--- {i + 1}: {verdict}{ended}, {len(t.response_ids)} tokens, log-prob {sum(t.logprobs):.2f}")
+        print(tokenizer.decode(t.response_ids, skip_special_tokens=True))
+    return 0
+
+
+def _machine(device) -> str:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    return f"{name}, torch {torch.__version__}"
+
+
+def _changed(config) -> list[str]:
+    """The flags that make this config from the defaults, without the output folder."""
+    default = type(config)()
+    names = [name for name in vars(config) if name != "out" and getattr(config, name) != getattr(default, name)]
+    return [f"--{name} {getattr(config, name)}" for name in names]
+
+
+def _overview() -> str:
+    lines = [f"  {name:10} {config_class.__doc__}" for name, (_, config_class) in COMMANDS.items()]
+    return "usage: python -m vine_mini [command] [--help]\n\n" + "\n".join(lines) + "\n\nWithout a command: demo."
+
+
+COMMANDS = {
+    "demo": (demo, DemoConfig),
+    "sft": (sft, SFTConfig),
+    "train": (train, TrainConfig),
+    "evaluate": (evaluate_policy, EvaluateConfig),
+    "sample": (sample, SampleConfig),
+}

@@ -1,0 +1,233 @@
+"""Every knob once: a dataclass for each command, each field with one line of why.
+
+The command line and YAML presets are both read through `transformers.HfArgumentParser`. A later source wins:
+the defaults here, then `--preset`, then the flags.
+"""
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import yaml
+from transformers import HfArgumentParser
+
+from vine_mini.types import UserError
+
+PRESETS = Path(__file__).parent / "presets"
+ALGORITHM_NAMES = ("vineppo", "ppo", "grpo", "rloo", "reinforce")
+
+
+def knob(default, why: str, **more):
+    """A dataclass field whose one line of why is also its `--help`."""
+    return field(default=default, metadata={"help": why, **more})
+
+
+@dataclass
+class Common:
+    """What every command needs to know: the problems, the policy and the machine."""
+
+    task: str = knob("arithmetic", "Problems: arithmetic (generated) or gsm8k.")
+    data: str | None = knob(None, "Folder with train.jsonl and test.jsonl for gsm8k; from the Hub when left out.")
+    steps: int = knob(6, "arithmetic: operations in a problem.")
+    min_steps: int | None = knob(None, "arithmetic: fewest operations, if problems of several lengths are wanted.")
+    max_number: int = knob(20, "arithmetic: no number in a solution is larger.")
+    prompt: str | None = knob(None, "Prompt with {question} in it; each task has its own when left out.")
+    chat: bool = knob(False, "Put the prompt into the tokenizer's chat template, for instruction-tuned models.")
+    model: str | None = knob(None, "Policy: a Hub name or a folder. Left out: the tiny policy shipped for arithmetic.")
+    device: str = knob("auto", "auto, cpu, cuda, cuda:1, ...")
+    bf16: bool = knob(False, "Compute in bfloat16; the weights that are updated stay float32.")
+    seed: int = knob(0, "Seed of everything random.")
+    sample_batch_size: int = knob(512, "Responses decoded at once; bounds the memory of the KV cache.")
+    max_new_tokens: int = knob(64, "Length limit of a response in tokens; one that is cut by it counts as wrong.")
+
+    def __post_init__(self):
+        at_least = {"steps": 1, "max_number": 3, "sample_batch_size": 1, "max_new_tokens": 1}
+        self._require(at_least)
+        if self.prompt is not None and "{question}" not in self.prompt:
+            raise UserError("--prompt must contain {question}")
+
+    def _require(self, at_least: dict[str, float]):
+        """Raises UserError for the first field below its least value."""
+        for name, least in at_least.items():
+            if not getattr(self, name) >= least:
+                raise UserError(f"{name} = {getattr(self, name)}: must be at least {least}")
+
+
+@dataclass
+class TrainConfig(Common):
+    """Train a policy by reinforcement learning."""
+
+    algorithm: str = knob("vineppo", "vineppo, ppo, grpo, rloo or reinforce: they differ only in how credit is given.")
+    out: str | None = knob(None, "Run folder, which must not hold another run; a new one under runs/ when left out.")
+    iterations: int = knob(60, "Rounds of sample, credit, update.")
+    max_seconds: float = knob(0, "Stop after so many seconds of training, evaluations not counted; 0: no limit.")
+    prompts: int = knob(32, "Different problems in an iteration.")
+    group: int = knob(4, "Responses to each problem.")
+    k: int = knob(9, "vineppo: Monte Carlo rollouts for each state (paper: 9).")
+    step_tokens: int | None = knob(None, "vineppo: cut a step every so many tokens instead of at newlines.")
+    temperature: float = knob(1.0, "Of trajectories and rollouts; log-probs are taken at it too.")
+    top_p: float = knob(1.0, "Nucleus sampling. Below 1 the ratio is biased: log-probs are those of the whole distribution.")
+    epochs: int = knob(2, "Passes over an iteration's episodes.")
+    minibatch_size: int = knob(64, "Episodes in an optimizer step.")
+    micro_batch_size: int = knob(64, "Episodes in a forward pass; less memory, same gradients.")
+    lr: float = knob(1e-4, "AdamW's learning rate for the policy.")
+    critic_lr: float | None = knob(None, "ppo: the critic's learning rate; left out: the policy's.")
+    warmup: float = knob(0.03, "Share of all optimizer steps over which the learning rate rises; constant afterwards.")
+    weight_decay: float = knob(0.0, "AdamW's weight decay.")
+    max_grad_norm: float = knob(1.0, "Gradients are scaled down to this norm.")
+    clip: float = knob(0.2, "How far a token's probability ratio may move.")
+    value_clip: float = knob(0.2, "ppo: how far a value may move from the old one.")
+    gamma: float = knob(1.0, "ppo: discount.")
+    lam: float = knob(1.0, "ppo: GAE's lambda (paper: 1.0).")
+    kl_coef: float = knob(1e-4, "Weight of the KL to the reference in the loss; 0: no reference is kept.")
+    kl_kind: str = knob("k3", "KL estimator: k1, k2 or k3.")
+    max_ratio: float = knob(10.0, "A minibatch whose mean ratio is above this is skipped.")
+    gradient_checkpointing: bool = knob(False, "Compute activations again in the backward pass: slower, less memory.")
+    eval_every: int = knob(0, "Evaluate every so many iterations; 0: only before and after.")
+    eval_problems: int = knob(200, "Test problems in an evaluation; 0: all.")
+    eval_samples: int = knob(4, "Samples for each test problem in an evaluation.")
+    eval_temperature: float = knob(0.35, "Of those samples (paper: 0.35).")
+    save_every: int = knob(40, "Save the policy every so many iterations; it is saved at the end in any case.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._require({name: 1 for name in ("iterations", "prompts", "group", "k", "epochs", "minibatch_size", "micro_batch_size")})
+        self._require({"eval_samples": 1, "eval_problems": 0, "eval_every": 0, "save_every": 1, "lr": 0, "kl_coef": 0, "max_seconds": 0})
+        if self.algorithm not in ALGORITHM_NAMES:
+            raise UserError(f"unknown algorithm {self.algorithm!r}: choose from {', '.join(ALGORITHM_NAMES)}")
+        if self.kl_kind not in ("k1", "k2", "k3"):
+            raise UserError(f"kl_kind = {self.kl_kind!r}: choose from k1, k2, k3")
+        if self.step_tokens is not None and self.step_tokens < 1:
+            raise UserError(f"step_tokens = {self.step_tokens}: must be at least 1")
+        if self.temperature <= 0 or self.eval_temperature < 0 or not 0 < self.top_p <= 1:
+            raise UserError("temperature must be above 0, eval_temperature at least 0 and top_p in (0, 1]")
+        if self.algorithm in ("grpo", "rloo") and self.group < 2:
+            raise UserError(f"{self.algorithm} compares the responses to one problem: group must be at least 2")
+        if (self.prompts * self.group) % self.minibatch_size:
+            raise UserError(f"minibatch_size = {self.minibatch_size} does not divide prompts x group = {self.prompts * self.group}")
+
+
+@dataclass
+class SFTConfig(Common):
+    """Make a starting policy by imitating solutions; from scratch when no --model is given."""
+
+    out: str | None = knob(None, "Folder for the policy, which must not exist; a new one under runs/ when left out.")
+    updates: int = knob(4000, "Optimizer steps; 0 writes the untrained model.")
+    batch_size: int = knob(64, "Demonstrations in an optimizer step.")
+    micro_batch_size: int = knob(64, "Demonstrations in a forward pass; less memory, same gradients.")
+    lr: float = knob(2e-3, "Peak learning rate of a one-cycle schedule (for a Hub model, about 1e-5).")
+    weight_decay: float = knob(0.0, "AdamW's weight decay.")
+    max_grad_norm: float = knob(1.0, "Gradients are scaled down to this norm.")
+    slip: float = knob(0.0, "arithmetic: probability that a demonstrated step's result is a random number.")
+    hidden: int = knob(64, "New model: hidden size, a multiple of 16.")
+    layers: int = knob(3, "New model: layers.")
+    vocab_size: int = knob(400, "New model: tokens of its byte-level BPE, at least 258.")
+    eval_problems: int = knob(200, "Test problems in the evaluation at the end; 0: all.")
+    eval_samples: int = knob(4, "Samples for each of them.")
+    eval_temperature: float = knob(1.0, "Of those samples.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._require({"updates": 0, "batch_size": 1, "micro_batch_size": 1, "hidden": 16, "layers": 1, "vocab_size": 258})
+        self._require({"eval_problems": 0, "eval_samples": 1, "eval_temperature": 0, "lr": 0, "slip": 0})
+        if self.hidden % 16:
+            raise UserError(f"hidden = {self.hidden}: must be a multiple of 16, the size of a head")
+
+
+@dataclass
+class EvaluateConfig(Common):
+    """Measure a policy on test problems: pass@1, greedy, majority vote, any-hit, length, truncation, KL."""
+
+    n: int = knob(16, "Samples for each problem (paper: 16).")
+    temperature: float = knob(0.35, "Of those samples (paper: 0.35).")
+    top_p: float = knob(1.0, "Nucleus sampling (paper: 0.9).")
+    problems: int = knob(0, "Test problems; 0: all.")
+    reference: str | None = knob(None, "Also measure the KL to this policy (a Hub name or a folder).")
+    out: str | None = knob(None, "Also write the numbers to this JSON file.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._require({"n": 1, "temperature": 0, "problems": 0})
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p = {self.top_p}: must be above 0 and at most 1")
+
+
+@dataclass
+class SampleConfig(Common):
+    """Print responses of a policy, to your question or to a test problem."""
+
+    question: str | None = knob(None, "Your own question; left out: a test problem, and its responses are graded.")
+    problem: int = knob(0, "Number of the test problem.")
+    n: int = knob(4, "Responses.")
+    temperature: float = knob(1.0, "0 gives the one most likely response.")
+    top_p: float = knob(1.0, "Nucleus sampling.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._require({"n": 1, "temperature": 0, "problem": 0})
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p = {self.top_p}: must be above 0 and at most 1")
+
+
+@dataclass
+class DemoConfig:
+    """Train VinePPO, PPO and GRPO from the shipped policy for the same time each, and compare them."""
+
+    seconds: float = knob(70, "Training time of each algorithm.")
+    algorithms: list[str] = field(
+        default_factory=lambda: ["vineppo", "ppo", "grpo"], metadata={"help": "Which algorithms, and in which order."}
+    )
+    out: str | None = knob(None, "Folder for the picture and the runs; a new one under runs/ when left out.")
+    device: str = knob("cpu", "The shipped policy is so small that a GPU would not be faster.")
+    seed: int = knob(0, "Seed of everything random.")
+
+    def __post_init__(self):
+        if not self.seconds > 0:
+            raise UserError(f"seconds = {self.seconds}: must be above 0")
+        for name in self.algorithms:
+            if name not in ALGORITHM_NAMES:
+                raise UserError(f"unknown algorithm {name!r}: choose from {', '.join(ALGORITHM_NAMES)}")
+
+
+def read_preset(name: str) -> dict:
+    """The fields that a preset sets: a name from `presets/` or the path of a YAML file. Raises UserError."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
+        raise UserError(f"no preset {name!r}: choose from {known}, or give a .yaml file")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold lines of the form 'field: value'")
+    unknown = [key for key in values if key not in {f.name for f in fields(TrainConfig)}]
+    if unknown:
+        raise UserError(f"{path}: unknown field {unknown[0]!r}")
+    return values
+
+
+def parse(config_class, prog: str, argv: list[str]):
+    """A command line -> config. Fields of `--preset` are read as if they stood before the other flags.
+
+    Raises UserError with one line for anything that is wrong. `--help` prints the fields and exits.
+    """
+    finder = _Parser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--preset")
+    preset, rest = finder.parse_known_args(argv)
+    names = {f.name for f in fields(config_class)}
+    values = read_preset(preset.preset) if preset.preset is not None else {}
+    flags = [flag for key, value in values.items() if key in names and value is not None for flag in (f"--{key}", str(value))]
+    parser = _Parser(config_class, prog=prog, description=config_class.__doc__, allow_abbrev=False)
+    parser.add_argument("--preset", help="Start from these fields: a name from vine_mini/presets or a YAML file.")
+    namespace = vars(parser.parse_args([*flags, *rest]))
+    return config_class(**{name: namespace[name] for name in names})
+
+
+def to_yaml(config) -> str:
+    """A config as YAML, which `--preset` reads back."""
+    return yaml.safe_dump(asdict(config), sort_keys=False)
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message):
+        raise UserError(message)

@@ -1,0 +1,70 @@
+"""Log-probs and values of the response tokens that a batch holds: the only shift by one in the code base.
+
+A causal model's output at position t - 1 speaks of the token at t. Here, and nowhere else, the two are lined up, so
+that in every [B, T] tensor of this package column t speaks of the token at t.
+"""
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+CHUNK = 1024  # tokens whose logits exist at once: 1024 x 152k vocabulary x 4 bytes = 0.6 GB
+
+
+def response_logprobs(model, input_ids, attention_mask, response_mask, *, temperature: float = 1.0):
+    """log p(token | all before it) of each response token, under softmax(logits / temperature).
+
+    The logits of prompt and padding are never computed, and those of the response only CHUNK tokens at a time (with
+    gradients: computed again in the backward pass), so memory does not grow with batch x vocabulary.
+
+    Args:
+        model: a Hugging Face causal LM whose logits are lm_head(hidden states), soft-capped if its config says so.
+        input_ids, attention_mask, response_mask: [B, T]; padding on either side. Column 0 cannot be a response token.
+        temperature: the one that sampled the tokens; greedy tokens (temperature 0) are scored at 1.
+    Returns:
+        [B, T] float32, zero outside the response.
+    """
+    hidden = _hidden_before(model.base_model, input_ids, attention_mask, response_mask)  # [n, D]
+    tokens = input_ids[response_mask.bool()]  # [n]
+
+    def score(hidden, tokens):
+        return logits_of(model, hidden).div(temperature or 1.0).log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0]
+
+    pieces = list(zip(hidden.split(CHUNK), tokens.split(CHUNK), strict=True))
+    recompute = len(pieces) > 1 and torch.is_grad_enabled()
+    scores = [checkpoint(score, *p, use_reentrant=False) if recompute else score(*p) for p in pieces]
+    return _back_in_place(torch.cat(scores), response_mask)
+
+
+def response_values(critic, input_ids, attention_mask, response_mask):
+    """V(s_t) at each response token t: the critic's value of the state before that token. Shapes as above."""
+    hidden = _hidden_before(critic.backbone, input_ids, attention_mask, response_mask)  # [n, D]
+    return _back_in_place(critic.head(hidden)[:, 0].float(), response_mask)
+
+
+def logits_of(model, hidden):
+    """Hidden states [n, D] -> logits [n, V] in float32."""
+    logits = model.get_output_embeddings()(hidden).float()
+    cap = getattr(model.config, "final_logit_softcapping", None)  # Gemma 2 and 3
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def position_ids(attention_mask):
+    """[B, T] positions counted from each row's first real token, whichever side the padding is on."""
+    return (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+
+
+def _hidden_before(backbone, input_ids, attention_mask, response_mask):
+    """The hidden state that predicts each response token, rows in order. -> [n, D]"""
+    if bool(response_mask[:, 0].any()):
+        raise ValueError("a response token in column 0 has nothing before it to be predicted from")
+    hidden = backbone(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        position_ids=position_ids(attention_mask),
+        use_cache=False,
+    ).last_hidden_state  # [B, T, D]
+    return hidden[:, :-1][response_mask[:, 1:].bool()]
+
+
+def _back_in_place(flat, response_mask):
+    return torch.zeros_like(response_mask, dtype=torch.float32).masked_scatter(response_mask.bool(), flat)

@@ -1,0 +1,92 @@
+"""Losses: pure functions of [B, T] tensors.
+
+Each loss divides by ONE denominator. Left out, it is the number of masked tokens in the call; a trainer that splits
+a minibatch into micro-batches passes the whole minibatch's count, so that neither the gradients nor the statistics,
+which add up too, depend on the split.
+
+Deviation from the paper's code: policy loss and KL share the token-mean normaliser there is here; the official code
+averages the first over tokens and sums the second over each sequence, so that its KL weight grows with length.
+"""
+
+import torch
+
+
+def masked_mean(x, mask, denominator=None):
+    """sum(x * mask) / denominator; the denominator is the mask's own sum unless given. [B, T] -> scalar."""
+    return (x * mask).sum() / (mask.sum() if denominator is None else denominator)
+
+
+def clipped_policy_loss(logprobs, old_logprobs, advantages, mask, *, clip: float = 0.2, denominator=None):
+    """PPO's clipped surrogate (VinePPO, equation 2; Schulman et al. 2017, equation 7), as a loss to minimise.
+
+    ratio = exp(logprobs - old_logprobs);  loss = mean of max(-A ratio, -A clip(ratio, 1 - clip, 1 + clip)).
+
+    Args:
+        logprobs, old_logprobs, advantages, mask: [B, T]. Gradients flow through `logprobs` only.
+        clip: how far the ratio may move in its favoured direction.
+        denominator: what the sum over tokens is divided by; see the module's first lines.
+    Returns:
+        (scalar loss, stats). stats: `ratio` (mean), `clip_frac` (share of tokens whose gradient the clip stopped) and
+        `approx_kl` (KL from the old policy, k3), each divided by the same denominator.
+    """
+    log_ratio = (logprobs - old_logprobs.detach()) * mask  # 0 on padding, so that exp cannot overflow there
+    ratio = log_ratio.exp()
+    advantages = advantages.detach()
+    plain = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - clip, 1 + clip)
+    loss = masked_mean(torch.maximum(plain, clipped), mask, denominator)
+    with torch.no_grad():
+        stats = {
+            "ratio": masked_mean(ratio, mask, denominator).item(),
+            "clip_frac": masked_mean((clipped > plain).to(ratio.dtype), mask, denominator).item(),
+            "approx_kl": masked_mean(ratio - 1 - log_ratio, mask, denominator).item(),
+        }
+    return loss, stats
+
+
+def value_loss(values, old_values, returns, mask, *, clip: float = 0.2, denominator=None):
+    """PPO's clipped value loss: 0.5 * mean of max((v - R)^2, (v_clipped - R)^2), where v_clipped stays within `clip` of the old value.
+
+    Args:
+        values, old_values, returns, mask: [B, T]. Gradients flow through `values` only.
+    Returns:
+        (scalar loss, stats). stats: `value_clip_frac` and `value_error`, the mean absolute error against the returns.
+    """
+    old_values, returns = old_values.detach(), returns.detach()
+    clipped = old_values + (values - old_values).clamp(-clip, clip)
+    plain_error, clipped_error = (values - returns).square(), (clipped - returns).square()
+    loss = 0.5 * masked_mean(torch.maximum(plain_error, clipped_error), mask, denominator)
+    with torch.no_grad():
+        stats = {
+            "value_clip_frac": masked_mean((clipped_error > plain_error).to(values.dtype), mask, denominator).item(),
+            "value_error": masked_mean((values - returns).abs(), mask, denominator).item(),
+        }
+    return loss, stats
+
+
+def kl_penalty(logprobs, ref_logprobs, *, kind: str = "k3"):
+    """An estimate, at each token, of KL(policy || reference), for tokens sampled from the policy.
+
+    With d = ref_logprobs - logprobs:  k1 = -d (unbiased, noisy, can be negative);  k2 = d^2 / 2 (biased, never negative);
+    k3 = exp(d) - d - 1 (unbiased, never negative). Source: J. Schulman, "Approximating KL Divergence", 2020.
+    As a term of a loss, that is, differentiated: on average the gradient of k1 is zero, that of k2 is the
+    gradient of KL(policy || reference), and that of k3 is the gradient of KL(reference || policy). VinePPO uses k3.
+
+    Args:
+        logprobs, ref_logprobs: any equal shapes. kind: "k1", "k2" or "k3".
+    Returns:
+        The same shape, in nats.
+    """
+    d = ref_logprobs - logprobs
+    if kind == "k1":
+        return -d
+    if kind == "k2":
+        return d.square() / 2
+    if kind == "k3":
+        return d.exp() - d - 1
+    raise ValueError(f"kind = {kind!r}: k1, k2 or k3")
+
+
+def nll_loss(logprobs, mask, *, denominator=None):
+    """Supervised fine-tuning: the mean negative log-likelihood of the masked tokens, in nats. [B, T] -> scalar."""
+    return masked_mean(-logprobs, mask, denominator)

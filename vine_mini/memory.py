@@ -1,0 +1,49 @@
+"""A memory estimate from the configuration alone, printed before a run starts."""
+
+from vine_mini.logprobs import CHUNK
+
+
+def memory_estimate(model, config, longest_prompt: int, *, critic: bool, reference: bool) -> dict[str, int]:
+    """Bytes that training needs: what is always held, what sampling adds, what an update adds, and the peak.
+
+    Weights, gradients and AdamW's two moments are float32. Activations count what PyTorch keeps of a transformer layer for
+    the backward pass, about 14 hidden and 4 intermediate vectors a token; with gradient checkpointing one hidden vector.
+    The longest prompt and the longest response are assumed for every row, so a real run stays below.
+    """
+    c = model.config
+    width, layers, vocab = c.hidden_size, c.num_hidden_layers, c.vocab_size
+    inner = getattr(c, "intermediate_size", None) or getattr(c, "n_inner", None) or 4 * width
+    heads = c.num_attention_heads
+    kv_width = (getattr(c, "num_key_value_heads", None) or heads) * (getattr(c, "head_dim", None) or width // heads)
+    weights = sum(p.numel() for p in model.parameters())
+    backbone = sum(p.numel() for p in model.base_model.parameters())
+    number = 2 if config.bf16 else 4
+    tokens = longest_prompt + config.max_new_tokens
+
+    rows = config.prompts * config.group * (config.k if config.algorithm == "vineppo" else 1)
+    rows = min(config.sample_batch_size, rows)
+    a_layer = 14 * width + 4 * inner
+    kept = layers * width + a_layer if config.gradient_checkpointing else layers * a_layer
+    logits = CHUNK * vocab * 4 * 3  # logits, their log-softmax and its gradient
+    networks = 2 if critic else 1
+    parts = {
+        "policy: weights, AdamW": weights * 12,
+        "critic: weights, AdamW": backbone * 12 * critic,
+        "reference": weights * number * reference,
+        "sampling: KV cache": rows * tokens * layers * 2 * kv_width * 4 + (weights * 2 if config.bf16 else 0),
+        "update: gradients": (weights + backbone * critic) * 4,
+        "update: activations": config.micro_batch_size * tokens * kept * number * networks + logits,
+    }
+    held = sum(size for name, size in parts.items() if not name.startswith(("sampling", "update")))
+    update = parts["update: gradients"] + parts["update: activations"]
+    return parts | {"peak": held + max(parts["sampling: KV cache"], update)}
+
+
+def format_memory(parts: dict[str, int]) -> str:
+    """The estimate as a line of text."""
+    listed = ", ".join(f"{name} {_size(size)}" for name, size in parts.items() if size and name != "peak")
+    return f"memory estimate: {_size(parts['peak'])} at the peak ({listed})"
+
+
+def _size(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{max(size / 2**20, 0.1):.1f} MiB"

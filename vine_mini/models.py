@@ -1,0 +1,154 @@
+"""Policies, tokenizers and the critic: everything that is loaded, built or written as a Hugging Face folder."""
+
+import copy
+import shutil
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import logging as hf_logging
+
+from vine_mini.logprobs import logits_of
+from vine_mini.types import UserError
+
+SHIPPED = Path(__file__).parent / "policies"  # one folder a task, made by `python -m vine_mini sft`
+
+hf_logging.set_verbosity_error()
+hf_logging.disable_progress_bar()
+
+
+def pick_device(name: str) -> torch.device:
+    """'auto' -> the GPU if there is one, else the CPU. Raises UserError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"device {name!r} is not there ({str(error).splitlines()[0]}); try --device auto") from error
+
+
+def policy_name(config) -> str:
+    """`config.model`, or the folder of the policy that ships for the task. Raises UserError where none does."""
+    if config.model is not None:
+        return config.model
+    if not (SHIPPED / config.task).is_dir():
+        raise UserError(f"no policy ships for {config.task}: give one with --model (a Hub name or a folder)")
+    return str(SHIPPED / config.task)
+
+
+def load_policy(name: str, device) -> tuple[nn.Module, PreTrainedTokenizerFast]:
+    """A causal LM in float32 (the master weights) and its tokenizer, from a folder or the Hub.
+
+    Dropout is set to zero in the configuration: a policy is sampled, scored and updated as one distribution.
+    """
+    folder = Path(name)
+    if folder.exists() or name.startswith((".", "/", "~")):
+        _check_folder(folder)
+    try:
+        config = AutoConfig.from_pretrained(name)
+        for key, value in vars(config).items():
+            if ("dropout" in key or "pdrop" in key) and isinstance(value, float):
+                setattr(config, key, 0.0)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=torch.float32, use_safetensors=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(f"cannot load the policy {name!r}: {' '.join(str(error).split())[:300]}") from error
+    model = model.to(device).eval()
+    _check_model(model, tokenizer, name)
+    return model, tokenizer
+
+
+def _check_folder(folder: Path):
+    if not folder.is_dir():
+        raise UserError(f"no model folder {folder}")
+    needed = {"config.json": "a configuration", "*.safetensors": "weights", "tokenizer*": "a tokenizer"}
+    for pattern, what in needed.items():
+        if not any(folder.glob(pattern)):
+            raise UserError(f"{folder} has no {what} ({pattern}): a policy is a folder written by save_pretrained, with its tokenizer")
+
+
+@torch.no_grad()
+def _check_model(model, tokenizer, name):
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        raise UserError(f"{name}: the tokenizer has {len(tokenizer)} tokens, the model {model.get_input_embeddings().num_embeddings}")
+    ids = torch.tensor([[1, 2, 3]], device=model.device)
+    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+    if not torch.allclose(logits_of(model, hidden), model(input_ids=ids, use_cache=False).logits[0].float(), rtol=1e-3, atol=1e-4):
+        raise UserError(f"{name}: its logits are not a linear head of its hidden states; such architectures are not supported")
+
+
+def eos_ids(model, tokenizer) -> list[int]:
+    """Every id that ends a response: the tokenizer's and those of the model's generation config."""
+    configured = model.generation_config.eos_token_id
+    configured = configured if isinstance(configured, list) else [configured]
+    ids = sorted({i for i in [tokenizer.eos_token_id, *configured] if i is not None})
+    if not ids:
+        raise UserError("neither tokenizer nor model names an end-of-sequence token, so no response could ever finish")
+    return ids
+
+
+def context_length(model) -> int | None:
+    """The most tokens the model can see at once, where its configuration says so."""
+    return getattr(model.config, "max_position_embeddings", None)
+
+
+def frozen_copy(model, dtype=None):
+    """A copy that shares no storage with the model and takes no gradients: the KL's reference."""
+    return copy.deepcopy(model).to(dtype=dtype).eval().requires_grad_(False)
+
+
+class Critic(nn.Module):
+    """PPO's value network: a copy of the policy's backbone and a scalar head that starts at zero (VinePPO, section 3)."""
+
+    def __init__(self, policy):
+        super().__init__()
+        self.backbone = copy.deepcopy(policy.base_model)
+        weight = policy.get_input_embeddings().weight  # [V, D]
+        self.head = nn.Linear(weight.shape[1], 1, bias=False, device=weight.device)
+        nn.init.zeros_(self.head.weight)
+        self.eval()
+
+
+def build_tiny(texts: list[str], *, hidden: int, layers: int, vocab_size: int, seed: int):
+    """A small untrained Llama and a byte-level BPE tokenizer trained on the texts. -> (model, tokenizer)"""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    bpe.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=["<pad>", "<eos>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", eos_token="<eos>")
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=max(1, hidden // 16),
+        num_key_value_heads=max(1, hidden // 16),
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(config).eval(), tokenizer
+
+
+def save_policy(model, tokenizer, folder: Path) -> None:
+    """Writes a Hugging Face folder (safetensors), replacing an older one only once the new one is whole."""
+    fresh = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(fresh, ignore_errors=True)
+    model.save_pretrained(fresh, safe_serialization=True)
+    tokenizer.save_pretrained(fresh)
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.rename(folder)

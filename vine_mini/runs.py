@@ -1,0 +1,73 @@
+"""What a run leaves on disk: a folder with config, metrics, samples, curves and the policy.
+
+config.yaml     every field; `--preset RUN/config.yaml` starts the same run again
+metrics.jsonl   one line an iteration; evaluations under "eval"
+samples.jsonl   a few responses an iteration, cut into steps, each step with its advantage
+curves.png      reward, length, KL, seconds
+policy/         a Hugging Face folder
+"""
+
+import json
+from pathlib import Path
+
+from vine_mini.config import to_yaml
+from vine_mini.models import save_policy
+from vine_mini.plots import plot_run
+from vine_mini.steps import cut_steps
+from vine_mini.types import UserError
+
+SAMPLES_AN_ITERATION = 2
+
+
+def new_folder(out: str | None, name: str) -> Path:
+    """The folder that `--out` names, which must not hold anything, or a free one under runs/. Nothing is created yet."""
+    if out is None:
+        tries = (Path("runs") / (name if n == 1 else f"{name}-{n}") for n in range(1, 10_000))
+        return next(path for path in tries if not path.exists())
+    path = Path(out)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} already holds something: choose another --out, or remove it")
+    return path
+
+
+class Run:
+    """The folder of one training run. Made when the run is ready to start, so that a failed start leaves nothing."""
+
+    def __init__(self, folder: Path, config):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        self.folder, self.config, self.rows = folder, config, []
+
+    def log(self, metrics: dict) -> None:
+        """One line of metrics.jsonl."""
+        self.rows.append(metrics)
+        _append(self.folder / "metrics.jsonl", metrics)
+
+    def log_samples(self, episodes, advantages) -> None:
+        """The first response to each of the iteration's first problems, as steps with their advantages (before whitening)."""
+        group = episodes.rewards.shape[1]
+        for row in range(0, min(SAMPLES_AN_ITERATION * group, len(episodes.trajectories)), group):
+            ids = episodes.trajectories[row].response_ids
+            cuts = cut_steps(ids, episodes.tokenizer, every=self.config.step_tokens)
+            credit = advantages[row][episodes.batch.response_mask[row].bool()].tolist()
+            texts = [episodes.tokenizer.decode(ids[a:b]) for a, b in zip(cuts, [*cuts[1:], len(ids)], strict=True)]
+            sample = {
+                "iteration": self.rows[-1]["iteration"] if self.rows else 0,
+                "question": episodes.problems[row].question,
+                "answer": episodes.problems[row].answer,
+                "reward": episodes.rewards.flatten()[row].item(),
+                "finished": episodes.trajectories[row].finished,
+                "steps": [{"text": text, "advantage": round(credit[cut], 4)} for text, cut in zip(texts, cuts, strict=True)],
+            }
+            _append(self.folder / "samples.jsonl", sample)
+
+    def save(self, policy, tokenizer) -> None:
+        """The policy and the curves so far."""
+        save_policy(policy, tokenizer, self.folder / "policy")
+        if rows := [row for row in self.rows if "reward" in row]:
+            plot_run(rows, self.folder / "curves.png", f"{self.config.algorithm} on {self.config.task}")
+
+
+def _append(path: Path, row: dict) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -1,0 +1,98 @@
+"""Supervised fine-tuning: makes the policy that reinforcement learning starts from, by imitation of solutions."""
+
+import random
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from vine_mini import tasks
+from vine_mini.logprobs import response_logprobs
+from vine_mini.losses import nll_loss
+from vine_mini.models import build_tiny, eos_ids, load_policy, pick_device
+from vine_mini.types import Trajectory, UserError, collate
+
+
+def sft(config):
+    """Runs supervised fine-tuning. -> (model, tokenizer, mean loss of the last hundredth of the updates in nats a token)
+
+    With no `config.model`, starts from a small new Llama whose tokenizer is trained on the task's text.
+    """
+    device = pick_device(config.device)
+    train, _ = tasks.load_problems(config)
+    rng = random.Random(config.seed)
+    task = tasks.TASKS[config.task]
+    task.demonstration(train[0], config.slip, rng)  # a slip that makes no sense fails here, before anything long
+    if config.model is None:
+        texts = [p.question + "\n" + task.demonstration(p, config.slip, rng) for p in train]
+        model, tokenizer = build_tiny(texts, hidden=config.hidden, layers=config.layers, vocab_size=config.vocab_size, seed=config.seed)
+        model = model.to(device)
+    else:
+        model, tokenizer = load_policy(config.model, device)
+    prompts = tasks.prompt_ids(train, tokenizer, config)
+    tasks.check_prompts(prompts, model.config.max_position_embeddings, config.max_new_tokens)
+    eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else eos_ids(model, tokenizer)[0]
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=max(config.updates, 2), pct_start=0.05)
+    losses = []
+    bar = tqdm(range(config.updates), desc="sft", dynamic_ncols=True)
+    for _ in bar:
+        rows = [
+            _demonstration_ids(train[i], prompts[i], task, tokenizer, eos, config, rng)
+            for i in rng.choices(range(len(train)), k=config.batch_size)
+        ]
+        batch = collate(rows, device)
+        denominator = batch.response_mask.sum()
+        total = 0.0
+        for micro in torch.arange(len(batch)).split(config.micro_batch_size):
+            m = batch.rows(micro)
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
+                logprobs = response_logprobs(model, m.input_ids, m.attention_mask, m.response_mask)
+            loss = nll_loss(logprobs, m.response_mask, denominator=denominator)
+            loss.backward()
+            total += loss.item()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(total)
+        bar.set_postfix(loss=f"{total:.4f}")
+    tail = losses[-max(1, len(losses) // 100) :]
+    return model, tokenizer, sum(tail) / max(len(tail), 1)
+
+
+def _demonstration_ids(problem, prompt, task, tokenizer, eos, config, rng) -> Trajectory:
+    """One demonstration as a trajectory: imitation learns the same tokens, the end-of-sequence token included."""
+    text = task.demonstration(problem, config.slip, rng)
+    ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], eos]
+    if len(ids) > config.max_new_tokens:
+        raise UserError(f"a demonstration has {len(ids)} tokens: raise --max_new_tokens")
+    return Trajectory(prompt, ids, [0.0] * len(ids), finished=True)
+
+
+def model_card(config, command: str, results: str) -> str:
+    """The README.md that lies beside a policy made here: what it is, how it was made, what it measures."""
+    start = "from scratch" if config.model is None else f"from {config.model}"
+    return f"""---
+library_name: transformers
+license: mit
+---
+# Policy for the task `{config.task}`
+
+Trained {start} to imitate demonstrations{f" in which each step's result is random with probability {config.slip}" if config.slip else ""},
+so that reinforcement learning has something to sharpen. Made by
+
+    {command}
+
+Measured on test problems:
+
+```
+{results}
+```
+"""
+
+
+def default_out(config) -> Path:
+    """Where the policy goes when --out is left out."""
+    return Path(config.out or f"runs/sft-{config.task}")

@@ -1,0 +1,109 @@
+"""Generated chains of arithmetic in GSM8K's form: the task that a tiny policy learns on a CPU.
+
+    Mia has 7 pens, buys 5, loses 3. How many pens now?
+
+    7+5=12
+    12-3=9
+    #### 9
+
+The dial is `steps` (operations a problem) and `max_number` (no number on the way is larger). Train and test problems
+are disjoint by construction: a checksum of the question says which split it belongs to.
+"""
+
+import random
+import zlib
+
+from vine_mini.types import Problem, UserError
+
+TEMPLATE = "{question}\n"
+TRAIN_SIZE, TEST_SIZE = 10_000, 500
+NAMES = ("Mia", "Tom", "Ana", "Leo", "Zoe", "Sam")
+THINGS = ("pens", "coins", "cards", "shells", "stamps", "beads")
+GAINS, LOSSES = ("buys", "finds", "gets"), ("loses", "sells", "drops")
+
+
+def load(config) -> tuple[list[Problem], list[Problem]]:
+    """Train and test problems; the same (seed 0) whatever the run's own seed, so that runs can be compared."""
+    steps = (config.min_steps or config.steps, config.steps)
+    return (
+        generate("train", TRAIN_SIZE, steps=steps, max_number=config.max_number, seed=0),
+        generate("test", TEST_SIZE, steps=steps, max_number=config.max_number, seed=0),
+    )
+
+
+def generate(split: str, n: int, *, steps: tuple[int, int], max_number: int, seed: int) -> list[Problem]:
+    """n different problems of a split (fewer where the dial leaves fewer), with steps[0] to steps[1] operations."""
+    if not 1 <= steps[0] <= steps[1] or max_number < 3:
+        raise UserError(f"arithmetic needs 1 <= min_steps <= steps and max_number >= 3, not {steps} and {max_number}")
+    rng = random.Random(f"{split} {steps} {max_number} {seed}")
+    problems: dict[str, Problem] = {}
+    for _ in range(50 * n):
+        if len(problems) == n:
+            break
+        problem = _problem(rng, rng.randint(*steps), max_number)
+        if (zlib.crc32(problem.question.encode()) % 10 == 0) == (split == "test"):
+            problems.setdefault(problem.question, problem)
+    return list(problems.values())
+
+
+def demonstration(problem: Problem, slip: float, rng: random.Random) -> str:
+    """The solution as a careless person writes it: each step's result is, with probability `slip`, a random number
+    no larger than the problem's largest.
+
+    Later lines go on from the number that was written, as in a solution with a mistake in the middle. A policy that
+    imitates many of these has the right result as its most likely token, and errs when it samples.
+    """
+    if not 0 <= slip <= 1:
+        raise UserError(f"slip is a probability, not {slip}")
+    lines, current = [], None
+    top = max(int(line.split("=")[1]) for line in problem.solution.split("\n")[:-1])
+    for line in problem.solution.split("\n")[:-1]:
+        left, operator, right = _parse(line)
+        left = left if current is None else current
+        current = rng.randint(0, top) if rng.random() < slip else _apply(left, operator, right)
+        lines.append(f"{left}{operator}{right}={current}")
+    return "\n".join([*lines, f"#### {current}"])
+
+
+def _problem(rng: random.Random, n_steps: int, max_number: int) -> Problem:
+    name, thing = rng.choice(NAMES), rng.choice(THINGS)
+    current = rng.randint(1, max_number)
+    story, lines = [f"{name} has {current} {thing}"], []
+    for _ in range(n_steps):
+        words, operator, right = _operation(rng, current, max_number)
+        result = _apply(current, operator, right)
+        story.append(words)
+        lines.append(f"{current}{operator}{right}={result}")
+        current = result
+    question = f"{', '.join(story)}. How many {thing} now?"
+    return Problem(question, "\n".join([*lines, f"#### {current}"]), str(current))
+
+
+def _operation(rng: random.Random, current: int, max_number: int) -> tuple[str, str, int]:
+    """An operation whose result stays within 0..max_number: (words, operator, right-hand number)."""
+    choices = []
+    if current < max_number:
+        choices.append("+")
+    if current > 0:
+        choices.append("-")
+    if 0 < 2 * current <= max_number:
+        choices.append("*")
+    operator = rng.choice(choices)
+    if operator == "+":
+        right = rng.randint(1, max_number - current)
+        return f"{rng.choice(GAINS)} {right}", "+", right
+    if operator == "-":
+        right = rng.randint(1, current)
+        return f"{rng.choice(LOSSES)} {right}", "-", right
+    right = rng.randint(2, min(3, max_number // current))
+    return ("doubles them" if right == 2 else "triples them"), "*", right
+
+
+def _parse(line: str) -> tuple[int, str, int]:
+    operator = next(c for c in line if c in "+-*")
+    left, right = line.split("=")[0].split(operator)
+    return int(left), operator, int(right)
+
+
+def _apply(left: int, operator: str, right: int) -> int:
+    return {"+": left + right, "-": left - right, "*": left * right}[operator]

@@ -1,0 +1,228 @@
+"""The training loop: VinePPO's algorithm (paper, algorithm 1) on one screen, and its baselines through the same door.
+
+Deviations from the paper: no top-p while sampling, because the log-probs that the ratio needs are those of the whole
+distribution; the old log-probs are computed by the training forward pass, so that the first ratio is 1 whatever the
+sampler's rounding (their difference is logged as `sampler_gap`).
+"""
+
+import time
+from collections import defaultdict
+from contextlib import contextmanager
+
+import torch
+from tqdm import tqdm
+
+from vine_mini import models, tasks, vines
+from vine_mini.advantages import whiten
+from vine_mini.algorithms import ALGORITHMS, WHITENED, Episodes
+from vine_mini.evaluate import evaluate, grade
+from vine_mini.logprobs import response_logprobs, response_values
+from vine_mini.losses import clipped_policy_loss, kl_penalty, masked_mean, value_loss
+from vine_mini.memory import memory_estimate
+from vine_mini.sampling import sample
+from vine_mini.types import Batch, UserError, collate, on_response
+
+MAX_KL = 10.0  # a token's KL counts no more than this in the loss, as in the official code
+
+
+class Trainer:
+    """A policy and what its training needs; `train()` runs the loop, `evaluate()` measures the policy."""
+
+    def __init__(self, config, policy=None, tokenizer=None):
+        self.config, self.device = config, models.pick_device(config.device)
+        self.train_problems, self.test_problems = tasks.load_problems(config)
+        if policy is None:
+            policy, tokenizer = models.load_policy(models.policy_name(config), self.device)
+        self.policy, self.tokenizer = policy, tokenizer
+        self.eos = models.eos_ids(policy, tokenizer)
+        self.prompts = tasks.prompt_ids(self.train_problems, tokenizer, config)
+        self.test_problems = self.test_problems[: config.eval_problems or None]
+        self.test_prompts = tasks.prompt_ids(self.test_problems, tokenizer, config)
+        tasks.check_prompts(self.prompts + self.test_prompts, models.context_length(policy), config.max_new_tokens)
+        if config.prompts > len(self.prompts):
+            raise UserError(f"prompts = {config.prompts}, but there are only {len(self.prompts)} training problems")
+        if config.gradient_checkpointing:
+            policy.gradient_checkpointing_enable({"use_reentrant": False})
+        self.reference = models.frozen_copy(policy, torch.bfloat16 if config.bf16 else None) if config.kl_coef else None
+        self.critic = models.Critic(policy) if config.algorithm == "ppo" else None
+        self.optimizers = [self._optimizer(policy, config.lr)]
+        if self.critic:
+            self.optimizers.append(self._optimizer(self.critic, config.critic_lr or config.lr))
+        updates = config.iterations * config.epochs * config.prompts * config.group // config.minibatch_size
+        warmup = max(1, round(config.warmup * updates))
+        self.schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda n: min(1.0, (n + 1) / warmup)) for o in self.optimizers]
+        self.iteration, self.seconds = 0, defaultdict(float)
+        self.progress_position = 1
+
+    def train(self):
+        """Yields (metrics, episodes, advantages) after each iteration, until the iterations or the seconds are used up."""
+        config = self.config
+        while self.iteration < config.iterations and not 0 < config.max_seconds <= sum(self.seconds.values()):
+            clock = defaultdict(float)
+            with self._phase(clock, "sample"):
+                episodes = self.sample_episodes()
+            with self._phase(clock, "score"):
+                gap = self.score(episodes.batch, episodes.trajectories)
+            with self._phase(clock, "rollouts"):  # where credit is given; only VinePPO spends time here
+                advantages, cost = ALGORITHMS[config.algorithm](episodes, config)  # [B, T]
+            mask = episodes.batch.response_mask
+            episodes.batch.advantages = whiten(advantages, mask) if config.algorithm in WHITENED else advantages
+            with self._phase(clock, "update"):
+                stats = self.update(episodes.batch)
+            self.iteration += 1
+            for phase, seconds in clock.items():
+                self.seconds[phase] += seconds
+            metrics = self._metrics(episodes, advantages) | {"sampler_gap": gap} | cost | stats
+            yield metrics | {f"seconds_{phase}": s for phase, s in clock.items()}, episodes, advantages
+
+    def sample_episodes(self) -> Episodes:
+        """The next N problems, G sampled responses to each, and their rewards."""
+        config, n, size = self.config, self.config.prompts, len(self.prompts)
+        # Problems come in a new random order each epoch; an iteration never holds one twice.
+        epoch, place = divmod(self.iteration, size // n)
+        order = torch.randperm(size, generator=torch.Generator().manual_seed(config.seed + epoch)).tolist()
+        chosen = [i for i in order[place * n : (place + 1) * n] for _ in range(config.group)]
+        settings = dict(
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            eos_token_id=self.eos,
+            batch_size=config.sample_batch_size,
+        )
+        seed = 1_000_003 * config.seed + 2 * self.iteration  # the even seeds sample, the odd ones roll out
+        problems = [self.train_problems[i] for i in chosen]
+        with self._autocast(), self._bar("sample", len(chosen)) as progress:
+            trajectories = sample(self.policy, [self.prompts[i] for i in chosen], seed=seed, progress=progress, **settings)
+        rewards = torch.tensor([grade(p, t, self.tokenizer) for p, t in zip(problems, trajectories, strict=True)])
+
+        def fork(trajectories, cuts, k):
+            with self._autocast(), self._bar("rollouts", k * sum(map(len, cuts))) as progress:
+                return vines.rollouts(self.policy, trajectories, cuts, k=k, seed=seed + 1, progress=progress, **settings)
+
+        batch = collate(trajectories, self.device)
+        return Episodes(problems, trajectories, rewards.view(n, config.group), batch, self.tokenizer, fork)
+
+    @torch.no_grad()
+    def score(self, batch: Batch, trajectories) -> float:
+        """Fills in old and reference log-probs and the critic's values. -> mean difference to the sampler's log-probs"""
+        columns = defaultdict(list)
+        for rows in torch.arange(len(batch)).split(self.config.micro_batch_size):
+            inputs = batch.input_ids[rows], batch.attention_mask[rows], batch.response_mask[rows]
+            columns["old_logprobs"].append(self._logprobs(self.policy, inputs))
+            if self.reference:
+                columns["ref_logprobs"].append(self._logprobs(self.reference, inputs))
+            if self.critic:
+                with self._autocast():
+                    columns["values"].append(response_values(self.critic, *inputs))
+        for name, parts in columns.items():
+            setattr(batch, name, torch.cat(parts))
+        sampled = on_response([t.logprobs for t in trajectories], batch.response_mask)
+        return masked_mean((sampled - batch.old_logprobs).abs(), batch.response_mask).item()
+
+    def update(self, batch: Batch) -> dict:
+        """Epochs of minibatches of clipped policy (and value) loss. -> statistics, means over the optimizer steps"""
+        config, log = self.config, defaultdict(list)
+        shuffle = torch.Generator().manual_seed(config.seed + self.iteration)
+        for _ in range(config.epochs):
+            for rows in torch.randperm(len(batch), generator=shuffle).split(config.minibatch_size):
+                stats = self._accumulate_gradients(batch, rows)
+                norms = [torch.nn.utils.clip_grad_norm_(o.param_groups[0]["params"], config.max_grad_norm) for o in self.optimizers]
+                stats["grad_norm"] = norms[0].item()
+                stats["skipped"] = float(not (stats["ratio"] <= config.max_ratio and stats["grad_norm"] < float("inf")))
+                for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
+                    if not stats["skipped"]:
+                        optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+                    schedule.step()
+                for name, value in stats.items():
+                    log[name].append(value)
+        first = {"first_ratio": log["ratio"][0], "lr": self.schedules[0].get_last_lr()[0]}
+        return first | {name: sum(values) / len(values) for name, values in log.items()}
+
+    def _accumulate_gradients(self, batch: Batch, rows) -> dict:
+        """Gradients of one minibatch; the denominator is fixed first, so micro-batches only add up."""
+        config, stats = self.config, defaultdict(float)
+        denominator = batch.response_mask[rows].sum()
+        for micro in rows.split(config.micro_batch_size):
+            b = batch.rows(micro)
+            inputs, mask = (b.input_ids, b.attention_mask, b.response_mask), b.response_mask
+            logprobs = self._logprobs(self.policy, inputs)  # [b, T]
+            loss, parts = clipped_policy_loss(logprobs, b.old_logprobs, b.advantages, mask, clip=config.clip, denominator=denominator)
+            if self.reference:
+                penalty = kl_penalty(logprobs, b.ref_logprobs, kind=config.kl_kind).clamp(max=MAX_KL)
+                kl = masked_mean(penalty, mask, denominator)
+                parts["kl"] = kl.item()
+                loss = loss + config.kl_coef * kl
+            parts["loss"] = loss.item()
+            loss.backward()
+            if self.critic:
+                with self._autocast():
+                    values = response_values(self.critic, *inputs)
+                loss, more = value_loss(values, b.values, b.returns, mask, clip=config.value_clip, denominator=denominator)
+                loss.backward()
+                parts |= more | {"value_loss": loss.item()}
+            for name, value in parts.items():
+                stats[name] += value
+        return stats
+
+    def evaluate(self, reference=True) -> dict:
+        """Accuracy on the test problems; see `evaluate.evaluate`."""
+        config = self.config
+        with self._autocast(), self._bar("evaluate", len(self.test_prompts) * (config.eval_samples + 1)) as progress:
+            return evaluate(
+                self.policy,
+                self.tokenizer,
+                self.test_problems,
+                self.test_prompts,
+                config,
+                eos=self.eos,
+                n=config.eval_samples,
+                temperature=config.eval_temperature,
+                reference=self.reference if reference else None,
+                progress=progress,
+            )
+
+    def memory(self) -> dict[str, int]:
+        """Bytes that a run needs, part by part; see `memory.memory_estimate`."""
+        longest = max(map(len, self.prompts))
+        return memory_estimate(self.policy, self.config, longest, critic=bool(self.critic), reference=bool(self.reference))
+
+    def _metrics(self, episodes: Episodes, advantages) -> dict:
+        trajectories, mask = episodes.trajectories, episodes.batch.response_mask
+        return {
+            "iteration": self.iteration,
+            "episodes": self.iteration * len(trajectories),
+            "seconds": sum(self.seconds.values()),
+            "reward": episodes.rewards.mean().item(),
+            "length": sum(len(t.response_ids) for t in trajectories) / len(trajectories),
+            "truncated": sum(not t.finished for t in trajectories) / len(trajectories),
+            "nonzero_advantages": masked_mean((advantages.abs() > 1e-6).float(), mask).item(),
+            "entropy": -masked_mean(episodes.batch.old_logprobs, mask).item(),
+        }
+
+    def _logprobs(self, model, inputs):
+        with self._autocast():
+            model.train(self.config.gradient_checkpointing)  # checkpointing works in train mode only; dropout is 0 in both
+            logprobs = response_logprobs(model, *inputs, temperature=self.config.temperature)
+            model.eval()
+        return logprobs
+
+    def _optimizer(self, model, lr: float):
+        return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=self.config.weight_decay)
+
+    def _autocast(self):
+        """bfloat16 matrix products with float32 weights, where --bf16 asks for them."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16)
+
+    @contextmanager
+    def _phase(self, clock, name: str):
+        start = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        clock[name] += time.perf_counter() - start
+
+    @contextmanager
+    def _bar(self, name: str, total: int):
+        with tqdm(total=total, desc=f"  {name}", leave=False, position=self.progress_position, dynamic_ncols=True, delay=2) as bar:
+            yield bar.update
