@@ -100,7 +100,7 @@ def demo(config: DemoConfig) -> int:
     start = time.perf_counter()
     folder = new_folder(config.out, "demo")
     base = TrainConfig(**read_preset("arithmetic"), device=config.device, seed=config.seed)
-    base = replace(base, iterations=100_000, max_seconds=config.seconds, save_every=100_000)
+    base = replace(base, iterations=100_000, max_seconds=config.seconds, save_every=100_000, eval_problems=config.problems)
     shown, before, runs = {}, None, {}
     for name in config.algorithms:
         trainer = Trainer(replace(base, algorithm=name))
@@ -130,10 +130,11 @@ def sft(config: SFTConfig) -> int:
     folder = new_folder(config.out, f"sft-{config.task}")
     model, tokenizer, loss = run_sft(config)
     result = _evaluate(config, model, tokenizer, config.eval_problems, config.eval_samples, config.eval_temperature)
-    print(table({f"T = {config.eval_temperature:g}": result}))
+    measured = table({f"temperature {config.eval_temperature:g}": result})
+    print(measured)
     models.save_policy(model, tokenizer, folder)
-    command = "python -m vine_mini sft " + " ".join(_changed(config))
-    (folder / "README.md").write_text(model_card(config, command, loss, table({"policy": result})), encoding="utf-8")
+    command = " ".join(["python -m vine_mini sft", *_changed(config)])
+    (folder / "README.md").write_text(model_card(config, command, loss, measured), encoding="utf-8")
     print(f"policy: {folder} ({sum(p.numel() for p in model.parameters()):,} parameters)")
     return 0
 

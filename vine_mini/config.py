@@ -176,13 +176,14 @@ class DemoConfig:
     algorithms: list[str] = field(
         default_factory=lambda: ["vineppo", "ppo", "grpo"], metadata={"help": "Which algorithms, and in which order."}
     )
+    problems: int = knob(200, "Test problems in each evaluation.")
     out: str | None = knob(None, "Folder for the picture and the runs; a new one under runs/ when left out.")
     device: str = knob("cpu", "The shipped policy is so small that a GPU would not be faster.")
     seed: int = knob(0, "Seed of everything random.")
 
     def __post_init__(self):
-        if not self.seconds > 0:
-            raise UserError(f"seconds = {self.seconds}: must be above 0")
+        if not (self.seconds > 0 and self.problems > 0):
+            raise UserError(f"seconds = {self.seconds} and problems = {self.problems} must be above 0")
         for name in self.algorithms:
             if name not in ALGORITHM_NAMES:
                 raise UserError(f"unknown algorithm {name!r}: choose from {', '.join(ALGORITHM_NAMES)}")

@@ -62,7 +62,7 @@ def load_policy(name: str, device) -> tuple[nn.Module, PreTrainedTokenizerFast]:
 def _check_folder(folder: Path):
     if not folder.is_dir():
         raise UserError(f"no model folder {folder}")
-    needed = {"config.json": "a configuration", "*.safetensors": "weights", "tokenizer*": "a tokenizer"}
+    needed = {"config.json": "configuration", "*.safetensors": "weights", "tokenizer*": "tokenizer"}
     for pattern, what in needed.items():
         if not any(folder.glob(pattern)):
             raise UserError(f"{folder} has no {what} ({pattern}): a policy is a folder written by save_pretrained, with its tokenizer")

@@ -1,0 +1,96 @@
+"""Small models and tokenizers that the tests make themselves: nothing is downloaded."""
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    GemmaConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    PhiConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from vine_mini import models
+
+torch.set_num_threads(1)  # models this small are slower with more, above all on a busy machine
+VOCAB = 61
+SHARED = Path(__file__).parents[2] / "shared"
+_COMMON = dict(
+    vocab_size=VOCAB,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    max_position_embeddings=128,
+    bos_token_id=None,
+    eos_token_id=None,
+    pad_token_id=None,
+)
+ARCHITECTURES = {
+    "llama": (LlamaConfig, dict(num_key_value_heads=2)),
+    "qwen2": (Qwen2Config, dict(num_key_value_heads=2)),
+    "qwen3": (Qwen3Config, dict(num_key_value_heads=2, head_dim=16)),
+    "mistral": (MistralConfig, dict(num_key_value_heads=2, sliding_window=6)),
+    "gpt2": (GPT2Config, dict(n_positions=128)),
+    "gpt_neox": (GPTNeoXConfig, dict(rotary_pct=0.5)),
+    "phi": (PhiConfig, dict(partial_rotary_factor=0.5)),
+    "gemma": (GemmaConfig, dict(num_key_value_heads=1, head_dim=8)),
+}
+
+
+def tiny_model(architecture: str, *, dropout: float = 0.0):
+    """A random model with logits far enough apart that rounding cannot change the most likely token."""
+    config_class, own = ARCHITECTURES[architecture]
+    settings = {**_COMMON, **own}
+    if architecture == "gpt2":
+        settings |= dict(n_embd=32, n_layer=2, n_head=4, attn_pdrop=dropout, resid_pdrop=dropout, embd_pdrop=dropout)
+        for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
+            del settings[name]
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config_class(**settings)).float()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(6.0)
+    return model.eval()
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def any_model(request):
+    return tiny_model(request.param)
+
+
+@pytest.fixture
+def llama():
+    return tiny_model("llama")
+
+
+def ragged_prompts(n: int = 5, longest: int = 9) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.randint(1, longest + 1, (n,), generator=generator).tolist()
+    return [torch.randint(0, VOCAB, (length,), generator=generator).tolist() for length in lengths]
+
+
+@cache
+def shipped_tokenizer():
+    return models.load_policy(str(models.SHIPPED / "arithmetic"), "cpu")[1]
+
+
+@pytest.fixture
+def tokenizer():
+    return shipped_tokenizer()
+
+
+@pytest.fixture
+def gsm8k_folder():
+    folder = SHARED / "gsm8k"
+    if not (folder / "train.jsonl").exists():
+        pytest.skip("the real GSM8K files are not here")
+    return folder

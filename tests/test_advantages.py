@@ -1,0 +1,114 @@
+"""Credit: closed forms, slow references and the invariants that every algorithm must keep."""
+
+import pytest
+import torch
+
+from vine_mini.advantages import gae, group_relative, leave_one_out, spread_to_tokens, step_advantages, whiten
+
+
+def slow_gae(rewards, values, mask, gamma, lam):
+    """The definition, sum over l of (gamma lam)^l delta_{t+l}, one row and one token at a time."""
+    out = torch.zeros_like(rewards)
+    for b in range(rewards.shape[0]):
+        tokens = mask[b].nonzero()[:, 0].tolist()
+        deltas = []
+        for t in tokens:
+            after = values[b, t + 1] if t + 1 in tokens else 0.0
+            deltas.append(rewards[b, t] + gamma * after - values[b, t])
+        for i, t in enumerate(tokens):
+            out[b, t] = sum((gamma * lam) ** (j - i) * deltas[j] for j in range(i, len(tokens)))
+    return out
+
+
+def random_rows(seed=0):
+    g = torch.Generator().manual_seed(seed)
+    rewards, values = torch.randn(2, 3, 8, generator=g, dtype=torch.float64)
+    mask = torch.zeros(3, 8, dtype=torch.float64)
+    mask[0, 2:8] = mask[1, 3:4] = mask[2, 1:5] = 1.0  # to the end, a single token, in the middle
+    return rewards, values, mask
+
+
+@pytest.mark.parametrize("gamma, lam", [(1.0, 1.0), (0.9, 0.95), (1.0, 0.0), (0.5, 1.0)])
+def test_gae_equals_its_definition(gamma, lam):
+    rewards, values, mask = random_rows()
+    advantages, returns = gae(rewards, values, mask, gamma=gamma, lam=lam)
+    expected = slow_gae(rewards, values, mask, gamma, lam)
+    torch.testing.assert_close(advantages, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(returns, (expected + values) * mask, rtol=0, atol=1e-12)
+
+
+def test_gae_with_lambda_1_is_return_minus_value():
+    rewards, values, mask = random_rows(1)
+    advantages, returns = gae(rewards, values, mask)
+    to_go = (rewards * mask).flip(1).cumsum(1).flip(1) * mask
+    torch.testing.assert_close(returns, to_go, rtol=0, atol=1e-12)
+    torch.testing.assert_close(advantages, to_go - values * mask, rtol=0, atol=1e-12)
+
+
+def test_gae_ignores_what_is_outside_the_mask_and_leaves_its_inputs_alone():
+    rewards, values, mask = random_rows(2)
+    kept = rewards.clone(), values.clone(), mask.clone()
+    noisy = gae(rewards + 9 * (1 - mask), values - 7 * (1 - mask), mask, lam=0.9)
+    torch.testing.assert_close(noisy, gae(rewards, values, mask, lam=0.9), rtol=0, atol=0)
+    assert all(torch.equal(a, b) for a, b in zip(kept, (rewards, values, mask), strict=True))
+
+
+def test_step_advantages_by_hand():
+    # The second step lost the problem, the third did not matter.
+    assert step_advantages([0.5, 0.75, 0.0], 0.0) == [0.25, -0.75, 0.0]
+    assert step_advantages([0.25], 1.0) == [0.75]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_step_advantages_telescope(seed):
+    values = torch.rand(seed + 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).tolist()
+    for reward in (0.0, 1.0):
+        assert sum(step_advantages(values, reward)) == pytest.approx(reward - values[0], abs=1e-12)
+
+
+def test_spread_gives_each_token_its_step():
+    assert spread_to_tokens([1.0, -2.0, 0.5], [0, 2, 5], 6) == [1.0, 1.0, -2.0, -2.0, -2.0, 0.5]
+
+
+@pytest.mark.parametrize("steps, cuts, length", [([1.0], [0, 2], 4), ([1.0], [1], 4), ([1.0, 2.0], [0, 4], 4), ([1.0, 2.0], [0, 0], 4)])
+def test_spread_refuses_cuts_that_do_not_fit(steps, cuts, length):
+    with pytest.raises(ValueError, match="do not fit"):
+        spread_to_tokens(steps, cuts, length)
+
+
+def test_group_relative_by_hand():
+    rewards = torch.tensor([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0]], dtype=torch.float64)
+    std = (4 * 0.25 / 3) ** 0.5
+    expected = torch.tensor([[0.5, -0.5, -0.5, 0.5], [0.0] * 4], dtype=torch.float64)
+    torch.testing.assert_close(group_relative(rewards), expected / std, rtol=0, atol=1e-6)
+    torch.testing.assert_close(group_relative(rewards, scale_by_std=False), expected, rtol=0, atol=1e-12)
+
+
+def test_leave_one_out_by_hand():
+    expected = torch.tensor([[1.0, -0.5, -0.5]], dtype=torch.float64)
+    torch.testing.assert_close(leave_one_out(torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64)), expected)
+
+
+def test_leave_one_out_is_the_centred_reward_times_g_over_g_minus_1():
+    rewards = torch.rand(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(leave_one_out(rewards), group_relative(rewards, scale_by_std=False) * 5 / 4)
+
+
+@pytest.mark.parametrize("rewards", [torch.ones(3, 1), torch.ones(3)])
+def test_group_baselines_need_a_group(rewards):
+    for baseline in (group_relative, leave_one_out):
+        with pytest.raises(ValueError, match="G >= 2"):
+            baseline(rewards)
+
+
+def test_whiten():
+    x, _, mask = random_rows(3)
+    white = whiten(x, mask)
+    inside = white[mask.bool()]
+    assert inside.mean().abs() < 1e-7 and (inside.std() - 1).abs() < 1e-6
+    assert (white * (1 - mask)).abs().sum() == 0
+    torch.testing.assert_close(whiten(x + 100 * (1 - mask), mask), white, rtol=0, atol=0)
+
+
+def test_whiten_of_equal_numbers_is_zero():
+    assert torch.equal(whiten(torch.full((2, 3), 4.0), torch.ones(2, 3)), torch.zeros(2, 3))

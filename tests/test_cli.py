@@ -1,0 +1,228 @@
+"""The command line, run as people run it: what it writes, and one clear line for bad input."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import AutoModelForCausalLM
+
+from vine_mini import models
+from vine_mini.cli import main
+from vine_mini.config import PRESETS, TrainConfig, parse
+from vine_mini.types import UserError
+
+ROOT = Path(__file__).parents[1]
+QUICK = ["--prompts", "4", "--group", "4", "--minibatch_size", "8", "--k", "2", "--iterations", "2", "--eval_problems", "4", "--eval_samples", "2"]
+
+
+@pytest.fixture
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_train_leaves_a_whole_run_folder(empty_folder, capsys):
+    assert main(["train", *QUICK, "--save_every", "1", "--eval_every", "1", "--out", "run"]) == 0
+    run = empty_folder / "run"
+    assert {p.name for p in run.iterdir()} == {"config.yaml", "metrics.jsonl", "samples.jsonl", "curves.png", "policy"}
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["iteration"] for row in rows] == [1, 2, 2]
+    assert "eval" in rows[0] and {"before", "after"} <= set(rows[2])
+    samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    assert len(samples) == 4 and samples[0]["steps"][0]["text"].endswith("\n")
+    for sample in samples:
+        assert isinstance(sum(step["advantage"] for step in sample["steps"]), float)
+    out = capsys.readouterr().out
+    for text in ("memory estimate", "pass@1", "greedy", "maj@2", "any@2", "truncated", "kl", "sample", "rollouts", "score", "update"):
+        assert text in out
+    AutoModelForCausalLM.from_pretrained(run / "policy")
+    # The saved config starts the same run again, and the saved policy is a policy like any other.
+    assert main(["train", "--preset", "run/config.yaml", "--out", "again", "--iterations", "1"]) == 0
+    first, again = ((empty_folder / name / "metrics.jsonl").read_text().splitlines()[0] for name in ("run", "again"))
+    assert json.loads(first)["loss"] == json.loads(again)["loss"]
+    assert (
+        main(["evaluate", "--model", "run/policy", "--reference", str(models.SHIPPED / "arithmetic"), "--problems", "3", "--n", "2"]) == 0
+    )
+
+
+def test_the_demo(empty_folder, capsys):
+    assert main(["demo", "--seconds", "1", "--problems", "20"]) == 0
+    out = capsys.readouterr().out
+    assert "vineppo" in out and "±" in out and "points of sampled accuracy" in out
+    folder = empty_folder / "runs" / "demo"
+    results = json.loads((folder / "results.json").read_text())
+    assert set(results) == {"start", "vineppo", "ppo", "grpo"} and (folder / "demo.png").stat().st_size > 10_000
+    assert (
+        main(["demo", "--seconds", "0.1", "--problems", "5", "--algorithms", "rloo", "reinforce"]) == 0
+    )  # a second one finds its own folder
+    assert (empty_folder / "runs" / "demo-2" / "demo.png").exists()
+
+
+def test_sft_from_scratch_and_on_from_there(empty_folder, capsys):
+    common = ["--updates", "3", "--batch_size", "4", "--eval_problems", "3", "--eval_samples", "1", "--slip", "0.2"]
+    assert main(["sft", *common, "--hidden", "16", "--layers", "1", "--out", "tiny"]) == 0
+    card = (empty_folder / "tiny" / "README.md").read_text()
+    assert "python -m vine_mini sft --updates 3 --batch_size 4 --slip 0.2 --hidden 16" in card and "pass@1" in card
+    assert main(["sft", *common, "--model", "tiny", "--out", "tiny2"]) == 0
+    assert main(["train", *QUICK, "--model", "tiny2", "--out", "run", "--iterations", "1"]) == 0
+
+
+def test_sample(capsys):
+    assert main(["sample", "--n", "2", "--problem", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "(answer: " in out and out.count("---") == 2 and ("right" in out or "wrong" in out)
+    assert main(["sample", "--n", "1", "--temperature", "0", "--question", "Mia has 3 pens, buys 4, loses 2. How many pens now?"]) == 0
+    assert capsys.readouterr().out.rstrip().endswith("#### 5")
+
+
+def test_evaluate_writes_json(empty_folder):
+    assert main(["evaluate", "--problems", "3", "--n", "2", "--out", "numbers.json"]) == 0
+    assert set(json.loads((empty_folder / "numbers.json").read_text())) == {"pass@1", "greedy", "maj@2", "any@2", "length", "truncated"}
+
+
+def test_gsm8k_whole_iterations_of_each_algorithm(gsm8k_folder, empty_folder, capsys):
+    """The real problems, an untrained Llama and a tokenizer trained on the questions."""
+    gsm8k = ["--task", "gsm8k", "--data", str(gsm8k_folder)]
+    make = ["--updates", "0", "--hidden", "32", "--layers", "1", "--vocab_size", "1000", "--max_new_tokens", "400", "--eval_problems", "1", "--eval_samples", "1"]
+    assert main(["sft", *gsm8k, *make, "--out", "llama"]) == 0
+    for name in ("vineppo", "ppo", "grpo", "rloo", "reinforce"):
+        flags = [*gsm8k, "--model", "llama", *QUICK, "--iterations", "1", "--max_new_tokens", "40", "--algorithm", name, "--out", name]
+        assert main(["train", *flags]) == 0
+        row = json.loads((empty_folder / name / "metrics.jsonl").read_text().splitlines()[0])
+        assert row["first_ratio"] == pytest.approx(1.0, abs=1e-4) and row["episodes"] == 16
+    assert "memory estimate" in capsys.readouterr().out
+
+
+def test_ctrl_c_saves_and_exits_cleanly(tmp_path):
+    flags = [*QUICK, "--iterations", "100000", "--out", "run"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vine_mini", "train", *flags],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.time() + 60
+    while not metrics.exists() and time.time() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err
+    assert "interrupted; everything is in run" in out
+    assert (tmp_path / "run" / "policy" / "model.safetensors").exists() and (tmp_path / "run" / "curves.png").exists()
+
+
+def bad_folder(missing):
+    shutil.copytree(models.SHIPPED / "arithmetic", "policy")
+    for path in Path("policy").glob(missing):
+        path.unlink()
+
+
+def write_data(*lines):
+    Path("data").mkdir()
+    for split in ("train", "test"):
+        Path("data", f"{split}.jsonl").write_text("\n".join(lines))
+
+
+GOOD = '{"question": "2+2?", "answer": "#### 4"}'
+
+
+@pytest.mark.parametrize(
+    "command, says, prepare",
+    [
+        ("walk", "unknown command 'walk'", None),
+        ("train --task chess", "unknown task 'chess': choose from arithmetic, gsm8k", None),
+        ("train --algorithm sarsa", "unknown algorithm 'sarsa': choose from vineppo", None),
+        ("demo --algorithms sarsa", "unknown algorithm 'sarsa'", None),
+        ("train --preset gsm9k", "no preset 'gsm9k': choose from arithmetic", None),
+        ("train --preset bad.yaml", "unknown field 'learning_rate'", lambda: Path("bad.yaml").write_text("learning_rate: 1")),
+        ("train --preset bad.yaml", "is not YAML", lambda: Path("bad.yaml").write_text("a: [")),
+        ("train --preset bad.yaml", "argument --lr: invalid float value: 'fast'", lambda: Path("bad.yaml").write_text("lr: fast")),
+        ("train --learning_rate 1", "unrecognized arguments: --learning_rate", None),
+        ("train --lr fast", "invalid float value: 'fast'", None),
+        ("train --model policy", "policy has no tokenizer", lambda: bad_folder("tokenizer*")),
+        ("train --model policy", "policy has no weights", lambda: bad_folder("*.safetensors")),
+        ("train --model ./nowhere", "no model folder", None),
+        ("train --task gsm8k --data data", "no policy ships for gsm8k", lambda: write_data(GOOD)),
+        ("train --task gsm8k --data data", "data/train.jsonl, line 2: not JSON", lambda: write_data(GOOD, "{")),
+        ("train --task gsm8k --data data", "data/train.jsonl, line 1: needs a text field 'answer'", lambda: write_data('{"question": "q"}')),
+        ("train --task gsm8k --data data", "the train split of gsm8k is empty", lambda: write_data("")),
+        ("train --task gsm8k --data nowhere", "cannot read nowhere/train.jsonl", None),
+        ("train --max_new_tokens 5000", "the longest prompt has", None),
+        ("train --prompts 0", "prompts = 0: must be at least 1", None),
+        ("train --group 0", "group = 0: must be at least 1", None),
+        ("train --k 0", "k = 0: must be at least 1", None),
+        ("train --sample_batch_size 0", "sample_batch_size = 0: must be at least 1", None),
+        ("train --minibatch_size 0", "minibatch_size = 0: must be at least 1", None),
+        ("train --algorithm grpo --group 1", "group must be at least 2", None),
+        ("train --minibatch_size 24", "minibatch_size = 24 does not divide prompts x group = 128", None),
+        ("train --device cuda:7", "device 'cuda:7' is not there", None),
+        ("train --device abacus", "device 'abacus' is not there", None),
+        ("train --out full", "full already holds something", lambda: (Path("full").mkdir(), Path("full/x").touch())),
+        ("sft --out full", "full already holds something", lambda: (Path("full").mkdir(), Path("full/x").touch())),
+        ("train --prompt hello", "--prompt must contain {question}", None),
+        ("train --temperature 0", "temperature must be above 0", None),
+        ("train --steps 0", "steps = 0: must be at least 1", None),
+        ("evaluate --n 0", "n = 0: must be at least 1", None),
+        ("sample --n 0", "n = 0: must be at least 1", None),
+        ("sample --problem 100000", "there are 500 test problems", None),
+        ("sft --slip 0.5 --task gsm8k --data data", "need --slip 0", lambda: write_data(GOOD)),
+        ("demo --seconds 0", "seconds = 0.0 and problems = 200 must be above 0", None),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_writes_nothing(command, says, prepare, empty_folder, capsys):
+    if prepare:
+        prepare()
+    before = sorted(empty_folder.rglob("*"))
+    assert main(command.split()) == 2
+    captured = capsys.readouterr()
+    message = captured.err.strip().splitlines()[-1]
+    assert says in message and "Traceback" not in captured.err
+    assert len(captured.err.strip().splitlines()) == 1
+    assert sorted(empty_folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", ["", "demo", "sft", "train", "evaluate", "sample"])
+def test_help_can_be_followed(command, capsys):
+    if command:
+        with pytest.raises(SystemExit) as end:
+            main([command, "--help"])
+        assert end.value.code == 0
+    else:
+        assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert "usage: python -m vine_mini" in out and len(out) > 300
+
+
+@pytest.mark.parametrize("preset", sorted(p.stem for p in PRESETS.glob("*.yaml")))
+def test_presets_are_valid_and_every_field_can_be_overridden(preset):
+    config = parse(TrainConfig, "train", ["--preset", preset])
+    for name, value in yaml.safe_load((PRESETS / f"{preset}.yaml").read_text()).items():
+        assert getattr(config, name) == value
+    assert parse(TrainConfig, "train", ["--preset", preset, "--lr", "0.5"]).lr == 0.5
+
+
+def test_the_paper_preset_is_the_papers_table():
+    config = parse(TrainConfig, "train", ["--preset", "gsm8k-rho1b"])
+    table = dict(
+        model="realtreetune/rho-1b-sft-GSM8K", prompts=64, group=8, k=9, temperature=0.6, max_new_tokens=1024, epochs=2,
+        minibatch_size=64, lr=1e-6, warmup=0.03, weight_decay=0.0, max_grad_norm=1.0, bf16=True, clip=0.2, value_clip=0.2, kl_coef=1e-4,
+        kl_kind="k3", max_ratio=10.0, gamma=1.0, lam=1.0, iterations=650, eval_temperature=0.35, eval_samples=16,
+    )  # fmt: skip
+    assert {name: getattr(config, name) for name in table} == table
+
+
+def test_a_preset_must_be_a_mapping(empty_folder):
+    Path("list.yaml").write_text("- 1")
+    with pytest.raises(UserError, match="field: value"):
+        parse(TrainConfig, "train", ["--preset", "list.yaml"])

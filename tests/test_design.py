@@ -1,0 +1,101 @@
+"""The shape of the package: who may import whom, and how long things may be. Read it as a table of contents."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "vine_mini"
+
+# module -> (modules of this package it may import, outside packages it may import); the order is the reading order
+ALLOWED = {
+    "types": ([], ["torch"]),
+    "config": (["types"], ["yaml", "transformers"]),
+    "tasks.gsm8k": (["types"], ["datasets"]),
+    "tasks.arithmetic": (["types"], []),
+    "tasks": (["types", "tasks"], []),
+    "logprobs": ([], ["torch"]),
+    "models": (["types", "logprobs"], ["torch", "transformers", "tokenizers"]),
+    "sampling": (["types", "logprobs"], ["torch", "transformers"]),
+    "vines": (["types", "sampling"], []),
+    "steps": ([], []),
+    "values": ([], []),
+    "advantages": ([], ["torch"]),
+    "losses": ([], ["torch"]),
+    "algorithms": (["types", "tasks", "steps", "values", "advantages"], ["torch"]),
+    "evaluate": (["types", "tasks", "logprobs", "losses", "sampling"], ["torch"]),
+    "memory": (["logprobs"], []),
+    "trainer": (["types", "tasks", "models", "sampling", "vines", "logprobs", "advantages", "losses", "algorithms", "evaluate", "memory"], ["torch", "tqdm"]),
+    "plots": ([], ["matplotlib"]),
+    "runs": (["types", "config", "models", "plots", "steps"], []),
+    "sft": (["types", "tasks", "models", "logprobs", "losses"], ["torch", "tqdm"]),
+    "cli": (["types", "config", "tasks", "models", "sampling", "evaluate", "memory", "plots", "runs", "sft", "trainer"], ["torch", "tqdm"]),
+}  # fmt: skip
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+
+
+def files():
+    return [p for p in sorted(PACKAGE.rglob("*.py")) if name_of(p) not in ("__init__", "__main__")]
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            inside = node.module in ("vine_mini", "vine_mini.tasks")
+            found |= {f"{node.module}.{a.name}" for a in node.names} if inside else {node.module}
+    return found
+
+
+def test_every_module_is_in_the_table():
+    assert {name_of(p) for p in files()} == set(ALLOWED)
+
+
+@pytest.mark.parametrize("path", files(), ids=name_of)
+def test_imports_keep_the_direction(path):
+    import sys
+
+    ours, outside = ALLOWED[name_of(path)]
+    for name in imports(path):
+        if name.startswith("vine_mini."):
+            assert name.split(".")[1] in ours, f"{path.name} imports {name}"
+        else:
+            assert name.split(".")[0] in [*sys.stdlib_module_names, *outside], f"{path.name} imports {name}"
+
+
+def test_nothing_reaches_back():
+    order = list(ALLOWED)
+    for name, (ours, _) in ALLOWED.items():
+        for other in ours:
+            assert other == name or order.index(other) < order.index(name), f"{name} reads {other}, which comes later"
+
+
+@pytest.mark.parametrize("path", files(), ids=name_of)
+def test_files_and_functions_stay_short_and_public_ones_are_explained(path):
+    text = path.read_text()
+    tree = ast.parse(text)
+    assert text.count("\n") <= 300 and ast.get_docstring(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            nested = node not in tree.body and not any(node in c.body for c in tree.body if isinstance(c, ast.ClassDef))
+            if not node.name.startswith("_") and not nested:
+                assert ast.get_docstring(node), f"{path.name}: {node.name} has no docstring"
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 60, f"{path.name}: {node.name} is too long"
+
+
+def test_nothing_a_model_wrote_is_run_and_no_pickle_is_read():
+    """Rule 9."""
+    for path in files():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                assert called not in ("eval", "exec", "compile", "__import__", "pickle.load", "torch.load"), f"{path.name}: {called}"
+            if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
+                raise AssertionError(f"{path.name} sets trust_remote_code")

@@ -1,0 +1,114 @@
+"""Scoring: what the sampler said is what the loss sees, on every architecture, padded or not."""
+
+import pytest
+import torch
+from conftest import VOCAB, ragged_prompts, tiny_model
+
+from vine_mini import logprobs as module
+from vine_mini.logprobs import response_logprobs, response_values
+from vine_mini.models import Critic
+from vine_mini.sampling import sample
+from vine_mini.types import collate
+
+
+def scored(model, batch, **kwargs):
+    return response_logprobs(model, batch.input_ids, batch.attention_mask, batch.response_mask, **kwargs)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_first_ratio_is_one(any_model, temperature):
+    """Rule 1: log-probs of the cached, left-padded sampler equal those of one right-padded forward pass, to 1e-4."""
+    sampled = sample(any_model, ragged_prompts(6), max_new_tokens=9, temperature=temperature, eos_token_id=[3, 7, 11], seed=0)
+    batch = collate(sampled)
+    got = scored(any_model, batch, temperature=temperature)
+    for row, trajectory in zip(got, sampled, strict=True):
+        start = len(trajectory.prompt_ids)
+        ratio = (row[start : start + len(trajectory.response_ids)] - torch.tensor(trajectory.logprobs)).exp()
+        assert (ratio - 1).abs().max() < 1e-4
+    assert (got * (1 - batch.response_mask)).abs().sum() == 0
+
+
+def test_equals_the_plain_formula(any_model):
+    batch = collate(sample(any_model, ragged_prompts(3), max_new_tokens=5, eos_token_id=VOCAB, seed=0))
+    logits = any_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits.double()
+    for b, t in batch.response_mask.nonzero().tolist():
+        expected = logits[b, t - 1].log_softmax(-1)[batch.input_ids[b, t]]
+        assert scored(any_model, batch)[b, t].item() == pytest.approx(expected.item(), abs=1e-4)
+
+
+def test_padding_on_either_side_changes_nothing(any_model):
+    [trajectory] = sample(any_model, [[5, 9, 2]], max_new_tokens=6, eos_token_id=VOCAB, seed=0)
+    batch = collate([trajectory])
+    plain = scored(any_model, batch)
+    for left, right in ((4, 0), (0, 3), (2, 5)):
+        padded = [torch.nn.functional.pad(x, (left, right)) for x in (batch.input_ids, batch.attention_mask, batch.response_mask)]
+        got = response_logprobs(any_model, *padded)[:, left : left + plain.shape[1]]
+        torch.testing.assert_close(got, plain, rtol=0, atol=1e-4)
+
+
+def test_chunks_change_neither_values_nor_gradients(any_model, monkeypatch):
+    batch = collate(sample(any_model, ragged_prompts(4), max_new_tokens=6, eos_token_id=VOCAB, seed=0))
+    any_model.double()
+    results = []
+    for chunk in (1024, 5):
+        monkeypatch.setattr(module, "CHUNK", chunk)
+        any_model.zero_grad()
+        got = scored(any_model, batch)
+        got.sum().backward()
+        results.append((got.detach(), [p.grad.clone() for p in any_model.parameters() if p.grad is not None]))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-6)
+
+
+def test_logits_of_more_than_a_chunk_never_exist(llama, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 5)
+    sizes = []
+    llama.get_output_embeddings().register_forward_hook(lambda _, inputs, out: sizes.append(out.shape[:-1].numel()))
+    scored(llama, collate(sample(llama, ragged_prompts(4), max_new_tokens=6, eos_token_id=VOCAB, seed=0)))
+    assert max(sizes[-5:]) <= 5 and sum(sizes[-5:]) == 24  # 24 response tokens, never a prompt token
+
+
+def test_a_response_needs_something_before_it(llama):
+    ids = torch.tensor([[1, 2]])
+    with pytest.raises(ValueError, match="column 0"):
+        response_logprobs(llama, ids, torch.ones_like(ids), torch.ones(1, 2))
+
+
+def test_values_are_of_the_state_before_the_token(any_model):
+    critic = Critic(any_model)
+    batch = collate(sample(any_model, ragged_prompts(3), max_new_tokens=4, eos_token_id=VOCAB, seed=0))
+    inputs = batch.input_ids, batch.attention_mask, batch.response_mask
+    assert response_values(critic, *inputs).abs().max() == 0  # the head starts at zero
+    torch.nn.init.normal_(critic.head.weight)
+    values = response_values(critic, *inputs)
+    assert (values * (1 - batch.response_mask)).abs().max() == 0
+    for row in range(3):
+        last = int(batch.response_mask[row].nonzero()[-1])
+        changed = batch.input_ids.clone()
+        changed[row, last] = (changed[row, last] + 1) % VOCAB  # the value before an action cannot depend on it
+        torch.testing.assert_close(response_values(critic, changed, *inputs[1:])[row], values[row], rtol=0, atol=1e-5)
+
+
+def test_critic_and_reference_share_no_storage_with_the_policy(any_model):
+    from vine_mini.models import frozen_copy
+
+    ours = {p.data_ptr() for p in any_model.parameters()}
+    for other in (Critic(any_model), frozen_copy(any_model)):
+        assert not ours & {p.data_ptr() for p in other.parameters()}
+    assert not any(p.requires_grad for p in frozen_copy(any_model).parameters())
+
+
+def test_dropout_is_off_in_a_loaded_policy(tmp_path, tokenizer):
+    """Rule 8: a GPT-2 with dropout 0.5, loaded, gives the same log-probs twice even in train mode."""
+    from vine_mini.models import load_policy
+
+    tiny_model("gpt2", dropout=0.5).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(Exception, match="the tokenizer has"):
+        load_policy(str(tmp_path), "cpu")  # 61 embeddings are too few for this tokenizer
+    model = tiny_model("gpt2", dropout=0.5)
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(tmp_path)
+    model, _ = load_policy(str(tmp_path), "cpu")
+    batch = collate(sample(model, [[1, 2]], max_new_tokens=5, eos_token_id=VOCAB, seed=0))
+    model.train()
+    torch.testing.assert_close(scored(model, batch), scored(model, batch), rtol=0, atol=0)

@@ -1,0 +1,100 @@
+"""Loading, saving and building policies."""
+
+import shutil
+
+import pytest
+import torch
+from conftest import VOCAB, tiny_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from vine_mini import models
+from vine_mini.types import UserError
+
+SHIPPED = models.SHIPPED / "arithmetic"
+
+
+def test_the_shipped_policy_is_small_and_standard():
+    model = AutoModelForCausalLM.from_pretrained(SHIPPED)
+    tokenizer = AutoTokenizer.from_pretrained(SHIPPED)
+    assert sum(p.numel() for p in model.parameters()) < 250_000
+    assert (SHIPPED / "model.safetensors").exists() and (SHIPPED / "README.md").exists()
+    text = "Mia has 12 pens, triples them. How many pens now?\n12*3=36\n#### 36"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert models.eos_ids(model, tokenizer) == [tokenizer.eos_token_id]
+
+
+def test_save_and_load_round_trip(tmp_path):
+    model, tokenizer = models.load_policy(str(SHIPPED), "cpu")
+    for _ in range(2):  # the second save replaces the first
+        models.save_policy(model, tokenizer, tmp_path / "policy")
+    again, _ = models.load_policy(str(tmp_path / "policy"), "cpu")
+    for a, b in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert [p.name for p in tmp_path.iterdir()] == ["policy"]
+
+
+@pytest.mark.parametrize(
+    "missing, says",
+    [("config.json", "has no configuration"), ("model.safetensors", "has no weights"), ("tokenizer*", "has no tokenizer")],
+)
+def test_an_incomplete_folder_is_refused(tmp_path, missing, says):
+    folder = tmp_path / "policy"
+    shutil.copytree(SHIPPED, folder)
+    for path in folder.glob(missing):
+        path.unlink()
+    with pytest.raises(UserError, match=says):
+        models.load_policy(str(folder), "cpu")
+
+
+def test_what_is_not_there_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no model folder"):
+        models.load_policy(str(tmp_path / "nothing"), "cpu")
+    (tmp_path / "broken").mkdir()
+    for name, text in {"config.json": "{", "model.safetensors": "x", "tokenizer.json": "{}"}.items():
+        (tmp_path / "broken" / name).write_text(text)
+    with pytest.raises(UserError, match="cannot load the policy"):
+        models.load_policy(str(tmp_path / "broken"), "cpu")
+
+
+def test_devices():
+    assert models.pick_device("cpu").type == "cpu"
+    assert models.pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    for name in ("cuda:99", "nonsense"):
+        with pytest.raises(UserError, match=f"device '{name}' is not there"):
+            models.pick_device(name)
+
+
+def test_a_head_that_is_not_linear_is_refused(tokenizer):
+    """Cohere multiplies its logits: scoring through the head alone would silently use another distribution."""
+
+    class Scaled(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def __getattr__(self, name):
+            return getattr(super().__getattr__("model"), name)
+
+        def forward(self, **kwargs):
+            out = self.model(**kwargs)
+            out.logits = out.logits * 0.5
+            return out
+
+    with pytest.raises(UserError, match="not a linear head"):
+        models._check_model(Scaled(tiny_model("llama")), range(VOCAB), "scaled")
+
+
+def test_soft_capped_logits_are_scored_as_they_are_sampled():
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    config = Gemma2Config(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        final_logit_softcapping=3.0,
+    )
+    models._check_model(Gemma2ForCausalLM(config).eval(), range(VOCAB), "gemma 2")

@@ -1,0 +1,70 @@
+"""Monte Carlo values against a process whose true values are known."""
+
+import math
+import random
+
+import pytest
+
+from vine_mini.values import monte_carlo_values
+
+# A walk on 0..4 that ends at 0 (return 0) or 4 (return 1), a step up with probability UP: the gambler's ruin.
+UP = 0.55
+
+
+def true_value(position: int) -> float:
+    r = (1 - UP) / UP
+    return (1 - r**position) / (1 - r**4)
+
+
+def walker(seed):
+    rng = random.Random(seed)
+
+    def finish(state):
+        position = state[-1]
+        while 0 < position < 4:
+            position += 1 if rng.random() < UP else -1
+        return position
+
+    return lambda states, k: [[finish(s) for _ in range(k)] for s in states]
+
+
+def paid(state, completion):
+    return float(completion == 4)
+
+
+def test_values_are_unbiased():
+    """K = 3 and 6,000 states of each kind: a false alarm (5 standard errors, three states) less often than once in a million."""
+    n, k = 6000, 3
+    for position in (1, 2, 3):
+        states = [(i, position) for i in range(n)]  # the number makes the states different
+        values = monte_carlo_values(states, walker(position), paid, k=k)
+        v = true_value(position)
+        assert abs(sum(values) / n - v) < 5 * math.sqrt(v * (1 - v) / (n * k))
+        variance = sum((x - v) ** 2 for x in values) / n
+        assert variance == pytest.approx(v * (1 - v) / k, rel=0.1)  # falls as 1 / K
+
+
+def test_equal_states_are_estimated_once_and_shared():
+    asked = []
+
+    def rollout(states, k):
+        asked.append((states, k))
+        return [[s[-1]] * k for s in states]
+
+    states = [[7, 1], (7, 4), [7, 1], [7, 4], (7, 2)]  # lists of ids do as well as tuples
+    values = monte_carlo_values(states, rollout, paid, k=2)
+    assert asked == [([(7, 1), (7, 4), (7, 2)], 2)]
+    assert values == [0.0, 1.0, 0.0, 1.0, 0.0]
+
+
+def test_value_is_the_mean_return():
+    values = monte_carlo_values([(1,)], lambda states, k: [[4, 4, 0, 4]], paid, k=4)
+    assert values == [0.75]
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="k = 0"):
+        monte_carlo_values([(1,)], walker(0), paid, k=0)
+    with pytest.raises(ValueError, match="2 completions of a state, not k = 3"):
+        monte_carlo_values([(1,)], lambda states, k: [[4, 4]], paid, k=3)
+    assert monte_carlo_values([], walker(0), paid, k=1) == []
