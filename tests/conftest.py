@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from vine_mini import models
+from vine_mini.tasks import arithmetic
 
 torch.set_num_threads(1)  # models this small are slower with more, above all on a busy machine
 VOCAB = 61
@@ -62,6 +63,13 @@ def tiny_model(architecture: str, *, dropout: float = 0.0):
     return model.eval()
 
 
+@pytest.fixture(autouse=True)
+def few_problems(request, monkeypatch):
+    """Making and tokenizing ten thousand problems takes a second; most tests need a handful."""
+    if "learning" not in request.keywords:
+        monkeypatch.setattr(arithmetic, "TRAIN_SIZE", 300)
+
+
 @pytest.fixture(params=ARCHITECTURES)
 def any_model(request):
     return tiny_model(request.param)
@@ -90,6 +98,7 @@ def tokenizer():
 
 @pytest.fixture
 def gsm8k_folder():
+    """The real train.jsonl and test.jsonl."""
     folder = SHARED / "gsm8k"
     if not (folder / "train.jsonl").exists():
         pytest.skip("the real GSM8K files are not here")

@@ -70,7 +70,9 @@ def test_spread_gives_each_token_its_step():
     assert spread_to_tokens([1.0, -2.0, 0.5], [0, 2, 5], 6) == [1.0, 1.0, -2.0, -2.0, -2.0, 0.5]
 
 
-@pytest.mark.parametrize("steps, cuts, length", [([1.0], [0, 2], 4), ([1.0], [1], 4), ([1.0, 2.0], [0, 4], 4), ([1.0, 2.0], [0, 0], 4)])
+@pytest.mark.parametrize(
+    "steps, cuts, length", [([1.0], [0, 2], 4), ([1.0], [1], 4), ([1.0, 2.0], [0, 4], 4), ([1.0, 2.0], [0, 0], 4)]
+)
 def test_spread_refuses_cuts_that_do_not_fit(steps, cuts, length):
     with pytest.raises(ValueError, match="do not fit"):
         spread_to_tokens(steps, cuts, length)

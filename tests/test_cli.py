@@ -16,10 +16,11 @@ from transformers import AutoModelForCausalLM
 from vine_mini import models
 from vine_mini.cli import main
 from vine_mini.config import PRESETS, TrainConfig, parse
+from vine_mini.runs import new_folder
 from vine_mini.types import UserError
 
 ROOT = Path(__file__).parents[1]
-QUICK = ["--prompts", "4", "--group", "4", "--minibatch_size", "8", "--k", "2", "--iterations", "2", "--eval_problems", "4", "--eval_samples", "2"]
+QUICK = "--prompts 4 --group 4 --minibatch_size 8 --k 2 --iterations 2 --eval_problems 4 --eval_samples 2".split()
 
 
 @pytest.fixture
@@ -40,7 +41,19 @@ def test_train_leaves_a_whole_run_folder(empty_folder, capsys):
     for sample in samples:
         assert isinstance(sum(step["advantage"] for step in sample["steps"]), float)
     out = capsys.readouterr().out
-    for text in ("memory estimate", "pass@1", "greedy", "maj@2", "any@2", "truncated", "kl", "sample", "rollouts", "score", "update"):
+    for text in (
+        "memory estimate",
+        "pass@1",
+        "greedy",
+        "maj@2",
+        "any@2",
+        "truncated",
+        "kl",
+        "sample",
+        "rollouts",
+        "score",
+        "update",
+    ):
         assert text in out
     AutoModelForCausalLM.from_pretrained(run / "policy")
     # The saved config starts the same run again, and the saved policy is a policy like any other.
@@ -48,25 +61,42 @@ def test_train_leaves_a_whole_run_folder(empty_folder, capsys):
     first, again = ((empty_folder / name / "metrics.jsonl").read_text().splitlines()[0] for name in ("run", "again"))
     assert json.loads(first)["loss"] == json.loads(again)["loss"]
     assert (
-        main(["evaluate", "--model", "run/policy", "--reference", str(models.SHIPPED / "arithmetic"), "--problems", "3", "--n", "2"]) == 0
+        main(
+            [
+                "evaluate",
+                "--model",
+                "run/policy",
+                "--reference",
+                str(models.SHIPPED / "arithmetic"),
+                "--problems",
+                "3",
+                "--n",
+                "2",
+            ]
+        )
+        == 0
     )
 
 
 def test_the_demo(empty_folder, capsys):
-    assert main(["demo", "--seconds", "1", "--problems", "20"]) == 0
+    assert main(["demo", "--seconds", "0.5", "--problems", "10"]) == 0
     out = capsys.readouterr().out
     assert "vineppo" in out and "±" in out and "points of sampled accuracy" in out
     folder = empty_folder / "runs" / "demo"
     results = json.loads((folder / "results.json").read_text())
     assert set(results) == {"start", "vineppo", "ppo", "grpo"} and (folder / "demo.png").stat().st_size > 10_000
-    assert (
-        main(["demo", "--seconds", "0.1", "--problems", "5", "--algorithms", "rloo", "reinforce"]) == 0
-    )  # a second one finds its own folder
-    assert (empty_folder / "runs" / "demo-2" / "demo.png").exists()
+
+
+def test_a_folder_of_its_own_for_each_run(empty_folder):
+    assert new_folder(None, "demo") == Path("runs/demo")
+    Path("runs/demo").mkdir(parents=True)
+    assert new_folder(None, "demo") == Path("runs/demo-2")
+    Path("mine").mkdir()
+    assert new_folder("mine", "demo") == Path("mine")  # empty, so nothing is lost
 
 
 def test_sft_from_scratch_and_on_from_there(empty_folder, capsys):
-    common = ["--updates", "3", "--batch_size", "4", "--eval_problems", "3", "--eval_samples", "1", "--slip", "0.2"]
+    common = "--updates 3 --batch_size 4 --eval_problems 3 --eval_samples 1 --slip 0.2".split()
     assert main(["sft", *common, "--hidden", "16", "--layers", "1", "--out", "tiny"]) == 0
     card = (empty_folder / "tiny" / "README.md").read_text()
     assert "python -m vine_mini sft --updates 3 --batch_size 4 --slip 0.2 --hidden 16" in card and "pass@1" in card
@@ -78,22 +108,37 @@ def test_sample(capsys):
     assert main(["sample", "--n", "2", "--problem", "3"]) == 0
     out = capsys.readouterr().out
     assert "(answer: " in out and out.count("---") == 2 and ("right" in out or "wrong" in out)
-    assert main(["sample", "--n", "1", "--temperature", "0", "--question", "Mia has 3 pens, buys 4, loses 2. How many pens now?"]) == 0
+    assert (
+        main(["sample", "--n", "1", "--temperature", "0", "--question", "Mia has 3 pens, buys 4, loses 2. How many pens now?"])
+        == 0
+    )
     assert capsys.readouterr().out.rstrip().endswith("#### 5")
 
 
 def test_evaluate_writes_json(empty_folder):
     assert main(["evaluate", "--problems", "3", "--n", "2", "--out", "numbers.json"]) == 0
-    assert set(json.loads((empty_folder / "numbers.json").read_text())) == {"pass@1", "greedy", "maj@2", "any@2", "length", "truncated"}
+    assert set(json.loads((empty_folder / "numbers.json").read_text())) == {
+        "pass@1",
+        "greedy",
+        "maj@2",
+        "any@2",
+        "length",
+        "truncated",
+    }
 
 
 def test_gsm8k_whole_iterations_of_each_algorithm(gsm8k_folder, empty_folder, capsys):
     """The real problems, an untrained Llama and a tokenizer trained on the questions."""
-    gsm8k = ["--task", "gsm8k", "--data", str(gsm8k_folder)]
-    make = ["--updates", "0", "--hidden", "32", "--layers", "1", "--vocab_size", "1000", "--max_new_tokens", "400", "--eval_problems", "1", "--eval_samples", "1"]
+    Path("data").mkdir()
+    for split, n in (("train", 200), ("test", 20)):
+        lines = (gsm8k_folder / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()[:n]
+        Path("data", f"{split}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    gsm8k = "--task gsm8k --data data".split()
+    make = "--updates 0 --hidden 32 --layers 1 --vocab_size 1000 --max_new_tokens 400 --eval_problems 1 --eval_samples 1".split()
     assert main(["sft", *gsm8k, *make, "--out", "llama"]) == 0
     for name in ("vineppo", "ppo", "grpo", "rloo", "reinforce"):
-        flags = [*gsm8k, "--model", "llama", *QUICK, "--iterations", "1", "--max_new_tokens", "40", "--algorithm", name, "--out", name]
+        one = f"--model llama --iterations 1 --max_new_tokens 40 --algorithm {name} --out {name}".split()
+        flags = [*gsm8k, *QUICK, *one]
         assert main(["train", *flags]) == 0
         row = json.loads((empty_folder / name / "metrics.jsonl").read_text().splitlines()[0])
         assert row["first_ratio"] == pytest.approx(1.0, abs=1e-4) and row["episodes"] == 16

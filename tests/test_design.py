@@ -96,6 +96,8 @@ def test_nothing_a_model_wrote_is_run_and_no_pickle_is_read():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
-                assert called not in ("eval", "exec", "compile", "__import__", "pickle.load", "torch.load"), f"{path.name}: {called}"
+                assert called not in ("eval", "exec", "compile", "__import__", "pickle.load", "torch.load"), (
+                    f"{path.name}: {called}"
+                )
             if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
                 raise AssertionError(f"{path.name} sets trust_remote_code")

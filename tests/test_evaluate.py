@@ -13,7 +13,7 @@ def test_measures_by_hand(tokenizer, monkeypatch):
         ids = tokenizer(f"#### {answer}")["input_ids"] + [tokenizer.eos_token_id] * finished
         return Trajectory([1], ids, [0.0] * len(ids), finished)
 
-    samples = [say(7), say("7.0"), say(8), say(9)] + [say(1), say(2), say(2), say(1, finished=False)]
+    samples = [say(7), say("7.0"), say(8), say(9), say(1), say(2), say(2), say(1, finished=False)]
 
     def fake(model, prompts, *, temperature, **_):
         return samples if temperature else [say(7), say(1)]

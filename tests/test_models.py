@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 import torch
-from conftest import VOCAB, tiny_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from conftest import VOCAB
+from transformers import AutoModelForCausalLM, AutoTokenizer, CohereConfig, Gemma2Config
 
 from vine_mini import models
 from vine_mini.types import UserError
@@ -64,37 +64,16 @@ def test_devices():
             models.pick_device(name)
 
 
-def test_a_head_that_is_not_linear_is_refused(tokenizer):
-    """Cohere multiplies its logits: scoring through the head alone would silently use another distribution."""
+def tiny(config_class, **more):
+    settings = dict(vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+    return AutoModelForCausalLM.from_config(config_class(**settings, num_key_value_heads=2, pad_token_id=0, **more)).eval()
 
-    class Scaled(torch.nn.Module):
-        def __init__(self, model):
-            super().__init__()
-            self.model = model
 
-        def __getattr__(self, name):
-            return getattr(super().__getattr__("model"), name)
-
-        def forward(self, **kwargs):
-            out = self.model(**kwargs)
-            out.logits = out.logits * 0.5
-            return out
-
+def test_a_head_that_is_not_linear_is_refused():
+    """Cohere multiplies its logits: scored through the head alone, the policy would silently be another one."""
     with pytest.raises(UserError, match="not a linear head"):
-        models._check_model(Scaled(tiny_model("llama")), range(VOCAB), "scaled")
+        models._check_model(tiny(CohereConfig), range(VOCAB), "cohere")
 
 
 def test_soft_capped_logits_are_scored_as_they_are_sampled():
-    from transformers import Gemma2Config, Gemma2ForCausalLM
-
-    config = Gemma2Config(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        final_logit_softcapping=3.0,
-    )
-    models._check_model(Gemma2ForCausalLM(config).eval(), range(VOCAB), "gemma 2")
+    models._check_model(tiny(Gemma2Config, head_dim=8, final_logit_softcapping=0.5), range(VOCAB), "gemma 2")

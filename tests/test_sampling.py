@@ -12,7 +12,9 @@ NO_EOS = VOCAB + 1
 
 def generate(model, prompt, n):
     ids = torch.tensor([prompt])
-    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=n, do_sample=False, pad_token_id=0, eos_token_id=None)
+    out = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=n, do_sample=False, pad_token_id=0, eos_token_id=None
+    )
     return out[0, len(prompt) :].tolist()
 
 
@@ -65,7 +67,10 @@ def test_tokens_follow_the_distribution(temperature):
 def test_top_p_keeps_the_smallest_set_that_reaches_it():
     probs = torch.tensor([0.15, 0.5, 0.05, 0.3])
     uniform = torch.linspace(0, 0.9999999, 1001)
-    kept = {p: set(choose(probs.log().expand(1001, -1), uniform, 1.0, p)[0].tolist()) for p in (0.4, 0.49, 0.51, 0.79, 0.81, 0.96, 1.0)}
+    kept = {
+        p: set(choose(probs.log().expand(1001, -1), uniform, 1.0, p)[0].tolist())
+        for p in (0.4, 0.49, 0.51, 0.79, 0.81, 0.96, 1.0)
+    }
     assert kept == {0.4: {1}, 0.49: {1}, 0.51: {1, 3}, 0.79: {1, 3}, 0.81: {0, 1, 3}, 0.96: {0, 1, 2, 3}, 1.0: {0, 1, 2, 3}}
     tokens, logprobs = choose(probs.log().expand(1001, -1), uniform, 1.0, 0.5)
     torch.testing.assert_close(logprobs, probs.log()[tokens])  # of the whole distribution

@@ -48,4 +48,7 @@ def test_gsm8k_shaped_text(tokenizer):
     text = "\n7+5=12\n12-3=9\n#### 9"
     ids = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
     cuts = cut_steps(ids, tokenizer)
-    assert [tokenizer.decode(ids[a:b]) for a, b in zip(cuts, [*cuts[1:], None], strict=True)] == ["\n7+5=12\n", "12-3=9\n#### 9<eos>"]
+    assert [tokenizer.decode(ids[a:b]) for a, b in zip(cuts, [*cuts[1:], None], strict=True)] == [
+        "\n7+5=12\n",
+        "12-3=9\n#### 9<eos>",
+    ]

@@ -14,7 +14,22 @@ from vine_mini.types import Problem, UserError
 
 @pytest.mark.parametrize(
     "spelling",
-    ["72", "72.", "72.0", "$72", " 72 ", "72.00 dollars.", "72 apples", "**72**", "\\boxed{72}", "72%", "+72", "$72.00", "144/2", "072"],
+    [
+        "72",
+        "72.",
+        "72.0",
+        "$72",
+        " 72 ",
+        "72.00 dollars.",
+        "72 apples",
+        "**72**",
+        "\\boxed{72}",
+        "72%",
+        "+72",
+        "$72.00",
+        "144/2",
+        "072",
+    ],
 )
 def test_spellings_of_72(spelling):
     assert gsm8k.is_correct(f"6 x 12 = 72\n#### {spelling}", "72")
@@ -68,7 +83,10 @@ def write(path, *rows):
 
 def test_jsonl(tmp_path):
     path = write(
-        tmp_path / "train.jsonl", {"question": "2+2?", "answer": "2+2=<<2+2=4>>4\n#### 4"}, "", {"question": "q", "answer": "#### 1,000"}
+        tmp_path / "train.jsonl",
+        {"question": "2+2?", "answer": "2+2=<<2+2=4>>4\n#### 4"},
+        "",
+        {"question": "q", "answer": "#### 1,000"},
     )
     assert gsm8k.read_jsonl(path) == [Problem("2+2?", "2+2=4\n#### 4", "4"), Problem("q", "#### 1,000", "1000")]
 
@@ -130,10 +148,9 @@ def test_arithmetic_is_seeded_and_its_splits_are_disjoint():
     assert len(test) > 400 and not train & test
 
 
-def test_a_dial_without_problems_is_refused():
-    config = TrainConfig(steps=1, max_number=3)
-    train, test = tasks.load_problems(config)
-    assert 0 < len(test) < len(train) < arithmetic.TRAIN_SIZE  # few, and that is all there are
+def test_a_dial_with_few_problems_gives_all_there_are():
+    few = arithmetic.generate("test", 500, steps=(1, 1), max_number=3, seed=0)
+    assert 0 < len(few) < 500
     with pytest.raises(UserError, match="min_steps <= steps"):
         tasks.load_problems(TrainConfig(steps=2, min_steps=3))
 

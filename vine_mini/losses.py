@@ -17,7 +17,7 @@ def masked_mean(x, mask, denominator=None):
 
 
 def clipped_policy_loss(logprobs, old_logprobs, advantages, mask, *, clip: float = 0.2, denominator=None):
-    """PPO's clipped surrogate (VinePPO, equation 2; Schulman et al. 2017, equation 7), as a loss to minimise.
+    """PPO's clipped surrogate (VinePPO, section 3; arXiv 1707.06347, equation 7), as a loss to minimise.
 
     ratio = exp(logprobs - old_logprobs);  loss = mean of max(-A ratio, -A clip(ratio, 1 - clip, 1 + clip)).
 
@@ -45,7 +45,7 @@ def clipped_policy_loss(logprobs, old_logprobs, advantages, mask, *, clip: float
 
 
 def value_loss(values, old_values, returns, mask, *, clip: float = 0.2, denominator=None):
-    """PPO's clipped value loss: 0.5 * mean of max((v - R)^2, (v_clipped - R)^2), where v_clipped stays within `clip` of the old value.
+    """PPO's clipped value loss: 0.5 * mean of max((v - R)^2, (v_clipped - R)^2); v_clipped stays within `clip` of the old value.
 
     Args:
         values, old_values, returns, mask: [B, T]. Gradients flow through `values` only.

@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+import warnings
 from pathlib import Path
 
 import torch
@@ -65,16 +66,22 @@ def _check_folder(folder: Path):
     needed = {"config.json": "configuration", "*.safetensors": "weights", "tokenizer*": "tokenizer"}
     for pattern, what in needed.items():
         if not any(folder.glob(pattern)):
-            raise UserError(f"{folder} has no {what} ({pattern}): a policy is a folder written by save_pretrained, with its tokenizer")
+            raise UserError(
+                f"{folder} has no {what} ({pattern}): a policy is a folder written by save_pretrained, with its tokenizer"
+            )
 
 
 @torch.no_grad()
 def _check_model(model, tokenizer, name):
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        raise UserError(f"{name}: the tokenizer has {len(tokenizer)} tokens, the model {model.get_input_embeddings().num_embeddings}")
+        raise UserError(
+            f"{name}: the tokenizer has {len(tokenizer)} tokens, the model {model.get_input_embeddings().num_embeddings}"
+        )
     ids = torch.tensor([[1, 2, 3]], device=model.device)
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
-    if not torch.allclose(logits_of(model, hidden), model(input_ids=ids, use_cache=False).logits[0].float(), rtol=1e-3, atol=1e-4):
+    if not torch.allclose(
+        logits_of(model, hidden), model(input_ids=ids, use_cache=False).logits[0].float(), rtol=1e-3, atol=1e-4
+    ):
         raise UserError(f"{name}: its logits are not a linear head of its hidden states; such architectures are not supported")
 
 
@@ -91,6 +98,13 @@ def eos_ids(model, tokenizer) -> list[int]:
 def context_length(model) -> int | None:
     """The most tokens the model can see at once, where its configuration says so."""
     return getattr(model.config, "max_position_embeddings", None)
+
+
+def checkpoint_activations(model) -> None:
+    """In train mode, keep one hidden state a layer and compute the rest again in the backward pass."""
+    with warnings.catch_warnings():  # transformers 5.23 has a new name for it that 5.17 does not know
+        warnings.simplefilter("ignore", FutureWarning)
+        model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def frozen_copy(model, dtype=None):
@@ -132,8 +146,8 @@ def build_tiny(texts: list[str], *, hidden: int, layers: int, vocab_size: int, s
         hidden_size=hidden,
         intermediate_size=2 * hidden,
         num_hidden_layers=layers,
-        num_attention_heads=max(1, hidden // 16),
-        num_key_value_heads=max(1, hidden // 16),
+        num_attention_heads=hidden // 16,
+        num_key_value_heads=1,  # one head of keys and values for all: decoding on a CPU is bound by the cache's size
         max_position_embeddings=1024,
         tie_word_embeddings=True,
         bos_token_id=None,

@@ -83,3 +83,27 @@ def plot_comparison(runs: dict[str, dict], path: Path, title: str) -> None:
     axes[1].title.set_fontsize(9)
     figure.suptitle(title)
     _save(figure, path)
+
+
+def plot_seeds(runs: dict[str, list[list[dict]]], path: Path, title: str) -> None:
+    """Learning curves of several seeds: the mean, and a band of one standard deviation.
+
+    Args:
+        runs: label, beginning with the algorithm's name -> metrics rows of each seed.
+    """
+    import numpy
+
+    figure, (axes,) = _figure(2)
+    for axis, key, label in zip(axes, ("seconds", "episodes"), ("training time (s)", "training episodes"), strict=True):
+        for name, seeds in runs.items():
+            grid = numpy.linspace(0, min(rows[-1][key] for rows in seeds), 100)
+            curves = [numpy.interp(grid, [r[key] for r in rows], smooth([r["reward"] for r in rows], 8)) for rows in seeds]
+            mean, deviation = numpy.mean(curves, axis=0), numpy.std(curves, axis=0, ddof=1 if len(curves) > 1 else 0)
+            colour = COLOURS[name.split(",")[0]]
+            axis.plot(grid, mean, color=colour, label=name)
+            axis.fill_between(grid, mean - deviation, mean + deviation, color=colour, alpha=0.2, linewidth=0)
+        axis.set(xlabel=label, ylim=(0, 1))
+    axes[0].set(ylabel="sampled accuracy, training problems")
+    axes[0].legend(frameon=False, loc="lower right")
+    figure.suptitle(title)
+    _save(figure, path)

@@ -104,7 +104,9 @@ def _prefill(model, prompts):
 
 
 def _forward(model, ids, mask, positions, cache):
-    out = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    out = model(
+        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
+    )
     return out.logits[:, -1].float()
 
 

@@ -8,7 +8,7 @@ from tqdm import tqdm
 from vine_mini import tasks
 from vine_mini.logprobs import response_logprobs
 from vine_mini.losses import nll_loss
-from vine_mini.models import build_tiny, eos_ids, load_policy, pick_device
+from vine_mini.models import build_tiny, context_length, eos_ids, load_policy, pick_device
 from vine_mini.types import Trajectory, UserError, collate
 
 
@@ -22,14 +22,12 @@ def sft(config):
     rng = random.Random(config.seed)
     task = tasks.TASKS[config.task]
     task.demonstration(train[0], config.slip, rng)  # a slip that makes no sense fails here, before anything long
-    if config.model is None:
-        texts = [p.question + "\n" + task.demonstration(p, config.slip, rng) for p in train]
-        model, tokenizer = build_tiny(texts, hidden=config.hidden, layers=config.layers, vocab_size=config.vocab_size, seed=config.seed)
-        model = model.to(device)
-    else:
-        model, tokenizer = load_policy(config.model, device)
+    model, tokenizer = _start(config, train, rng, device)
     prompts = tasks.prompt_ids(train, tokenizer, config)
-    tasks.check_prompts(prompts, model.config.max_position_embeddings, config.max_new_tokens)
+    longest = 1 + max(map(len, tokenizer([p.solution for p in train], add_special_tokens=False)["input_ids"]))
+    if longest > config.max_new_tokens:
+        raise UserError(f"the longest solution has {longest} tokens: raise --max_new_tokens (now {config.max_new_tokens})")
+    tasks.check_prompts(prompts, context_length(model), config.max_new_tokens)
     eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else eos_ids(model, tokenizer)[0]
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
@@ -61,12 +59,22 @@ def sft(config):
     return model, tokenizer, sum(tail) / max(len(tail), 1)
 
 
+def _start(config, train, rng, device):
+    """The model and tokenizer to tune: the ones that were asked for, or a small new Llama with its own tokenizer."""
+    if config.model is not None:
+        return load_policy(config.model, device)
+    task = tasks.TASKS[config.task]
+    texts = [p.question + "\n" + task.demonstration(p, config.slip, rng) for p in train]
+    model, tokenizer = build_tiny(
+        texts, hidden=config.hidden, layers=config.layers, vocab_size=config.vocab_size, seed=config.seed
+    )
+    return model.to(device), tokenizer
+
+
 def _demonstration_ids(problem, prompt, task, tokenizer, eos, config, rng) -> Trajectory:
     """One demonstration as a trajectory: imitation learns the same tokens, the end-of-sequence token included."""
     text = task.demonstration(problem, config.slip, rng)
     ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], eos]
-    if len(ids) > config.max_new_tokens:
-        raise UserError(f"a demonstration has {len(ids)} tokens: raise --max_new_tokens")
     return Trajectory(prompt, ids, [0.0] * len(ids), finished=True)
 
 

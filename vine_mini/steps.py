@@ -1,4 +1,4 @@
-"""Cut a response into reasoning steps, in token indices: nothing is decoded and encoded again (VinePPO, section 5.1)."""
+"""Cut a response into reasoning steps, in token indices: nothing is decoded and encoded again (VinePPO, section 4)."""
 
 from functools import lru_cache
 

@@ -42,9 +42,9 @@ class Trainer:
         if config.prompts > len(self.prompts):
             raise UserError(f"prompts = {config.prompts}, but there are only {len(self.prompts)} training problems")
         if config.gradient_checkpointing:
-            policy.gradient_checkpointing_enable({"use_reentrant": False})
+            models.checkpoint_activations(policy)
         self.reference = models.frozen_copy(policy, torch.bfloat16 if config.bf16 else None) if config.kl_coef else None
-        self.critic = models.Critic(policy) if config.algorithm == "ppo" else None
+        self.critic = models.Critic(policy) if config.algorithm == "ppo" else None  # copies checkpointing too
         self.optimizers = [self._optimizer(policy, config.lr)]
         if self.critic:
             self.optimizers.append(self._optimizer(self.critic, config.critic_lr or config.lr))
@@ -126,14 +126,16 @@ class Trainer:
         for _ in range(config.epochs):
             for rows in torch.randperm(len(batch), generator=shuffle).split(config.minibatch_size):
                 stats = self._accumulate_gradients(batch, rows)
-                norms = [torch.nn.utils.clip_grad_norm_(o.param_groups[0]["params"], config.max_grad_norm) for o in self.optimizers]
+                norms = [
+                    torch.nn.utils.clip_grad_norm_(o.param_groups[0]["params"], config.max_grad_norm) for o in self.optimizers
+                ]
                 stats["grad_norm"] = norms[0].item()
                 stats["skipped"] = float(not (stats["ratio"] <= config.max_ratio and stats["grad_norm"] < float("inf")))
                 for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
                     if not stats["skipped"]:
                         optimizer.step()
+                        schedule.step()
                     optimizer.zero_grad(set_to_none=True)
-                    schedule.step()
                 for name, value in stats.items():
                     log[name].append(value)
         first = {"first_ratio": log["ratio"][0], "lr": self.schedules[0].get_last_lr()[0]}
@@ -147,7 +149,9 @@ class Trainer:
             b = batch.rows(micro)
             inputs, mask = (b.input_ids, b.attention_mask, b.response_mask), b.response_mask
             logprobs = self._logprobs(self.policy, inputs)  # [b, T]
-            loss, parts = clipped_policy_loss(logprobs, b.old_logprobs, b.advantages, mask, clip=config.clip, denominator=denominator)
+            loss, parts = clipped_policy_loss(
+                logprobs, b.old_logprobs, b.advantages, mask, clip=config.clip, denominator=denominator
+            )
             if self.reference:
                 penalty = kl_penalty(logprobs, b.ref_logprobs, kind=config.kl_kind).clamp(max=MAX_KL)
                 kl = masked_mean(penalty, mask, denominator)
@@ -224,5 +228,7 @@ class Trainer:
 
     @contextmanager
     def _bar(self, name: str, total: int):
-        with tqdm(total=total, desc=f"  {name}", leave=False, position=self.progress_position, dynamic_ncols=True, delay=2) as bar:
+        with tqdm(
+            total=total, desc=f"  {name}", leave=False, position=self.progress_position, dynamic_ncols=True, delay=2
+        ) as bar:
             yield bar.update

@@ -1,4 +1,4 @@
-"""Monte Carlo values: what a state is worth is measured by finishing it K times (VinePPO, section 4, equation 4)."""
+"""Monte Carlo values: what a state is worth is measured by finishing it K times (VinePPO, section 4)."""
 
 from collections.abc import Callable, Hashable, Sequence
 

@@ -10,7 +10,9 @@ from vine_mini.types import Problem, UserError
 TEMPLATE = "[MATH_TASK] Problem:\n{question}\n\nSolution:"  # the one that the paper's checkpoints were tuned on
 CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 # A number as people write it: sign and currency in either order, thousands separators, decimals, or a fraction.
-NUMBER = re.compile(r"(?P<sign>-?\s*\$?\s*-?)(?P<digits>\d{1,3}(?:,\d{3})+(?!\d)|\d+|(?=\.\d))(?P<decimals>(?:\.\d+)?)(?:/(?P<below>\d+))?")
+NUMBER = re.compile(
+    r"(?P<sign>-?\s*\$?\s*-?)(?P<digits>\d{1,3}(?:,\d{3})+(?!\d)|\d+|(?=\.\d))(?P<decimals>(?:\.\d+)?)(?:/(?P<below>\d+))?"
+)
 LONGEST = 60  # characters of a number; a policy that babbles digits must not stall the grader
 
 
@@ -23,7 +25,9 @@ def load(config) -> tuple[list[Problem], list[Problem]]:
 
         hub = load_dataset("openai/gsm8k", "main")
     except Exception as error:  # whatever the Hub client raises without a network
-        raise UserError(f"cannot load openai/gsm8k from the Hub ({type(error).__name__}); give a local folder with --data") from error
+        raise UserError(
+            f"cannot load openai/gsm8k from the Hub ({type(error).__name__}); give a local folder with --data"
+        ) from error
     return tuple([parse_row(row, f"openai/gsm8k {split}") for row in hub[split]] for split in ("train", "test"))
 
 

@@ -1,0 +1,1 @@
+"""Measurements that stand in results/ and the README; each module is run with `python -m benchmarks.<name>`."""

@@ -1,0 +1,76 @@
+"""How the algorithms of the demo compare when each has its own best learning rate: several rates and seeds for each.
+
+    python -m benchmarks.learning_rates --out results/learning_rates
+
+Every run starts from the shipped policy and trains for the same seconds on one thread; --workers runs go side by side.
+"""
+
+import argparse
+import json
+import statistics
+from concurrent.futures import ProcessPoolExecutor
+from itertools import product
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from vine_mini.config import TrainConfig, read_preset
+from vine_mini.plots import plot_seeds
+from vine_mini.trainer import Trainer
+
+
+def one_run(algorithm: str, lr: float, seed: int, seconds: float) -> dict:
+    """One training run. -> its metrics and its accuracy on test problems before and after"""
+    torch.set_num_threads(1)
+    changes = {"algorithm": algorithm, "lr": lr, "seed": seed, "iterations": 100_000, "max_seconds": seconds}
+    trainer = Trainer(TrainConfig(**read_preset("arithmetic") | changes))
+    before = trainer.evaluate(reference=False)
+    rows = [{key: metrics[key] for key in ("seconds", "episodes", "reward", "kl")} for metrics, _, _ in trainer.train()]
+    return {"algorithm": algorithm, "lr": lr, "seed": seed, "before": before, "after": trainer.evaluate(), "metrics": rows}
+
+
+def summarise(runs: list[dict]) -> tuple[str, dict[str, float]]:
+    """-> a table with a row for each algorithm and rate (mean ± deviation over seeds), the best rate of each algorithm"""
+    lines = ["| algorithm | lr | sampled accuracy | greedy | iterations | KL a token |", "|---|---|---|---|---|---|"]
+    means: dict[str, dict[float, float]] = {}
+    for algorithm, lr in dict.fromkeys((run["algorithm"], run["lr"]) for run in runs):
+        same = [run for run in runs if (run["algorithm"], run["lr"]) == (algorithm, lr)]
+        cells = [algorithm, f"{lr:g}"]
+        for name in ("pass@1", "greedy"):
+            values = [100 * run["after"][name][0] for run in same]
+            cells.append(f"{statistics.mean(values):.1f} ± {statistics.stdev(values) if len(values) > 1 else 0:.1f} %")
+        cells.append(f"{statistics.mean(len(run['metrics']) for run in same):.0f}")
+        cells.append(f"{statistics.mean(run['after']['kl'][0] for run in same):.3f}")
+        lines.append("| " + " | ".join(cells) + " |")
+        means.setdefault(algorithm, {})[lr] = statistics.mean(run["after"]["pass@1"][0] for run in same)
+    return "\n".join(lines), {algorithm: max(rates, key=rates.get) for algorithm, rates in means.items()}
+
+
+def main():
+    """Runs the grid, prints the table, draws the best rate of each algorithm."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--algorithms", nargs="+", default=["vineppo", "ppo", "grpo"])
+    parser.add_argument("--lrs", nargs="+", type=float, default=[5e-5, 1e-4, 2e-4])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("results/learning_rates"))
+    args = parser.parse_args()
+
+    grid = list(product(args.seeds, args.algorithms, args.lrs))
+    with ProcessPoolExecutor(args.workers) as pool:
+        jobs = [pool.submit(one_run, algorithm, lr, seed, args.seconds) for seed, algorithm, lr in grid]
+        runs = [job.result() for job in tqdm(jobs, desc="runs")]
+    args.out.mkdir(parents=True, exist_ok=True)
+    table, best = summarise(runs)
+    head = f"{args.seconds:g} s on one thread each, {len(args.seeds)} seeds: mean ± deviation over seeds, test problems\n"
+    print(head, table, sep="\n")
+    (args.out / "table.md").write_text(f"{head}\n{table}\n", encoding="utf-8")
+    (args.out / "runs.json").write_text(json.dumps(runs), encoding="utf-8")
+    curves = {f"{a}, lr {best[a]:g}": [r["metrics"] for r in runs if (r["algorithm"], r["lr"]) == (a, best[a])] for a in best}
+    plot_seeds(curves, args.out / "curves.png", f"Each at its best learning rate, {len(args.seeds)} seeds, one thread")
+
+
+if __name__ == "__main__":
+    main()
