@@ -20,7 +20,7 @@ from vine_mini.runs import new_folder
 from vine_mini.types import UserError
 
 ROOT = Path(__file__).parents[1]
-QUICK = "--prompts 4 --group 4 --minibatch_size 8 --k 2 --iterations 2 --eval_problems 4 --eval_samples 2".split()
+QUICK = "--steps 2 --prompts 2 --group 4 --minibatch_size 4 --k 2 --iterations 2 --eval_problems 4 --eval_samples 2".split()
 
 
 @pytest.fixture
@@ -76,6 +76,22 @@ def test_train_leaves_a_whole_run_folder(empty_folder, capsys):
         )
         == 0
     )
+
+
+@pytest.mark.parametrize("algorithm", ["vineppo", "ppo"])
+def test_a_resumed_run_goes_on_as_if_never_stopped(algorithm, empty_folder, capsys):
+    flags = ["train", *QUICK, "--algorithm", algorithm, "--warmup", "1"]
+    assert main([*flags, "--iterations", "4", "--out", "whole"]) == 0
+    assert main([*flags, "--iterations", "4", "--max_seconds", "1e-9", "--out", "parts"]) == 0  # one iteration
+    assert main(["train", "--resume", "parts", "--max_seconds", "0"]) == 0
+    assert "going on after iteration 1" in capsys.readouterr().out
+    whole, parts = (
+        [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()] for run in ("whole", "parts")
+    )
+    assert [row["iteration"] for row in parts] == [1, 2, 3, 4, 4]
+    for a, b in zip(whole[:4], parts[:4], strict=True):
+        same = [key for key in a if "seconds" not in key]
+        assert {key: a[key] for key in same} == {key: b[key] for key in same}
 
 
 def test_the_demo(empty_folder, capsys):
@@ -141,7 +157,7 @@ def test_gsm8k_whole_iterations_of_each_algorithm(gsm8k_folder, empty_folder, ca
         flags = [*gsm8k, *QUICK, *one]
         assert main(["train", *flags]) == 0
         row = json.loads((empty_folder / name / "metrics.jsonl").read_text().splitlines()[0])
-        assert row["first_ratio"] == pytest.approx(1.0, abs=1e-4) and row["episodes"] == 16
+        assert row["first_ratio"] == pytest.approx(1.0, abs=1e-4) and row["episodes"] == 8
     assert "memory estimate" in capsys.readouterr().out
 
 
@@ -215,6 +231,7 @@ GOOD = '{"question": "2+2?", "answer": "#### 4"}'
         ("train --device abacus", "device 'abacus' is not there", None),
         ("train --out full", "full already holds something", lambda: (Path("full").mkdir(), Path("full/x").touch())),
         ("sft --out full", "full already holds something", lambda: (Path("full").mkdir(), Path("full/x").touch())),
+        ("train --resume nowhere", "there is no nowhere/config.yaml", None),
         ("train --prompt hello", "--prompt must contain {question}", None),
         ("train --temperature 0", "temperature must be above 0", None),
         ("train --steps 0", "steps = 0: must be at least 1", None),

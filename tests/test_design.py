@@ -26,10 +26,11 @@ ALLOWED = {
     "evaluate": (["types", "tasks", "logprobs", "losses", "sampling"], ["torch"]),
     "memory": (["logprobs"], []),
     "trainer": (["types", "tasks", "models", "sampling", "vines", "logprobs", "advantages", "losses", "algorithms", "evaluate", "memory"], ["torch", "tqdm"]),
-    "plots": ([], ["matplotlib"]),
-    "runs": (["types", "config", "models", "plots", "steps"], []),
+    "checkpoint": (["types", "models"], ["torch", "safetensors"]),
+    "plots": ([], ["matplotlib", "numpy"]),
+    "runs": (["types", "config", "checkpoint", "plots", "steps"], []),
     "sft": (["types", "tasks", "models", "logprobs", "losses"], ["torch", "tqdm"]),
-    "cli": (["types", "config", "tasks", "models", "sampling", "evaluate", "memory", "plots", "runs", "sft", "trainer"], ["torch", "tqdm"]),
+    "cli": (["types", "config", "checkpoint", "tasks", "models", "sampling", "evaluate", "memory", "plots", "runs", "sft", "trainer"], ["torch", "tqdm"]),
 }  # fmt: skip
 
 

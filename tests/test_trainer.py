@@ -11,7 +11,9 @@ from vine_mini.config import ALGORITHM_NAMES, TrainConfig
 from vine_mini.trainer import Trainer
 from vine_mini.types import Trajectory, UserError, collate
 
-SMALL = TrainConfig(prompts=4, group=4, minibatch_size=8, micro_batch_size=8, k=2, iterations=2, eval_problems=4, eval_samples=2)
+SMALL = TrainConfig(
+    steps=2, prompts=4, group=4, minibatch_size=8, micro_batch_size=8, k=2, iterations=2, eval_problems=4, eval_samples=2
+)
 
 
 def weights(model):

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from vine_mini import models, tasks
+from vine_mini import checkpoint, models, tasks
 from vine_mini.config import DemoConfig, EvaluateConfig, SampleConfig, SFTConfig, TrainConfig, parse, read_preset
 from vine_mini.evaluate import evaluate, grade, table
 from vine_mini.memory import format_memory
@@ -47,14 +47,17 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(config: TrainConfig) -> int:
     """The `train` command."""
-    folder = new_folder(config.out, f"{config.task}-{config.algorithm}")
+    folder = Path(config.resume) if config.resume else new_folder(config.out, f"{config.task}-{config.algorithm}")
     trainer = Trainer(config)
+    if config.resume:
+        checkpoint.resume(trainer, folder / "policy")
+        print(f"going on after iteration {trainer.iteration}")
     print(f"{_machine(trainer.device)}; {len(trainer.prompts)} training and {len(trainer.test_prompts)} test problems")
     print(format_memory(trainer.memory()))
     if config.top_p < 1:
         print(f"top_p = {config.top_p}: the ratio is biased, because log-probs are those of the whole distribution")
     before = trainer.evaluate(reference=False)
-    run = Run(folder, config)
+    run = Run(folder, replace(config, resume=None), trainer.iteration)
     interrupted = _train(trainer, run)
     after = {} if interrupted else {"after": trainer.evaluate()}
     run.log({"iteration": trainer.iteration, "before": before, **after})
@@ -70,6 +73,7 @@ def _train(trainer: Trainer, run: Run) -> bool:
     limited = config.max_seconds > 0
     bar = tqdm(
         total=config.max_seconds if limited else config.iterations,
+        initial=sum(trainer.seconds.values()) if limited else trainer.iteration,
         desc=config.algorithm,
         dynamic_ncols=True,
         bar_format="{desc} {percentage:3.0f}% |{bar}| {elapsed}<{remaining}{postfix}",
@@ -82,7 +86,7 @@ def _train(trainer: Trainer, run: Run) -> bool:
             run.log(metrics)
             run.log_samples(episodes, advantages)
             if trainer.iteration % config.save_every == 0:
-                run.save(trainer.policy, trainer.tokenizer)
+                run.save(trainer)
             bar.set_postfix(
                 iteration=trainer.iteration, reward=f"{metrics['reward']:.2f}", truncated=f"{metrics['truncated']:.2f}"
             )
@@ -94,7 +98,7 @@ def _train(trainer: Trainer, run: Run) -> bool:
     if run.rows and run.rows[-1]["truncated"] > 0.5:
         share = 100 * run.rows[-1]["truncated"]
         print(f"{share:.0f} % of the responses are cut by the limit and count as wrong: raise --max_new_tokens")
-    run.save(trainer.policy, trainer.tokenizer)
+    run.save(trainer)
     return interrupted
 
 

@@ -38,8 +38,7 @@ class Common:
     seed: int = knob(0, "Seed of everything random.")
     sample_batch_size: int = knob(512, "Responses decoded at once; bounds the memory of the KV cache.")
     max_new_tokens: int | None = knob(
-        None,
-        "Length limit of a response in tokens; one that is cut by it counts as wrong. Left out: 64 for arithmetic, 512 for gsm8k.",
+        None, "Length limit of a response; one that it cuts counts as wrong. Left out: 64 tokens for arithmetic, 512 for gsm8k."
     )
 
     def __post_init__(self):
@@ -63,6 +62,7 @@ class TrainConfig(Common):
 
     algorithm: str = knob("vineppo", "vineppo, ppo, grpo, rloo or reinforce: they differ only in how credit is given.")
     out: str | None = knob(None, "Run folder, which must not hold another run; a new one under runs/ when left out.")
+    resume: str | None = knob(None, "Go on with this run folder, with the fields of its config.yaml.")
     iterations: int = knob(60, "Rounds of sample, credit, update.")
     max_seconds: float = knob(0, "Stop after so many seconds of training, evaluations not counted; 0: no limit.")
     prompts: int = knob(32, "Different problems in an iteration.")
@@ -219,19 +219,25 @@ def read_preset(name: str) -> dict:
 
 
 def parse(config_class, prog: str, argv: list[str]):
-    """A command line -> config. Fields of `--preset` are read as if they stood before the other flags.
+    """A command line -> config. Fields of `--preset`, or of the run in `--resume`, count as flags before the others.
 
     Raises UserError with one line for anything that is wrong. `--help` prints the fields and exits.
     """
     finder = _Parser(add_help=False, allow_abbrev=False)
     finder.add_argument("--preset")
-    preset, rest = finder.parse_known_args(argv)
+    finder.add_argument("--resume")
+    found, _ = finder.parse_known_args(argv)
     names = {f.name for f in fields(config_class)}
-    values = read_preset(preset.preset) if preset.preset is not None else {}
+    preset = found.preset
+    if found.resume is not None and "resume" in names:
+        preset = f"{found.resume}/config.yaml"
+        if not Path(preset).is_file():
+            raise UserError(f"there is no {preset}: --resume needs the folder of a run")
+    values = read_preset(preset) if preset is not None else {}
     flags = [flag for key, value in values.items() if key in names and value is not None for flag in (f"--{key}", str(value))]
     parser = _Parser(config_class, prog=prog, description=config_class.__doc__, allow_abbrev=False)
     parser.add_argument("--preset", help="Start from these fields: a name from vine_mini/presets or a YAML file.")
-    namespace = vars(parser.parse_args([*flags, *rest]))
+    namespace = vars(parser.parse_args([*flags, *argv]))
     return config_class(**{name: namespace[name] for name in names})
 
 

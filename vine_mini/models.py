@@ -158,11 +158,16 @@ def build_tiny(texts: list[str], *, hidden: int, layers: int, vocab_size: int, s
     return LlamaForCausalLM(config).eval(), tokenizer
 
 
-def save_policy(model, tokenizer, folder: Path) -> None:
-    """Writes a Hugging Face folder (safetensors), replacing an older one only once the new one is whole."""
+def save_policy(model, tokenizer, folder: Path, write_more=None) -> None:
+    """Writes a Hugging Face folder (safetensors), replacing an older one only once the new one is whole.
+
+    `write_more(path)` may add files of its own before that.
+    """
     fresh = folder.with_name(folder.name + ".partial")
     shutil.rmtree(fresh, ignore_errors=True)
     model.save_pretrained(fresh, safe_serialization=True)
     tokenizer.save_pretrained(fresh)
+    if write_more:
+        write_more(fresh)
     shutil.rmtree(folder, ignore_errors=True)
     fresh.rename(folder)

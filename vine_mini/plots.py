@@ -18,7 +18,7 @@ def _figure(columns: int, rows: int = 1):
 
 def _save(figure, path: Path):
     fresh = path.with_name(f".partial-{path.name}")  # a reader never meets half a picture
-    figure.savefig(fresh, dpi=130)
+    figure.savefig(fresh, dpi=110)
     fresh.replace(path)
     from matplotlib import pyplot
 

@@ -4,14 +4,14 @@ config.yaml     every field; `--preset RUN/config.yaml` starts the same run agai
 metrics.jsonl   one line an iteration; evaluations under "eval"
 samples.jsonl   a few responses an iteration, cut into steps, each step with its advantage
 curves.png      reward, length, KL, seconds
-policy/         a Hugging Face folder
+policy/         a Hugging Face folder; `train --resume RUN` goes on from it
 """
 
 import json
 from pathlib import Path
 
+from vine_mini import checkpoint
 from vine_mini.config import to_yaml
-from vine_mini.models import save_policy
 from vine_mini.plots import plot_run
 from vine_mini.steps import cut_steps
 from vine_mini.types import UserError
@@ -33,10 +33,16 @@ def new_folder(out: str | None, name: str) -> Path:
 class Run:
     """The folder of one training run. Made when the run is ready to start, so that a failed start leaves nothing."""
 
-    def __init__(self, folder: Path, config):
+    def __init__(self, folder: Path, config, iteration: int = 0):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-        self.folder, self.config, self.rows = folder, config, []
+        self.folder, self.config = folder, config
+        for name in ("metrics.jsonl", "samples.jsonl"):  # a resumed run drops what came after its checkpoint
+            rows = [row for row in _read(folder / name) if row["iteration"] <= iteration and "before" not in row]
+            (folder / name).write_text("", encoding="utf-8")
+            for row in rows:
+                _append(folder / name, row)
+        self.rows = _read(folder / "metrics.jsonl")
 
     def log(self, metrics: dict) -> None:
         """One line of metrics.jsonl."""
@@ -61,11 +67,15 @@ class Run:
             }
             _append(self.folder / "samples.jsonl", sample)
 
-    def save(self, policy, tokenizer) -> None:
-        """The policy and the curves so far."""
-        save_policy(policy, tokenizer, self.folder / "policy")
+    def save(self, trainer) -> None:
+        """A checkpoint and the curves so far."""
+        checkpoint.save(trainer, self.folder / "policy")
         if rows := [row for row in self.rows if "reward" in row]:
             plot_run(rows, self.folder / "curves.png", f"{self.config.algorithm} on {self.config.task}")
+
+
+def _read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def _append(path: Path, row: dict) -> None:
