@@ -14,9 +14,11 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from vine_mini import models
+from vine_mini.algorithms import ALGORITHMS
 from vine_mini.cli import main
-from vine_mini.config import PRESETS, TrainConfig, parse
+from vine_mini.config import ALGORITHM_NAMES, PRESETS, TASK_NAMES, EvaluateConfig, SFTConfig, TrainConfig, parse
 from vine_mini.runs import new_folder
+from vine_mini.tasks import TASKS
 from vine_mini.types import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -39,7 +41,8 @@ def test_train_leaves_a_whole_run_folder(empty_folder, capsys):
     samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
     assert len(samples) == 4 and samples[0]["steps"][0]["text"].endswith("\n")
     for sample in samples:
-        assert isinstance(sum(step["advantage"] for step in sample["steps"]), float)
+        start_value = sample["reward"] - sum(step["advantage"] for step in sample["steps"])  # they telescope
+        assert start_value in (0.0, 0.5, 1.0)  # a mean of k = 2 rollouts
     out = capsys.readouterr().out
     for text in (
         "memory estimate",
@@ -112,10 +115,10 @@ def test_a_folder_of_its_own_for_each_run(empty_folder):
 
 
 def test_sft_from_scratch_and_on_from_there(empty_folder, capsys):
-    common = "--updates 3 --batch_size 4 --eval_problems 3 --eval_samples 1 --slip 0.2".split()
+    common = "--updates 3 --batch_size 4 --eval_problems 3 --eval_samples 1 --error_rate 0.2".split()
     assert main(["sft", *common, "--hidden", "16", "--layers", "1", "--out", "tiny"]) == 0
     card = (empty_folder / "tiny" / "README.md").read_text()
-    assert "python -m vine_mini sft --updates 3 --batch_size 4 --slip 0.2 --hidden 16" in card and "pass@1" in card
+    assert "python -m vine_mini sft --updates 3 --batch_size 4 --error_rate 0.2 --hidden 16" in card and "pass@1" in card
     assert main(["sft", *common, "--model", "tiny", "--out", "tiny2"]) == 0
     assert main(["train", *QUICK, "--model", "tiny2", "--out", "run", "--iterations", "1"]) == 0
 
@@ -233,13 +236,24 @@ GOOD = '{"question": "2+2?", "answer": "#### 4"}'
         ("sft --out full", "full already holds something", lambda: (Path("full").mkdir(), Path("full/x").touch())),
         ("train --resume nowhere", "there is no nowhere/config.yaml", None),
         ("train --prompt hello", "--prompt must contain {question}", None),
-        ("train --temperature 0", "temperature must be above 0", None),
+        ("train --temperature 0", "temperature = 0.0: must be above 0", None),
+        ("train --temperature nan", "temperature = nan: must be above 0", None),
+        ("train --clip -1", "clip = -1.0: must be at least 0", None),
+        ("train --critic_lr -1", "critic_lr = -1.0: must be at least 0", None),
+        ("train --warmup 5", "warmup = 5.0: must be between 0 and 1", None),
+        ("train --min_steps 0", "min_steps = 0: must be at least 1", None),
+        ("train --seed 99999999999999999999", "seed = 99999999999999999999: must be between", None),
+        ("train --out file/x", "file is not a folder", lambda: Path("file").touch()),
+        ("sft --out file/x", "file is not a folder", lambda: Path("file").touch()),
+        ("evaluate --out file/x.json", "file is not a folder", lambda: Path("file").touch()),
+        ("evaluate --out folder", "is a folder; name a JSON file", lambda: Path("folder").mkdir()),
+        ("evaluate --task chess", "unknown task 'chess'", None),
         ("train --steps 0", "steps = 0: must be at least 1", None),
         ("evaluate --n 0", "n = 0: must be at least 1", None),
         ("sample --n 0", "n = 0: must be at least 1", None),
         ("sample --problem 100000", "there are 500 test problems", None),
-        ("sft --slip 0.5 --task gsm8k --data data", "need --slip 0", lambda: write_data(GOOD)),
-        ("demo --seconds 0", "seconds = 0.0 and problems = 200 must be above 0", None),
+        ("sft --error_rate 0.5 --task gsm8k --data data", "need --error_rate 0", lambda: write_data(GOOD)),
+        ("demo --seconds 0", "seconds = 0.0: must be above 0", None),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_writes_nothing(command, says, prepare, empty_folder, capsys):
@@ -282,6 +296,17 @@ def test_the_paper_preset_is_the_papers_table():
         kl_kind="k3", max_ratio=10.0, gamma=1.0, lam=1.0, iterations=650, eval_temperature=0.35, eval_samples=16,
     )  # fmt: skip
     assert {name: getattr(config, name) for name in table} == table
+
+
+def test_a_training_preset_does_not_change_how_a_policy_is_measured():
+    config = parse(EvaluateConfig, "evaluate", ["--preset", "gsm8k-rho1b"])
+    assert (config.task, config.max_new_tokens, config.bf16) == ("gsm8k", 1024, True)
+    assert (config.temperature, config.n) == (0.35, 16)
+    assert parse(SFTConfig, "sft", ["--preset", "gsm8k-rho1b"]).lr == SFTConfig().lr
+
+
+def test_config_knows_the_tasks_and_algorithms():
+    assert tuple(TASKS) == TASK_NAMES and tuple(ALGORITHMS) == ALGORITHM_NAMES
 
 
 def test_a_preset_must_be_a_mapping(empty_folder):

@@ -1,5 +1,6 @@
 """Loading, saving and building policies."""
 
+import json
 import shutil
 
 import pytest
@@ -17,7 +18,9 @@ def test_the_shipped_policy_is_small_and_standard():
     model = AutoModelForCausalLM.from_pretrained(SHIPPED)
     tokenizer = AutoTokenizer.from_pretrained(SHIPPED)
     assert sum(p.numel() for p in model.parameters()) < 250_000
-    assert (SHIPPED / "model.safetensors").exists() and (SHIPPED / "README.md").exists()
+    assert (SHIPPED / "model.safetensors").exists()
+    card = (SHIPPED / "README.md").read_text(encoding="utf-8")
+    assert "python -m vine_mini sft" in card and "pass@1" in card and "greedy" in card
     text = "Mia has 12 pens, triples them. How many pens now?\n12*3=36\n#### 36"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     assert models.eos_ids(model, tokenizer) == [tokenizer.eos_token_id]
@@ -56,10 +59,28 @@ def test_what_is_not_there_is_refused(tmp_path):
         models.load_policy(str(tmp_path / "broken"), "cpu")
 
 
+def test_weights_that_are_damaged_or_incomplete_are_refused(tmp_path):
+    folder = tmp_path / "policy"
+    shutil.copytree(SHIPPED, folder)
+    config = folder / "config.json"
+    settings = json.loads(config.read_text())
+    config.write_text(json.dumps(settings | {"num_hidden_layers": settings["num_hidden_layers"] + 1}))
+    with pytest.raises(UserError, match="not the whole model"):  # transformers would make up the layer
+        models.load_policy(str(folder), "cpu")
+    config.write_text(json.dumps(settings | {"hidden_size": 32}))
+    with pytest.raises(UserError, match="cannot load the policy"):
+        models.load_policy(str(folder), "cpu")
+    config.write_text(json.dumps(settings))
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(UserError, match="cannot load the policy"):
+        models.load_policy(str(folder), "cpu")
+
+
 def test_devices():
     assert models.pick_device("cpu").type == "cpu"
     assert models.pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    for name in ("cuda:99", "nonsense"):
+    for name in ("cuda:99", "nonsense", "meta"):
         with pytest.raises(UserError, match=f"device '{name}' is not there"):
             models.pick_device(name)
 

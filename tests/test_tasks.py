@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -27,7 +28,6 @@ from vine_mini.types import Problem, UserError
         "72%",
         "+72",
         "$72.00",
-        "144/2",
         "072",
     ],
 )
@@ -39,7 +39,7 @@ def test_spellings_of_72(spelling):
 @pytest.mark.parametrize(
     "spelling, answer",
     [("1,000", "1000"), ("1000", "1,000"), ("$1,000.00", "1000"), ("1,234,567", "1234567"), ("-5", "-5"), ("-$5", "-5"), ("$-5", "-5"),
-     ("\u22125", "-5"), ("- 5", "-5"), ("0.5", ".5"), ("1/2", "0.50"), ("2.50", "2.5"), ("0", "-0"), ("<<2*5=10>>10", "10")],
+     ("\u22125", "-5"), ("- 5", "-5"), ("\u20135", "-5"), ("Total - 72", "72"), ("72kg", "72"), ("3/4", "0.75"), ("0.5", ".5"), ("1/2", "0.50"), ("2.50", "2.5"), ("0", "-0"), ("<<2*5=10>>10", "10")],
 )  # fmt: skip
 def test_spellings_of_other_numbers(spelling, answer):
     assert gsm8k.is_correct(f"#### {spelling}", answer)
@@ -49,7 +49,7 @@ def test_spellings_of_other_numbers(spelling, answer):
     "response",
     ["72", "The answer is 72", "#### ", "####", "#### seventy-two", "#### 71", "#### 720", "#### -72", "#### 7 2", "#### 71 or 72", "#### 72 71",
      "#### 71\n#### 72", "#### 72\n#### 71", "#### 72/0", "#### 72.5", "#### 72e1", "#### 72:00", "#### 7,2", "### 72", "#### \n72",
-     "#### 72 = 72", "<<#### 72>>", "#### " + "9" * 9999, "#### 72" + "0" * 9999],
+     "#### 72 = 72", "#### 144/2", "#### 72k", "#### 72 million", "#### 72\u00b2", "#### 0,072", "#### \u201372", "<<#### 72>>", "#### " + "9" * 9999, "#### 72" + "0" * 9999],
 )  # fmt: skip
 def test_what_does_not_count_as_72(response):
     assert not gsm8k.is_correct(response, "72")
@@ -57,6 +57,14 @@ def test_what_does_not_count_as_72(response):
 
 def test_the_same_answer_twice_is_one_answer():
     assert gsm8k.is_correct("#### 72\n#### 72.0", "72")
+
+
+def test_the_grader_is_quick_on_anything():
+    """Spaces once took it cubic time: 800 of them ten seconds."""
+    start = time.perf_counter()
+    for text in (" " * 20_000, "$ -" * 7_000, "9" * 20_000, "9," * 10_000, "/" * 20_000, "#" * 20_000, "<<" * 10_000):
+        assert not gsm8k.is_correct(f"#### {text}", "72")
+    assert time.perf_counter() - start < 1.0
 
 
 def test_the_grader_never_stumbles():
@@ -89,6 +97,12 @@ def test_jsonl(tmp_path):
         {"question": "q", "answer": "#### 1,000"},
     )
     assert gsm8k.read_jsonl(path) == [Problem("2+2?", "2+2=4\n#### 4", "4"), Problem("q", "#### 1,000", "1000")]
+
+
+def test_jsonl_may_hold_any_unicode(tmp_path):
+    row = {"question": "a\u2028b\u0085c", "answer": "#### 4"}
+    (tmp_path / "train.jsonl").write_text("\ufeff" + json.dumps(row, ensure_ascii=False), encoding="utf-8")
+    assert gsm8k.read_jsonl(tmp_path / "train.jsonl")[0].question == row["question"]
 
 
 @pytest.mark.parametrize(

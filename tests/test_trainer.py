@@ -27,7 +27,7 @@ def test_whole_iterations_of_each_algorithm(name):
     rows = [metrics for metrics, _, _ in trainer.train()]
     assert [row["iteration"] for row in rows] == [1, 2]
     for row in rows:
-        assert row["first_ratio"] == pytest.approx(1.0, abs=1e-4)  # rule 1
+        assert row["first_ratio"] == pytest.approx(1.0, abs=1e-4) and row["first_approx_kl"] < 1e-9  # rule 1
         assert row["sampler_gap"] < 1e-4
         assert row["skipped"] == 0 and row["grad_norm"] > 0
         assert {"seconds_sample", "seconds_rollouts", "seconds_score", "seconds_update"} <= set(row)
@@ -51,8 +51,10 @@ def test_the_same_seed_gives_the_same_run():
 def gradients(trainer, batch, micro):
     trainer.config = replace(trainer.config, micro_batch_size=micro)
     trainer.policy.zero_grad()
+    trainer.critic.zero_grad()
     stats = trainer._accumulate_gradients(batch, torch.arange(len(batch)))
-    return torch.cat([p.grad.flatten() for p in trainer.policy.parameters()]), stats
+    parameters = [*trainer.policy.parameters(), *trainer.critic.parameters()]
+    return torch.cat([p.grad.flatten() for p in parameters]), stats
 
 
 def test_gradients_do_not_depend_on_the_micro_batch(monkeypatch):
@@ -79,21 +81,30 @@ def test_gradients_do_not_depend_on_the_micro_batch(monkeypatch):
         assert their == pytest.approx(stats, abs=1e-10)
 
 
-def test_gradient_checkpointing_changes_nothing():
-    plain, less_memory = (Trainer(replace(SMALL, gradient_checkpointing=flag)) for flag in (False, True))
-    results = []
-    for trainer in (plain, less_memory):
-        metrics, _, _ = next(trainer.train())
-        results.append(metrics["grad_norm"])
-        assert trainer.policy.training is False
-    assert results[0] == pytest.approx(results[1], rel=1e-5)
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
+def test_gradient_checkpointing_recomputes_and_changes_nothing(algorithm):
+    results, calls = [], []
+    for flag in (False, True):
+        trainer = Trainer(replace(SMALL, algorithm=algorithm, gradient_checkpointing=flag))
+        episodes = trainer.sample_episodes()
+        trainer.score(episodes.batch, episodes.trajectories)
+        episodes.batch.advantages, _ = algorithms.ALGORITHMS[algorithm](episodes, trainer.config)
+        forwards = []
+        networks = [trainer.policy.base_model] + ([trainer.critic.backbone] if trainer.critic else [])
+        for network in networks:
+            network.layers[0].mlp.register_forward_pre_hook(lambda *_, calls=forwards: calls.append(1))
+        results.append(trainer.update(episodes.batch))
+        calls.append(len(forwards))
+        assert not any(network.training for network in networks)
+    assert calls[1] == 2 * calls[0]  # policy and critic alike
+    assert results[0] == pytest.approx(results[1], rel=1e-4, abs=1e-6)
 
 
 def test_bf16_moves_float32_weights_that_bf16_could_not_hold():
     """At lr 1e-6 an AdamW step is far below a bf16 weight's spacing (2^-8 of it): pure bf16 would stand still."""
     trainer = Trainer(replace(SMALL, bf16=True, lr=1e-6, warmup=0.0))
     start = weights(trainer.policy)
-    assert start.dtype == torch.float32 and weights(trainer.reference).dtype == torch.bfloat16
+    assert start.dtype == weights(trainer.reference).dtype == torch.float32
     next(trainer.train())
     end = weights(trainer.policy)
     moved = (end != start).float().mean()
@@ -101,11 +112,40 @@ def test_bf16_moves_float32_weights_that_bf16_could_not_hold():
     assert moved > 0.5 and in_bf16 < 0.01
 
 
-def test_weights_that_explode_are_not_stepped_on():
-    trainer = Trainer(replace(SMALL, max_ratio=0.5))  # every mean ratio is above it
+def test_a_minibatch_whose_ratio_exploded_is_skipped():
+    trainer = Trainer(SMALL)
+    episodes = trainer.sample_episodes()
+    trainer.score(episodes.batch, episodes.trajectories)
+    episodes.batch.advantages, _ = algorithms.grpo(episodes, SMALL)
     start = weights(trainer.policy)
-    metrics, _, _ = next(trainer.train())
-    assert metrics["skipped"] == 1.0 and torch.equal(weights(trainer.policy), start)
+    episodes.batch.old_logprobs = episodes.batch.old_logprobs - 3 * episodes.batch.response_mask  # e^3 = 20 > 10
+    assert trainer.update(episodes.batch)["skipped"] == 1.0
+    assert torch.equal(weights(trainer.policy), start)
+
+
+def test_an_exploding_kl_has_finite_gradients():
+    """exp(100) is infinite in float32, and the clamp after it used to make the gradient NaN."""
+    trainer = Trainer(replace(SMALL, algorithm="grpo", kl_coef=1.0))
+    episodes = trainer.sample_episodes()
+    trainer.score(episodes.batch, episodes.trajectories)
+    episodes.batch.advantages, _ = algorithms.grpo(episodes, trainer.config)
+    episodes.batch.ref_logprobs = episodes.batch.ref_logprobs + 100 * episodes.batch.response_mask
+    stats = trainer.update(episodes.batch)
+    assert stats["skipped"] == 0 and stats["kl"] == pytest.approx(10.0)
+
+
+def test_the_kl_pulls_towards_the_reference():
+    """With no reward at all, a policy that was moved away comes back."""
+    trainer = Trainer(replace(SMALL, algorithm="rloo", kl_coef=1.0, lr=1e-4))
+    with torch.no_grad():
+        for p in trainer.policy.parameters():
+            p.add_(0.03 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+    episodes = trainer.sample_episodes()
+    episodes.rewards.zero_()
+    trainer.score(episodes.batch, episodes.trajectories)
+    episodes.batch.advantages, _ = algorithms.rloo(episodes, trainer.config)
+    kls = [trainer.update(episodes.batch)["kl"] for _ in range(4)]
+    assert kls[0] > 0.01 and kls[-1] < 0.8 * kls[0]
 
 
 def test_without_kl_no_reference_is_kept():
@@ -167,6 +207,44 @@ def test_vineppo_credit_is_the_change_of_value(tokenizer):
         n = len(episodes.trajectories[row].response_ids)
         credit = advantages[row][episodes.batch.response_mask[row].bool()].tolist()
         assert credit == [0.5] * 6 + [last] * (n - 6)  # the end token included (rule 3)
+
+
+def test_credit_of_the_other_algorithms_by_hand():
+    """Two problems, two responses each, of unequal lengths: every algorithm's advantages, token by token."""
+    lengths = [2, 4, 1, 3]
+    trajectories = [Trajectory([5] * (1 + i), [7] * n, [0.0] * n, True) for i, n in enumerate(lengths)]
+    batch = collate(trajectories)
+    batch.values = 0.25 * batch.response_mask
+    rewards = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    episodes = algorithms.Episodes([], trajectories, rewards, batch, None, None)
+    std = 0.5**0.5
+    expected = {
+        "grpo": [0.5 / std, -0.5 / std, 0.0, 0.0],
+        "rloo": [1.0, -1.0, 0.0, 0.0],
+        "reinforce": [1.0, 0.0, 1.0, 1.0],
+        "ppo": [0.75, -0.25, 0.75, 0.75],  # lambda 1: the return, which comes at the last token, less the value
+    }
+    for name, of_rows in expected.items():
+        advantages, _ = algorithms.ALGORITHMS[name](episodes, SMALL)
+        for row, (value, n) in enumerate(zip(of_rows, lengths, strict=True)):
+            assert advantages[row][batch.response_mask[row].bool()].tolist() == pytest.approx([value] * n, abs=1e-6)
+        assert (advantages * (1 - batch.response_mask)).abs().sum() == 0
+    torch.testing.assert_close(batch.returns, rewards.flatten()[:, None] * batch.response_mask)
+    advantages, _ = algorithms.ppo(episodes, replace(SMALL, lam=0.0))  # only the last token sees the reward
+    assert advantages[1][batch.response_mask[1].bool()].tolist() == [0.0, 0.0, 0.0, -0.25]
+
+
+@pytest.mark.parametrize(
+    "name, whitened", [("vineppo", True), ("ppo", True), ("reinforce", True), ("grpo", False), ("rloo", False)]
+)
+def test_which_advantages_are_whitened(name, whitened):
+    _, episodes, raw = next(Trainer(replace(SMALL, algorithm=name)).train())
+    mask = episodes.batch.response_mask.bool()
+    used = episodes.batch.advantages[mask]
+    if whitened:
+        assert used.mean().abs() < 1e-5 and (used.std() - 1).abs() < 1e-3
+    else:
+        assert torch.equal(used, raw[mask])
 
 
 def test_truncated_responses_fail():

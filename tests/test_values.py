@@ -4,8 +4,12 @@ import math
 import random
 
 import pytest
+import torch
+from conftest import VOCAB, ragged_prompts
 
+from vine_mini.sampling import sample
 from vine_mini.values import monte_carlo_values
+from vine_mini.vines import rollouts
 
 # A walk on 0..4 that ends at 0 (return 0) or 4 (return 1), a step up with probability UP: the gambler's ruin.
 UP = 0.55
@@ -42,6 +46,26 @@ def test_values_are_unbiased():
         assert abs(sum(values) / n - v) < 5 * math.sqrt(v * (1 - v) / (n * k))
         variance = sum((x - v) ** 2 for x in values) / n
         assert variance == pytest.approx(v * (1 - v) / k, rel=0.1)  # falls as 1 / K
+
+
+def test_values_of_a_real_policy_are_unbiased(llama):
+    """A random Llama, one token to go, success = ending on an even token: the true value is a sum of its probabilities.
+
+    3 states x 4,000 rollouts: off by more than 5 standard errors less often than once in a million.
+    """
+    k, good = 4000, list(range(0, VOCAB, 2))
+    trajectories = sample(llama, ragged_prompts(3), max_new_tokens=3, eos_token_id=VOCAB, seed=0)
+    states = [tuple(t.prompt_ids + t.response_ids[:2]) for t in trajectories]
+
+    def rollout(unique, k):
+        assert unique == states
+        forks = rollouts(llama, trajectories, [[2]] * 3, k=k, max_new_tokens=3, eos_token_id=good, seed=1)
+        return [group for row in forks for group in row]
+
+    values = monte_carlo_values(states, rollout, lambda _, completion: float(completion.finished), k=k)
+    for state, value in zip(states, values, strict=True):
+        truth = llama(torch.tensor([state])).logits[0, -1].softmax(-1)[good].sum().item()
+        assert abs(value - truth) < 5 * math.sqrt(truth * (1 - truth) / k)
 
 
 def test_equal_states_are_estimated_once_and_shared():

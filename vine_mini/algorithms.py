@@ -39,31 +39,38 @@ class Episodes:
 
 def vineppo(episodes: Episodes, config) -> tuple[torch.Tensor, dict]:
     """Monte Carlo credit: each step is worth the change it makes to the chance of success."""
-    trajectories = episodes.trajectories
+    trajectories, stats = episodes.trajectories, {}
     cuts = [cut_steps(t.response_ids, episodes.tokenizer, every=config.step_tokens) for t in trajectories]
-    visits = [(i, c) for i, row in enumerate(cuts) for c in row]
-    states = [(tuple(trajectories[i].prompt_ids), tuple(trajectories[i].response_ids[:c])) for i, c in visits]
-    first_visit = dict(zip(reversed(states), reversed(visits), strict=True))
-    cost = {"states": len(states), "unique_states": len(first_visit), "rollout_tokens": 0, "rollouts_truncated": 0.0}
+    # A state is a prompt and the response so far. Equal ones are forked once, where they are met first.
+    states, met_first = [], {}
+    for row, (t, starts) in enumerate(zip(trajectories, cuts, strict=True)):
+        for cut in starts:
+            states.append((tuple(t.prompt_ids), tuple(t.response_ids[:cut])))
+            met_first.setdefault(states[-1], (row, cut))
 
     def rollout(unique, k):
-        own = [[] for _ in trajectories]  # each state is forked once, from the first trajectory that visits it
-        for row, cut in map(first_visit.get, unique):
-            own[row].append(cut)
-        return [completions for row in episodes.fork(trajectories, own, k) for completions in row]
+        forks_at = [[] for _ in trajectories]
+        for state in unique:
+            row, cut = met_first[state]
+            forks_at[row].append(cut)
+        groups = [group for row in episodes.fork(trajectories, forks_at, k) for group in row]  # [state][k]
+        completions = [completion for group in groups for completion in group]
+        stats["states"], stats["unique_states"] = len(states), len(unique)
+        stats["rollout_tokens"] = sum(len(c.response_ids) for c in completions)
+        stats["rollouts_truncated"] = sum(not c.finished for c in completions) / len(completions)
+        return groups
 
     def reward(state, completion):
-        cost["rollout_tokens"] += len(completion.response_ids)
-        cost["rollouts_truncated"] += (not completion.finished) / (len(first_visit) * config.k)
-        problem = episodes.problems[first_visit[state][0]]
-        return tasks.reward(problem, [*state[1], *completion.response_ids], completion.finished, episodes.tokenizer)
+        problem = episodes.problems[met_first[state][0]]
+        response = [*state[1], *completion.response_ids]
+        return tasks.reward(problem, response, completion.finished, episodes.tokenizer)
 
     values = iter(monte_carlo_values(states, rollout, reward, k=config.k))
     advantages = []
-    for t, row, R in zip(trajectories, cuts, episodes.rewards.flatten().tolist(), strict=True):
-        steps = step_advantages([next(values) for _ in row], R)
-        advantages.append(spread_to_tokens(steps, row, len(t.response_ids)))
-    return on_response(advantages, episodes.batch.response_mask), cost
+    for t, starts, R in zip(trajectories, cuts, episodes.rewards.flatten().tolist(), strict=True):
+        of_steps = step_advantages([next(values) for _ in starts], R)
+        advantages.append(spread_to_tokens(of_steps, starts, len(t.response_ids)))
+    return on_response(advantages, episodes.batch.response_mask), stats
 
 
 def ppo(episodes: Episodes, config) -> tuple[torch.Tensor, dict]:

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shlex
 import sys
 import time
 from dataclasses import replace
@@ -15,12 +16,12 @@ from vine_mini.config import DemoConfig, EvaluateConfig, SampleConfig, SFTConfig
 from vine_mini.evaluate import evaluate, grade, table
 from vine_mini.memory import format_memory
 from vine_mini.plots import plot_comparison
-from vine_mini.runs import Run, new_folder
+from vine_mini.runs import Run, check_writable, new_folder
 from vine_mini.sampling import sample as sample_responses
 from vine_mini.sft import model_card
 from vine_mini.sft import sft as run_sft
 from vine_mini.trainer import Trainer
-from vine_mini.types import UserError
+from vine_mini.types import Problem, UserError
 
 INTERRUPTED = 130  # the shell's exit code for Ctrl-C
 
@@ -57,7 +58,9 @@ def train(config: TrainConfig) -> int:
     if config.top_p < 1:
         print(f"top_p = {config.top_p}: the ratio is biased, because log-probs are those of the whole distribution")
     before = trainer.evaluate(reference=False)
-    run = Run(folder, replace(config, resume=None), trainer.iteration)
+    if not config.resume:  # another run may have taken the folder while this one was loading
+        folder = new_folder(config.out, f"{config.task}-{config.algorithm}")
+    run = Run(folder, config, trainer.iteration)
     interrupted = _train(trainer, run)
     after = {} if interrupted else {"after": trainer.evaluate()}
     run.log({"iteration": trainer.iteration, "before": before, **after})
@@ -148,12 +151,17 @@ def sft(config: SFTConfig) -> int:
 
 def evaluate_policy(config: EvaluateConfig) -> int:
     """The `evaluate` command."""
+    if config.out:
+        check_writable(Path(config.out))
+        if Path(config.out).is_dir():
+            raise UserError(f"--out {config.out} is a folder; name a JSON file")
     device = models.pick_device(config.device)
     model, tokenizer = models.load_policy(models.policy_name(config), device)
     reference = models.load_policy(config.reference, device)[0] if config.reference else None
     result = _evaluate(config, model, tokenizer, config.problems, config.n, config.temperature, config.top_p, reference)
     print(table({models.policy_name(config).rstrip("/").split("/")[-1]: result}))
     if config.out:
+        Path(config.out).parent.mkdir(parents=True, exist_ok=True)
         Path(config.out).write_text(json.dumps(result, indent=1), encoding="utf-8")
     return 0
 
@@ -164,7 +172,10 @@ def _evaluate(config, model, tokenizer, limit, n, temperature, top_p=1.0, refere
     prompts = tasks.prompt_ids(problems, tokenizer, config)
     tasks.check_prompts(prompts, models.context_length(model), config.max_new_tokens)
     eos = models.eos_ids(model, tokenizer)
-    with tqdm(total=len(prompts) * (n + 1), desc="evaluate", dynamic_ncols=True) as bar:
+    if reference is not None and reference.config.vocab_size != model.config.vocab_size:
+        raise UserError(f"--reference has {reference.config.vocab_size} tokens, the policy {model.config.vocab_size}: no KL")
+    bar = tqdm(total=len(prompts) * (n + 1), desc="evaluate", dynamic_ncols=True)
+    with bar, models.autocast(model.device, config.bf16):
         return evaluate(
             model,
             tokenizer,
@@ -191,19 +202,20 @@ def sample(config: SampleConfig) -> int:
         if config.problem >= len(problems):
             raise UserError(f"problem = {config.problem}: there are {len(problems)} test problems, counted from 0")
         problem = problems[config.problem]
-    asked = problem or tasks.Problem(config.question, "", "")
+    asked = problem or Problem(config.question, "", "")
     [prompt] = tasks.prompt_ids([asked], tokenizer, config)
     tasks.check_prompts([prompt], models.context_length(model), config.max_new_tokens)
-    responses = sample_responses(
-        model,
-        [prompt] * config.n,
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        eos_token_id=models.eos_ids(model, tokenizer),
-        seed=config.seed,
-        batch_size=config.sample_batch_size,
-    )
+    with models.autocast(device, config.bf16):
+        responses = sample_responses(
+            model,
+            [prompt] * config.n,
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            eos_token_id=models.eos_ids(model, tokenizer),
+            seed=config.seed,
+            batch_size=config.sample_batch_size,
+        )
     print(asked.question + (f"   (answer: {problem.answer})" if problem else ""))
     for i, t in enumerate(responses):
         verdict = "" if problem is None else ("right, " if grade(problem, t, tokenizer) else "wrong, ")
@@ -226,7 +238,7 @@ def _changed(config) -> list[str]:
     """The flags that make this config from the defaults, without the output folder."""
     default = type(config)()
     names = [name for name in vars(config) if name != "out" and getattr(config, name) != getattr(default, name)]
-    return [f"--{name} {getattr(config, name)}" for name in names]
+    return [f"--{name} {shlex.quote(str(getattr(config, name)))}" for name in names]
 
 
 def _overview() -> str:

@@ -13,6 +13,7 @@ from transformers import HfArgumentParser
 from vine_mini.types import UserError
 
 PRESETS = Path(__file__).parent / "presets"
+TASK_NAMES = ("arithmetic", "gsm8k")
 ALGORITHM_NAMES = ("vineppo", "ppo", "grpo", "rloo", "reinforce")
 
 
@@ -42,18 +43,14 @@ class Common:
     )
 
     def __post_init__(self):
+        _one_of(self, "task", TASK_NAMES)
         if self.max_new_tokens is None:
             self.max_new_tokens = {"gsm8k": 512}.get(self.task, 64)
-        at_least = {"steps": 1, "max_number": 3, "sample_batch_size": 1, "max_new_tokens": 1}
-        self._require(at_least)
+        _at_least(self, 1, "steps", "min_steps", "sample_batch_size", "max_new_tokens")
+        _at_least(self, 3, "max_number")
+        _between(self, 0, 2**31, "seed")
         if self.prompt is not None and "{question}" not in self.prompt:
             raise UserError("--prompt must contain {question}")
-
-    def _require(self, at_least: dict[str, float]):
-        """Raises UserError for the first field below its least value."""
-        for name, least in at_least.items():
-            if not getattr(self, name) >= least:
-                raise UserError(f"{name} = {getattr(self, name)}: must be at least {least}")
 
 
 @dataclass
@@ -95,26 +92,19 @@ class TrainConfig(Common):
 
     def __post_init__(self):
         super().__post_init__()
-        self._require(
-            {name: 1 for name in ("iterations", "prompts", "group", "k", "epochs", "minibatch_size", "micro_batch_size")}
-        )
-        self._require(
-            {"eval_samples": 1, "eval_problems": 0, "eval_every": 0, "save_every": 1, "lr": 0, "kl_coef": 0, "max_seconds": 0}
-        )
-        if self.algorithm not in ALGORITHM_NAMES:
-            raise UserError(f"unknown algorithm {self.algorithm!r}: choose from {', '.join(ALGORITHM_NAMES)}")
-        if self.kl_kind not in ("k1", "k2", "k3"):
-            raise UserError(f"kl_kind = {self.kl_kind!r}: choose from k1, k2, k3")
-        if self.step_tokens is not None and self.step_tokens < 1:
-            raise UserError(f"step_tokens = {self.step_tokens}: must be at least 1")
-        if self.temperature <= 0 or self.eval_temperature < 0 or not 0 < self.top_p <= 1:
-            raise UserError("temperature must be above 0, eval_temperature at least 0 and top_p in (0, 1]")
+        _one_of(self, "algorithm", ALGORITHM_NAMES)
+        _one_of(self, "kl_kind", ("k1", "k2", "k3"))
+        _at_least(self, 1, "iterations", "prompts", "group", "k", "step_tokens", "epochs", "minibatch_size", "micro_batch_size")
+        _at_least(self, 1, "eval_samples", "save_every", "max_ratio")
+        _at_least(self, 0, "lr", "critic_lr", "weight_decay", "max_seconds", "kl_coef", "eval_every", "eval_problems")
+        _at_least(self, 0, "clip", "value_clip", "eval_temperature")
+        _above_zero(self, "temperature", "top_p", "max_grad_norm")
+        _between(self, 0, 1, "top_p", "warmup", "gamma", "lam")
         if self.algorithm in ("grpo", "rloo") and self.group < 2:
             raise UserError(f"{self.algorithm} compares the responses to one problem: group must be at least 2")
         if (self.prompts * self.group) % self.minibatch_size:
-            raise UserError(
-                f"minibatch_size = {self.minibatch_size} does not divide prompts x group = {self.prompts * self.group}"
-            )
+            episodes = self.prompts * self.group
+            raise UserError(f"minibatch_size = {self.minibatch_size} does not divide prompts x group = {episodes}")
 
 
 @dataclass
@@ -122,13 +112,13 @@ class SFTConfig(Common):
     """Make a starting policy by imitating solutions; from scratch when no --model is given."""
 
     out: str | None = knob(None, "Folder for the policy, which must not exist; a new one under runs/ when left out.")
-    updates: int = knob(4000, "Optimizer steps; 0 writes the untrained model.")
+    updates: int = knob(3000, "Optimizer steps; 0 writes the untrained model.")
     batch_size: int = knob(64, "Demonstrations in an optimizer step.")
     micro_batch_size: int = knob(64, "Demonstrations in a forward pass; less memory, same gradients.")
-    lr: float = knob(2e-3, "Peak learning rate of a one-cycle schedule (for a Hub model, about 1e-5).")
+    lr: float = knob(3e-3, "Peak learning rate of a one-cycle schedule (for a Hub model, about 1e-5).")
     weight_decay: float = knob(0.0, "AdamW's weight decay.")
     max_grad_norm: float = knob(1.0, "Gradients are scaled down to this norm.")
-    slip: float = knob(0.0, "arithmetic: probability that a demonstrated step's result is a random number.")
+    error_rate: float = knob(0.0, "arithmetic: probability that a demonstrated step's result is a random number.")
     hidden: int = knob(64, "New model: hidden size, a multiple of 16.")
     layers: int = knob(3, "New model: layers.")
     vocab_size: int = knob(400, "New model: tokens of its byte-level BPE, at least 258.")
@@ -138,9 +128,12 @@ class SFTConfig(Common):
 
     def __post_init__(self):
         super().__post_init__()
-        self._require({"updates": 0, "batch_size": 1, "micro_batch_size": 1, "hidden": 16, "layers": 1, "vocab_size": 258})
-        self._require({"eval_problems": 0, "eval_samples": 1, "eval_temperature": 0, "lr": 0, "slip": 0})
-        if self.hidden % 16:
+        _at_least(self, 0, "updates", "lr", "weight_decay", "eval_problems", "eval_temperature")
+        _at_least(self, 1, "batch_size", "micro_batch_size", "layers", "eval_samples")
+        _at_least(self, 258, "vocab_size")
+        _above_zero(self, "max_grad_norm")
+        _between(self, 0, 1, "error_rate")
+        if self.hidden < 16 or self.hidden % 16:
             raise UserError(f"hidden = {self.hidden}: must be a multiple of 16, the size of a head")
 
 
@@ -157,9 +150,10 @@ class EvaluateConfig(Common):
 
     def __post_init__(self):
         super().__post_init__()
-        self._require({"n": 1, "temperature": 0, "problems": 0})
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p = {self.top_p}: must be above 0 and at most 1")
+        _at_least(self, 1, "n")
+        _at_least(self, 0, "temperature", "problems")
+        _above_zero(self, "top_p")
+        _between(self, 0, 1, "top_p")
 
 
 @dataclass
@@ -174,9 +168,10 @@ class SampleConfig(Common):
 
     def __post_init__(self):
         super().__post_init__()
-        self._require({"n": 1, "temperature": 0, "problem": 0})
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p = {self.top_p}: must be above 0 and at most 1")
+        _at_least(self, 1, "n")
+        _at_least(self, 0, "temperature", "problem")
+        _above_zero(self, "top_p")
+        _between(self, 0, 1, "top_p")
 
 
 @dataclass
@@ -193,11 +188,35 @@ class DemoConfig:
     seed: int = knob(0, "Seed of everything random.")
 
     def __post_init__(self):
-        if not (self.seconds > 0 and self.problems > 0):
-            raise UserError(f"seconds = {self.seconds} and problems = {self.problems} must be above 0")
+        _above_zero(self, "seconds", "problems")
+        _between(self, 0, 2**31, "seed")
         for name in self.algorithms:
             if name not in ALGORITHM_NAMES:
                 raise UserError(f"unknown algorithm {name!r}: choose from {', '.join(ALGORITHM_NAMES)}")
+
+
+def _one_of(config, name: str, choices):
+    if getattr(config, name) not in choices:
+        raise UserError(f"unknown {name} {getattr(config, name)!r}: choose from {', '.join(choices)}")
+
+
+def _at_least(config, least: float, *names: str):
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not least <= value < float("inf"):  # written so that NaN fails too
+            raise UserError(f"{name} = {value}: must be at least {least}")
+
+
+def _above_zero(config, *names: str):
+    for name in names:
+        if not 0 < getattr(config, name) < float("inf"):
+            raise UserError(f"{name} = {getattr(config, name)}: must be above 0")
+
+
+def _between(config, low: float, high: float, *names: str):
+    for name in names:
+        if not low <= getattr(config, name) <= high:
+            raise UserError(f"{name} = {getattr(config, name)}: must be between {low} and {high}")
 
 
 def read_preset(name: str) -> dict:
@@ -221,6 +240,8 @@ def read_preset(name: str) -> dict:
 def parse(config_class, prog: str, argv: list[str]):
     """A command line -> config. Fields of `--preset`, or of the run in `--resume`, count as flags before the others.
 
+    Presets are written for training: the other commands take only what is common to all from them.
+
     Raises UserError with one line for anything that is wrong. `--help` prints the fields and exits.
     """
     finder = _Parser(add_help=False, allow_abbrev=False)
@@ -234,7 +255,8 @@ def parse(config_class, prog: str, argv: list[str]):
         if not Path(preset).is_file():
             raise UserError(f"there is no {preset}: --resume needs the folder of a run")
     values = read_preset(preset) if preset is not None else {}
-    flags = [flag for key, value in values.items() if key in names and value is not None for flag in (f"--{key}", str(value))]
+    usable = names if config_class is TrainConfig else {f.name for f in fields(Common)} & names
+    flags = [flag for key, value in values.items() if key in usable and value is not None for flag in (f"--{key}", str(value))]
     parser = _Parser(config_class, prog=prog, description=config_class.__doc__, allow_abbrev=False)
     parser.add_argument("--preset", help="Start from these fields: a name from vine_mini/presets or a YAML file.")
     namespace = vars(parser.parse_args([*flags, *argv]))
@@ -242,8 +264,9 @@ def parse(config_class, prog: str, argv: list[str]):
 
 
 def to_yaml(config) -> str:
-    """A config as YAML, which `--preset` reads back."""
-    return yaml.safe_dump(asdict(config), sort_keys=False)
+    """A config as YAML, which `--preset` reads back; without the folder, so that it can start a run in another."""
+    values = {name: value for name, value in asdict(config).items() if name not in ("out", "resume")}
+    return yaml.safe_dump(values, sort_keys=False)
 
 
 class _Parser(HfArgumentParser):

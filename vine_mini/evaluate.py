@@ -33,7 +33,8 @@ def evaluate(
         problems, prompts: the problems and their prompt token ids, [P].
         config: for `max_new_tokens` and `sample_batch_size`.
         n: samples a problem. temperature, top_p: of those samples; at temperature 0 all n would be equal.
-        reference: with it, also the KL to it on the samples, in nats a response token (k3).
+        reference: with it, also the KL to it on the samples, in nats a response token (k3), of the distributions at
+            `temperature`; none at temperature 0.
     Returns:
         name -> (mean, standard error). `pass@1` is the mean over the n samples, `greedy` that of the most likely
         response, `maj@n` the share of problems whose most frequent answer is right (ties: the one seen first), `any@n`
@@ -54,7 +55,7 @@ def evaluate(
         "length": _mean([sum(len(t.response_ids) for t in group) / n for group in groups]),
         "truncated": _mean([sum(not t.finished for t in group) / n for group in groups]),
     }
-    if reference is not None:
+    if reference is not None and temperature > 0:
         result["kl"] = _mean(kl_to_reference(model, reference, flat, temperature))
     return result
 

@@ -8,7 +8,7 @@ def memory_estimate(model, config, longest_prompt: int, *, critic: bool, referen
 
     Weights, gradients and AdamW's two moments are float32. Activations count what PyTorch keeps of a transformer layer for
     the backward pass, about 14 hidden and 4 intermediate vectors a token; with gradient checkpointing one hidden vector.
-    The longest prompt and the longest response are assumed for every row, so a real run stays below.
+    The longest prompt and the longest response are assumed for every row. The allocator's own waste is not counted.
     """
     c = model.config
     width, layers, vocab = c.hidden_size, c.num_hidden_layers, c.vocab_size
@@ -18,6 +18,7 @@ def memory_estimate(model, config, longest_prompt: int, *, critic: bool, referen
     weights = sum(p.numel() for p in model.parameters())
     backbone = sum(p.numel() for p in model.base_model.parameters())
     number = 2 if config.bf16 else 4
+    networks = 2 if critic else 1
     tokens = longest_prompt + config.max_new_tokens
 
     rows = config.prompts * config.group * (config.k if config.algorithm == "vineppo" else 1)
@@ -25,12 +26,12 @@ def memory_estimate(model, config, longest_prompt: int, *, critic: bool, referen
     a_layer = 14 * width + 4 * inner
     kept = layers * width + a_layer if config.gradient_checkpointing else layers * a_layer
     logits = CHUNK * vocab * 4 * 3  # logits, their log-softmax and its gradient
-    networks = 2 if critic else 1
     parts = {
         "policy: weights, AdamW": weights * 12,
         "critic: weights, AdamW": backbone * 12 * critic,
-        "reference": weights * number * reference,
-        "sampling: KV cache": rows * tokens * layers * 2 * kv_width * 4 + (weights * 2 if config.bf16 else 0),
+        "reference": weights * 4 * reference,
+        "bf16 copies of the weights": weights * 2 * networks * config.bf16,
+        "sampling: KV cache": rows * tokens * layers * 2 * kv_width * 4,
         "update: gradients": (weights + backbone * critic) * 4,
         "update: activations": config.micro_batch_size * tokens * kept * number * networks + logits,
     }

@@ -24,7 +24,9 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.zeros(1, device=name).device
+        device = torch.zeros(1, device=name).device
+        torch.ones(1, device=device).item()  # the meta device has no numbers
+        return device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"device {name!r} is not there ({str(error).splitlines()[0]}); try --device auto") from error
 
@@ -52,9 +54,13 @@ def load_policy(name: str, device) -> tuple[nn.Module, PreTrainedTokenizerFast]:
             if ("dropout" in key or "pdrop" in key) and isinstance(value, float):
                 setattr(config, key, 0.0)
         tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=torch.float32, use_safetensors=True)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            name, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+    except Exception as error:  # the Hub client, configuration, tokenizer and safetensors each have their own kinds
         raise UserError(f"cannot load the policy {name!r}: {' '.join(str(error).split())[:300]}") from error
+    if report["missing_keys"]:  # transformers would fill them with random numbers
+        raise UserError(f"the weights of {name!r} lack {sorted(report['missing_keys'])[0]} and maybe more: not the whole model")
     model = model.to(device).eval()
     _check_model(model, tokenizer, name)
     return model, tokenizer
@@ -79,9 +85,8 @@ def _check_model(model, tokenizer, name):
         )
     ids = torch.tensor([[1, 2, 3]], device=model.device)
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
-    if not torch.allclose(
-        logits_of(model, hidden), model(input_ids=ids, use_cache=False).logits[0].float(), rtol=1e-3, atol=1e-4
-    ):
+    logits = model(input_ids=ids, use_cache=False).logits[0].float()
+    if not torch.allclose(logits_of(model, hidden), logits, rtol=1e-3, atol=1e-4):
         raise UserError(f"{name}: its logits are not a linear head of its hidden states; such architectures are not supported")
 
 
@@ -107,9 +112,14 @@ def checkpoint_activations(model) -> None:
         model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
-def frozen_copy(model, dtype=None):
+def frozen_copy(model):
     """A copy that shares no storage with the model and takes no gradients: the KL's reference."""
-    return copy.deepcopy(model).to(dtype=dtype).eval().requires_grad_(False)
+    return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+def autocast(device: torch.device, bf16: bool):
+    """Matrix products in bfloat16 where `bf16` asks for it; the weights stay float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
 
 class Critic(nn.Module):

@@ -8,6 +8,7 @@ policy/         a Hugging Face folder; `train --resume RUN` goes on from it
 """
 
 import json
+import os
 from pathlib import Path
 
 from vine_mini import checkpoint
@@ -20,14 +21,25 @@ SAMPLES_AN_ITERATION = 2
 
 
 def new_folder(out: str | None, name: str) -> Path:
-    """The folder that `--out` names, which must not hold anything, or a free one under runs/. Nothing is created yet."""
+    """The folder that `--out` names, which must not hold anything, or a free one under runs/. Nothing is created yet.
+
+    Raises UserError where a run could not be written, so that nobody finds out after hours.
+    """
     if out is None:
         tries = (Path("runs") / (name if n == 1 else f"{name}-{n}") for n in range(1, 10_000))
         return next(path for path in tries if not path.exists())
     path = Path(out)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} already holds something: choose another --out, or remove it")
+    check_writable(path)
     return path
+
+
+def check_writable(path: Path) -> None:
+    """Raises UserError where `path` could not be created: its nearest existing parent is no folder, or a protected one."""
+    parent = next(p for p in path.absolute().parents if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(f"{path} cannot be written: {parent} is not a folder that may be written to")
 
 
 class Run:
@@ -37,11 +49,12 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
         self.folder, self.config = folder, config
-        for name in ("metrics.jsonl", "samples.jsonl"):  # a resumed run drops what came after its checkpoint
-            rows = [row for row in _read(folder / name) if row["iteration"] <= iteration and "before" not in row]
-            (folder / name).write_text("", encoding="utf-8")
-            for row in rows:
-                _append(folder / name, row)
+        for path in (folder / "metrics.jsonl", folder / "samples.jsonl"):
+            if path.exists():  # a resumed run drops what came after its checkpoint
+                kept = [row for row in _read(path) if row["iteration"] <= iteration and "before" not in row]
+                path.unlink()
+                for row in kept:
+                    _append(path, row)
         self.rows = _read(folder / "metrics.jsonl")
 
     def log(self, metrics: dict) -> None:

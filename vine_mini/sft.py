@@ -8,7 +8,7 @@ from tqdm import tqdm
 from vine_mini import tasks
 from vine_mini.logprobs import response_logprobs
 from vine_mini.losses import nll_loss
-from vine_mini.models import build_tiny, context_length, eos_ids, load_policy, pick_device
+from vine_mini.models import autocast, build_tiny, context_length, eos_ids, load_policy, pick_device
 from vine_mini.types import Trajectory, UserError, collate
 
 
@@ -21,7 +21,7 @@ def sft(config):
     train, _ = tasks.load_problems(config)
     rng = random.Random(config.seed)
     task = tasks.TASKS[config.task]
-    task.demonstration(train[0], config.slip, rng)  # a slip that makes no sense fails here, before anything long
+    task.demonstration(train[0], config.error_rate, rng)  # a error_rate that makes no sense fails here, before anything long
     model, tokenizer = _start(config, train, rng, device)
     prompts = tasks.prompt_ids(train, tokenizer, config)
     longest = 1 + max(map(len, tokenizer([p.solution for p in train], add_special_tokens=False)["input_ids"]))
@@ -44,7 +44,7 @@ def sft(config):
         total = 0.0
         for micro in torch.arange(len(batch)).split(config.micro_batch_size):
             m = batch.rows(micro)
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
+            with autocast(device, config.bf16):
                 logprobs = response_logprobs(model, m.input_ids, m.attention_mask, m.response_mask)
             loss = nll_loss(logprobs, m.response_mask, denominator=denominator)
             loss.backward()
@@ -64,7 +64,7 @@ def _start(config, train, rng, device):
     if config.model is not None:
         return load_policy(config.model, device)
     task = tasks.TASKS[config.task]
-    texts = [p.question + "\n" + task.demonstration(p, config.slip, rng) for p in train]
+    texts = [p.question + "\n" + task.demonstration(p, config.error_rate, rng) for p in train]
     model, tokenizer = build_tiny(
         texts, hidden=config.hidden, layers=config.layers, vocab_size=config.vocab_size, seed=config.seed
     )
@@ -73,7 +73,7 @@ def _start(config, train, rng, device):
 
 def _demonstration_ids(problem, prompt, task, tokenizer, eos, config, rng) -> Trajectory:
     """One demonstration as a trajectory: imitation learns the same tokens, the end-of-sequence token included."""
-    text = task.demonstration(problem, config.slip, rng)
+    text = task.demonstration(problem, config.error_rate, rng)
     ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], eos]
     return Trajectory(prompt, ids, [0.0] * len(ids), finished=True)
 
@@ -81,7 +81,7 @@ def _demonstration_ids(problem, prompt, task, tokenizer, eos, config, rng) -> Tr
 def model_card(config, command: str, loss: float, results: str) -> str:
     """The README.md that lies beside a policy made here: what it is, how it was made, what it measures."""
     start = "from scratch" if config.model is None else f"from {config.model}"
-    slips = f", in which each step's result is a random number with probability {config.slip}" if config.slip else ""
+    slips = f", in which each step's result is a random number with probability {config.error_rate}" if config.error_rate else ""
     return f"""---
 library_name: transformers
 license: mit

@@ -5,6 +5,7 @@ distribution; the old log-probs are computed by the training forward pass, so th
 sampler's rounding (their difference is logged as `sampler_gap`).
 """
 
+import math
 import time
 from collections import defaultdict
 from contextlib import contextmanager
@@ -43,16 +44,15 @@ class Trainer:
             raise UserError(f"prompts = {config.prompts}, but there are only {len(self.prompts)} training problems")
         if config.gradient_checkpointing:
             models.checkpoint_activations(policy)
-        self.reference = models.frozen_copy(policy, torch.bfloat16 if config.bf16 else None) if config.kl_coef else None
-        self.critic = models.Critic(policy) if config.algorithm == "ppo" else None  # copies checkpointing too
+        self.reference = models.frozen_copy(policy) if config.kl_coef else None
+        self.critic = models.Critic(policy) if config.algorithm == "ppo" else None
         self.optimizers = [self._optimizer(policy, config.lr)]
         if self.critic:
-            self.optimizers.append(self._optimizer(self.critic, config.critic_lr or config.lr))
+            self.optimizers.append(self._optimizer(self.critic, config.lr if config.critic_lr is None else config.critic_lr))
         updates = config.iterations * config.epochs * config.prompts * config.group // config.minibatch_size
         warmup = max(1, round(config.warmup * updates))
         self.schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda n: min(1.0, (n + 1) / warmup)) for o in self.optimizers]
         self.iteration, self.seconds = 0, defaultdict(float)
-        self.progress_position = 1
 
     def train(self):
         """Yields (metrics, episodes, advantages) after each iteration, until the iterations or the seconds are used up."""
@@ -64,7 +64,7 @@ class Trainer:
             with self._phase(clock, "score"):
                 gap = self.score(episodes.batch, episodes.trajectories)
             with self._phase(clock, "rollouts"):  # where credit is given; only VinePPO spends time here
-                advantages, cost = ALGORITHMS[config.algorithm](episodes, config)  # [B, T]
+                advantages, credit_stats = ALGORITHMS[config.algorithm](episodes, config)  # [B, T]
             mask = episodes.batch.response_mask
             episodes.batch.advantages = whiten(advantages, mask) if config.algorithm in WHITENED else advantages
             with self._phase(clock, "update"):
@@ -72,7 +72,7 @@ class Trainer:
             self.iteration += 1
             for phase, seconds in clock.items():
                 self.seconds[phase] += seconds
-            metrics = self._metrics(episodes, advantages) | {"sampler_gap": gap} | cost | stats
+            metrics = self._metrics(episodes, advantages) | {"sampler_gap": gap} | credit_stats | stats
             yield metrics | {f"seconds_{phase}": s for phase, s in clock.items()}, episodes, advantages
 
     def sample_episodes(self) -> Episodes:
@@ -89,7 +89,7 @@ class Trainer:
             eos_token_id=self.eos,
             batch_size=config.sample_batch_size,
         )
-        seed = 1_000_003 * config.seed + 2 * self.iteration  # the even seeds sample, the odd ones roll out
+        seed = 2 * (1_000_003 * config.seed + self.iteration)  # even seeds sample, odd ones roll out
         problems = [self.train_problems[i] for i in chosen]
         with self._autocast(), self._bar("sample", len(chosen)) as progress:
             trajectories = sample(self.policy, [self.prompts[i] for i in chosen], seed=seed, progress=progress, **settings)
@@ -106,14 +106,15 @@ class Trainer:
     def score(self, batch: Batch, trajectories) -> float:
         """Fills in old and reference log-probs and the critic's values. -> mean difference to the sampler's log-probs"""
         columns = defaultdict(list)
-        for rows in torch.arange(len(batch)).split(self.config.micro_batch_size):
-            inputs = batch.input_ids[rows], batch.attention_mask[rows], batch.response_mask[rows]
-            columns["old_logprobs"].append(self._logprobs(self.policy, inputs))
-            if self.reference:
-                columns["ref_logprobs"].append(self._logprobs(self.reference, inputs))
-            if self.critic:
-                with self._autocast():
-                    columns["values"].append(response_values(self.critic, *inputs))
+        with self._bar("score", len(batch)) as progress:
+            for rows in torch.arange(len(batch)).split(self.config.micro_batch_size):
+                inputs = batch.input_ids[rows], batch.attention_mask[rows], batch.response_mask[rows]
+                columns["old_logprobs"].append(self._logprobs(self.policy, inputs))
+                if self.reference:
+                    columns["ref_logprobs"].append(self._logprobs(self.reference, inputs))
+                if self.critic:
+                    columns["values"].append(self._values(inputs))
+                progress(len(rows))
         for name, parts in columns.items():
             setattr(batch, name, torch.cat(parts))
         sampled = on_response([t.logprobs for t in trajectories], batch.response_mask)
@@ -123,23 +124,35 @@ class Trainer:
         """Epochs of minibatches of clipped policy (and value) loss. -> statistics, means over the optimizer steps"""
         config, log = self.config, defaultdict(list)
         shuffle = torch.Generator().manual_seed(config.seed + self.iteration)
-        for _ in range(config.epochs):
-            for rows in torch.randperm(len(batch), generator=shuffle).split(config.minibatch_size):
+        minibatches = [
+            rows
+            for _ in range(config.epochs)
+            for rows in torch.randperm(len(batch), generator=shuffle).split(config.minibatch_size)
+        ]
+        with self._bar("update", len(minibatches)) as progress:
+            for rows in minibatches:
                 stats = self._accumulate_gradients(batch, rows)
-                norms = [
-                    torch.nn.utils.clip_grad_norm_(o.param_groups[0]["params"], config.max_grad_norm) for o in self.optimizers
-                ]
-                stats["grad_norm"] = norms[0].item()
-                stats["skipped"] = float(not (stats["ratio"] <= config.max_ratio and stats["grad_norm"] < float("inf")))
-                for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
-                    if not stats["skipped"]:
-                        optimizer.step()
-                        schedule.step()
-                    optimizer.zero_grad(set_to_none=True)
+                stats["skipped"] = float(not self._step(stats))
                 for name, value in stats.items():
                     log[name].append(value)
-        first = {"first_ratio": log["ratio"][0], "lr": self.schedules[0].get_last_lr()[0]}
+                progress(1)
+        first = {f"first_{name}": log[name][0] for name in ("ratio", "approx_kl")}  # 1 and 0, or the scores are wrong
+        first["lr"] = self.schedules[0].get_last_lr()[0]
         return first | {name: sum(values) / len(values) for name, values in log.items()}
+
+    def _step(self, stats: dict) -> bool:
+        """One optimizer step of each network. -> whether it was taken: not where ratio or gradients have exploded"""
+        norms = [
+            torch.nn.utils.clip_grad_norm_(o.param_groups[0]["params"], self.config.max_grad_norm).item() for o in self.optimizers
+        ]
+        stats["grad_norm"] = norms[0]
+        sound = stats["ratio"] <= self.config.max_ratio and all(math.isfinite(norm) for norm in norms)
+        for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
+            if sound:
+                optimizer.step()
+                schedule.step()
+            optimizer.zero_grad(set_to_none=True)
+        return sound
 
     def _accumulate_gradients(self, batch: Batch, rows) -> dict:
         """Gradients of one minibatch; the denominator is fixed first, so micro-batches only add up."""
@@ -153,15 +166,16 @@ class Trainer:
                 logprobs, b.old_logprobs, b.advantages, mask, clip=config.clip, denominator=denominator
             )
             if self.reference:
-                penalty = kl_penalty(logprobs, b.ref_logprobs, kind=config.kl_kind).clamp(max=MAX_KL)
+                # Bounded before exp: the clamp after it would turn an infinite k3 into a NaN gradient.
+                reference = torch.minimum(b.ref_logprobs, logprobs.detach() + 2 * MAX_KL)
+                penalty = kl_penalty(logprobs, reference, kind=config.kl_kind).clamp(max=MAX_KL)
                 kl = masked_mean(penalty, mask, denominator)
                 parts["kl"] = kl.item()
                 loss = loss + config.kl_coef * kl
             parts["loss"] = loss.item()
             loss.backward()
             if self.critic:
-                with self._autocast():
-                    values = response_values(self.critic, *inputs)
+                values = self._values(inputs)
                 loss, more = value_loss(values, b.values, b.returns, mask, clip=config.value_clip, denominator=denominator)
                 loss.backward()
                 parts |= more | {"value_loss": loss.item()}
@@ -182,6 +196,7 @@ class Trainer:
                 eos=self.eos,
                 n=config.eval_samples,
                 temperature=config.eval_temperature,
+                seed=config.seed,
                 reference=self.reference if reference else None,
                 progress=progress,
             )
@@ -205,18 +220,25 @@ class Trainer:
         }
 
     def _logprobs(self, model, inputs):
-        with self._autocast():
-            model.train(self.config.gradient_checkpointing)  # checkpointing works in train mode only; dropout is 0 in both
-            logprobs = response_logprobs(model, *inputs, temperature=self.config.temperature)
-            model.eval()
-        return logprobs
+        with self._autocast(), self._train_mode(model):
+            return response_logprobs(model, *inputs, temperature=self.config.temperature)
+
+    def _values(self, inputs):
+        with self._autocast(), self._train_mode(self.critic):
+            return response_values(self.critic, *inputs)
+
+    @contextmanager
+    def _train_mode(self, model):
+        """Gradient checkpointing works in train mode only; dropout is zero in both."""
+        model.train(self.config.gradient_checkpointing)
+        yield
+        model.eval()
 
     def _optimizer(self, model, lr: float):
         return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=self.config.weight_decay)
 
     def _autocast(self):
-        """bfloat16 matrix products with float32 weights, where --bf16 asks for them."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16)
+        return models.autocast(self.device, self.config.bf16)
 
     @contextmanager
     def _phase(self, clock, name: str):
@@ -228,7 +250,5 @@ class Trainer:
 
     @contextmanager
     def _bar(self, name: str, total: int):
-        with tqdm(
-            total=total, desc=f"  {name}", leave=False, position=self.progress_position, dynamic_ncols=True, delay=2
-        ) as bar:
+        with tqdm(total=total, desc=f"  {name}", leave=False, position=1, dynamic_ncols=True, delay=2) as bar:
             yield bar.update

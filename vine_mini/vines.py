@@ -1,6 +1,6 @@
 """Vines: K completions that fork off at chosen states of trajectories (VinePPO, section 4; TRPO's "vine" method).
 
-This is the plain way: each state is a prompt for the sampler, which reads every different state once.
+This is the plain way: each state is a prompt for the sampler, and its k copies share one reading of it.
 """
 
 from vine_mini.sampling import sample

@@ -1,7 +1,7 @@
 """Tasks: where problems come from, how they become prompts, and what counts as right.
 
 A task module has `load(config) -> (train problems, test problems)`, a `TEMPLATE` for its prompts and
-`demonstration(problem, slip, rng)` for supervised fine-tuning.
+`demonstration(problem, error_rate, rng)` for supervised fine-tuning.
 """
 
 from vine_mini.tasks import arithmetic, gsm8k
@@ -36,6 +36,8 @@ def prompt_ids(problems: list[Problem], tokenizer, config) -> list[list[int]]:
 def check_prompts(prompts: list[list[int]], context: int | None, max_new_tokens: int) -> None:
     """Raises UserError where a prompt and its response might not fit into the model's context."""
     longest = max(map(len, prompts))
+    if not all(prompts):
+        raise UserError("a prompt without tokens: there is nothing to respond to")
     if context is not None and longest + max_new_tokens > context:
         raise UserError(
             f"the longest prompt has {longest} tokens and max_new_tokens is {max_new_tokens}, but the model sees only {context}: "

@@ -24,7 +24,7 @@ GAINS, LOSSES = ("buys", "finds", "gets"), ("loses", "sells", "drops")
 
 def load(config) -> tuple[list[Problem], list[Problem]]:
     """Train and test problems; the same (seed 0) whatever the run's own seed, so that runs can be compared."""
-    steps = (config.min_steps or config.steps, config.steps)
+    steps = (config.steps if config.min_steps is None else config.min_steps, config.steps)
     return (
         generate("train", TRAIN_SIZE, steps=steps, max_number=config.max_number, seed=0),
         generate("test", TEST_SIZE, steps=steps, max_number=config.max_number, seed=0),
@@ -46,21 +46,21 @@ def generate(split: str, n: int, *, steps: tuple[int, int], max_number: int, see
     return list(problems.values())
 
 
-def demonstration(problem: Problem, slip: float, rng: random.Random) -> str:
-    """The solution as a careless person writes it: each step's result is, with probability `slip`, a random number
+def demonstration(problem: Problem, error_rate: float, rng: random.Random) -> str:
+    """The solution as a careless person writes it: each step's result is, with probability `error_rate`, a random number
     no larger than the problem's largest.
 
     Later lines go on from the number that was written, as in a solution with a mistake in the middle. A policy that
     imitates many of these has the right result as its most likely token, and errs when it samples.
     """
-    if not 0 <= slip <= 1:
-        raise UserError(f"slip is a probability, not {slip}")
+    if not 0 <= error_rate <= 1:
+        raise UserError(f"error_rate is a probability, not {error_rate}")
     lines, current = [], None
     top = max(int(line.split("=")[1]) for line in problem.solution.split("\n")[:-1])
     for line in problem.solution.split("\n")[:-1]:
         left, operator, right = _parse(line)
         left = left if current is None else current
-        current = rng.randint(0, top) if rng.random() < slip else _apply(left, operator, right)
+        current = rng.randint(0, top) if rng.random() < error_rate else _apply(left, operator, right)
         lines.append(f"{left}{operator}{right}={current}")
     return "\n".join([*lines, f"#### {current}"])
 

@@ -11,8 +11,9 @@ TEMPLATE = "[MATH_TASK] Problem:\n{question}\n\nSolution:"  # the one that the p
 CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 # A number as people write it: sign and currency in either order, thousands separators, decimals, or a fraction.
 NUMBER = re.compile(
-    r"(?P<sign>-?\s*\$?\s*-?)(?P<digits>\d{1,3}(?:,\d{3})+(?!\d)|\d+|(?=\.\d))(?P<decimals>(?:\.\d+)?)(?:/(?P<below>\d+))?"
+    r"(?P<sign>-?(?:\$ ?)?-?)(?P<digits>[1-9]\d{0,2}(?:,\d{3})+(?!\d)|\d+|(?=\.\d))(?P<decimals>(?:\.\d+)?)(?P<below>(?:/\d+)?)"
 )
+CHANGED = re.compile(r"\d ?(?:k|dozen|hundred|thousand|million|billion)\b|\d[\u00b2\u00b3^]", re.IGNORECASE)  # 72k is not 72
 LONGEST = 60  # characters of a number; a policy that babbles digits must not stall the grader
 
 
@@ -34,7 +35,7 @@ def load(config) -> tuple[list[Problem], list[Problem]]:
 def read_jsonl(path: Path) -> list[Problem]:
     """Problems from a file with one {"question": ..., "answer": ...} a line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: JSON strings may hold U+2028
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: --data needs a folder with train.jsonl and test.jsonl in UTF-8") from error
     problems = []
@@ -60,10 +61,10 @@ def parse_row(row, where: str) -> Problem:
     return Problem(row["question"], solution, answer)
 
 
-def demonstration(problem: Problem, slip: float, rng) -> str:
-    """What supervised fine-tuning imitates: the human solution. `slip` has no meaning for text and must be 0."""
-    if slip:
-        raise UserError("slip makes wrong steps in generated arithmetic; gsm8k's human solutions need --slip 0")
+def demonstration(problem: Problem, error_rate: float, rng) -> str:
+    """What supervised fine-tuning imitates: the human solution. `error_rate` has no meaning for text and must be 0."""
+    if error_rate:
+        raise UserError("error_rate makes wrong steps in generated arithmetic; gsm8k's human solutions need --error_rate 0")
     return problem.solution
 
 
@@ -85,11 +86,17 @@ def is_correct(response: str, answer: str) -> bool:
 
 def _only_number(text: str) -> str | None:
     """The one number in a piece of text in lowest terms: '$1,000.50' -> '2001/2', '-7.0' -> '-7'; None if not exactly one."""
-    text = text.replace("\N{MINUS SIGN}", "-")
+    text = " ".join(text.replace("\N{MINUS SIGN}", "-").replace("\N{EN DASH}", "-").split())
+    text = text.replace("- ", "-", 1) if text.startswith("- ") else text
     match = NUMBER.search(text)
-    if match is None or len(match[0]) > LONGEST or re.search(r"\d", text[: match.start()] + text[match.end() :]):
+    if match is None or len(match[0]) > LONGEST or CHANGED.search(text):
         return None
-    if match["below"] is not None and int(match["below"]) == 0:
+    if re.search(r"\d", text[: match.start()] + text[match.end() :]):
         return None
-    value = Fraction(match["digits"].replace(",", "") + match["decimals"]) / int(match["below"] or 1)
+    number = match["digits"].replace(",", "") + match["decimals"]
+    if match["below"]:
+        if set(match["below"]) <= {"/", "0"} or str(Fraction(number + match["below"])) != number + match["below"]:
+            return None  # 144/2 leaves the last step to the reader
+        number += match["below"]
+    value = Fraction(number)
     return str(-value if "-" in match["sign"] else value)
