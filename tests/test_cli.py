@@ -101,6 +101,7 @@ def test_the_demo(empty_folder, capsys):
     assert main(["demo", "--seconds", "0.5", "--problems", "10"]) == 0
     out = capsys.readouterr().out
     assert "vineppo" in out and "±" in out and "points of sampled accuracy" in out
+    assert "How VinePPO saw one response" in out and "in all = reward" in out
     folder = empty_folder / "runs" / "demo"
     results = json.loads((folder / "results.json").read_text())
     assert set(results) == {"start", "vineppo", "ppo", "grpo"} and (folder / "demo.png").stat().st_size > 10_000

@@ -49,7 +49,7 @@ def vineppo(episodes: Episodes, config) -> tuple[torch.Tensor, dict]:
             met_first.setdefault(states[-1], (row, cut))
 
     def rollout(unique, k):
-        forks_at = [[] for _ in trajectories]
+        forks_at = [[] for _ in trajectories]  # `unique` is in the order of first meetings, and so is what comes back
         for state in unique:
             row, cut = met_first[state]
             forks_at[row].append(cut)

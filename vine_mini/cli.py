@@ -127,12 +127,27 @@ def demo(config: DemoConfig) -> int:
     plot_comparison(runs, folder / "demo.png", f"From the same policy, {config.seconds:g} s of training each")
     results = {name: {"iterations": len(r["metrics"]), **r["metrics"][-1], "after": r["after"]} for name, r in runs.items()}
     (folder / "results.json").write_text(json.dumps({"start": before, **results}, indent=1), encoding="utf-8")
-    print(table({name: {k: v for k, v in shown[name].items() if k in ("pass@1", "greedy", "length", "kl")} for name in shown}))
-    for name, r in results.items():
+    names = {"pass@1": "sampled", "greedy": "greedy", "length": "length", "kl": "kl"}
+    print(table({name: {names[k]: v for k, v in result.items() if k in names} for name, result in shown.items()}))
+    for name, r in sorted(results.items(), key=lambda item: -item[1]["after"]["pass@1"][0]):
         gain = 100 * (r["after"]["pass@1"][0] - before["pass@1"][0])
         print(f"{name:>10}: {gain:+.1f} points of sampled accuracy in {r['iterations']} iterations, {r['episodes']} episodes")
+    if "vineppo" in runs:
+        print(_credit_of_one_response(folder / "vineppo" / "samples.jsonl"))
     print(f"picture: {folder / 'demo.png'}   ({time.perf_counter() - start:.0f} s in all)")
     return 0
+
+
+def _credit_of_one_response(samples: Path) -> str:
+    """The sampled response in which one step cost the most, with VinePPO's advantage beside each step."""
+    rows = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
+    row = min(rows, key=lambda row: min(step["advantage"] for step in row["steps"]))
+    lines = [f"\nHow VinePPO saw one response (iteration {row['iteration']}): {row['question']}"]
+    for step in row["steps"]:
+        lines.append(f"{step['advantage']:+8.2f}   {' '.join(step['text'].split())}")
+    total = sum(step["advantage"] for step in row["steps"])
+    lines.append(f"{total:+8.2f}   in all = reward {row['reward']:g} - value of the question {row['reward'] - total:.2f}\n")
+    return "\n".join(lines)
 
 
 def sft(config: SFTConfig) -> int:

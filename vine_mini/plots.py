@@ -25,13 +25,10 @@ def _save(figure, path: Path):
     pyplot.close(figure)
 
 
-def smooth(values: list[float], window: int) -> list[float]:
-    """Mean over the last `window` values (fewer at the start)."""
-    means = []
-    for i in range(len(values)):
-        recent = values[max(0, i + 1 - window) : i + 1]
-        means.append(sum(recent) / len(recent))
-    return means
+def smooth(values: list[float], radius: int = 2) -> list[float]:
+    """Mean over each value and `radius` neighbours on either side (fewer at the ends), so that no curve lags behind."""
+    near = [values[max(0, i - radius) : i + radius + 1] for i in range(len(values))]
+    return [sum(window) / len(window) for window in near]
 
 
 def plot_run(rows: list[dict], path: Path, title: str) -> None:
@@ -39,7 +36,7 @@ def plot_run(rows: list[dict], path: Path, title: str) -> None:
     figure, ((reward, length), (kl, seconds)) = _figure(2, 2)
     x = [row["episodes"] for row in rows]
     reward.plot(x, [row["reward"] for row in rows], color="0.75", label="iteration")
-    reward.plot(x, smooth([row["reward"] for row in rows], 8), color=COLOURS["vineppo"], label="mean of last 8")
+    reward.plot(x, smooth([row["reward"] for row in rows]), color=COLOURS["vineppo"], label="mean of 5")
     tests = [(row["episodes"], *row["eval"]["pass@1"]) for row in rows if "eval" in row]
     if tests:
         reward.errorbar(*zip(*tests, strict=True), fmt="o", color="black", capsize=3, label="test, pass@1")
@@ -71,7 +68,7 @@ def plot_comparison(runs: dict[str, dict], path: Path, title: str) -> None:
             rows, colour = run["metrics"], COLOURS[name]
             x = [row[key] for row in rows]
             axis.plot(x, [row["reward"] for row in rows], color=colour, alpha=0.18)
-            axis.plot(x, smooth([row["reward"] for row in rows], 8), color=colour, label=name)
+            axis.plot(x, smooth([row["reward"] for row in rows]), color=colour, label=name)
             mean, error = run["after"]["pass@1"]
             axis.errorbar([x[-1]], [mean], yerr=[error], fmt="o", color=colour, capsize=4)
         mean, error = next(iter(runs.values()))["before"]["pass@1"]
@@ -97,7 +94,7 @@ def plot_seeds(runs: dict[str, list[list[dict]]], path: Path, title: str) -> Non
     for axis, key, label in zip(axes, ("seconds", "episodes"), ("training time (s)", "training episodes"), strict=True):
         for name, seeds in runs.items():
             grid = numpy.linspace(0, min(rows[-1][key] for rows in seeds), 100)
-            curves = [numpy.interp(grid, [r[key] for r in rows], smooth([r["reward"] for r in rows], 8)) for rows in seeds]
+            curves = [numpy.interp(grid, [r[key] for r in rows], smooth([r["reward"] for r in rows])) for rows in seeds]
             mean, deviation = numpy.mean(curves, axis=0), numpy.std(curves, axis=0, ddof=1 if len(curves) > 1 else 0)
             colour = COLOURS[name.split(",")[0]]
             axis.plot(grid, mean, color=colour, label=name)
