@@ -8,6 +8,7 @@ Every run starts from the shipped policy and trains for the same seconds on one 
 import argparse
 import json
 import statistics
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from pathlib import Path
@@ -47,6 +48,10 @@ def summarise(runs: list[dict]) -> tuple[str, dict[str, float]]:
     return "\n".join(lines), {algorithm: max(rates, key=rates.get) for algorithm, rates in means.items()}
 
 
+def _percent(result: tuple[float, float]) -> str:
+    return f"{100 * result[0]:.1f} %"
+
+
 def main():
     """Runs the grid, prints the table, draws the best rate of each algorithm."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -64,7 +69,13 @@ def main():
         runs = [job.result() for job in tqdm(jobs, desc="runs")]
     args.out.mkdir(parents=True, exist_ok=True)
     table, best = summarise(runs)
-    head = f"{args.seconds:g} s on one thread each, {len(args.seeds)} seeds: mean ± deviation over seeds, test problems\n"
+    before = runs[0]["before"]
+    head = (
+        f"`{' '.join(['python -m benchmarks.learning_rates', *sys.argv[1:]])}`, torch {torch.__version__}\n\n"
+        f"From the shipped policy ({_percent(before['pass@1'])} sampled, {_percent(before['greedy'])} greedy), "
+        f"{args.seconds:g} s of training on one thread each, {args.workers} runs side by side. "
+        f"Test problems; mean ± deviation over {len(args.seeds)} seeds.\n"
+    )
     print(head, table, sep="\n")
     (args.out / "table.md").write_text(f"{head}\n{table}\n", encoding="utf-8")
     (args.out / "runs.json").write_text(json.dumps(runs), encoding="utf-8")
