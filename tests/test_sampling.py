@@ -34,11 +34,11 @@ def test_greedy_equals_generate(any_model):
 
 @pytest.mark.parametrize("temperature, top_p", [(1.0, 1.0), (0.6, 1.0), (1.0, 0.7)])
 def test_same_tokens_whatever_the_batch_size(any_model, temperature, top_p):
-    prompts = ragged_prompts(7) * 2
-    settings = dict(max_new_tokens=10, temperature=temperature, top_p=top_p, eos_token_id=[3, 7, 11, 20], seed=5)
+    prompts = ragged_prompts(5) * 2
+    settings = dict(max_new_tokens=8, temperature=temperature, top_p=top_p, eos_token_id=[3, 7, 11, 20], seed=5)
     whole = sample(any_model, prompts, **settings)
     assert len({t.finished for t in whole}) == 2  # some end early, some do not
-    for batch_size in (1, 3):
+    for batch_size in (1, 4):
         parts = sample(any_model, prompts, batch_size=batch_size, **settings)
         assert [t.response_ids for t in parts] == [t.response_ids for t in whole]
         for a, b in zip(parts, whole, strict=True):
