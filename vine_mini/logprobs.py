@@ -38,12 +38,12 @@ def response_logprobs(model, input_ids, attention_mask, response_mask, *, temper
 def response_values(critic, input_ids, attention_mask, response_mask):
     """V(s_t) at each response token t: the critic's value of the state before that token. Shapes as above."""
     hidden = _hidden_before(critic.backbone, input_ids, attention_mask, response_mask)  # [n, D]
-    return _back_in_place(critic.head(hidden)[:, 0].float(), response_mask)
+    return _back_in_place(_upcast(critic.head(hidden)[:, 0]), response_mask)
 
 
 def logits_of(model, hidden):
-    """Hidden states [n, D] -> logits [n, V] in float32."""
-    logits = model.get_output_embeddings()(hidden).float()
+    """Hidden states [n, D] -> logits [n, V] in float32 (float64 for a float64 model)."""
+    logits = _upcast(model.get_output_embeddings()(hidden))
     cap = getattr(model.config, "final_logit_softcapping", None)  # Gemma 2 and 3
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
@@ -67,4 +67,8 @@ def _hidden_before(backbone, input_ids, attention_mask, response_mask):
 
 
 def _back_in_place(flat, response_mask):
-    return torch.zeros_like(response_mask, dtype=torch.float32).masked_scatter(response_mask.bool(), flat)
+    return torch.zeros_like(response_mask, dtype=flat.dtype).masked_scatter(response_mask.bool(), flat)
+
+
+def _upcast(x):
+    return x.to(torch.promote_types(x.dtype, torch.float32))
