@@ -139,9 +139,9 @@ def demo(config: DemoConfig) -> int:
 
 
 def _credit_of_one_response(samples: Path) -> str:
-    """The sampled response in which one step cost the most, with VinePPO's advantage beside each step."""
+    """The last wrong response that was logged (or the last), with VinePPO's advantage beside each step."""
     rows = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
-    row = min(rows, key=lambda row: min(step["advantage"] for step in row["steps"]))
+    row = next((row for row in reversed(rows) if not row["reward"]), rows[-1])
     lines = [f"\nHow VinePPO saw one response (iteration {row['iteration']}): {row['question']}"]
     for step in row["steps"]:
         lines.append(f"{step['advantage']:+8.2f}   {' '.join(step['text'].split())}")

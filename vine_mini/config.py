@@ -178,7 +178,7 @@ class SampleConfig(Common):
 class DemoConfig:
     """Train VinePPO, PPO and GRPO from the shipped policy for the same time each, and compare them."""
 
-    seconds: float = knob(70, "Training time of each algorithm.")
+    seconds: float = knob(45, "Training time of each algorithm.")
     algorithms: list[str] = field(
         default_factory=lambda: ["vineppo", "ppo", "grpo"], metadata={"help": "Which algorithms, and in which order."}
     )

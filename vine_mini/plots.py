@@ -26,9 +26,12 @@ def _save(figure, path: Path):
 
 
 def smooth(values: list[float], radius: int = 2) -> list[float]:
-    """Mean over each value and `radius` neighbours on either side (fewer at the ends), so that no curve lags behind."""
-    near = [values[max(0, i - radius) : i + radius + 1] for i in range(len(values))]
-    return [sum(window) / len(window) for window in near]
+    """Mean over each value and up to `radius` neighbours on either side, as many on both, so that no curve lags behind."""
+    means = []
+    for i in range(len(values)):
+        r = min(radius, i, len(values) - 1 - i)
+        means.append(sum(values[i - r : i + r + 1]) / (2 * r + 1))
+    return means
 
 
 def plot_run(rows: list[dict], path: Path, title: str) -> None:
