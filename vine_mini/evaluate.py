@@ -83,7 +83,7 @@ def kl_to_reference(model, reference, trajectories, temperature: float, rows: in
 def table(columns: dict[str, dict[str, tuple[float, float]]]) -> str:
     """Evaluations side by side, as text: a row for each measure, a column for each evaluation."""
     measures = list(dict.fromkeys(name for result in columns.values() for name in result))
-    width = max(16, *(len(name) + 2 for name in columns))
+    width = max(18, *(len(name) + 2 for name in columns))
     lines = [" " * 12 + "".join(name.rjust(width) for name in columns)]
     for measure in measures:
         cells = [_cell(measure, *result[measure]) if measure in result else "" for result in columns.values()]
@@ -93,7 +93,7 @@ def table(columns: dict[str, dict[str, tuple[float, float]]]) -> str:
 
 def _cell(measure: str, mean: float, error: float) -> str:
     if measure in ("length", "kl"):
-        return f"{mean:.4g} ± {error:.2g}"
+        return f"{mean:.3g} ± {error:.1g}"
     return f"{100 * mean:.1f} ± {100 * error:.1f} %"
 
 
