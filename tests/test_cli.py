@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from vine_mini import models
@@ -36,8 +37,8 @@ def test_train_leaves_a_whole_run_folder(empty_folder, capsys):
     run = empty_folder / "run"
     assert {p.name for p in run.iterdir()} == {"config.yaml", "metrics.jsonl", "samples.jsonl", "curves.png", "policy"}
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [row["iteration"] for row in rows] == [1, 2, 2]
-    assert "eval" in rows[0] and {"before", "after"} <= set(rows[2])
+    assert [row["iteration"] for row in rows] == [0, 1, 2]
+    assert all(set(row["eval"]) >= {"pass@1", "greedy"} for row in rows)
     samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
     assert len(samples) == 4 and samples[0]["steps"][0]["text"].endswith("\n")
     for sample in samples:
@@ -61,7 +62,7 @@ def test_train_leaves_a_whole_run_folder(empty_folder, capsys):
     AutoModelForCausalLM.from_pretrained(run / "policy")
     # The saved config starts the same run again, and the saved policy is a policy like any other.
     assert main(["train", "--preset", "run/config.yaml", "--out", "again", "--iterations", "1"]) == 0
-    first, again = ((empty_folder / name / "metrics.jsonl").read_text().splitlines()[0] for name in ("run", "again"))
+    first, again = ((empty_folder / name / "metrics.jsonl").read_text().splitlines()[1] for name in ("run", "again"))
     assert json.loads(first)["loss"] == json.loads(again)["loss"]
     assert (
         main(
@@ -97,10 +98,39 @@ def test_a_resumed_run_goes_on_as_if_never_stopped(empty_folder, no_pictures, ca
     whole, parts = (
         [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()] for run in ("whole", "parts")
     )
-    assert [row["iteration"] for row in parts] == [1, 2, 3, 3]
-    for a, b in zip(whole[:3], parts[:3], strict=True):
-        same = [key for key in a if "seconds" not in key]
+    assert [row["iteration"] for row in parts] == [0, 1, 2, 3]
+    for a, b in zip(whole, parts, strict=True):
+        same = [key for key in a if "seconds" not in key and key != "eval"]
         assert {key: a[key] for key in same} == {key: b[key] for key in same}
+
+
+def test_what_a_resumed_run_refuses(empty_folder, no_pictures, capsys):
+    assert main(["train", *QUICK, "--iterations", "1", "--out", "run"]) == 0
+    state = Path("run/policy/training_state.safetensors")
+
+    def refused(*flags):
+        capsys.readouterr()
+        assert main(["train", "--resume", "run", *flags]) == 2
+        return capsys.readouterr().err
+
+    assert "goes on with algorithm = vineppo; it cannot change to ppo" in refused("--algorithm", "ppo")
+    assert "it cannot change to 3" in refused("--steps", "3")
+    assert "it cannot change to elsewhere" in refused("--out", "elsewhere")
+    whole = state.read_bytes()
+    state.write_bytes(whole[: len(whole) // 2])
+    assert "is damaged" in refused()
+    state.unlink()
+    assert "nothing was saved there to resume from" in refused()
+    state.write_bytes(whole)
+    with Path("run/metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 2, "rew')  # a crash while writing
+    assert main(["train", "--resume", "run", "--iterations", "2"]) == 0
+    assert [json.loads(line)["iteration"] for line in Path("run/metrics.jsonl").read_text().splitlines()] == [0, 1, 2]
+
+
+def test_a_policy_that_diverged_is_named(empty_folder, no_pictures, capsys):
+    assert main(["train", *QUICK, "--lr", "1e10", "--out", "run"]) == 2
+    assert "it has diverged; lower --lr" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_the_demo(empty_folder, no_pictures, capsys):
@@ -166,7 +196,7 @@ def test_gsm8k_whole_iterations_of_each_algorithm(gsm8k_folder, empty_folder, no
         one = f"--model llama --iterations 1 --max_new_tokens 40 --algorithm {name} --out {name}".split()
         flags = [*gsm8k, *QUICK, *one]
         assert main(["train", *flags]) == 0
-        row = json.loads((empty_folder / name / "metrics.jsonl").read_text().splitlines()[0])
+        row = json.loads((empty_folder / name / "metrics.jsonl").read_text().splitlines()[1])
         assert row["first_ratio"] == pytest.approx(1.0, abs=1e-4) and row["episodes"] == 8
     assert "memory estimate" in capsys.readouterr().out
 
@@ -184,13 +214,16 @@ def test_ctrl_c_saves_and_exits_cleanly(tmp_path):
     )
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.time() + 60
-    while not metrics.exists() and time.time() < deadline:
+    while not (metrics.exists() and metrics.read_text().count("\n") > 2) and time.time() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)  # wherever the iteration is: it ends whole
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err
     assert "interrupted; everything is in run" in out
     assert (tmp_path / "run" / "policy" / "model.safetensors").exists() and (tmp_path / "run" / "curves.png").exists()
+    logged = json.loads(metrics.read_text().splitlines()[-1])["iteration"]
+    with safe_open(tmp_path / "run" / "policy" / "training_state.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["counters"])["iteration"] == logged  # what is saved is what is logged
 
 
 def bad_folder(missing):
@@ -260,6 +293,10 @@ GOOD = '{"question": "2+2?", "answer": "#### 4"}'
         ("sample --n 0", "n = 0: must be at least 1", None),
         ("sample --problem 100000", "there are 500 test problems", None),
         ("sft --error_rate 0.5 --task gsm8k --data data", "need --error_rate 0", lambda: write_data(GOOD)),
+        ("demo --algorithms ppo ppo", "name each of them once", None),
+        ("demo --preset arithmetic", "unrecognized arguments: --preset", None),
+        ("train --data data", "--data is for --task gsm8k", None),
+        ("sample --question=", "--question is empty", None),
         ("demo --seconds 0", "seconds = 0.0: must be above 0", None),
     ],
 )  # fmt: skip

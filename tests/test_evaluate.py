@@ -32,3 +32,10 @@ def test_table():
     text = table({"before": {"pass@1": (0.25, 0.012), "length": (40.0, 0.5)}, "after": {"pass@1": (0.5, 0.02)}})
     assert text.splitlines()[1].split() == ["pass@1", "25.0", "±", "1.2", "%", "50.0", "±", "2.0", "%"]
     assert text.splitlines()[2].split() == ["length", "40", "±", "0.5"]
+
+
+def test_one_problem_has_no_standard_error(tokenizer, monkeypatch):
+    monkeypatch.setattr(module, "sample", lambda *_, **__: [Trajectory([1], [1], [0.0], True)])
+    result = evaluate(None, tokenizer, [Problem("a", "", "7")], [[1]], EvaluateConfig(), eos=[1], n=1, temperature=1.0)
+    assert result["pass@1"] == (0.0, None)
+    assert "0.0 ± ? %" in table({"a": result})

@@ -2,6 +2,9 @@
 
 import sys
 
-from vine_mini.cli import main
+try:
+    from vine_mini.cli import main  # takes some seconds: torch and transformers
 
-sys.exit(main())
+    sys.exit(main())
+except KeyboardInterrupt:
+    sys.exit(130)

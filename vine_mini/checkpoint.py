@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from vine_mini.models import load_policy, save_policy
@@ -36,9 +36,12 @@ def resume(trainer, folder: Path) -> None:
     if not (folder / STATE).is_file():
         raise UserError(f"{folder} holds no {STATE}: nothing was saved there to resume from")
     trainer.policy.load_state_dict(load_policy(str(folder), trainer.device)[0].state_dict())
-    with safe_open(folder / STATE, "pt", str(trainer.device)) as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
-        counters = json.loads(file.metadata()["counters"])
+    try:
+        with safe_open(folder / STATE, "pt", str(trainer.device)) as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+            counters = json.loads(file.metadata()["counters"])
+    except SafetensorError as error:
+        raise UserError(f"{folder / STATE} is damaged ({error})") from error
     for i, optimizer in enumerate(trainer.optimizers):
         state = optimizer.state_dict()
         for name, x in tensors.items():

@@ -3,8 +3,10 @@
 import json
 import platform
 import shlex
+import signal
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,6 +43,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"vine_mini {name}: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a folder that vanished
+        print(f"vine_mini {name}: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return INTERRUPTED
@@ -57,21 +62,24 @@ def train(config: TrainConfig) -> int:
     print(format_memory(trainer.memory()))
     if config.top_p < 1:
         print(f"top_p = {config.top_p}: the ratio is biased, because log-probs are those of the whole distribution")
-    before = trainer.evaluate(reference=False)
-    if not config.resume:  # another run may have taken the folder while this one was loading
-        folder = new_folder(config.out, f"{config.task}-{config.algorithm}")
-    run = Run(folder, config, trainer.iteration)
-    interrupted = _train(trainer, run)
-    after = {} if interrupted else {"after": trainer.evaluate()}
-    run.log({"iteration": trainer.iteration, "before": before, **after})
-    print(table({"before": before, **after}))
+    if not config.resume:
+        before = trainer.evaluate(reference=False)
+        _warn_if_truncated(before["truncated"][0])
+        folder = new_folder(config.out, f"{config.task}-{config.algorithm}")  # another run may have taken the first meanwhile
+        run = Run(folder, config)
+        run.log({"iteration": 0, "episodes": 0, "seconds": 0.0, "eval": before})
+    else:
+        run = Run(folder, config, trainer.iteration)
+    finished = _train(trainer, run)
+    evaluations = {f"iteration {row['iteration']}": row["eval"] for row in (run.rows[0], run.rows[-1]) if "eval" in row}
+    print(table(evaluations))
     print(f"{trainer.iteration} iterations: " + ", ".join(f"{name} {s:.1f} s" for name, s in trainer.seconds.items()))
-    print(f"{'interrupted; ' if interrupted else ''}everything is in {folder}")
-    return INTERRUPTED if interrupted else 0
+    print(f"{'' if finished else 'interrupted; '}everything is in {folder}")
+    return 0 if finished else INTERRUPTED
 
 
 def _train(trainer: Trainer, run: Run) -> bool:
-    """The loop with its logging and saving. -> whether Ctrl-C ended it"""
+    """The loop with its logging and saving; evaluates after the last iteration. -> False where Ctrl-C ended it"""
     config = trainer.config
     limited = config.max_seconds > 0
     bar = tqdm(
@@ -81,28 +89,46 @@ def _train(trainer: Trainer, run: Run) -> bool:
         dynamic_ncols=True,
         bar_format="{desc} {percentage:3.0f}% |{bar}| {elapsed}<{remaining}{postfix}",
     )
-    interrupted = False
-    try:
+    with bar, _interrupts_wait() as interrupted:
         for metrics, episodes, advantages in trainer.train():
-            if config.eval_every and trainer.iteration % config.eval_every == 0:
+            if trainer.done or (config.eval_every and trainer.iteration % config.eval_every == 0 and not interrupted):
                 metrics["eval"] = trainer.evaluate()
             run.log(metrics)
             run.log_samples(episodes, advantages)
-            if trainer.iteration % config.save_every == 0:
+            if trainer.done or interrupted or trainer.iteration % config.save_every == 0:
                 run.save(trainer)
             bar.set_postfix(
                 iteration=trainer.iteration, reward=f"{metrics['reward']:.2f}", truncated=f"{metrics['truncated']:.2f}"
             )
             done = metrics["seconds"] if limited else trainer.iteration
             bar.update(min(done, bar.total) - bar.n)
-    except KeyboardInterrupt:
-        interrupted = True
-    bar.close()
-    if run.rows and run.rows[-1]["truncated"] > 0.5:
-        share = 100 * run.rows[-1]["truncated"]
-        print(f"{share:.0f} % of the responses are cut by the limit and count as wrong: raise --max_new_tokens")
-    run.save(trainer)
-    return interrupted
+            if interrupted:
+                break
+    if "truncated" in run.rows[-1]:
+        _warn_if_truncated(run.rows[-1]["truncated"])
+    return trainer.done
+
+
+@contextmanager
+def _interrupts_wait():
+    """The first Ctrl-C only fills the list that is yielded, so that the iteration ends whole; a second one stops at once."""
+    pressed: list[int] = []
+
+    def first(number, _):
+        pressed.append(number)
+        signal.signal(signal.SIGINT, before)
+        print("\nstopping after this iteration; Ctrl-C again stops at once and loses it", file=sys.stderr)
+
+    before = signal.signal(signal.SIGINT, first)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _warn_if_truncated(share: float):
+    if share > 0.5:
+        print(f"{100 * share:.0f} % of the responses are cut by the limit and count as wrong: raise --max_new_tokens")
 
 
 def demo(config: DemoConfig) -> int:
@@ -119,30 +145,32 @@ def demo(config: DemoConfig) -> int:
             print(f"Training {', '.join(config.algorithms)} for {config.seconds:g} s each, from the same policy.")
             before = shown["start"] = trainer.evaluate(reference=False)
         run = Run(folder / name, trainer.config)
-        if _train(trainer, run):
+        run.log({"iteration": 0, "episodes": 0, "seconds": 0.0, "eval": before})
+        if not _train(trainer, run):
             print(f"interrupted; what was trained is in {folder}")
             return INTERRUPTED
-        shown[name] = trainer.evaluate()
-        runs[name] = {"metrics": run.rows, "before": before, "after": shown[name]}
+        shown[name] = run.rows[-1]["eval"]
+        runs[name] = {"metrics": run.rows[1:], "before": before, "after": shown[name]}
     plot_comparison(runs, folder / "demo.png", f"From the same policy, {config.seconds:g} s of training each")
-    results = {name: {"iterations": len(r["metrics"]), **r["metrics"][-1], "after": r["after"]} for name, r in runs.items()}
+    results = {name: {"iterations": len(r["metrics"]), **r["metrics"][-1]} for name, r in runs.items()}
     (folder / "results.json").write_text(json.dumps({"start": before, **results}, indent=1), encoding="utf-8")
     names = {"pass@1": "sampled", "greedy": "greedy", "length": "length", "kl": "kl"}
     print(table({name: {names[k]: v for k, v in result.items() if k in names} for name, result in shown.items()}))
-    for name, r in sorted(results.items(), key=lambda item: -item[1]["after"]["pass@1"][0]):
-        gain = 100 * (r["after"]["pass@1"][0] - before["pass@1"][0])
+    for name, r in sorted(results.items(), key=lambda item: -item[1]["eval"]["pass@1"][0]):
+        gain = 100 * (r["eval"]["pass@1"][0] - before["pass@1"][0])
         print(f"{name:>10}: {gain:+.1f} points of sampled accuracy in {r['iterations']} iterations, {r['episodes']} episodes")
     if "vineppo" in runs:
-        print(_credit_of_one_response(folder / "vineppo" / "samples.jsonl"))
+        print(_credit_of_one_response(folder / "vineppo" / "samples.jsonl", base.k))
     print(f"picture: {folder / 'demo.png'}   ({time.perf_counter() - start:.0f} s in all)")
     return 0
 
 
-def _credit_of_one_response(samples: Path) -> str:
+def _credit_of_one_response(samples: Path, k: int) -> str:
     """The last wrong response that was logged (or the last), with VinePPO's advantage beside each step."""
     rows = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
     row = next((row for row in reversed(rows) if not row["reward"]), rows[-1])
     lines = [f"\nHow VinePPO saw one response (iteration {row['iteration']}): {row['question']}"]
+    lines.append(f"(each value is a mean of {k} rollouts, so a step's advantage is only known to about {k**-0.5 / 2:.1g})")
     for step in row["steps"]:
         lines.append(f"{step['advantage']:+8.2f}   {' '.join(step['text'].split())}")
     total = sum(step["advantage"] for step in row["steps"])

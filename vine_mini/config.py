@@ -49,6 +49,8 @@ class Common:
         _at_least(self, 1, "steps", "min_steps", "sample_batch_size", "max_new_tokens")
         _at_least(self, 3, "max_number")
         _between(self, 0, 2**31, "seed")
+        if self.data is not None and self.task != "gsm8k":
+            raise UserError("--data is for --task gsm8k; arithmetic makes its own problems")
         if self.prompt is not None and "{question}" not in self.prompt:
             raise UserError("--prompt must contain {question}")
 
@@ -87,11 +89,13 @@ class TrainConfig(Common):
     eval_every: int = knob(0, "Evaluate every so many iterations; 0: only before and after.")
     eval_problems: int = knob(200, "Test problems in an evaluation; 0: all.")
     eval_samples: int = knob(4, "Samples for each test problem in an evaluation.")
-    eval_temperature: float = knob(0.35, "Of those samples (paper: 0.35).")
+    eval_temperature: float | None = knob(None, "Of those samples. Left out: 1 for arithmetic, 0.35 for gsm8k (as in the paper).")
     save_every: int = knob(40, "Save the policy every so many iterations; it is saved at the end in any case.")
 
     def __post_init__(self):
         super().__post_init__()
+        if self.eval_temperature is None:
+            self.eval_temperature = {"gsm8k": 0.35}.get(self.task, 1.0)
         _one_of(self, "algorithm", ALGORITHM_NAMES)
         _one_of(self, "kl_kind", ("k1", "k2", "k3"))
         _at_least(self, 1, "iterations", "prompts", "group", "k", "step_tokens", "epochs", "minibatch_size", "micro_batch_size")
@@ -172,6 +176,8 @@ class SampleConfig(Common):
         _at_least(self, 0, "temperature", "problem")
         _above_zero(self, "top_p")
         _between(self, 0, 1, "top_p")
+        if self.question is not None and not self.question.strip():
+            raise UserError("--question is empty")
 
 
 @dataclass
@@ -189,6 +195,8 @@ class DemoConfig:
 
     def __post_init__(self):
         _above_zero(self, "seconds", "problems")
+        if len(set(self.algorithms)) < len(self.algorithms):
+            raise UserError("algorithms: name each of them once")
         _between(self, 0, 2**31, "seed")
         for name in self.algorithms:
             if name not in ALGORITHM_NAMES:
@@ -258,9 +266,24 @@ def parse(config_class, prog: str, argv: list[str]):
     usable = names if config_class is TrainConfig else {f.name for f in fields(Common)} & names
     flags = [flag for key, value in values.items() if key in usable and value is not None for flag in (f"--{key}", str(value))]
     parser = _Parser(config_class, prog=prog, description=config_class.__doc__, allow_abbrev=False)
-    parser.add_argument("--preset", help="Start from these fields: a name from vine_mini/presets or a YAML file.")
+    if issubclass(config_class, Common):
+        known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
+        only = "" if config_class is TrainConfig else " Only the fields that all commands share are taken."
+        parser.add_argument("--preset", help=f"Start from these fields: {known}, or a YAML file.{only}")
     namespace = vars(parser.parse_args([*flags, *argv]))
-    return config_class(**{name: namespace[name] for name in names})
+    config = config_class(**{name: namespace[name] for name in names})
+    if found.resume is not None and "resume" in names:
+        _check_resumed(config, TrainConfig(**values))
+    return config
+
+
+def _check_resumed(config, saved):
+    """A resumed run is the same run: only how long, how it is measured and how it fits the machine may change."""
+    may_change = "resume device data iterations max_seconds save_every gradient_checkpointing sample_batch_size micro_batch_size"
+    for name, old in vars(saved).items():
+        new = getattr(config, name)
+        if new != old and name not in may_change.split() and not name.startswith("eval_"):
+            raise UserError(f"--resume goes on with {name} = {old}; it cannot change to {new}")
 
 
 def to_yaml(config) -> str:

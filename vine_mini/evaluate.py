@@ -91,15 +91,15 @@ def table(columns: dict[str, dict[str, tuple[float, float]]]) -> str:
     return "\n".join(lines)
 
 
-def _cell(measure: str, mean: float, error: float) -> str:
+def _cell(measure: str, mean: float, error: float | None) -> str:
     if measure in ("length", "kl"):
-        return f"{mean:.3g} ± {error:.1g}"
-    return f"{100 * mean:.1f} ± {100 * error:.1f} %"
+        return f"{mean:.3g} ± {'?' if error is None else format(error, '.1g')}"
+    return f"{100 * mean:.1f} ± {'?' if error is None else format(100 * error, '.1f')} %"
 
 
-def _mean(per_problem: list[float]) -> tuple[float, float]:
+def _mean(per_problem: list[float]) -> tuple[float, float | None]:
     x = torch.tensor(per_problem, dtype=torch.float64)
-    error = x.std().item() / len(x) ** 0.5 if len(x) > 1 else float("nan")
+    error = x.std().item() / len(x) ** 0.5 if len(x) > 1 else None  # one problem tells nothing of the spread
     return x.mean().item(), error
 
 

@@ -28,7 +28,7 @@ def pick_device(name: str) -> torch.device:
         torch.ones(1, device=device).item()  # the meta device has no numbers
         return device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"device {name!r} is not there ({str(error).splitlines()[0]}); try --device auto") from error
+        raise UserError(f"device {name!r} is not there ({str(error).splitlines()[0][:100]}); try --device auto") from error
 
 
 def policy_name(config) -> str:
@@ -86,6 +86,8 @@ def _check_model(model, tokenizer, name):
     ids = torch.tensor([[1, 2, 3]], device=model.device)
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
     logits = model(input_ids=ids, use_cache=False).logits[0].float()
+    if not torch.isfinite(logits).all():
+        raise UserError(f"{name}: its logits are not numbers; the policy has diverged")
     if not torch.allclose(logits_of(model, hidden), logits, rtol=1e-3, atol=1e-4):
         raise UserError(f"{name}: its logits are not a linear head of its hidden states; such architectures are not supported")
 

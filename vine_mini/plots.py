@@ -37,16 +37,17 @@ def smooth(values: list[float], radius: int = 2) -> list[float]:
 def plot_run(rows: list[dict], path: Path, title: str) -> None:
     """curves.png of a run from its metrics: reward, length and truncation, KL, and where the time went."""
     figure, ((reward, length), (kl, seconds)) = _figure(2, 2)
+    tests = [(row["episodes"], row["eval"]["pass@1"][0], row["eval"]["pass@1"][1] or 0) for row in rows if "eval" in row]
+    rows = [row for row in rows if "reward" in row]
     x = [row["episodes"] for row in rows]
     reward.plot(x, [row["reward"] for row in rows], color="0.75", label="iteration")
-    reward.plot(x, smooth([row["reward"] for row in rows]), color=COLOURS["vineppo"], label="mean of 5")
-    tests = [(row["episodes"], *row["eval"]["pass@1"]) for row in rows if "eval" in row]
+    reward.plot(x, smooth([row["reward"] for row in rows]), color=COLOURS["vineppo"], label="smoothed")
     if tests:
         reward.errorbar(*zip(*tests, strict=True), fmt="o", color="black", capsize=3, label="test, pass@1")
     reward.set(title="Share of right answers", xlabel="episodes")
     reward.legend(frameon=False)
     length.plot(x, [row["length"] for row in rows], color=COLOURS["grpo"], label="tokens a response")
-    length.set(title="Response length", xlabel="episodes", ylabel="tokens")
+    length.set(title="Response length", xlabel="episodes", ylabel="tokens", ylim=(0, None))
     kl.plot(x, [row.get("kl", float("nan")) for row in rows], color=COLOURS["ppo"], label="to the reference")
     kl.plot(x, [row["approx_kl"] for row in rows], color=COLOURS["reinforce"], label="to the sampling policy")
     kl.set(title="KL a token (nats)", xlabel="episodes")
@@ -71,14 +72,14 @@ def plot_comparison(runs: dict[str, dict], path: Path, title: str) -> None:
             rows, colour = run["metrics"], COLOURS[name]
             x = [row[key] for row in rows]
             axis.plot(x, [row["reward"] for row in rows], color=colour, alpha=0.18)
-            axis.plot(x, smooth([row["reward"] for row in rows]), color=colour, label=name)
+            axis.plot(x, smooth([row["reward"] for row in rows]), color=colour, label=name, marker="." if len(x) < 3 else "")
             mean, error = run["after"]["pass@1"]
-            axis.errorbar([x[-1]], [mean], yerr=[error], fmt="o", color=colour, capsize=4)
+            axis.errorbar([x[-1]], [mean], yerr=[error or 0], fmt="o", color=colour, capsize=4)
         mean, error = next(iter(runs.values()))["before"]["pass@1"]
-        axis.errorbar([0], [mean], yerr=[error], fmt="o", color="black", capsize=4, label="start")
+        axis.errorbar([0], [mean], yerr=[error or 0], fmt="o", color="black", capsize=4, label="start")
         axis.set(xlabel=label, ylim=(0, 1))
     axes[0].set(ylabel="sampled accuracy")
-    axes[0].legend(frameon=False, loc="lower right")
+    axes[0].legend(frameon=False, loc="best")
     axes[1].set(title="lines: training problems as they are met; dots: test problems")
     axes[1].title.set_fontsize(9)
     figure.suptitle(title)
@@ -96,7 +97,7 @@ def plot_seeds(runs: dict[str, list[list[dict]]], path: Path, title: str) -> Non
     figure, (axes,) = _figure(2)
     for axis, key, label in zip(axes, ("seconds", "episodes"), ("training time (s)", "training episodes"), strict=True):
         for name, seeds in runs.items():
-            grid = numpy.linspace(0, min(rows[-1][key] for rows in seeds), 100)
+            grid = numpy.linspace(max(rows[0][key] for rows in seeds), min(rows[-1][key] for rows in seeds), 100)
             curves = [numpy.interp(grid, [r[key] for r in rows], smooth([r["reward"] for r in rows])) for rows in seeds]
             mean, deviation = numpy.mean(curves, axis=0), numpy.std(curves, axis=0, ddof=1 if len(curves) > 1 else 0)
             colour = COLOURS[name.split(",")[0]]

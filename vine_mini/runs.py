@@ -1,7 +1,7 @@
 """What a run leaves on disk: a folder with config, metrics, samples, curves and the policy.
 
 config.yaml     every field; `--preset RUN/config.yaml` starts the same run again
-metrics.jsonl   one line an iteration; evaluations under "eval"
+metrics.jsonl   one line an iteration; evaluations under "eval", the first of them in the line of iteration 0
 samples.jsonl   a few responses an iteration, cut into steps, each step with its advantage
 curves.png      reward, length, KL, seconds
 policy/         a Hugging Face folder; `train --resume RUN` goes on from it
@@ -51,7 +51,7 @@ class Run:
         self.folder, self.config = folder, config
         for path in (folder / "metrics.jsonl", folder / "samples.jsonl"):
             if path.exists():  # a resumed run drops what came after its checkpoint
-                kept = [row for row in _read(path) if row["iteration"] <= iteration and "before" not in row]
+                kept = [row for row in _read(path) if row["iteration"] <= iteration]
                 path.unlink()
                 for row in kept:
                     _append(path, row)
@@ -71,7 +71,7 @@ class Run:
             credit = advantages[row][episodes.batch.response_mask[row].bool()].tolist()
             texts = [episodes.tokenizer.decode(ids[a:b]) for a, b in zip(cuts, [*cuts[1:], len(ids)], strict=True)]
             sample = {
-                "iteration": self.rows[-1]["iteration"] if self.rows else 0,
+                "iteration": self.rows[-1]["iteration"],
                 "question": episodes.problems[row].question,
                 "answer": episodes.problems[row].answer,
                 "reward": episodes.rewards.flatten()[row].item(),
@@ -83,12 +83,17 @@ class Run:
     def save(self, trainer) -> None:
         """A checkpoint and the curves so far."""
         checkpoint.save(trainer, self.folder / "policy")
-        if rows := [row for row in self.rows if "reward" in row]:
-            plot_run(rows, self.folder / "curves.png", f"{self.config.algorithm} on {self.config.task}")
+        plot_run(self.rows, self.folder / "curves.png", f"{self.config.algorithm} on {self.config.task}")
 
 
 def _read(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    rows = []
+    for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:  # the end of the file, or a line that a crash cut short
+            continue
+    return rows
 
 
 def _append(path: Path, row: dict) -> None:

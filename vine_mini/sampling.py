@@ -11,7 +11,7 @@ import torch
 from transformers import DynamicCache
 
 from vine_mini.logprobs import position_ids
-from vine_mini.types import Trajectory
+from vine_mini.types import Trajectory, UserError
 
 
 @torch.no_grad()
@@ -86,6 +86,8 @@ def _decode(model, prompts, budgets, uniforms, temperature, top_p, eos) -> list[
             cache.batch_select_indices(keep)
         mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
         logits = _forward(model, token[:, None], mask, next_position + t, cache)
+    if torch.isnan(logprobs).any():
+        raise UserError("the policy's logits are not numbers: it has diverged; lower --lr")
     columns = tokens.tolist(), logprobs.tolist(), length.tolist(), finished.tolist()
     return [Trajectory(list(p), ids[:n], lp[:n], end) for p, ids, lp, n, end in zip(prompts, *columns, strict=True)]
 
@@ -129,6 +131,7 @@ def choose(logits, uniform, temperature: float, top_p: float):
         total = cdf[:, -1:]  # 1 up to rounding, less with top_p
         target = torch.minimum(uniform[:, None] * total, total.nextafter(torch.zeros_like(total)))
         token = torch.searchsorted(cdf, target, right=True)[:, 0]  # first token whose cdf is above the target
+        token = token.clamp(max=logits.shape[-1] - 1)  # logits that are not numbers have none; `_decode` reports them
     return token, logprobs.gather(1, token[:, None])[:, 0]
 
 

@@ -54,10 +54,16 @@ class Trainer:
         self.schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda n: min(1.0, (n + 1) / warmup)) for o in self.optimizers]
         self.iteration, self.seconds = 0, defaultdict(float)
 
-    def train(self):
-        """Yields (metrics, episodes, advantages) after each iteration, until the iterations or the seconds are used up."""
+    @property
+    def done(self) -> bool:
+        """Whether the iterations or the seconds are used up."""
         config = self.config
-        while self.iteration < config.iterations and not 0 < config.max_seconds <= sum(self.seconds.values()):
+        return self.iteration >= config.iterations or 0 < config.max_seconds <= sum(self.seconds.values())
+
+    def train(self):
+        """Yields (metrics, episodes, advantages) after each iteration, until done."""
+        config = self.config
+        while not self.done:
             clock = defaultdict(float)
             with self._phase(clock, "sample"):
                 episodes = self.sample_episodes()
