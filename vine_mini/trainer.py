@@ -1,4 +1,4 @@
-"""The training loop: VinePPO's algorithm (paper, algorithm 1) on one screen, and its baselines through the same door.
+"""The training loop: one iteration of VinePPO on one screen, and its baselines through the same door.
 
 Deviations from the paper: no top-p while sampling, because the log-probs that the ratio needs are those of the whole
 distribution; the old log-probs are computed by the training forward pass, so that the first ratio is 1 whatever the
