@@ -272,3 +272,16 @@ def test_evaluation_counts(tokenizer):
         for p in other.policy.parameters():
             p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
     assert other.evaluate()["kl"][0] > 1e-4
+
+
+def test_the_memory_estimate_counts_weights_and_moments_exactly():
+    trainer = Trainer(replace(SMALL, algorithm="ppo"))
+    parts = trainer.memory()
+    next(trainer.train())
+    for network, optimizer, name in zip(
+        (trainer.policy, trainer.critic), trainer.optimizers, ("policy: weights, AdamW", "critic: weights, AdamW"), strict=True
+    ):
+        held = [*network.parameters(), *(x for slots in optimizer.state.values() for x in slots.values())]
+        assert parts[name] == pytest.approx(sum(x.numel() * x.element_size() for x in held), rel=0.01)
+    smaller = Trainer(replace(SMALL, algorithm="ppo", micro_batch_size=2, sample_batch_size=4)).memory()
+    assert smaller["peak"] < parts["peak"] < sum(parts.values())

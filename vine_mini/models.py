@@ -27,7 +27,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.zeros(1, device=name).device
         torch.ones(1, device=device).item()  # the meta device has no numbers
         return device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {name!r} is not there ({str(error).splitlines()[0][:100]}); try --device auto") from error
 
 
