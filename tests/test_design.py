@@ -26,7 +26,7 @@ ALLOWED = {
     "evaluate": (["types", "tasks", "logprobs", "losses", "sampling"], ["torch"]),
     "memory": (["logprobs"], []),
     "trainer": (["types", "tasks", "models", "sampling", "vines", "logprobs", "advantages", "losses", "algorithms", "evaluate", "memory"], ["torch", "tqdm"]),
-    "checkpoint": (["types", "models"], ["torch", "safetensors"]),
+    "checkpoint": (["types", "models"], ["safetensors"]),
     "plots": ([], ["matplotlib", "numpy"]),
     "runs": (["types", "config", "checkpoint", "plots", "steps"], []),
     "sft": (["types", "tasks", "models", "logprobs", "losses"], ["torch", "tqdm"]),

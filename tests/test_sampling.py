@@ -80,7 +80,7 @@ def test_a_token_of_probability_zero_is_never_taken():
     logits = torch.tensor([[float("-inf"), 0.0, float("-inf"), 1.0, float("-inf")]]).expand(5, -1)
     almost_one = 1 - 2**-24
     tokens, _ = choose(logits, torch.tensor([0.0, 1e-30, 0.26, almost_one, 0.9999]), 1.0, 1.0)
-    assert tokens.tolist() == [1, 1, 1, 3, 3] or tokens.tolist() == [1, 1, 3, 3, 3]
+    assert tokens.tolist() == [1, 1, 1, 3, 3]
     for seed in range(300):  # sums that round to more or less than 1
         logits = 8 * torch.randn(1, 50, generator=torch.Generator().manual_seed(seed))
         logits[0, -7:] = float("-inf")

@@ -37,7 +37,7 @@ def paid(state, completion):
 
 
 def test_values_are_unbiased():
-    """K = 3 and 6,000 states of each kind: a false alarm (5 standard errors, three states) less often than once in a million."""
+    """K = 3 and 6,000 states of each kind: a false alarm (5 standard errors, three states) about twice in a million."""
     n, k = 6000, 3
     for position in (1, 2, 3):
         states = [(i, position) for i in range(n)]  # the number makes the states different
@@ -51,7 +51,7 @@ def test_values_are_unbiased():
 def test_values_of_a_real_policy_are_unbiased(llama):
     """A random Llama, one token to go, success = ending on an even token: the true value is a sum of its probabilities.
 
-    3 states x 4,000 rollouts: off by more than 5 standard errors less often than once in a million.
+    3 states x 4,000 rollouts: off by more than 5 standard errors about twice in a million times.
     """
     k, good = 4000, list(range(0, VOCAB, 2))
     trajectories = sample(llama, ragged_prompts(3), max_new_tokens=3, eos_token_id=VOCAB, seed=0)

@@ -7,7 +7,6 @@ resumed run goes on exactly as the uninterrupted one would have.
 import json
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -26,7 +25,7 @@ def save(trainer, folder: Path) -> None:
     counters = {"iteration": trainer.iteration, "updates": trainer.schedules[0].last_epoch, "seconds": dict(trainer.seconds)}
 
     def write_state(fresh: Path):
-        save_file({k: v.contiguous().clone() for k, v in tensors.items()}, fresh / STATE, {"counters": json.dumps(counters)})
+        save_file(tensors, fresh / STATE, {"counters": json.dumps(counters)})
 
     save_policy(trainer.policy, trainer.tokenizer, folder, write_state)
 
@@ -51,10 +50,9 @@ def resume(trainer, folder: Path) -> None:
         optimizer.load_state_dict(state)
     if trainer.critic:
         trainer.critic.load_state_dict({name[7:]: x for name, x in tensors.items() if name.startswith("critic.")})
-    with torch.no_grad():
-        for optimizer, schedule in zip(trainer.optimizers, trainer.schedules, strict=True):
-            schedule.last_epoch = counters["updates"]
-            for group, base in zip(optimizer.param_groups, schedule.base_lrs, strict=True):
-                group["lr"] = base * schedule.lr_lambdas[0](counters["updates"])
+    for optimizer, schedule in zip(trainer.optimizers, trainer.schedules, strict=True):
+        schedule.last_epoch = counters["updates"]
+        [group], [base], [factor] = optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas
+        group["lr"] = base * factor(counters["updates"])
     trainer.iteration = counters["iteration"]
     trainer.seconds.update(counters["seconds"])

@@ -7,7 +7,7 @@ PHASES = ("sample", "rollouts", "score", "update")
 
 
 def _figure(columns: int, rows: int = 1):
-    import matplotlib  # imported late: half a second that most commands do not need
+    import matplotlib  # imported late: most commands draw nothing
 
     matplotlib.use("Agg")
     from matplotlib import pyplot

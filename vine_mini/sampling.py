@@ -4,7 +4,7 @@ Three ideas make it quick and repeatable:
 - equal prompts of a batch are read once; their cache is then copied to every row that needs it;
 - a row that ends leaves the batch, so later steps cost only what is still alive;
 - the random number of row i at step t is drawn beforehand, so the tokens do not depend on the batch size. (Up to
-  rounding: a batch of another size can differ in a logit's last bits, which moves a token once in about a million.)
+  rounding: a batch of another size can differ in a logit's last bits, which rarely moves a token.)
 """
 
 import torch

@@ -21,7 +21,7 @@ def sft(config):
     train, _ = tasks.load_problems(config)
     rng = random.Random(config.seed)
     task = tasks.TASKS[config.task]
-    task.demonstration(train[0], config.error_rate, rng)  # a error_rate that makes no sense fails here, before anything long
+    task.demonstration(train[0], config.error_rate, rng)  # what the task cannot do fails here, before anything long
     model, tokenizer = _start(config, train, rng, device)
     prompts = tasks.prompt_ids(train, tokenizer, config)
     longest = 1 + max(map(len, tokenizer([p.solution for p in train], add_special_tokens=False)["input_ids"]))
@@ -81,14 +81,16 @@ def _demonstration_ids(problem, prompt, task, tokenizer, eos, config, rng) -> Tr
 def model_card(config, command: str, loss: float, results: str) -> str:
     """The README.md that lies beside a policy made here: what it is, how it was made, what it measures."""
     start = "from scratch" if config.model is None else f"from {config.model}"
-    slips = f", in which each step's result is a random number with probability {config.error_rate}" if config.error_rate else ""
+    mistakes = (
+        f", in which each step's result is a random number with probability {config.error_rate}" if config.error_rate else ""
+    )
     return f"""---
 library_name: transformers
 license: mit
 ---
 # Policy for the task `{config.task}`
 
-Trained {start} to imitate demonstrations{slips}: a start for reinforcement learning. Made by
+Trained {start} to imitate demonstrations{mistakes}: a start for reinforcement learning. Made by
 
     {command}
 

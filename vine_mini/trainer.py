@@ -29,11 +29,10 @@ MAX_KL = 10.0  # a token's KL counts no more than this in the loss, as in the of
 class Trainer:
     """A policy and what its training needs; `train()` runs the loop, `evaluate()` measures the policy."""
 
-    def __init__(self, config, policy=None, tokenizer=None):
+    def __init__(self, config):
         self.config, self.device = config, models.pick_device(config.device)
         self.train_problems, self.test_problems = tasks.load_problems(config)
-        if policy is None:
-            policy, tokenizer = models.load_policy(models.policy_name(config), self.device)
+        policy, tokenizer = models.load_policy(models.policy_name(config), self.device)
         self.policy, self.tokenizer = policy, tokenizer
         self.eos = models.eos_ids(policy, tokenizer)
         self.prompts = tasks.prompt_ids(self.train_problems, tokenizer, config)

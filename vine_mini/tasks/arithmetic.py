@@ -53,8 +53,6 @@ def demonstration(problem: Problem, error_rate: float, rng: random.Random) -> st
     Later lines go on from the number that was written, as in a solution with a mistake in the middle. A policy that
     imitates many of these has the right result as its most likely token, and errs when it samples.
     """
-    if not 0 <= error_rate <= 1:
-        raise UserError(f"error_rate is a probability, not {error_rate}")
     lines, current = [], None
     top = max(int(line.split("=")[1]) for line in problem.solution.split("\n")[:-1])
     for line in problem.solution.split("\n")[:-1]:
