@@ -170,7 +170,10 @@ def _credit_of_one_response(samples: Path, k: int) -> str:
     rows = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
     row = next((row for row in reversed(rows) if not row["reward"]), rows[-1])
     lines = [f"\nHow VinePPO saw one response (iteration {row['iteration']}): {row['question']}"]
-    lines.append(f"(each value is a mean of {k} rollouts, so a step's advantage is only known to about {k**-0.5 / 2:.1g})")
+    noise = 0.5 / k**0.5  # of a mean of k zeros and ones, at worst
+    lines.append(
+        f"(an advantage is the difference of two values, each a mean of {k} rollouts with an error of up to {noise:.2g})"
+    )
     for step in row["steps"]:
         lines.append(f"{step['advantage']:+8.2f}   {' '.join(step['text'].split())}")
     total = sum(step["advantage"] for step in row["steps"])
