@@ -23,7 +23,7 @@ def response_logprobs(model, input_ids, attention_mask, response_mask, *, temper
     Returns:
         [B, T] float32, zero outside the response.
     """
-    hidden = _hidden_before(model.base_model, input_ids, attention_mask, response_mask)  # [n, D]
+    hidden = hidden_before(model.base_model, input_ids, attention_mask, response_mask)  # [n, D]
     tokens = input_ids[response_mask.bool()]  # [n]
 
     def score(hidden, tokens):
@@ -37,7 +37,7 @@ def response_logprobs(model, input_ids, attention_mask, response_mask, *, temper
 
 def response_values(critic, input_ids, attention_mask, response_mask):
     """V(s_t) at each response token t: the critic's value of the state before that token. Shapes as above."""
-    hidden = _hidden_before(critic.backbone, input_ids, attention_mask, response_mask)  # [n, D]
+    hidden = hidden_before(critic.backbone, input_ids, attention_mask, response_mask)  # [n, D]
     return _back_in_place(_upcast(critic.head(hidden)[:, 0]), response_mask)
 
 
@@ -53,8 +53,8 @@ def position_ids(attention_mask):
     return (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
 
 
-def _hidden_before(backbone, input_ids, attention_mask, response_mask):
-    """The hidden state that predicts each response token, rows in order. -> [n, D]"""
+def hidden_before(backbone, input_ids, attention_mask, response_mask):
+    """The hidden state that predicts each response token, rows in order. -> [n, D]. Arguments as in `response_logprobs`."""
     if bool(response_mask[:, 0].any()):
         raise ValueError("a response token in column 0 has nothing before it to be predicted from")
     hidden = backbone(

@@ -1,0 +1,90 @@
+"""The position encodings of Kazemnejad et al. (2023), section 2.2 and appendix: each a few lines of mathematics.
+
+An encoding can act in three places, and each function here belongs to one of them:
+
+    token embeddings    h = embed(x) + vector(position)     sinusoidal; learned (a table in the model)
+    queries and keys    q_t, k_i = R_t q_t, R_i k_i         RoPE
+    attention logits    q_t . k_i / sqrt(d) + b(t - i)      ALiBi, T5's relative bias
+
+NoPE does nothing anywhere: only the causal mask tells a token what came before it.
+"""
+
+import math
+
+import torch
+
+ENCODINGS = ("nope", "rope", "alibi", "t5", "sinusoidal", "learned")
+BUCKETS, MAX_DISTANCE = 32, 128  # T5's relative bias
+
+
+def sinusoidal(positions, width: int):
+    """Absolute sinusoids (Vaswani et al. 2017, section 3.5): sin(p w_i) and cos(p w_i) with w_i = 10000^(-2i / width).
+
+    The sines come first, then the cosines, as in the paper's code; interleaving them is a permutation of the width.
+
+    Args:
+        positions: [B, T] integers.
+        width: of the vectors, even.
+    Returns:
+        [B, T, width] float32.
+    """
+    frequencies = 10000.0 ** (-torch.arange(0, width, 2, device=positions.device) / width)  # [width / 2]
+    angles = positions[..., None] * frequencies  # [B, T, width / 2]
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def rope_turns(positions, rotated: int):
+    """RoPE's rotations e^(i p w_j) with w_j = 10000^(-2j / rotated) (Su et al. 2021, section 3.2.2).
+
+    Args:
+        positions: [B, T] integers.
+        rotated: how many of a head's dimensions turn, even.
+    Returns:
+        [B, 1, T, rotated / 2] complex; the 1 stands for all heads.
+    """
+    frequencies = 10000.0 ** (-torch.arange(0, rotated, 2, device=positions.device) / rotated)
+    angles = positions[:, None, :, None] * frequencies
+    return torch.polar(torch.ones_like(angles), angles)
+
+
+def rotate(x, turns):
+    """Turns neighbouring pairs (x_2j, x_2j+1), as numbers in the complex plane; dimensions beyond the pairs stay.
+
+    With q turned by t and k by i, their product depends on t - i alone. Neighbours are paired as in RoPE's paper; Llama
+    pairs dimensions half a head apart, which is the same after a permutation of the width.
+
+    Args:
+        x: [..., B, H, T, d] queries or keys. turns: [B, 1, T, rotated / 2] from `rope_turns`.
+    """
+    pairs = 2 * turns.shape[-1]
+    first = x[..., :pairs].to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2))
+    turned = torch.view_as_real(torch.view_as_complex(first) * turns).flatten(-2).to(x.dtype)
+    return turned if pairs == x.shape[-1] else torch.cat([turned, x[..., pairs:]], dim=-1)
+
+
+def alibi_slopes(heads: int):
+    """ALiBi's slopes (Press et al. 2022, section 3): 2^(-8k/H) for k = 1..H, if H is a power of two. -> [H]
+
+    Else those of the next lower power of two n, filled up with every other slope of 2n.
+    """
+    n = 2 ** int(math.log2(heads))
+    slopes = [2 ** (-8 * k / n) for k in range(1, n + 1)]
+    return torch.tensor(slopes + [2 ** (-4 * k / n) for k in range(1, 2 * (heads - n), 2)])
+
+
+def alibi_bias(distance, heads: int):
+    """ALiBi: -slope_h (t - i). distance [B, Q, K] -> [B, H, Q, K]"""
+    return -alibi_slopes(heads).to(distance.device)[:, None, None] * distance[:, None]
+
+
+def t5_bucket(distance):
+    """The bucket of a distance t - i >= 0 in T5's relative bias (Raffel et al. 2020, section 2.1), any shape.
+
+    Distances below 16 have a bucket each; those up to 128 share 16 more, evenly in their logarithm; the last also
+    takes all that is further away. Negative distances (the future, which is masked) count as 0.
+    """
+    distance = distance.clamp(min=0)
+    exact = BUCKETS // 2
+    scaled = (distance.clamp(min=1) / exact).log() / math.log(MAX_DISTANCE / exact)  # 0 at 16, 1 at 128
+    far = exact + (scaled * (BUCKETS - exact)).long()
+    return torch.where(distance < exact, distance, far.clamp(max=BUCKETS - 1))

@@ -1,0 +1,279 @@
+"""The paper's tasks (section 3, appendix C): a prompt and a target of a given length, and a checker of its own.
+
+Each task makes text in the form of the official code. `make(length, rng)` writes prompt and target; `check(prompt, answer)`
+works the answer out again from the prompt's text alone, so that a mistake in one of the two shows. Text is cut into tokens
+by one pattern: words, `**`, `[SEP]`, `[NEXT]`, single characters; white space only separates. Every prompt starts with a
+constant word: without one, NoPE has nothing to count from.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+from vine_mini.lengthgen.languages import BINARY, TURNS, UNARY, VERBS, check_pcfg, check_scan, make_pcfg, make_scan, scan_commands
+
+TOKEN = r"\[SEP\]|\[NEXT\]|\*\*|\w+|[^\w\s]"
+LOWER, UPPER, DIGITS = "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "0123456789"
+ITEMS = DIGITS + LOWER + UPPER  # what copy and reverse work on
+SORTABLE = ITEMS[:50]  # single tokens that are sorted; this is their hidden order
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task.
+
+    Attributes:
+        make: (length, rng) -> (prompt, target).
+        check: (prompt, answer) -> whether the whole answer is right.
+        train, test: the shortest and longest length to learn from and to be tested on, if no others are asked for.
+        counts: what `length` is.
+        steps, lr: the training budget, if no other is asked for; chosen by accuracy on training lengths.
+        exist: the lengths that there are; None: all.
+    """
+
+    make: Callable[[int, Random], tuple[str, str]]
+    check: Callable[[str, str], bool]
+    train: tuple[int, int]
+    test: tuple[int, int]
+    counts: str
+    steps: int = 2000
+    lr: float = 2e-3
+    exist: tuple[int, ...] | None = None
+
+    def lengths(self, shortest: int, longest: int) -> list[int]:
+        """The lengths that exist in a range, both ends included."""
+        return [n for n in range(shortest, longest + 1) if self.exist is None or n in self.exist]
+
+
+def tokens(text: str) -> list[str]:
+    """Text -> tokens."""
+    return re.findall(TOKEN, text)
+
+
+# --- copy and reverse: [SEP] ends the prompt, [NEXT] stands between two copies ---------------------------------------------
+
+
+def _make_copy(name: str, length: int, rng: Random) -> tuple[str, str]:
+    if name == "copy-v2":
+        old, new = rng.sample(ITEMS, 2)
+        return f"Replace {old} with {new} in {' '.join([old] * length)} [SEP] ", " ".join([new] * length)
+    same = name in ("copy", "copy-2x")
+    x = [rng.choice(ITEMS)] * length if same else rng.choices(ITEMS, k=length)
+    back = x[::-1]
+    target = {
+        "copy": x,
+        "copy-2x": x + x,
+        "copy-v3": x,
+        "copy-v3-2x": [*x, "[NEXT]", *x],
+        "reverse": back,
+        "reverse-2x": [*back, "[NEXT]", *back],
+        "reverse-v2": [*back, "[NEXT]", *x],
+    }[name]
+    return f"{'Reverse' if 'reverse' in name else 'Copy'}: {' '.join(x)} [SEP] ", " ".join(target)
+
+
+def _check_copy(name: str, prompt: str, answer: str) -> bool:
+    words, got = prompt.split()[:-1], answer.split()
+    if name == "copy-v2":
+        return len(got) == len(words) - 5 and set(got) == {words[3]}
+    x, n = words[1:], len(words) - 1
+    if name in ("copy", "copy-2x"):
+        return len(got) == (2 * n if name == "copy-2x" else n) and set(got) == set(x)
+    two = name.endswith(("-2x", "reverse-v2"))
+    if two and (len(got) != 2 * n + 1 or got[n] != "[NEXT]") or not two and len(got) != n:
+        return False
+    turned = [name.startswith("reverse"), name == "reverse-2x"]  # of the first copy, of the second
+    places = [(i, j) for i in range(n) for j in ([i, n + 1 + i] if two else [i])]
+    return all(got[j] == x[n - 1 - i if turned[j > n] else i] for i, j in places)
+
+
+# --- numbers and logic: the answer stands in `The answer is 7 8 3.` ----------------------------------------------------------
+
+
+def make_addition(length: int, rng: Random) -> tuple[str, str]:
+    """Two numbers, the longer one of `length` digits; most significant digit first."""
+    digits = [length, rng.randint(1, length)]
+    rng.shuffle(digits)
+    a, b = (rng.randint(10 ** (n - 1) if n > 1 else 0, 10**n - 1) for n in digits)
+    return f"Compute {_spaced(a)} + {_spaced(b)} ? ", f"The answer is {_spaced(a + b)}."
+
+
+def check_addition(prompt: str, answer: str) -> bool:
+    """Adds column by column, as on paper."""
+    a, b = (list(map(int, reversed(part.split()))) for part in prompt[len("Compute") : -2].split("+"))
+    carry, columns = 0, []
+    for i in range(max(len(a), len(b))):
+        total = carry + sum(x[i] for x in (a, b) if i < len(x))
+        carry, columns = total // 10, [str(total % 10), *columns]
+    return _answer(answer) == ["1"] * carry + columns
+
+
+def make_polynomial(length: int, rng: Random) -> tuple[str, str]:
+    """`length` terms in x, the value modulo 10."""
+    x = rng.randint(-2, 2)
+    terms = [(rng.randint(-3, 3), rng.randint(0, 3)) for _ in range(length)]
+    value = sum(c * x**d for c, d in terms) % 10
+    text = " ".join(f"{'-' if c < 0 else '+'} {abs(c)} * x ** {d}" for c, d in terms).removeprefix("+ ")
+    return f"Evaluate at x = {_signed(x)} in {text} ? ", f"The answer is {value}."
+
+
+def check_polynomial(prompt: str, answer: str) -> bool:
+    """Reads sign, coefficient and degree of each term from the text."""
+    at, text = re.fullmatch(r"Evaluate at x = (.*) in (.*) \? ", prompt).groups()
+    x, total = int(at.replace(" ", "")), 0
+    for sign, c, d in re.findall(r"([+-]|^) ?(\d) \* x \*\* (\d)", text):
+        power = 1
+        for _ in range(int(d)):
+            power *= x
+        total += (-1 if sign == "-" else 1) * int(c) * power
+    return _answer(answer) == [str(total - 10 * (total // 10))]
+
+
+def make_sort(length: int, rng: Random) -> tuple[str, str]:
+    """Single tokens in their hidden order."""
+    x = rng.choices(SORTABLE, k=length)
+    return f"Sort the following list [ {', '.join(x)} ]. ", f"The sorted list is [ {', '.join(sorted(x, key=SORTABLE.index))} ]."
+
+
+def make_sort_numbers(length: int, rng: Random) -> tuple[str, str]:
+    """Numbers of two to four digits, all numbers of digits equally likely, ascending."""
+    x = [rng.randint(10 ** (n - 1), 10**n - 1) for n in rng.choices((2, 3, 4), k=length)]
+    listed, ordered = (", ".join(map(_spaced, row)) for row in (x, sorted(x)))
+    return f"Sort the following list [ {listed} ]. ", f"The sorted list is [ {ordered} ]."
+
+
+def check_sort(prompt: str, answer: str) -> bool:
+    """Whether the answer is ascending and has the same items, each as often."""
+    given, got = (re.search(r"\[ (.*) \]", " ".join(tokens(text))) for text in (prompt, answer))
+    if got is None or tokens(answer) != tokens(f"The sorted list is [ {got[1]} ]."):
+        return False
+    given, got = ([item.strip() for item in m[1].split(",")] for m in (given, got))
+    if len(given) != len(got) or any(given.count(item) != got.count(item) for item in given):
+        return False
+    rank = [int(item.replace(" ", "")) if len(item) > 1 else SORTABLE.index(item) for item in got]
+    return all(a <= b for a, b in zip(rank, rank[1:], strict=False))
+
+
+def make_sum(length: int, rng: Random) -> tuple[str, str]:
+    """`length` digits from 1 to 9, their sum modulo 10."""
+    x = [rng.randint(1, 9) for _ in range(length)]
+    return f"Compute: {' + '.join(map(str, x))} .[SEP] ", f"The answer is {sum(x) % 10} ."
+
+
+def check_sum(prompt: str, answer: str) -> bool:
+    """Counts round a clock of ten."""
+    hand = 0
+    for digit in re.findall(r"\d", prompt):
+        hand = (hand + int(digit)) % 10
+    return _answer(answer) == [str(hand)]
+
+
+def make_parity(length: int, rng: Random) -> tuple[str, str]:
+    """`length` bits."""
+    bits = [rng.randint(0, 1) for _ in range(length)]
+    even = sum(bits) % 2 == 0
+    question = f"Is the number of 1's even in the sequence [ {', '.join(map(str, bits))} ] ? "
+    return question, f"The answer is {'Yes' if even else 'No'}."
+
+
+def check_parity(prompt: str, answer: str) -> bool:
+    """Turns a switch at each 1 of the list."""
+    even = True
+    for character in prompt[prompt.index("[") :]:
+        even = even != (character == "1")
+    return _answer(answer) == ["Yes" if even else "No"]
+
+
+def make_lego(length: int, rng: Random) -> tuple[str, str]:
+    """A chain of `length` variables, each plus or minus the one before; asks for one of the second half (Zhang et al. 2022)."""
+    names = rng.sample(LOWER, length)
+    values, clauses = [], []
+    for i, name in enumerate(names):
+        sign = rng.choice((1, -1))
+        values.append(sign * (values[-1] if values else 1))
+        clauses.append(f"{name} = {_plus_minus(sign)}{'1' if i == 0 else ' ' + names[i - 1]}")
+    asked = rng.randrange(length // 2, length)
+    question = f"If {', '.join(clauses)}. Then, what is the value of {names[asked]}? "
+    return question, f"The answer is {_plus_minus(values[asked])}1."
+
+
+def check_lego(prompt: str, answer: str) -> bool:
+    """Follows the chain back from the asked variable to the one that is given."""
+    clauses, asked = re.fullmatch(r"If (.*)\. Then, what is the value of (.)\? ", prompt).groups()
+    says = {clause[0]: clause[4:].split() for clause in clauses.split(", ")}  # name -> ["-1"] or ["+", name]
+    minus = 0
+    while len(says[asked]) == 2:
+        minus += says[asked][0] == "-"
+        asked = says[asked][1]
+    minus += says[asked][0] == "-1"
+    return _answer(answer) == ["-" if minus % 2 else "+", "1"]
+
+
+def _answer(text: str) -> list[str] | None:
+    """The tokens between `The answer is` and the final point; None where the text has another form."""
+    got = tokens(text)
+    return got[3:-1] if got[:3] == ["The", "answer", "is"] and got[-1] == "." else None
+
+
+def _spaced(number: int) -> str:
+    return " ".join(str(number))  # each digit is a token
+
+
+def _signed(number: int) -> str:
+    return f"- {-number}" if number < 0 else str(number)
+
+
+def _plus_minus(sign: int) -> str:
+    return "+" if sign > 0 else "-"
+
+
+def _copy(name: str, **more) -> Task:
+    def make(length, rng):
+        return _make_copy(name, length, rng)
+
+    def check(prompt, answer):
+        return _check_copy(name, prompt, answer)
+
+    return Task(make, check, (2, 10), (11, 20), "items in the input", **more)
+
+
+TASKS = {
+    "copy": _copy("copy"),
+    "copy-2x": _copy("copy-2x"),
+    "copy-v2": _copy("copy-v2"),
+    "copy-v3": _copy("copy-v3"),
+    "copy-v3-2x": _copy("copy-v3-2x"),
+    "reverse": _copy("reverse"),
+    "reverse-2x": _copy("reverse-2x"),
+    "reverse-v2": _copy("reverse-v2"),
+    "addition": Task(make_addition, check_addition, (1, 8), (9, 16), "digits of the longer number"),
+    "polynomial": Task(make_polynomial, check_polynomial, (1, 8), (9, 16), "terms"),
+    "sort": Task(make_sort, check_sort, (2, 8), (9, 16), "items"),
+    "sort-numbers": Task(make_sort_numbers, check_sort, (2, 8), (9, 16), "numbers"),
+    "sum": Task(make_sum, check_sum, (2, 8), (9, 16), "digits added"),
+    "parity": Task(make_parity, check_parity, (2, 8), (9, 16), "bits"),
+    "lego": Task(make_lego, check_lego, (2, 8), (9, 16), "variables in the chain"),
+    "scan": Task(make_scan, check_scan, (1, 25), (26, 48), "actions in the output", exist=tuple(sorted(scan_commands()))),
+    "pcfg": Task(make_pcfg, check_pcfg, (1, 8), (9, 16), "functions"),
+}
+
+WORDS = """Copy Reverse Replace with in Compute The answer is Evaluate at x Sort the following list sorted Is number of s even
+sequence Yes No If Then what value Solve and after twice thrice turn around opposite Thinking step by comp out re carry Thus
+par sum minimum unsorted portion""".split()
+SYMBOLS = [str(n) for n in range(10, 20)] + "[SEP] [NEXT] + - * ** = . , : ? [ ] > ' #".split()
+VOCABULARY = list(
+    dict.fromkeys(["<pad>", "<eos>", *ITEMS, *SYMBOLS, *WORDS, *VERBS, *VERBS.values(), *TURNS, *TURNS.values(), *UNARY, *BINARY])
+)
+IDS = {token: i for i, token in enumerate(VOCABULARY)}
+PAD, EOS = IDS["<pad>"], IDS["<eos>"]
+
+
+def encode(text: str) -> list[int]:
+    """Text -> token ids. Raises KeyError for a token outside the vocabulary."""
+    return [IDS[token] for token in re.findall(TOKEN, text)]
+
+
+def decode(ids: list[int]) -> str:
+    """Token ids -> tokens with single spaces between them, which `check` reads like the original text."""
+    return " ".join(VOCABULARY[i] for i in ids)
