@@ -2,9 +2,10 @@
 
 import sys
 
-try:
-    from vine_mini.cli import main  # takes some seconds: torch and transformers
+if __name__ == "__main__":  # not in the processes that `lengthgen` starts, which import this file too
+    try:
+        from vine_mini.cli import main  # takes some seconds: torch and transformers
 
-    sys.exit(main())
-except KeyboardInterrupt:
-    sys.exit(130)
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,4 +1,4 @@
-"""The command line: `python -m vine_mini [demo | sft | train | evaluate | sample]`, `--help` after each."""
+"""The command line: `python -m vine_mini [demo | sft | train | evaluate | sample | lengthgen]`, `--help` after each."""
 
 import json
 import platform
@@ -16,6 +16,7 @@ from tqdm import tqdm
 from vine_mini import checkpoint, models, tasks
 from vine_mini.config import DemoConfig, EvaluateConfig, SampleConfig, SFTConfig, TrainConfig, parse, read_preset
 from vine_mini.evaluate import evaluate, grade, table
+from vine_mini.lengthgen import commands as lengthgen
 from vine_mini.memory import format_memory
 from vine_mini.plots import plot_comparison
 from vine_mini.runs import Run, check_writable, new_folder
@@ -36,14 +37,13 @@ def main(argv: list[str] | None = None) -> int:
         print(_overview())
         return 0
     try:
+        if name == "lengthgen":
+            name, rest = lengthgen.words(rest)
         if name not in COMMANDS:
             raise UserError(f"unknown command {name!r}: choose from {', '.join(COMMANDS)}")
         command, config_class = COMMANDS[name]
         return command(parse(config_class, f"python -m vine_mini {name}", rest)) or 0
-    except UserError as error:
-        print(f"vine_mini {name}: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # a full disk, a folder that vanished
+    except (UserError, OSError) as error:  # OSError: a full disk, a folder that vanished
         print(f"vine_mini {name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -285,7 +285,7 @@ def _changed(config) -> list[str]:
 
 
 def _overview() -> str:
-    lines = [f"  {name:10} {config_class.__doc__}" for name, (_, config_class) in COMMANDS.items()]
+    lines = [f"  {name:21} {config_class.__doc__}" for name, (_, config_class) in COMMANDS.items()]
     return "usage: python -m vine_mini [command] [--help]\n\n" + "\n".join(lines) + "\n\nWithout a command: demo."
 
 
@@ -295,4 +295,5 @@ COMMANDS = {
     "train": (train, TrainConfig),
     "evaluate": (evaluate_policy, EvaluateConfig),
     "sample": (sample, SampleConfig),
+    **lengthgen.COMMANDS,
 }

@@ -6,7 +6,8 @@ COLOURS = {"vineppo": "#0072B2", "ppo": "#D55E00", "grpo": "#009E73", "rloo": "#
 PHASES = ("sample", "rollouts", "score", "update")
 
 
-def _figure(columns: int, rows: int = 1):
+def new_figure(columns: int, rows: int = 1):
+    """An empty figure in this project's style. -> figure, array of axes [rows, columns]"""
     import matplotlib  # imported late: most commands draw nothing
 
     matplotlib.use("Agg")
@@ -16,8 +17,9 @@ def _figure(columns: int, rows: int = 1):
     return pyplot.subplots(rows, columns, figsize=(5.2 * columns, 3.6 * rows), squeeze=False, layout="constrained")
 
 
-def _save(figure, path: Path):
-    fresh = path.with_name(f".partial-{path.name}")  # a reader never meets half a picture
+def save_figure(figure, path: Path) -> None:
+    """Writes the picture; a reader never meets half of it."""
+    fresh = path.with_name(f".partial-{path.name}")
     figure.savefig(fresh, dpi=110)
     fresh.replace(path)
     from matplotlib import pyplot
@@ -36,7 +38,7 @@ def smooth(values: list[float], radius: int = 2) -> list[float]:
 
 def plot_run(rows: list[dict], path: Path, title: str) -> None:
     """curves.png of a run from its metrics: reward, length and truncation, KL, and where the time went."""
-    figure, ((reward, length), (kl, seconds)) = _figure(2, 2)
+    figure, ((reward, length), (kl, seconds)) = new_figure(2, 2)
     tests = [(row["episodes"], row["eval"]["pass@1"][0], row["eval"]["pass@1"][1] or 0) for row in rows if "eval" in row]
     rows = [row for row in rows if "reward" in row]
     x = [row["episodes"] for row in rows]
@@ -57,7 +59,7 @@ def plot_run(rows: list[dict], path: Path, title: str) -> None:
     seconds.set(title="Seconds an iteration", xlabel="episodes")
     seconds.legend(frameon=False)
     figure.suptitle(title)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_comparison(runs: dict[str, dict], path: Path, title: str) -> None:
@@ -66,7 +68,7 @@ def plot_comparison(runs: dict[str, dict], path: Path, title: str) -> None:
     Args:
         runs: algorithm -> {"metrics": rows, "before": evaluation, "after": evaluation}.
     """
-    figure, (axes,) = _figure(2)
+    figure, (axes,) = new_figure(2)
     for axis, key, label in zip(axes, ("seconds", "episodes"), ("training time (s)", "training episodes"), strict=True):
         for name, run in runs.items():
             rows, colour = run["metrics"], COLOURS[name]
@@ -83,7 +85,7 @@ def plot_comparison(runs: dict[str, dict], path: Path, title: str) -> None:
     axes[1].set(title="lines: training problems as they are met; dots: test problems")
     axes[1].title.set_fontsize(9)
     figure.suptitle(title)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_seeds(runs: dict[str, list[list[dict]]], path: Path, title: str) -> None:
@@ -94,7 +96,7 @@ def plot_seeds(runs: dict[str, list[list[dict]]], path: Path, title: str) -> Non
     """
     import numpy
 
-    figure, (axes,) = _figure(2)
+    figure, (axes,) = new_figure(2)
     for axis, key, label in zip(axes, ("seconds", "episodes"), ("training time (s)", "training episodes"), strict=True):
         for name, seeds in runs.items():
             grid = numpy.linspace(max(rows[0][key] for rows in seeds), min(rows[-1][key] for rows in seeds), 100)
@@ -107,4 +109,4 @@ def plot_seeds(runs: dict[str, list[list[dict]]], path: Path, title: str) -> Non
     axes[0].set(ylabel="sampled accuracy, training problems")
     axes[0].legend(frameon=False, loc="lower right")
     figure.suptitle(title)
-    _save(figure, path)
+    save_figure(figure, path)

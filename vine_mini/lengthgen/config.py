@@ -1,0 +1,166 @@
+"""Every knob of the `lengthgen` commands once, as in `vine_mini.config`."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vine_mini.config import knob
+from vine_mini.lengthgen.positions import ENCODINGS
+from vine_mini.lengthgen.scratchpad import STEPS, parts_of
+from vine_mini.lengthgen.tasks import TASKS
+from vine_mini.types import UserError
+
+VARIANTS = (*ENCODINGS, "rope25", "hybrid")  # what --positions takes
+
+
+def _list(default, why: str):
+    return field(default_factory=lambda: list(default), metadata={"help": why})
+
+
+@dataclass
+class LengthgenConfig:
+    """Train small decoders with several position encodings on short sequences and test them on longer ones."""
+
+    task: str = knob("copy", f"One of {', '.join(TASKS)}.")
+    positions: list[str] = _list(
+        ENCODINGS,
+        f"Encodings, of {', '.join(ENCODINGS)}; rope25 (RoPE on a quarter of each head, as in the paper); "
+        "hybrid (RoPE, with NoPE in every n-th layer).",
+    )
+    seeds: list[int] = _list((0, 1, 2), "One run of each encoding for each seed.")
+    scratchpad: str = knob("none", "Think aloud first: full, minimal, or letters of icovr (input, computation, output, variable, remaining).")
+    train_lengths: list[int] | None = knob(None, "Shortest and longest length to learn from. Left out: the task's own.")
+    test_lengths: list[int] | None = knob(None, "Shortest and longest length to be tested on. Left out: up to twice as long.")
+    steps: int | None = knob(None, "Optimizer steps of a run. Left out: the task's own.")
+    lr: float = knob(3e-3, "Peak learning rate of AdamW.")
+    batch_size: int = knob(32, "Examples in a step, all of one length.")
+    weight_decay: float = knob(0.05, "AdamW's weight decay (paper: 0.05).")
+    layers: int = knob(3, "Layers of the decoder.")
+    hidden: int = knob(64, "Its hidden size.")
+    heads: int = knob(4, "Its attention heads.")
+    nope_every: int = knob(3, "hybrid: every n-th layer is without position encoding.")
+    max_positions: int = knob(256, "learned: rows of its table, in tokens.")
+    examples: int = knob(200, "Examples of each length in the evaluation.")
+    processes: int | None = knob(None, "Runs trained side by side, one thread each. Left out: one for each core; 1 on a GPU.")
+    device: str = knob("cpu", "auto, cpu, cuda, ... Models this small gain little from a GPU.")
+    out: str | None = knob(None, "Folder for results, picture and models; a new one under runs/ when left out.")
+
+    def __post_init__(self):
+        if self.task not in TASKS:
+            raise UserError(f"unknown task {self.task!r}: choose from {', '.join(TASKS)}")
+        for name in self.positions:
+            if name not in VARIANTS:
+                raise UserError(f"unknown position encoding {name!r}: choose from {', '.join(VARIANTS)}")
+        for name in ("positions", "seeds"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise UserError(f"{name}: name at least one, and each of them once")
+        if any(not 0 <= seed < 2**31 for seed in self.seeds):
+            raise UserError(f"seeds = {self.seeds}: each must be between 0 and {2**31 - 1}")
+        try:
+            parts_of(self.scratchpad)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        if self.scratchpad != "none" and self.task not in STEPS:
+            raise UserError(f"the paper gives {self.task} no scratchpad; those that have one: {', '.join(STEPS)}")
+        for name, least in {"steps": 1, "batch_size": 1, "layers": 1, "heads": 1, "nope_every": 1, "max_positions": 1,
+                            "examples": 1, "processes": 1, "weight_decay": 0}.items():  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and not least <= value < float("inf"):
+                raise UserError(f"{name} = {value}: must be at least {least}")
+        if not 0 < self.lr < float("inf"):
+            raise UserError(f"lr = {self.lr}: must be above 0")
+        if self.hidden < 2 * self.heads or self.hidden % (2 * self.heads):
+            raise UserError(f"hidden = {self.hidden}: must be a multiple of 2 x heads = {2 * self.heads}")
+        if "rope25" in self.positions and self.hidden % (8 * self.heads):
+            raise UserError(f"rope25 turns a quarter of a head in pairs: hidden = {self.hidden} must be a multiple of 8 x heads")
+        if "hybrid" in self.positions and self.nope_every > self.layers:
+            raise UserError(f"nope_every = {self.nope_every} leaves no layer without RoPE in a model of {self.layers}")
+        self._fill_in()
+
+    def _fill_in(self):
+        task = TASKS[self.task]
+        self.steps = self.steps or task.steps
+        if self.train_lengths is None:
+            self.train_lengths = list(task.train)
+        _check_range("train_lengths", self.train_lengths)
+        if self.test_lengths is None:
+            longest = self.train_lengths[1]
+            self.test_lengths = list(task.test) if longest == task.train[1] else [longest + 1, 2 * longest]
+        _check_range("test_lengths", self.test_lengths)
+        if self.test_lengths[0] <= self.train_lengths[1]:
+            raise UserError(
+                f"test_lengths start at {self.test_lengths[0]}: must be above the longest training length, {self.train_lengths[1]}"
+            )
+        longest = 26 if self.task == "lego" else 48 if self.task == "scan" else 1000
+        if self.test_lengths[1] > longest:
+            raise UserError(f"test_lengths end at {self.test_lengths[1]}: {self.task} ends at {longest}")
+        for name in ("train_lengths", "test_lengths"):
+            if not task.lengths(*getattr(self, name)):
+                raise UserError(f"{name} = {getattr(self, name)}: {self.task} has no example of such a length")
+        if self.processes is None:
+            self.processes = (os.cpu_count() or 1) if self.device == "cpu" else 1
+
+
+def _check_range(name: str, ends: list[int]):
+    if len(ends) != 2:
+        raise UserError(f"{name} takes two numbers, the shortest and the longest length")
+    if not 1 <= ends[0] <= ends[1]:
+        raise UserError(f"{name} = {ends[0]} {ends[1]}: the shortest must be at least 1 and not above the longest")
+
+
+@dataclass
+class RankConfig:
+    """Rank the encodings over several tasks by their mean reciprocal rank, beside the paper's figures."""
+
+    results: list[str] = _list((), "Folders that `lengthgen` wrote.")
+    out: str | None = knob(None, "Folder for rank.png and rank.md; the pictures are not drawn when left out.")
+
+    def __post_init__(self):
+        if not self.results:
+            raise UserError("name at least one folder that `lengthgen` wrote, for example: lengthgen rank runs/lengthgen-copy")
+
+
+@dataclass
+class AttentionConfig:
+    """How far the attention of each encoding is from NoPE's, on the sequences of a `lengthgen` folder."""
+
+    results: list[str] = _list((), "The folder; it must hold NoPE with at least two seeds.")
+    examples: int = knob(10, "Sequences of each length (paper: 10).")
+
+    def __post_init__(self):
+        _one_folder(self, "attention")
+        if self.examples < 1:
+            raise UserError(f"examples = {self.examples}: must be at least 1")
+
+
+@dataclass
+class TemperatureConfig:
+    """Test the models of a `lengthgen` folder again with sharper attention: logits divided by a temperature below 1."""
+
+    results: list[str] = _list((), "The folder.")
+    temperatures: list[float] = _list((1.0, 0.9, 0.8, 0.7, 0.6, 0.5), "Of the attention's softmax; 1: as it was trained.")
+
+    def __post_init__(self):
+        _one_folder(self, "temperature")
+        if not self.temperatures or not all(0 < t < float("inf") for t in self.temperatures):
+            raise UserError(f"temperatures = {self.temperatures}: each must be above 0")
+
+
+@dataclass
+class TheoryConfig:
+    """Build NoPE models that count (Theorem 1) and attend by distance (Theorem 2) from explicit weights, then break them."""
+
+    length: int = knob(63, "Positions after <bos> that the weights are built for.")
+    out: str | None = knob(None, "Folder for theory.png; a new one under runs/ when left out.")
+
+    def __post_init__(self):
+        if not 2 <= self.length <= 511:
+            raise UserError(f"length = {self.length}: must be between 2 and 511")
+
+
+def _one_folder(config, command: str):
+    if len(config.results) != 1:
+        raise UserError(f"name one folder that `lengthgen` wrote, for example: lengthgen {command} runs/lengthgen-copy")
+    if not (Path(config.results[0]) / "results.json").is_file():
+        raise UserError(f"{config.results[0]} has no results.json: not a folder that `lengthgen` wrote")

@@ -1,0 +1,136 @@
+"""The unified scratchpad (section 6): a target that thinks aloud, each part of a step with a switch of its own.
+
+    Thinking step by step: in 6, 7 comp 6 + 7 + carry = 13 + 0 = 13 out 3 [ carry: 1 ] re 7 2 + 5 # ... . Thus, The answer is 7 8 3.
+                           i       c                             o     v            r
+
+Steps are worked out from the prompt's text. Sorting and LEGO keep no variable, so for them v writes nothing.
+"""
+
+import re
+from collections.abc import Iterator
+
+from vine_mini.lengthgen.tasks import SORTABLE
+
+PARTS = "icovr"  # input, computation, output, variable, remaining input: the order in which a step shows them
+FORMATS = {"none": "", "full": PARTS, "minimal": "co"}
+START, END = "Thinking step by step: ", " . Thus, "
+
+
+def parts_of(name: str) -> str:
+    """A format's parts: of "none", "full" or "minimal", or letters such as "icor". Raises ValueError for anything else."""
+    parts = FORMATS.get(name, name)
+    if name not in FORMATS and (not name or sorted(set(name), key=PARTS.find) != list(name) or not set(name) <= set(PARTS)):
+        raise ValueError(f"unknown scratchpad {name!r}: choose from {', '.join(FORMATS)}, or some letters of {PARTS} in this order")
+    return parts
+
+
+def expand(task: str, prompt: str, target: str, parts: str) -> str:
+    """The target with its steps before it; the bare target for no parts."""
+    if not parts:
+        return target
+    shown = []
+    for i, c, o, v, r in STEPS[task](prompt):
+        step = {"i": f"in {i}", "c": f"comp {c}", "o": f"out {o}", "v": v and f"[ {v} ]", "r": f"re {r}".strip()}
+        shown.append(" ".join(step[part] for part in parts if step[part]))
+    return START + " # ".join(shown) + END + target
+
+
+def final_answer(text: str, parts: str) -> str:
+    """What follows the steps, or "" where the text has not exactly one end of steps."""
+    if not parts:
+        return text
+    pieces = text.split("Thus ,") if "Thus ," in text else text.split("Thus,")  # decoded text has spaces everywhere
+    return pieces[1].strip() if len(pieces) == 2 else ""
+
+
+# Each takes a prompt and yields (input, computation, output, variable, remaining) for each step.
+Steps = Iterator[tuple[str, str, str, str, str]]
+
+
+def _addition(prompt: str) -> Steps:
+    a, b = (part.split() for part in prompt[len("Compute") : -2].split("+"))
+    carry = 0
+    while a or b or carry:
+        x, y = int(a.pop()) if a else 0, int(b.pop()) if b else 0
+        total = x + y + carry
+        computation = f"{x} + {y} + carry = {x + y} + {carry} = {total}"
+        carry = total // 10
+        left = [" ".join(n) or ("0" if a or b else "") for n in (a, b)]
+        yield f"{x}, {y}", computation, str(total % 10), f"carry: {carry}", " + ".join(left).strip()
+
+
+def _parity(prompt: str) -> Steps:
+    bits, parity = re.findall(r"[01]", prompt[prompt.index("[") :]), 0
+    for i, bit in enumerate(bits):
+        computation = f"{bit} ** par = {bit} ** {parity}"  # ** is the printed sign of exclusive or
+        parity ^= int(bit)
+        yield bit, computation, str(parity), f"par: {parity}", _list(bits[i + 1 :])
+
+
+def _sum(prompt: str) -> Steps:
+    digits, total = re.findall(r"\d", prompt), 0
+    for i, digit in enumerate(digits):
+        computation, total = f"{digit} + sum = {digit} + {total} =", total + int(digit)
+        output, total = " ".join(str(total)), total % 10
+        yield digit, computation, output, f"sum: {output} = {total}", " + ".join(digits[i + 1 :])
+
+
+def _sort(prompt: str) -> Steps:
+    items = [item.strip() for item in prompt[prompt.index("[") + 1 : prompt.index("]")].split(",")]
+    while items:  # selection sort
+        smallest = min(items, key=_rank)
+        first, items[items.index(smallest)] = items[0], items[0]
+        items = items[1:]
+        yield first, "The minimum of the unsorted portion", smallest, "", _list(items)
+
+
+def _rank(item: str) -> int:
+    return int(item.replace(" ", "")) if len(item) > 1 else SORTABLE.index(item)
+
+
+def _polynomial(prompt: str) -> Steps:
+    at, text = re.fullmatch(r"Evaluate at x = (.*) in (.*) \? ", prompt).groups()
+    x, total = int(at.replace(" ", "")), 0
+    terms = re.findall(r"[+-]? ?\d \* x \*\* \d", text)
+    for i, term in enumerate(terms):
+        sign, c, d = re.fullmatch(r"([+-]?) ?(\d) \* x \*\* (\d)", term).groups()
+        value = int(sign + c) * x ** int(d)
+        before, total = total, total + value
+        computation = f"{'- ' if sign == '-' else ''}{c} * {_digits(x ** int(d))} = {_digits(value)}"
+        added = f"sum: {_digits(before)} + {_digits(value)} = {_digits(total)} = {total % 10}"
+        total %= 10
+        yield term.removeprefix("+ "), computation, _digits(value), added, " ".join(terms[i + 1 :])
+
+
+def _lego(prompt: str) -> Steps:
+    clauses, asked = re.fullmatch(r"If (.*)\. Then, what is the value of (.)\? ", prompt).groups()
+    clauses = clauses.split(", ")
+    value = ""
+    for i, clause in enumerate(clauses):
+        name, says = clause.split(" = ")
+        computation = f"{says[0]} {value}" if value else ""  # "- -1": minus the value of the one before
+        sign = "+" if not value and says == "+1" or value and (says[0] == value[0]) else "-"
+        value = f"{sign}1"
+        written = f"{says} = {computation}" if computation else says
+        yield name, written, value, "", ", ".join(clauses[i + 1 :])
+        if name == asked:
+            return
+
+
+def _list(items: list[str]) -> str:
+    return f"[ {', '.join(items)} ]" if items else "[ ]"
+
+
+def _digits(number: int) -> str:
+    return ("- " if number < 0 else "") + " ".join(str(abs(number)))
+
+
+STEPS = {
+    "addition": _addition,
+    "parity": _parity,
+    "sum": _sum,
+    "sort": _sort,
+    "sort-numbers": _sort,
+    "polynomial": _polynomial,
+    "lego": _lego,
+}
