@@ -1,10 +1,18 @@
 """The command line of length generalization: `python -m vine_mini lengthgen [rank | attention | temperature | theory]`."""
 
 from pathlib import Path
+from statistics import mean
+
+from tqdm import tqdm
 
 from vine_mini.lengthgen import pictures, report
+from vine_mini.lengthgen.attention import distances_to_nope, summary
 from vine_mini.lengthgen.config import AttentionConfig, LengthgenConfig, RankConfig, TemperatureConfig, TheoryConfig
-from vine_mini.lengthgen.sweep import load_results, sweep
+from vine_mini.lengthgen.pictures import STYLES
+from vine_mini.lengthgen.sweep import load_model, load_results, sweep, write_json
+from vine_mini.lengthgen.tasks import TASKS
+from vine_mini.lengthgen.theory import demonstrate
+from vine_mini.lengthgen.train import evaluate
 from vine_mini.runs import check_writable, new_folder
 
 
@@ -34,9 +42,78 @@ def rank(config: RankConfig) -> None:
         pictures.plot_rank(all_results, folder / "rank.png")
 
 
+def attention(config: AttentionConfig) -> None:
+    """The `lengthgen attention` command."""
+    [folder] = config.results
+    results = load_results(folder)
+    pairs = len(results["settings"]["positions"]) * len(results["settings"]["seeds"])
+    with tqdm(total=pairs, desc="pairs of models", dynamic_ncols=True) as bar:
+        table = distances_to_nope(results, folder, config.examples, bar.update)
+    shown = summary(table, results["settings"]["train_lengths"][1])
+    shown = dict(sorted(shown.items(), key=lambda item: item[1]["all layers"]))
+    measures = list(next(iter(shown.values())))
+    rows = [["distance to NoPE (nats)", *(STYLES[name][0] if name != "nope" else "NoPE, other seed" for name in shown)]]
+    rows += [[measure, *(f"{shown[name][measure]:.3f}" for name in shown)] for measure in measures]
+    text = report.columns(rows)
+    print(text)
+    folder = Path(folder)
+    (folder / "attention.md").write_text(text + "\n", encoding="utf-8")
+    write_json(shown, folder / "attention.json")
+    pictures.plot_distances(table, results, folder / "attention.png")
+    print(f"table and picture are in {folder}")
+
+
+def temperature(config: TemperatureConfig) -> None:
+    """The `lengthgen temperature` command."""
+    [folder] = config.results
+    results = load_results(folder)
+    run = LengthgenConfig(**results["settings"])
+    lengths = sum(len(TASKS[run.task].lengths(*ends)) for ends in (run.train_lengths, run.test_lengths))
+    curves = {}
+    models = [(name, seed, t) for name in run.positions for seed in run.seeds for t in config.temperatures]
+    with tqdm(total=len(models) * lengths, desc="temperatures", dynamic_ncols=True) as bar:
+        for name, seed, t in models:
+            model = load_model(folder, name, seed, attention_temperature=t)
+            for length, share in evaluate(model, run, bar.update).items():
+                curves.setdefault(name, {}).setdefault(t, {}).setdefault(length, []).append(share)
+    longest = run.train_lengths[1]
+    rows = [["accuracy beyond training, %", *(f"{t:g}" for t in config.temperatures)]]
+    for name in run.positions:
+        beyond = [
+            [mean(seed) for seed in zip(*(shares for n, shares in curve.items() if n > longest), strict=True)]
+            for curve in curves[name].values()
+        ]
+        rows.append([STYLES[name][0], *map(report.cell, beyond)])
+    text = report.columns(rows)
+    print(text)
+    folder = Path(folder)
+    (folder / "temperature.md").write_text(text + "\n", encoding="utf-8")
+    write_json(curves, folder / "temperature.json")
+    pictures.plot_temperatures(curves, results, folder / "temperature.png")
+    print(f"table and picture are in {folder}")
+
+
+def theory(config: TheoryConfig) -> None:
+    """The `lengthgen theory` command."""
+    folder = new_folder(config.out, "lengthgen-theory")
+    shown = demonstrate(config.length)
+    print(f"NoPE, weights built for {config.length + 1} positions. Largest error:")
+    for what, error in shown["errors"].items():
+        print(f"{error:12.1e}   {what}")
+    print("The position that it reads at the last one built for, and at twice that:")
+    for what, curve in shown["curves"].items():
+        print(f"{curve[config.length]:12.2f} {curve[-1] if len(curve) > config.length + 1 else float('nan'):12.2f}   {what}")
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures.plot_theory(shown, folder / "theory.png")
+    print(f"picture: {folder / 'theory.png'}")
+
+
 COMMANDS = {
     "lengthgen": (train, LengthgenConfig),
     "lengthgen rank": (rank, RankConfig),
+    "lengthgen attention": (attention, AttentionConfig),
+    "lengthgen temperature": (temperature, TemperatureConfig),
+    "lengthgen theory": (theory, TheoryConfig),
 }
 
 

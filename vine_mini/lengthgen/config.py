@@ -28,7 +28,7 @@ class LengthgenConfig:
         "hybrid (RoPE, with NoPE in every n-th layer).",
     )
     seeds: list[int] = _list((0, 1, 2), "One run of each encoding for each seed.")
-    scratchpad: str = knob("none", "Think aloud first: full, minimal, or letters of icovr (input, computation, output, variable, remaining).")
+    scratchpad: str = knob("none", "Think aloud first: full, minimal, or letters of icovr (see scratchpad.py).")
     train_lengths: list[int] | None = knob(None, "Shortest and longest length to learn from. Left out: the task's own.")
     test_lengths: list[int] | None = knob(None, "Shortest and longest length to be tested on. Left out: up to twice as long.")
     steps: int | None = knob(None, "Optimizer steps of a run. Left out: the task's own.")
@@ -90,7 +90,7 @@ class LengthgenConfig:
         _check_range("test_lengths", self.test_lengths)
         if self.test_lengths[0] <= self.train_lengths[1]:
             raise UserError(
-                f"test_lengths start at {self.test_lengths[0]}: must be above the longest training length, {self.train_lengths[1]}"
+                f"test_lengths start at {self.test_lengths[0]}: must be above the longest train length, {self.train_lengths[1]}"
             )
         longest = 26 if self.task == "lego" else 48 if self.task == "scan" else 1000
         if self.test_lengths[1] > longest:

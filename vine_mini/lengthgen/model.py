@@ -10,7 +10,15 @@ dividing logits by sqrt(d) instead of folding that into the initial weights.
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, DynamicCache, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    DynamicCache,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
@@ -84,7 +92,7 @@ class Attention(nn.Module):
 
     def forward(self, x, bias, rotation, cache, keep, return_weights):
         """x [B, T, D], bias [B or 1, H or 1, Q, K] -> [B, Q, D], weights [B, H, Q, K] if asked for. Q = keep or T queries."""
-        B, T, D = x.shape
+        B, T, _ = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # [3, B, H, T, d]
         (q, k), v = qkv[:2] if rotation is None else rotate(qkv[:2], rotation), qkv[2]
         if cache is not None:

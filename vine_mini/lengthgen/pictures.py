@@ -3,7 +3,8 @@
 from pathlib import Path
 from statistics import mean, stdev
 
-from vine_mini.lengthgen.report import by_length, name_of
+from vine_mini.lengthgen.paper import COLUMNS, MEAN_RECIPROCAL_RANK
+from vine_mini.lengthgen.report import by_length, mean_reciprocal_rank, name_of, queries
 from vine_mini.plots import new_figure, save_figure
 
 STYLES = {
@@ -16,6 +17,7 @@ STYLES = {
     "learned": ("learned", "#56B4E9", "P"),
     "hybrid": ("RoPE + NoPE layers", "#000000", "X"),
 }
+BLUES = ("#9ecae1", "#6baed6", "#4292c6", "#2171b5", "#08519c", "#08306b")
 
 
 def plot_accuracy(results: dict, path: Path) -> None:
@@ -24,18 +26,93 @@ def plot_accuracy(results: dict, path: Path) -> None:
     figure.set_size_inches(7.2, 4)
     for name, curve in by_length(results).items():
         label, colour, marker = STYLES[name]
-        middle = [mean(shares) for shares in curve.values()]
-        spread = [stdev(shares) if len(shares) > 1 else 0 for shares in curve.values()]
-        axis.plot(curve.keys(), middle, color=colour, marker=marker, markersize=4, label=label)
-        low, high = ([m + sign * s for m, s in zip(middle, spread, strict=True)] for sign in (-1, 1))
-        axis.fill_between(list(curve), low, high, color=colour, alpha=0.15, linewidth=0)
+        _draw(axis, curve, label, colour, marker)
     _mark_training(axis, results)
     axis.set(xlabel="length", ylabel="exact match", ylim=(-0.02, 1.02), title=name_of(results))
     axis.legend(frameon=False)
     save_figure(figure, path)
 
 
-def _mark_training(axis, results):
+def _draw(axis, curve: dict[int, list[float]], label: str, colour, marker: str):
+    middle = [mean(shares) for shares in curve.values()]
+    spread = [stdev(shares) if len(shares) > 1 else 0 for shares in curve.values()]
+    axis.plot(curve.keys(), middle, color=colour, marker=marker, markersize=4, label=label)
+    low, high = ([m + sign * s for m, s in zip(middle, spread, strict=True)] for sign in (-1, 1))
+    axis.fill_between(list(curve), low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def _mark_training(axis, results: dict):
     longest = results["settings"]["train_lengths"][1]
     axis.axvline(longest + 0.5, color="0.4", linestyle="--", linewidth=1)
-    axis.annotate("longest in training", (longest + 0.5, 1.02), xycoords=("data", "axes fraction"), ha="center", fontsize=8)
+    axis.text(longest + 0.7, 0.02, "longer than in training", fontsize=8, color="0.3", transform=axis.get_xaxis_transform())
+
+
+def plot_rank(all_results: list[dict], path: Path) -> None:
+    """Mean reciprocal rank of each encoding, as in the paper's first figure; the paper's own as hollow bars beside it."""
+    names, rows = queries(all_results)
+    ranks = mean_reciprocal_rank(rows)
+    paper = dict(zip(COLUMNS, MEAN_RECIPROCAL_RANK, strict=True))
+    paper["rope"] = paper["rope25"]
+    names = sorted(names, key=ranks.get, reverse=True)
+    figure, ((axis,),) = new_figure(1)
+    for i, name in enumerate(names):
+        colour = STYLES[name][1]
+        axis.bar(i - 0.2, ranks[name], 0.38, color=colour, label="here" if i == 0 else None)
+        axis.bar(i + 0.2, paper.get(name, 0), 0.38, color="none", edgecolor=colour, label="paper (17 tasks)" if i == 0 else None)
+    axis.set_xticks(range(len(names)), [STYLES[name][0] for name in names])
+    axis.set(ylabel="mean reciprocal rank", ylim=(0, 1), title=f"{len(all_results)} tasks, {len(rows)} queries")
+    axis.legend(frameon=False)
+    save_figure(figure, path)
+
+
+def plot_distances(table: dict, results: dict, path: Path) -> None:
+    """Distance of each encoding's attention to NoPE's: by layer, and by length."""
+    figure, ((layers, lengths),) = new_figure(2)
+    for name, curve in table.items():
+        label, colour, marker = STYLES[name]
+        label = "NoPE, other seed" if name == "nope" else label
+        rows = [row for rows in curve.values() for row in rows]
+        by_layer = [mean(layer) for layer in zip(*rows, strict=True)]
+        layers.plot(range(1, len(by_layer) + 1), by_layer, color=colour, marker=marker, label=label)
+        middle = [mean(map(mean, rows)) for rows in curve.values()]
+        lengths.plot(curve.keys(), middle, color=colour, marker=marker, markersize=4)
+    layers.set(xlabel="layer", ylabel="distance to NoPE (nats)", ylim=(0, None), xticks=range(1, len(by_layer) + 1))
+    layers.legend(frameon=False)
+    lengths.set(xlabel="length", ylim=(0, None))
+    _mark_training(lengths, results)
+    figure.suptitle(f"Whose attention is like NoPE's? ({name_of(results)})")
+    save_figure(figure, path)
+
+
+def plot_temperatures(curves: dict[str, dict[float, dict[int, list[float]]]], results: dict, path: Path) -> None:
+    """Accuracy against length at several temperatures of the attention, a panel for each encoding."""
+    figure, (axes,) = new_figure(len(curves))
+    for axis, (name, by_temperature) in zip(axes, curves.items(), strict=True):
+        for i, (temperature, curve) in enumerate(by_temperature.items()):
+            colour = "black" if temperature == 1 else BLUES[i % len(BLUES)]
+            _draw(axis, curve, f"{temperature:g}", colour, "o")
+        _mark_training(axis, results)
+        axis.set(title=STYLES[name][0], xlabel="length", ylim=(-0.02, 1.02))
+    axes[0].set(ylabel="exact match")
+    axes[0].legend(frameon=False, title="temperature", loc="lower left")
+    figure.suptitle(f"Sharper attention at test time ({name_of(results)})")
+    save_figure(figure, path)
+
+
+def plot_theory(shown: dict, path: Path) -> None:
+    """What the built weights read as position, whole and broken; and the attention of the last token beside ALiBi's."""
+    figure, ((positions, attention),) = new_figure(2)
+    styles = [("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#CC79A7", ":")]
+    for (name, curve), (colour, line) in zip(shown["curves"].items(), styles, strict=True):
+        positions.plot(range(1, len(curve) + 1), curve, color=colour, linestyle=line, linewidth=2, label=name)
+    T = len(shown["curves"]["no causal mask"])
+    positions.plot([1, 2 * T], [1, 2 * T], color="0.7", linewidth=1, zorder=0)
+    positions.axvline(T, color="0.4", linestyle="--", linewidth=1)
+    positions.set(xlabel="true position", ylabel="position that layer 1 writes", title="Theorem 1")
+    positions.legend(frameon=False)
+    (name, ours), (other, theirs) = shown["attention"].items()
+    attention.plot(range(1, T + 1), theirs, color="#E69F00", linewidth=4, alpha=0.6, label=other)
+    attention.plot(range(1, T + 1), ours, color="#0072B2", linestyle="none", marker="o", markersize=3, label=name)
+    attention.set(xlabel="key position", ylabel="attention of the last token, layer 2", title="Theorem 2")
+    attention.legend(frameon=False)
+    save_figure(figure, path)

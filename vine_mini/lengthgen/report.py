@@ -31,7 +31,7 @@ def by_length(results: dict) -> dict[str, dict[int, list[float]]]:
 
 
 def accuracy_table(results: dict) -> str:
-    """Accuracy in per cent, mean ± standard deviation of the seeds: training lengths, some test lengths, their mean, the paper's."""
+    """Accuracy in per cent, mean ± standard deviation of the seeds: seen lengths, some longer ones, their mean, the paper's."""
     settings = results["settings"]
     shortest, longest = settings["train_lengths"]
     curves = by_length(results)
@@ -43,7 +43,7 @@ def accuracy_table(results: dict) -> str:
     for name, curve in curves.items():
         seen = [mean(seed) for seed in zip(*(curve[n] for n in curve if n <= longest), strict=True)]
         beyond = list(extrapolation(results)[name].values())
-        cells = [_cell(seen), *(_cell(curve[n]) for n in some), _cell(beyond)]
+        cells = [cell(seen), *(cell(curve[n]) for n in some), cell(beyond)]
         theirs = paper.get(name, paper.get("rope25") if name == "rope" else None)
         rows.append([name, *cells, "" if theirs is None else f"{100 * theirs:.1f}"])
     title = (
@@ -69,7 +69,7 @@ def mean_reciprocal_rank(queries: list[dict[str, float]]) -> dict[str, float]:
 
 
 def queries(all_results: list[dict]) -> tuple[list[str], list[dict[str, float]]]:
-    """The encodings that all results have, and a query for each task and seed. Raises UserError where there is nothing to rank."""
+    """The encodings that all results have, and a query for each task and seed. Raises UserError where nothing can be ranked."""
     tables = [extrapolation(results) for results in all_results]
     common = [name for name in tables[0] if all(name in table for table in tables)]
     if len(common) < 2:
@@ -95,7 +95,7 @@ def rank_table(all_results: list[dict]) -> str:
         theirs["rope"] = theirs["rope25"]
         known = results["settings"]["scratchpad"] == "none"
         cells = [
-            _cell(list(shares[name].values())) + (f" ({100 * theirs[name]:.1f})" if known and name in theirs else "")
+            cell(list(shares[name].values())) + (f" ({100 * theirs[name]:.1f})" if known and name in theirs else "")
             for name in names
         ]
         lines.append([name_of(results), *cells])
@@ -111,5 +111,6 @@ def columns(rows: list[list[str]]) -> str:
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
 
 
-def _cell(shares: list[float]) -> str:
+def cell(shares: list[float]) -> str:
+    """Mean ± standard deviation, in per cent."""
     return f"{100 * mean(shares):.1f}" + (f" ± {100 * stdev(shares):.1f}" if len(shares) > 1 else "")

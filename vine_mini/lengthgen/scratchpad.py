@@ -20,7 +20,9 @@ def parts_of(name: str) -> str:
     """A format's parts: of "none", "full" or "minimal", or letters such as "icor". Raises ValueError for anything else."""
     parts = FORMATS.get(name, name)
     if name not in FORMATS and (not name or sorted(set(name), key=PARTS.find) != list(name) or not set(name) <= set(PARTS)):
-        raise ValueError(f"unknown scratchpad {name!r}: choose from {', '.join(FORMATS)}, or some letters of {PARTS} in this order")
+        raise ValueError(
+            f"unknown scratchpad {name!r}: choose from {', '.join(FORMATS)}, or some letters of {PARTS} in this order"
+        )
     return parts
 
 
@@ -109,7 +111,7 @@ def _lego(prompt: str) -> Steps:
     for i, clause in enumerate(clauses):
         name, says = clause.split(" = ")
         computation = f"{says[0]} {value}" if value else ""  # "- -1": minus the value of the one before
-        sign = "+" if not value and says == "+1" or value and (says[0] == value[0]) else "-"
+        sign = "+" if (not value and says == "+1") or (value and (says[0] == value[0])) else "-"
         value = f"{sign}1"
         written = f"{says} = {computation}" if computation else says
         yield name, written, value, "", ", ".join(clauses[i + 1 :])

@@ -80,7 +80,7 @@ def _check_copy(name: str, prompt: str, answer: str) -> bool:
     if name in ("copy", "copy-2x"):
         return len(got) == (2 * n if name == "copy-2x" else n) and set(got) == set(x)
     two = name.endswith(("-2x", "reverse-v2"))
-    if two and (len(got) != 2 * n + 1 or got[n] != "[NEXT]") or not two and len(got) != n:
+    if (two and (len(got) != 2 * n + 1 or got[n] != "[NEXT]")) or (not two and len(got) != n):
         return False
     turned = [name.startswith("reverse"), name == "reverse-2x"]  # of the first copy, of the second
     places = [(i, j) for i in range(n) for j in ([i, n + 1 + i] if two else [i])]

@@ -1,0 +1,96 @@
+"""How alike two models attend (section 5.2): the Jensen-Shannon distance between their attention distributions.
+
+    D(P, Q) of two heads     mean over positions t of JSD(P_t, Q_t), the distributions over keys 1..t
+    D of two layers          the least over all pairs of a head of one model with a head of the other
+    D of two models          mean over layers, sequences and seeds
+
+This is the definition in the paper. Its published figures come from something else: the official code calls KL divergence
+with its arguments the other way round, which gives (KL(M|P) + KL(M|Q)) / 2 with M the average. That has no upper bound (JSD has
+ln 2 = 0.693), and it looks only at pairs whose first head has the lower index. So orders can be compared, numbers cannot.
+"""
+
+from statistics import mean
+
+import torch
+
+from vine_mini.lengthgen.config import LengthgenConfig
+from vine_mini.lengthgen.sweep import load_model
+from vine_mini.lengthgen.tasks import TASKS
+from vine_mini.lengthgen.train import collate, evaluation_examples
+from vine_mini.types import UserError
+
+
+def jensen_shannon(p, q):
+    """JSD(p, q) = H((p + q) / 2) - (H(p) + H(q)) / 2 in nats, along the last dimension. 0 log 0 = 0."""
+    return (entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2).clamp(min=0)  # rounding can leave -1e-17
+
+
+def entropy(p):
+    """-sum p log p in nats, along the last dimension."""
+    return -torch.xlogy(p, p).sum(dim=-1)
+
+
+def layer_distance(p, q, lengths):
+    """Distance of two models' layers on each sequence.
+
+    Args:
+        p, q: attention weights [B, H, T, T] of the two models, whose numbers of heads may differ.
+        lengths: [B] tokens of each sequence; what is beyond them is padding and does not count.
+    Returns:
+        [B], the least over all pairs of heads of the mean over positions.
+    """
+    counted = (torch.arange(p.shape[2]) < lengths[:, None]).to(p.dtype)  # [B, T]
+    pairs = []
+    for i in range(p.shape[1]):  # one head of p at a time: all pairs at once would need H times the memory
+        distance = jensen_shannon(p[:, i, None], q)  # [B, H, T]
+        pairs.append((distance * counted[:, None]).sum(dim=-1) / lengths[:, None])  # [B, H]
+    return torch.cat(pairs, dim=1).amin(dim=1)
+
+
+@torch.no_grad()
+def model_distance(a, b, examples) -> list[list[float]]:
+    """Distance of two models on prompts with their right answers. -> [sequence][layer]"""
+    ids, mask = collate(examples, "cpu")
+    lengths = ids.shape[1] - mask.flip(1).argmax(dim=1)  # the last target token ends a sequence
+    one, two = (model(input_ids=ids, output_attentions=True, use_cache=False).attentions for model in (a, b))
+    return torch.stack([layer_distance(p.double(), q.double(), lengths) for p, q in zip(one, two, strict=True)], dim=1).tolist()
+
+
+def distances_to_nope(results: dict, folder: str, n: int, progress=None) -> dict[str, dict[int, list[list[float]]]]:
+    """NoPE against every encoding with the same seed, and against NoPE with the next seed.
+
+    Args:
+        results, folder: a `lengthgen` run with models. Raises UserError without NoPE in two seeds.
+        n: sequences of each length, of training and of test.
+    Returns:
+        encoding -> length -> [sequence and seed][layer].
+    """
+    config = LengthgenConfig(**results["settings"])
+    if "nope" not in config.positions or len(config.seeds) < 2:
+        raise UserError(f"{folder}: the comparison needs nope with at least two seeds")
+    task, table = TASKS[config.task], {}
+    for k, seed in enumerate(config.seeds):
+        nope = load_model(folder, "nope", seed)
+        for name in config.positions:
+            other = load_model(folder, name, config.seeds[(k + 1) % len(config.seeds)] if name == "nope" else seed)
+            for ends in (config.train_lengths, config.test_lengths):
+                for length in task.lengths(*ends):
+                    rows = model_distance(nope, other, evaluation_examples(config, length, n))
+                    table.setdefault(name, {}).setdefault(length, []).extend(rows)
+            if progress:
+                progress(1)
+    return table
+
+
+def summary(table: dict, longest: int) -> dict[str, dict[str, float]]:
+    """encoding -> the mean distance of each layer, of all, and of all on seen and on longer lengths."""
+    result = {}
+    for name, by_length in table.items():
+        rows = [row for rows in by_length.values() for row in rows]
+        seen, beyond = (
+            [mean(row) for length, rows in by_length.items() if (length <= longest) == is_seen for row in rows]
+            for is_seen in (True, False)
+        )
+        layers = {f"layer {i + 1}": mean(layer) for i, layer in enumerate(zip(*rows, strict=True))}
+        result[name] = layers | {"all layers": mean(map(mean, rows)), "seen lengths": mean(seen), "longer": mean(beyond)}
+    return result
