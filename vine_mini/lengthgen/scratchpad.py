@@ -1,7 +1,8 @@
 """The unified scratchpad (section 6): a target that thinks aloud, each part of a step with a switch of its own.
 
-    Thinking step by step: in 6, 7 comp 6 + 7 + carry = 13 + 0 = 13 out 3 [ carry: 1 ] re 7 2 + 5 # ... . Thus, The answer is 7 8 3.
-                           i       c                             o     v            r
+    Thinking step by step: in 6, 7 comp 6 + 7 + carry = 13 + 0 = 13 out 3 [ carry: 1 ] re 7 2 + 5 # ...
+                           i       c                                o     v            r
+    . Thus, The answer is 7 8 3.
 
 Steps are worked out from the prompt's text. Sorting and LEGO keep no variable, so for them v writes nothing.
 """
@@ -19,10 +20,8 @@ START, END = "Thinking step by step: ", " . Thus, "
 def parts_of(name: str) -> str:
     """A format's parts: of "none", "full" or "minimal", or letters such as "icor". Raises ValueError for anything else."""
     parts = FORMATS.get(name, name)
-    if name not in FORMATS and (not name or sorted(set(name), key=PARTS.find) != list(name) or not set(name) <= set(PARTS)):
-        raise ValueError(
-            f"unknown scratchpad {name!r}: choose from {', '.join(FORMATS)}, or some letters of {PARTS} in this order"
-        )
+    if name not in FORMATS and (not name or "".join(part for part in PARTS if part in name) != name):
+        raise ValueError(f"unknown scratchpad {name!r}: choose from {', '.join(FORMATS)}, or letters of {PARTS} in this order")
     return parts
 
 
@@ -111,7 +110,7 @@ def _lego(prompt: str) -> Steps:
     for i, clause in enumerate(clauses):
         name, says = clause.split(" = ")
         computation = f"{says[0]} {value}" if value else ""  # "- -1": minus the value of the one before
-        sign = "+" if (not value and says == "+1") or (value and (says[0] == value[0])) else "-"
+        sign = "+" if says[0] == (value or "+")[0] else "-"
         value = f"{sign}1"
         written = f"{says} = {computation}" if computation else says
         yield name, written, value, "", ", ".join(clauses[i + 1 :])

@@ -102,8 +102,8 @@ def check_learned_table(config: LengthgenConfig) -> None:
     needed = max(len(encode(prompt)) for prompt, _ in examples) + max(len(encode(target)) for _, target in examples) + 32
     if needed > config.max_positions:
         raise UserError(
-            f"test lengths up to {config.test_lengths[1]} need {needed} positions, past the {config.max_positions} of the learned "
-            "table: raise --max_positions, lower --test_lengths, or leave out learned"
+            f"test lengths up to {config.test_lengths[1]} need {needed} positions, past the {config.max_positions} of the "
+            "learned table: raise --max_positions, lower --test_lengths, or leave out learned"
         )
 
 
