@@ -102,7 +102,8 @@ def theory(config: TheoryConfig) -> None:
         print(f"{error:12.1e}   {what}")
     print("The position that it reads at the last one built for, and at twice that:")
     for what, curve in shown["curves"].items():
-        print(f"{curve[config.length]:12.2f} {curve[-1] if len(curve) > config.length + 1 else float('nan'):12.2f}   {what}")
+        beyond = f"{curve[-1]:12.2f}" if len(curve) > config.length + 1 else " " * 12
+        print(f"{curve[config.length]:12.2f} {beyond}   {what}")
     folder.mkdir(parents=True, exist_ok=True)
     pictures.plot_theory(shown, folder / "theory.png")
     print(f"picture: {folder / 'theory.png'}")

@@ -9,6 +9,7 @@ constant word: without one, NoPE has nothing to count from.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from random import Random
 
 from vine_mini.lengthgen.languages import BINARY, TURNS, UNARY, VERBS, check_pcfg, check_scan, make_pcfg, make_scan, scan_commands
@@ -16,6 +17,7 @@ from vine_mini.lengthgen.languages import BINARY, TURNS, UNARY, VERBS, check_pcf
 TOKEN = r"\[SEP\]|\[NEXT\]|\*\*|\w+|[^\w\s]"
 LOWER, UPPER, DIGITS = "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "0123456789"
 ITEMS = DIGITS + LOWER + UPPER  # what copy and reverse work on
+COUNTED = ITEMS[:16]  # what is repeated where all items are the same
 SORTABLE = ITEMS[:50]  # single tokens that are sorted; this is their hidden order
 
 
@@ -55,10 +57,10 @@ def tokens(text: str) -> list[str]:
 
 def _make_copy(name: str, length: int, rng: Random) -> tuple[str, str]:
     if name == "copy-v2":
-        old, new = rng.sample(ITEMS, 2)
+        old, new = rng.sample(COUNTED, 2)
         return f"Replace {old} with {new} in {' '.join([old] * length)} [SEP] ", " ".join([new] * length)
     same = name in ("copy", "copy-2x")
-    x = [rng.choice(ITEMS)] * length if same else rng.choices(ITEMS, k=length)
+    x = [rng.choice(COUNTED)] * length if same else rng.choices(ITEMS, k=length)
     back = x[::-1]
     target = {
         "copy": x,
@@ -80,7 +82,7 @@ def _check_copy(name: str, prompt: str, answer: str) -> bool:
     if name in ("copy", "copy-2x"):
         return len(got) == (2 * n if name == "copy-2x" else n) and set(got) == set(x)
     two = name.endswith(("-2x", "reverse-v2"))
-    if (two and (len(got) != 2 * n + 1 or got[n] != "[NEXT]")) or (not two and len(got) != n):
+    if len(got) != (2 * n + 1 if two else n) or (two and got[n] != "[NEXT]"):
         return False
     turned = [name.startswith("reverse"), name == "reverse-2x"]  # of the first copy, of the second
     places = [(i, j) for i in range(n) for j in ([i, n + 1 + i] if two else [i])]
@@ -151,7 +153,7 @@ def check_sort(prompt: str, answer: str) -> bool:
     if len(given) != len(got) or any(given.count(item) != got.count(item) for item in given):
         return False
     rank = [int(item.replace(" ", "")) if len(item) > 1 else SORTABLE.index(item) for item in got]
-    return all(a <= b for a, b in zip(rank, rank[1:], strict=False))
+    return all(a <= b for a, b in pairwise(rank))
 
 
 def make_sum(length: int, rng: Random) -> tuple[str, str]:

@@ -73,7 +73,7 @@ def write_position(layer, length: int) -> None:
 
 
 def attend_by_distance(layer, slopes) -> None:
-    """Theorem 2: this layer's logits are content - slope (t - i). Values, output and MLP are random, but spare our coordinates."""
+    """Theorem 2: this layer's logits are content - slope (t - i). Values and MLP are random, but spare our coordinates."""
     heads, d = len(slopes), layer.attention.qkv.weight.shape[1] // len(slopes)
     q, k, v = (w.view(heads, d, -1) for w in layer.attention.qkv.weight.chunk(3))  # [H, d, D]; the rows stay random
     for w in (q, k, v, layer.up.weight):
@@ -124,7 +124,7 @@ def _first_layers(model: Decoder, n: int):
 
 
 def demonstrate(length: int, seed: int = 0) -> dict:
-    """Builds, measures and breaks. -> {"errors": {what: largest error}, "curves": {what: positions read [2 (length + 1)]}, ...}"""
+    """Builds, measures, breaks. -> "errors": {what: largest}, "curves": {what: positions read}, "attention": {what: weights}"""
     ids = torch.randint(1, VOCAB, (4, 2 * (length + 1)), generator=torch.Generator().manual_seed(seed))
     ids[:, 0] = BOS
     T = length + 1

@@ -112,19 +112,20 @@ def _right_answers(model, config, examples) -> list[bool]:
 
 
 def evaluation_examples(config: LengthgenConfig, length: int, n: int) -> list[tuple[str, str]]:
-    """The same n examples of a length for every model."""
+    """The same n examples of a length for every model; held out from training where it could have met them."""
     rng = Random(EVAL_SEED + length)
-    return [example(config, length, rng, held_out=True) for _ in range(n)]
+    seen = length <= config.train_lengths[1]
+    return [example(config, length, rng, held_out=True if seen else None) for _ in range(n)]
 
 
-def example(config: LengthgenConfig, length: int, rng: Random, held_out: bool) -> tuple[str, str]:
-    """Prompt and target. A tenth of all prompts, told by a checksum, is held out from training.
+def example(config: LengthgenConfig, length: int, rng: Random, held_out: bool | None) -> tuple[str, str]:
+    """Prompt and target: one of the tenth of all prompts that is held out, by a checksum; one of the others; None: any.
 
     Where a length has too few prompts for that (parity of two bits), any may come.
     """
     for _ in range(200):
         prompt, target = TASKS[config.task].make(length, rng)
-        if (zlib.crc32(prompt.encode()) % 10 == 0) == held_out:
+        if held_out is None or held_out == (zlib.crc32(prompt.encode()) % 10 == 0):
             break
     return prompt, expand(config.task, prompt, target, parts_of(config.scratchpad))
 
