@@ -32,7 +32,7 @@ class LengthgenConfig:
     train_lengths: list[int] | None = knob(None, "Shortest and longest length to learn from. Left out: the task's own.")
     test_lengths: list[int] | None = knob(None, "Shortest and longest length to be tested on. Left out: up to twice as long.")
     steps: int | None = knob(None, "Optimizer steps of a run. Left out: the task's own.")
-    lr: float = knob(3e-3, "Peak learning rate of AdamW.")
+    lr: float | None = knob(None, "Peak learning rate of AdamW. Left out: the task's own.")
     batch_size: int = knob(32, "Examples in a step, all of one length.")
     weight_decay: float = knob(0.05, "AdamW's weight decay (paper: 0.05).")
     layers: int = knob(3, "Layers of the decoder.")
@@ -68,7 +68,7 @@ class LengthgenConfig:
             value = getattr(self, name)
             if value is not None and not least <= value < float("inf"):
                 raise UserError(f"{name} = {value}: must be at least {least}")
-        if not 0 < self.lr < float("inf"):
+        if self.lr is not None and not 0 < self.lr < float("inf"):
             raise UserError(f"lr = {self.lr}: must be above 0")
         if self.hidden < 2 * self.heads or self.hidden % (2 * self.heads):
             raise UserError(f"hidden = {self.hidden}: must be a multiple of 2 x heads = {2 * self.heads}")
@@ -80,7 +80,7 @@ class LengthgenConfig:
 
     def _fill_in(self):
         task = TASKS[self.task]
-        self.steps = self.steps or task.steps
+        self.steps, self.lr = self.steps or task.steps, self.lr or task.lr
         if self.train_lengths is None:
             self.train_lengths = list(task.train)
         _check_range("train_lengths", self.train_lengths)

@@ -30,7 +30,7 @@ class Task:
         check: (prompt, answer) -> whether the whole answer is right.
         train, test: the shortest and longest length to learn from and to be tested on, if no others are asked for.
         counts: what `length` is.
-        steps: of training, if no other number is asked for; chosen by accuracy on training lengths alone.
+        steps, lr: of training, if nothing else is asked for; chosen by accuracy on training lengths alone.
         exist: the lengths that there are; None: all.
     """
 
@@ -40,6 +40,7 @@ class Task:
     test: tuple[int, int]
     counts: str
     steps: int
+    lr: float = 2e-3
     exist: tuple[int, ...] | None = None
 
     def lengths(self, shortest: int, longest: int) -> list[int]:
@@ -229,20 +230,20 @@ def _plus_minus(sign: int) -> str:
     return "+" if sign > 0 else "-"
 
 
-def _copy(name: str, steps: int) -> Task:
+def _copy(name: str, steps: int, lr: float = 2e-3) -> Task:
     def make(length, rng):
         return _make_copy(name, length, rng)
 
     def check(prompt, answer):
         return _check_copy(name, prompt, answer)
 
-    return Task(make, check, (2, 10), (11, 20), "items in the input", steps)
+    return Task(make, check, (2, 10), (11, 20), "items in the input", steps, lr)
 
 
 TASKS = {
-    "copy": _copy("copy", 1000),
-    "copy-2x": _copy("copy-2x", 1500),
-    "copy-v2": _copy("copy-v2", 1000),
+    "copy": _copy("copy", 1000, 1e-3),
+    "copy-2x": _copy("copy-2x", 1500, 1e-3),
+    "copy-v2": _copy("copy-v2", 1500, 1e-3),
     "copy-v3": _copy("copy-v3", 2000),
     "copy-v3-2x": _copy("copy-v3-2x", 2000),
     "reverse": _copy("reverse", 2000),
@@ -255,7 +256,7 @@ TASKS = {
     "sum": Task(make_sum, check_sum, (2, 8), (9, 16), "digits added", 4000),
     "parity": Task(make_parity, check_parity, (2, 8), (9, 16), "bits", 4000),
     "lego": Task(make_lego, check_lego, (2, 8), (9, 16), "variables in the chain", 4000),
-    "scan": Task(make_scan, check_scan, (1, 25), (26, 48), "actions in the output", 3000, tuple(sorted(scan_commands()))),
+    "scan": Task(make_scan, check_scan, (1, 25), (26, 48), "actions in the output", 3000, exist=tuple(sorted(scan_commands()))),
     "pcfg": Task(make_pcfg, check_pcfg, (1, 8), (9, 16), "functions", 4000),
 }
 
