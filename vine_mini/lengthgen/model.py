@@ -201,35 +201,39 @@ class DecoderModel(_Base):
         if position_ids is None:
             position_ids = query_positions
 
-        bias, rotation = None, None
-        if config.positions == "sinusoidal":
-            h = h + sinusoidal(position_ids, config.hidden_size).to(h.dtype)
-        if config.positions == "learned":
-            if int(position_ids.max()) >= config.max_position_embeddings:
-                raise ValueError(f"the learned table ends at {config.max_position_embeddings} positions; the sequence is longer")
-            h = h + self.position_table(position_ids)
-        if config.positions == "rope":
-            rotation = rope_turns(position_ids, config.rotated)  # [B or 1, 1, T, rotated / 2]
-        distance = query_positions[:, :, None] - key_positions[:, None, :]  # t - i, [B or 1, T, K]
-        if config.positions == "alibi":
-            bias = alibi_bias(distance, config.num_attention_heads).to(h.dtype)  # [B or 1, H, T, K]
-        if config.positions == "t5":
-            bias = self.bias_table[t5_bucket(distance)].permute(0, 3, 1, 2)  # [B or 1, H, T, K]
-        if bias is not None:
-            bias = bias / config.attention_temperature + mask
+        if config.positions in ("sinusoidal", "learned"):
+            h = h + self._vectors(position_ids).to(h.dtype)
+        rotation = rope_turns(position_ids, config.rotated) if config.positions == "rope" else None
+        bias = mask
+        if config.positions in ("alibi", "t5"):
+            distance = query_positions[:, :, None] - key_positions[:, None, :]  # t - i, [B or 1, T, K]
+            bias = self._bias(distance).to(h.dtype) / config.attention_temperature + mask  # [B or 1, H, T, K]
 
         weights = []
         for layer in self.layers:
-            encoded = not layer.without_encoding
-            layer_bias = bias if encoded and bias is not None else mask
+            encoding = (mask, None) if layer.without_encoding else (bias, rotation)
             wanted = keep if layer is self.layers[-1] else 0
-            h, attention = layer(h, layer_bias, rotation if encoded else None, past_key_values, wanted, output_attentions)
+            h, attention = layer(h, *encoding, past_key_values, wanted, output_attentions)
             weights.append(attention)
         return BaseModelOutputWithPast(
             last_hidden_state=self.norm(h),
             past_key_values=past_key_values if use_cache else None,
             attentions=tuple(weights) if output_attentions else None,
         )
+
+    def _vectors(self, position_ids):
+        """What the absolute encodings add to the embeddings. [B, T] -> [B, T, D]"""
+        if self.config.positions == "sinusoidal":
+            return sinusoidal(position_ids, self.config.hidden_size)
+        if int(position_ids.max()) >= self.position_table.num_embeddings:
+            raise ValueError(f"the learned table ends at {self.position_table.num_embeddings} positions; the sequence is longer")
+        return self.position_table(position_ids)
+
+    def _bias(self, distance):
+        """What the relative encodings add to the logits. [B or 1, T, K] -> [B or 1, H, T, K]"""
+        if self.config.positions == "alibi":
+            return alibi_bias(distance, self.config.num_attention_heads)
+        return self.bias_table[t5_bucket(distance)].permute(0, 3, 1, 2)
 
 
 class Decoder(_Base, GenerationMixin):

@@ -20,6 +20,7 @@ from vine_mini.logprobs import hidden_before, logits_of
 from vine_mini.sampling import sample
 
 EVAL_SEED = 1_000_003  # the examples of an evaluation are the same for every run
+FEWEST_HELD_OUT = 10  # prompts
 
 
 def decoder_config(config: LengthgenConfig, positions: str) -> DecoderConfig:
@@ -112,17 +113,20 @@ def _right_answers(model, config, examples) -> list[bool]:
 
 
 def evaluation_examples(config: LengthgenConfig, length: int, n: int) -> list[tuple[str, str]]:
-    """The same n examples of a length for every model; held out from training where it could have met them."""
+    """The same n examples of a length for every model; prompts held out from training if it has the length.
+
+    Where a length has too few prompts to hold some out (counting 16 items, parity of two bits), any may come.
+    """
     rng = Random(EVAL_SEED + length)
-    seen = length <= config.train_lengths[1]
-    return [example(config, length, rng, held_out=True if seen else None) for _ in range(n)]
+    if length <= config.train_lengths[1]:
+        held_out = [example(config, length, rng, held_out=True) for _ in range(n)]
+        if len({prompt for prompt, _ in held_out}) >= min(n, FEWEST_HELD_OUT):
+            return held_out
+    return [example(config, length, rng, held_out=None) for _ in range(n)]
 
 
 def example(config: LengthgenConfig, length: int, rng: Random, held_out: bool | None) -> tuple[str, str]:
-    """Prompt and target: one of the tenth of all prompts that is held out, by a checksum; one of the others; None: any.
-
-    Where a length has too few prompts for that (parity of two bits), any may come.
-    """
+    """Prompt and target: of the tenth of all prompts that a checksum holds out, of the others, or (None) of all."""
     for _ in range(200):
         prompt, target = TASKS[config.task].make(length, rng)
         if held_out is None or held_out == (zlib.crc32(prompt.encode()) % 10 == 0):

@@ -1,0 +1,108 @@
+"""`python -m benchmarks.decoder`: a training step of `lengthgen`'s decoder beside Hugging Face's Llama of the same size.
+
+Both learn to count (task copy, the recipe's batches, drawn beforehand) with the recipe's optimizer settings on one thread.
+The Llama is used as anybody would: `model(input_ids, attention_mask, labels).loss`, then backward, clip, AdamW. Blocks of
+steps alternate between all of them; the median over blocks counts.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from pathlib import Path
+from random import Random
+
+import torch
+import torch.nn.functional as F
+import transformers
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from vine_mini.lengthgen.config import LengthgenConfig
+from vine_mini.lengthgen.model import Decoder
+from vine_mini.lengthgen.positions import ENCODINGS
+from vine_mini.lengthgen.report import columns
+from vine_mini.lengthgen.tasks import TASKS, VOCABULARY
+from vine_mini.lengthgen.train import collate, decoder_config, example, target_logits
+
+
+def batches(config: LengthgenConfig, n: int):
+    """n of the recipe's batches."""
+    rng = Random(0)
+    lengths = TASKS[config.task].lengths(*config.train_lengths)
+    chosen = [rng.choice(lengths) for _ in range(n)]
+    return [collate([example(config, length, rng, False) for _ in range(config.batch_size)], "cpu") for length in chosen]
+
+
+def stepper(model, optimizer, loss_of):
+    """A function that makes one training step."""
+
+    def step(ids, mask):
+        loss_of(ids, mask).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def ours(config: LengthgenConfig, positions: str):
+    """-> step, number of parameters"""
+    torch.manual_seed(0)
+    model = Decoder(decoder_config(config, positions)).train()
+    optimizer = torch.optim.AdamW(model.parameters(), config.lr, (0.9, 0.98), weight_decay=config.weight_decay, fused=True)
+    step = stepper(model, optimizer, lambda ids, mask: F.cross_entropy(target_logits(model, ids, mask), ids[mask.bool()]))
+    return step, sum(p.numel() for p in model.parameters())
+
+
+def llama(config: LengthgenConfig):
+    """-> step, number of parameters. Its gated MLP has three matrices; an inner width of 8/3 makes them as many numbers."""
+    torch.manual_seed(0)
+    shape = dict(hidden_size=config.hidden, intermediate_size=round(8 / 3 * config.hidden), num_hidden_layers=config.layers)
+    heads = dict(num_attention_heads=config.heads, num_key_value_heads=config.heads)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(VOCABULARY), **shape, **heads)).train()
+    optimizer = torch.optim.AdamW(model.parameters(), config.lr, (0.9, 0.98), weight_decay=config.weight_decay)
+
+    def loss_of(ids, mask):
+        labels = ids.masked_fill(mask == 0, -100)
+        return model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss
+
+    return stepper(model, optimizer, loss_of), sum(p.numel() for p in model.parameters())
+
+
+def main():
+    """Measures, prints a table, writes JSON if asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--blocks", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=40, help="steps in a block")
+    parser.add_argument("--out", type=Path, help="JSON file for the numbers")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    config = LengthgenConfig(task="copy")
+    data = batches(config, arguments.steps)
+    models = {"llama": llama(config), **{name: ours(config, name) for name in ENCODINGS}}
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for block in range(arguments.blocks + 1):  # the first one warms up
+        for name, (step, _) in models.items():
+            start = time.perf_counter()
+            for ids, mask in data:
+                step(ids, mask)
+            if block:
+                times[name].append(1000 * (time.perf_counter() - start) / len(data))
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    ratios = {
+        name: statistics.median(a / b for a, b in zip(times["llama"], values, strict=True)) for name, values in times.items()
+    }
+    machine = f"{platform.machine()} CPU, 1 thread, torch {torch.__version__}, transformers {transformers.__version__}"
+    rows = [["", "parameters", "ms a step", "Llama's time / this one's"]]
+    rows += [[name, f"{models[name][1]:,}", f"{medians[name]:.1f}", f"{ratios[name]:.2f}"] for name in models]
+    print(f"copy, batches of {config.batch_size}, medians of {arguments.blocks} blocks of {len(data)} steps; {machine}")
+    print(columns(rows))
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        result = {"machine": machine, "ms_a_step": medians, "llama_over_this": ratios}
+        arguments.out.write_text(json.dumps(result, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
