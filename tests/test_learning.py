@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from vine_mini.config import TrainConfig, read_preset
+from vine_mini.lengthgen.config import LengthgenConfig
+from vine_mini.lengthgen.train import evaluate, train
 from vine_mini.trainer import Trainer
 
 
@@ -20,3 +22,15 @@ def test_vineppo_improves_the_shipped_policy():
     assert result["pass@1"][0] - before > 0.2 > 5 * (error + result["pass@1"][1]) / 2
     assert result["greedy"][0] > greedy - 0.05
     assert sum(rewards[-3:]) > sum(rewards[:3]) + 0.3
+
+
+@pytest.mark.learning
+def test_nope_counts_further_than_it_was_trained_and_sinusoids_do_not():
+    """Trained to count to 6; at 7 and 8 NoPE goes on, sinusoids fail, though both have learned what they were shown."""
+    torch.set_num_threads(1)
+    config = LengthgenConfig(task="copy", train_lengths=[2, 6], test_lengths=[7, 8], steps=600, lr=2e-3, examples=100)
+    nope, sinusoidal = (evaluate(train(config, name, 0), config) for name in ("nope", "sinusoidal"))
+    for length in range(2, 6):
+        assert nope[length] > 0.9 and sinusoidal[length] > 0.9
+    assert (nope[7] + nope[8]) / 2 > 0.6
+    assert max(sinusoidal[7], sinusoidal[8]) < 0.1
