@@ -260,3 +260,15 @@ def test_meaningless_configurations_are_refused(bad, says):
 def test_a_sequence_past_the_learned_table_is_refused():
     with pytest.raises(ValueError, match="ends at 40"):
         tiny(**VARIANTS["learned"])(input_ids=torch.zeros(1, 41, dtype=torch.long))
+
+
+def test_labels_give_the_loss_and_return_dict_the_tuple():
+    model = tiny()
+    ids = torch.randint(0, 23, (2, 6))
+    labels = ids.clone()
+    labels[:, :3] = -100
+    out = model(input_ids=ids, labels=labels)
+    expected = torch.nn.functional.cross_entropy(out.logits[:, 2:-1].flatten(0, 1), ids[:, 3:].flatten())
+    torch.testing.assert_close(out.loss, expected)
+    as_tuple = model(input_ids=ids, use_cache=False, return_dict=False)
+    assert isinstance(as_tuple, tuple) and torch.equal(as_tuple[0], out.logits)

@@ -1,14 +1,15 @@
 """The tasks against the forms in the paper's code, their checkers against wrong answers, scratchpads against worked examples."""
 
 import random
+import re
 from collections import Counter
 
 import pytest
 
 from vine_mini.lengthgen import languages
+from vine_mini.lengthgen.model import word_tokenizer
 from vine_mini.lengthgen.scratchpad import PARTS, STEPS, expand, final_answer, parts_of
-from vine_mini.lengthgen.sweep import tokenizer
-from vine_mini.lengthgen.tasks import SORTABLE, TASKS, decode, encode, tokens
+from vine_mini.lengthgen.tasks import COUNTED, IDS, ITEMS, SORTABLE, TASKS, TOKEN, decode, encode, tokens
 
 # made by the official code, or (polynomial) in its form; prompt -> target
 FORMS = {
@@ -57,7 +58,7 @@ def test_forms_are_those_of_the_official_code(name):
 
     for prompt, target in FORMS[name]:
         assert TASKS[name].check(prompt, target)
-        encode(prompt + target) if name != "copy-v2" else None
+        assert encode(prompt + target)
     prompt, target = FORMS[name][0]
     if name in (
         "addition",
@@ -77,6 +78,35 @@ def test_forms_are_those_of_the_official_code(name):
     assert prompt.endswith(" ") and all(p.split()[0] == prompt.split()[0] for _, p, _ in samples(name, 4))
 
 
+def occurring(name, pattern, part=0):
+    """Everything that a pattern finds in many prompts (part 0) or targets (1), with how often."""
+    return Counter(found for row in samples(name, 120) for found in re.findall(pattern, row[1 + part]))
+
+
+def test_generators_draw_from_the_ranges_of_the_paper():
+    assert set(occurring("polynomial", r"x = (- \d|\d)")) == {"- 2", "- 1", "0", "1", "2"}
+    assert set(occurring("polynomial", r"(\d) \* x")) == set("0123") == set(occurring("polynomial", r"\*\* (\d)"))
+    negative = occurring("polynomial", r"([+-]) \d \*")
+    assert 0.35 < negative["-"] / sum(negative.values()) < 0.55  # 3 of 7 coefficients, but a first + is not written
+    digits = occurring("sum", r"\d")
+    assert set(digits) == set("123456789") and max(digits.values()) < 1.2 * min(digits.values())
+    numbers = Counter(len(n.split()) for row in samples("sort-numbers") for n in row[1][row[1].index("[") + 1 : -4].split(","))
+    assert set(numbers) == {2, 3, 4} and max(numbers.values()) < 1.2 * min(numbers.values())
+    assert set(occurring("sort", r"[\[,] (\w)")) == set(SORTABLE)
+    assert any(len(set(row[1][:-4].split()[5:])) < row[0] for row in samples("sort"))  # with repeats
+    for name in ("copy-v3", "copy-v3-2x", "reverse", "reverse-2x", "reverse-v2"):
+        assert set(occurring(name, r"\b\w\b", part=1)) == set(ITEMS)
+    for name in ("copy", "copy-2x", "copy-v2"):
+        assert set(occurring(name, r"\w", part=1)) == set(COUNTED)
+    pairs = Counter(tuple(len(n.split()) for n in row[1][8:-2].split("+")) for row in samples("addition", 600) if row[0] == 4)
+    assert len(pairs) == 7 and min(pairs.values()) > 50  # (4,1) (4,2) (4,3) (4,4) (1,4) (2,4) (3,4): 86 each, sd 9
+    asked = Counter()
+    for length, prompt, _ in samples("lego", 400):
+        if length == 8:
+            asked[re.findall(r"(\w) = ", prompt).index(prompt[-3])] += 1
+    assert set(asked) == {4, 5, 6, 7}  # the second half of the chain
+
+
 def test_targets_pass_the_checker_and_changed_ones_do_not(name):
     """Every target, one with a token more, one less, one replaced, and (if that changes it) its tokens shuffled."""
     rng = random.Random(1)
@@ -85,7 +115,7 @@ def test_targets_pass_the_checker_and_changed_ones_do_not(name):
         words = decode(encode(target)).split()
         assert check(prompt, target) and check(prompt, " ".join(words))
         place = rng.randrange(len(words))
-        other = rng.choice([w for w in ("a", "7", "Yes", "+", ".", "[NEXT]", "Walk", "B") if w != words[place]])
+        other = rng.choice([w for w in ("a", "7", "Yes", "No", "+", "-", ".", "[NEXT]", "Walk", "B") if w != words[place]])
         shuffled = rng.sample(words, len(words))
         wrong = [[*words, words[-1]], words[:-1], [*words[:place], other, *words[place + 1 :]], [], [other]]
         wrong += [shuffled] if shuffled != words else []
@@ -150,7 +180,7 @@ def test_parity_and_lego_answers_are_balanced_and_sorting_has_a_hidden_order():
 
 
 def test_the_tokenizer_cuts_as_the_tasks_do():
-    fast = tokenizer()
+    fast = word_tokenizer(IDS, TOKEN)
     for name in TASKS:
         for _, prompt, target in samples(name, 2):
             assert fast(prompt + target, add_special_tokens=False)["input_ids"] == encode(prompt + target)
@@ -214,6 +244,15 @@ def test_the_last_step_and_the_answer_agree(name, parts):
             assert target == f"The answer is {outputs[-1]}."
         if name == "sum":
             assert target == f"The answer is {outputs[-1][-1]} ."
+
+
+def test_a_switch_takes_out_its_part_and_no_other():
+    prompt_and_target = FORMS["addition"][0]
+    full = FULL["addition"]
+    taken = {"icor": r" \[ carry: \d \]", "icov": r" re [\d +]*(?= [#.])", "iovr": r" comp [^#]*?(?= out)", "icvr": r" out \d"}
+    for parts, gone in taken.items():
+        assert expand("addition", *prompt_and_target, parts) == re.sub(gone, "", full)
+    assert expand("addition", *prompt_and_target, "covr") == re.sub(r"in \d, \d ", "", full)
 
 
 def test_an_answer_counts_only_after_exactly_one_end_of_steps():

@@ -53,7 +53,7 @@ def test_controls_each_ingredient_is_needed():
     torch.testing.assert_close(got, torch.full_like(got, 2 * length + 1))  # attention wrote 0 everywhere
     two = ids.clone()
     two[:, 1] = theory.BOS
-    torch.testing.assert_close(theory.read_positions(model, two)[:, 1:], (truth[1:] / 2).double().expand(2, -1), atol=0.6, rtol=0)
+    torch.testing.assert_close(theory.read_positions(model, two)[:, 1:], (truth[1:] / 2).double().expand(2, -1), atol=0.2, rtol=0)
 
 
 def test_beyond_the_built_range_the_count_flattens_as_derived():
@@ -76,14 +76,15 @@ def test_theorem_2_attends_as_alibi_does(length, heads):
 
 def test_theorem_2_logits_are_content_minus_distance():
     """Without content the log of the attention falls by the slope for each step back, exactly."""
-    ids, _ = sequence(63, batch=1)
-    model = theory.build(63)
-    q, _, _ = model.model.layers[1].attention.qkv.weight.view(3, 4, 8, -1)
-    q[:, 2:] = 0
-    weights = theory.attention_of_second_layer(model, ids)[0]  # [H, T, T]
-    for head, slope in enumerate(alibi_slopes(4).tolist()):
-        steps = weights[head, -1].log().diff()
-        torch.testing.assert_close(steps, torch.full_like(steps, slope), rtol=0, atol=1e-9)
+    for length, dtype, tolerance in ((63, torch.float64, 1e-9), (511, torch.float64, 1e-9), (511, torch.float32, 2e-3)):
+        ids, _ = sequence(length, batch=1)
+        model = theory.build(length)
+        q = model.model.layers[1].attention.qkv.weight.view(3, 4, model.config.head_size, -1)[0]
+        q[:, 2:] = 0
+        weights = theory.attention_of_second_layer(model.to(dtype), ids)[0]  # [H, T, T]
+        for head, slope in enumerate(alibi_slopes(4).tolist()):
+            steps = weights[head, -1, -min(length, 200) :].log().diff()  # further back float32 has no number so small
+            torch.testing.assert_close(steps, torch.full_like(steps, slope), rtol=0, atol=tolerance)
 
 
 # --- attention distance ----------------------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """Training and measuring decoders, the commands from end to end, and what they say to bad input."""
 
 import json
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 from random import Random
@@ -13,11 +15,21 @@ from vine_mini.config import TrainConfig
 from vine_mini.lengthgen import report, tasks
 from vine_mini.lengthgen.config import LengthgenConfig
 from vine_mini.lengthgen.model import Decoder, DecoderConfig
-from vine_mini.lengthgen.sweep import load_model, load_results, sweep
-from vine_mini.lengthgen.train import collate, decoder_config, evaluate, evaluation_examples, example, target_logits, train
+from vine_mini.lengthgen.sweep import check_learned_table, load_model, load_results, sweep
+from vine_mini.lengthgen.train import (
+    collate,
+    decoder_config,
+    evaluate,
+    evaluation_examples,
+    example,
+    longest_sequence,
+    target_logits,
+    train,
+)
 from vine_mini.models import load_policy, save_policy
 from vine_mini.sampling import sample
 from vine_mini.trainer import Trainer
+from vine_mini.types import UserError
 
 SMALL = {"hidden": 32, "layers": 2, "heads": 2, "examples": 12, "steps": 3}
 
@@ -207,7 +219,7 @@ def test_a_sweep_leaves_results_table_picture_and_models(run, tmp_path):
         out,
         *[w for k, v in SMALL.items() for w in (f"--{k}", v)],
     )
-    assert code == 0 and "copy: accuracy in %" in text and "98.6" in text and str(out) in text
+    assert code == 0 and "copy, length = items in the input: exact match in %" in text and "98.6" in text and str(out) in text
     results = json.loads((out / "results.json").read_text())
     assert [(r["positions"], r["seed"]) for r in results["runs"]] == [("nope", 0), ("nope", 3), ("t5", 0), ("t5", 3)]
     assert list(results["runs"][0]["accuracy"]) == ["2", "3", "4", "5"]
@@ -220,7 +232,7 @@ def test_a_sweep_leaves_results_table_picture_and_models(run, tmp_path):
 
 def test_attention_temperature_and_rank_read_a_run(run, folder, tmp_path):
     code, text, _ = run("attention", folder, "--examples", 2)
-    assert code == 0 and "NoPE, other seed" in text and (folder / "attention.png").stat().st_size > 5000
+    assert code == 0 and "nope, other seed" in text and (folder / "attention.png").stat().st_size > 5000
     distances = json.loads((folder / "attention.json").read_text())
     assert all(0 < distances[name]["all layers"] < 0.6932 for name in ("nope", "rope", "hybrid", "learned"))
     code, text, _ = run("temperature", folder, "--temperatures", 1, 0.5)
@@ -234,6 +246,33 @@ def test_attention_temperature_and_rank_read_a_run(run, folder, tmp_path):
         load_model(str(folder), "nope", 0, attention_temperature=0.5).model.layers[0].attention.scale
         == 2 * load_model(str(folder), "nope", 0).model.layers[0].attention.scale
     )
+
+
+def test_defaults_fit_the_task():
+    assert LengthgenConfig(task="scan", train_lengths=[1, 30]).test_lengths == [31, 48]
+    assert LengthgenConfig(task="lego", train_lengths=[2, 14]).test_lengths == [15, 26]
+    assert LengthgenConfig(train_lengths=[2, 20]).test_lengths == [21, 40]
+    assert LengthgenConfig(test_lengths=[11, 13]).lengths() == list(range(2, 14))
+
+
+@pytest.mark.parametrize("more", [{"task": "copy"}, {"task": "parity", "scratchpad": "co"}])
+def test_a_learned_table_may_be_exactly_as_long_as_the_longest_sequence(more):
+    config = LengthgenConfig(positions=["learned"], train_lengths=[2, 3], test_lengths=[4, 6], **SMALL | more)
+    config.max_positions = longest_sequence(config)
+    check_learned_table(config)
+    model = Decoder(decoder_config(config, "learned")).eval()
+    evaluate(model, config)  # nothing is past the end of the table
+    config.max_positions -= 1
+    with pytest.raises(UserError, match=f"give --max_positions {config.max_positions + 1}"):
+        check_learned_table(config)
+
+
+def test_importing_models_is_enough_to_load_a_trained_decoder(folder):
+    """The Auto classes must know the decoder without the command line."""
+    code = "import sys; from vine_mini.models import load_policy; print(load_policy(sys.argv[1], 'cpu')[0].config.positions)"
+    path = str(folder / "models" / "rope-0")
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.stdout.strip() == "rope", done.stderr
 
 
 def test_theory_command(run, tmp_path):
@@ -268,7 +307,13 @@ def test_theory_command(run, tmp_path):
         (["rank", "nowhere"], "nowhere: not a folder"),
         (["attention", "nowhere"], "nowhere has no results.json"),
         (["attention"], "name one folder"),
-        (["temperature", "nowhere", "--temperatures", "0"], "nowhere has no results.json"),
+        (["temperature", "nowhere"], "nowhere has no results.json"),
+        (["temperature", "nowhere", "--temperatures", "0"], "temperatures = [0.0]"),
+        (["temperature", "nowhere", "--temperatures", "1", "1"], "named once"),
+        (["attention", "nowhere", "--examples", "0"], "examples = 0"),
+        (["--task", "lego", "--scratchpad", "v"], "would write nothing"),
+        (["--task", "lego", "--train_lengths", "2", "26"], "which leaves none to test"),
+        (["--positions", "hybrid", "--nope_every", "1"], "nope_every = 1"),
         (["theory", "--length", "1"], "length = 1"),
     ],
 )
@@ -285,10 +330,16 @@ def test_foreign_and_unfinished_results_are_refused(run, folder, tmp_path):
         foreign.write_text(text)
         assert run("rank", tmp_path)[0] == 2
     results = json.loads((folder / "results.json").read_text())
-    results["runs"].pop()
-    foreign.write_text(json.dumps(results))
-    code, _, err = run("rank", tmp_path)
-    assert code == 2 and "only 7 of 8 runs" in err
+    for broken in (
+        results | {"runs": results["runs"][:-1]},
+        results | {"runs": [*results["runs"][:-1], results["runs"][0]]},
+        results | {"task": "reverse"},
+        results | {"settings": results["settings"] | {"colour": "red"}},
+        results | {"settings": results["settings"] | {"test_lengths": [5, 9]}},
+    ):
+        foreign.write_text(json.dumps(broken))
+        code, _, err = run("rank", tmp_path)
+        assert code == 2 and err.count("\n") == 1
     code, _, err = run("rank", folder, folder)
     assert code == 2 and "two results are of copy" in err
 
@@ -321,5 +372,5 @@ def test_tables_average_lengths_and_seeds(folder):
     for k, run in enumerate(results["runs"]):
         run["accuracy"] = {2: 1.0, 3: 1.0, 4: 1.0, 5: 0.6, 6: 0.2 + 0.1 * (k % 2), 7: 0.0, 8: 0.0}
     table = report.accuracy_table(results)
-    assert "| nope    | 100.0 ± 0.0 | 60.0 ± 0.0 | 25.0 ± 7.1" in table
+    assert "| nope    | 100.0 ± 0.0 | 60.0 ± 0.0 | 25.0 ± 7.1" in table and "2 seeds, 3 steps" in table
     assert report.extrapolation(results)["nope"] == pytest.approx({0: 0.2, 1: 0.225})

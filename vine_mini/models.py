@@ -10,6 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers import logging as hf_logging
 
+from vine_mini.lengthgen.model import Decoder  # noqa: F401  tells the Auto classes of it
 from vine_mini.logprobs import logits_of
 from vine_mini.types import UserError
 

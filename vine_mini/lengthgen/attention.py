@@ -15,7 +15,6 @@ import torch
 
 from vine_mini.lengthgen.config import LengthgenConfig
 from vine_mini.lengthgen.sweep import load_model
-from vine_mini.lengthgen.tasks import TASKS
 from vine_mini.lengthgen.train import collate, evaluation_examples
 from vine_mini.types import UserError
 
@@ -68,15 +67,14 @@ def distances_to_nope(results: dict, folder: str, n: int, progress=None) -> dict
     config = LengthgenConfig(**results["settings"])
     if "nope" not in config.positions or len(config.seeds) < 2:
         raise UserError(f"{folder}: the comparison needs nope with at least two seeds")
-    task, table = TASKS[config.task], {}
+    table = {}
     for k, seed in enumerate(config.seeds):
         nope = load_model(folder, "nope", seed)
         for name in config.positions:
             other = load_model(folder, name, config.seeds[(k + 1) % len(config.seeds)] if name == "nope" else seed)
-            for ends in (config.train_lengths, config.test_lengths):
-                for length in task.lengths(*ends):
-                    rows = model_distance(nope, other, evaluation_examples(config, length, n))
-                    table.setdefault(name, {}).setdefault(length, []).extend(rows)
+            for length in config.lengths():
+                rows = model_distance(nope, other, evaluation_examples(config, length, n))
+                table.setdefault(name, {}).setdefault(length, []).extend(rows)
             if progress:
                 progress(1)
     return table

@@ -1,16 +1,13 @@
 """The command line of length generalization: `python -m vine_mini lengthgen [rank | attention | temperature | theory]`."""
 
 from pathlib import Path
-from statistics import mean
 
 from tqdm import tqdm
 
 from vine_mini.lengthgen import pictures, report
 from vine_mini.lengthgen.attention import distances_to_nope, summary
 from vine_mini.lengthgen.config import AttentionConfig, LengthgenConfig, RankConfig, TemperatureConfig, TheoryConfig
-from vine_mini.lengthgen.pictures import STYLES
 from vine_mini.lengthgen.sweep import load_model, load_results, sweep, write_json
-from vine_mini.lengthgen.tasks import TASKS
 from vine_mini.lengthgen.theory import demonstrate
 from vine_mini.lengthgen.train import evaluate
 from vine_mini.runs import check_writable, new_folder
@@ -31,7 +28,7 @@ def train(config: LengthgenConfig) -> None:
 def rank(config: RankConfig) -> None:
     """The `lengthgen rank` command."""
     if config.out:
-        check_writable(Path(config.out))
+        check_writable(Path(config.out) / "rank.md")
     all_results = [load_results(folder) for folder in config.results]
     table = report.rank_table(all_results)
     print(table)
@@ -44,53 +41,40 @@ def rank(config: RankConfig) -> None:
 
 def attention(config: AttentionConfig) -> None:
     """The `lengthgen attention` command."""
-    [folder] = config.results
-    results = load_results(folder)
+    folder, results = _finished(config)
     pairs = len(results["settings"]["positions"]) * len(results["settings"]["seeds"])
     with tqdm(total=pairs, desc="pairs of models", dynamic_ncols=True) as bar:
-        table = distances_to_nope(results, folder, config.examples, bar.update)
-    shown = summary(table, results["settings"]["train_lengths"][1])
-    shown = dict(sorted(shown.items(), key=lambda item: item[1]["all layers"]))
-    measures = list(next(iter(shown.values())))
-    rows = [["distance to NoPE (nats)", *(STYLES[name][0] if name != "nope" else "NoPE, other seed" for name in shown)]]
-    rows += [[measure, *(f"{shown[name][measure]:.3f}" for name in shown)] for measure in measures]
-    text = report.columns(rows)
-    print(text)
-    folder = Path(folder)
-    (folder / "attention.md").write_text(text + "\n", encoding="utf-8")
-    write_json(shown, folder / "attention.json")
-    pictures.plot_distances(table, results, folder / "attention.png")
-    print(f"table and picture are in {folder}")
+        distances = distances_to_nope(results, folder, config.examples, bar.update)
+    means = summary(distances, results["settings"]["train_lengths"][1])
+    pictures.plot_distances(distances, results, folder / "attention.png")
+    _leave(folder, "attention", means, report.distance_table(means))
 
 
 def temperature(config: TemperatureConfig) -> None:
     """The `lengthgen temperature` command."""
-    [folder] = config.results
-    results = load_results(folder)
+    folder, results = _finished(config)
     run = LengthgenConfig(**results["settings"])
-    lengths = sum(len(TASKS[run.task].lengths(*ends)) for ends in (run.train_lengths, run.test_lengths))
-    curves = {}
+    curves: dict = {name: {t: {} for t in config.temperatures} for name in run.positions}
     models = [(name, seed, t) for name in run.positions for seed in run.seeds for t in config.temperatures]
-    with tqdm(total=len(models) * lengths, desc="temperatures", dynamic_ncols=True) as bar:
+    with tqdm(total=len(models) * len(run.lengths()), desc="temperatures", dynamic_ncols=True) as bar:
         for name, seed, t in models:
             model = load_model(folder, name, seed, attention_temperature=t)
             for length, share in evaluate(model, run, bar.update).items():
-                curves.setdefault(name, {}).setdefault(t, {}).setdefault(length, []).append(share)
-    longest = run.train_lengths[1]
-    rows = [["accuracy beyond training, %", *(f"{t:g}" for t in config.temperatures)]]
-    for name in run.positions:
-        beyond = [
-            [mean(seed) for seed in zip(*(shares for n, shares in curve.items() if n > longest), strict=True)]
-            for curve in curves[name].values()
-        ]
-        rows.append([STYLES[name][0], *map(report.cell, beyond)])
-    text = report.columns(rows)
-    print(text)
-    folder = Path(folder)
-    (folder / "temperature.md").write_text(text + "\n", encoding="utf-8")
-    write_json(curves, folder / "temperature.json")
+                curves[name][t].setdefault(length, []).append(share)
     pictures.plot_temperatures(curves, results, folder / "temperature.png")
-    print(f"table and picture are in {folder}")
+    _leave(folder, "temperature", curves, report.temperature_table(curves, run.train_lengths[1]))
+
+
+def _finished(config) -> tuple[Path, dict]:
+    folder = Path(config.results[0])
+    check_writable(folder / "table.md")
+    return folder, load_results(folder)
+
+
+def _leave(folder: Path, name: str, numbers: dict, table: str) -> None:
+    (folder / f"{name}.md").write_text(table + "\n", encoding="utf-8")
+    write_json(numbers, folder / f"{name}.json")
+    print(f"{table}\ntable, numbers and picture: {folder / name}.*")
 
 
 def theory(config: TheoryConfig) -> None:
@@ -122,8 +106,5 @@ def words(argv: list[str]) -> tuple[str, list[str]]:
     """`lengthgen rank A B --out C` -> its command's name, and flags alone: --results A B --out C."""
     if not argv or argv[0].startswith("-"):
         return "lengthgen", argv
-    folders = 1
-    while folders < len(argv) and not argv[folders].startswith("-"):
-        folders += 1
-    results = ["--results", *argv[1:folders]] if folders > 1 else []
-    return f"lengthgen {argv[0]}", results + argv[folders:]
+    name, rest = f"lengthgen {argv[0]}", argv[1:]
+    return name, ["--results", *rest] if rest and not rest[0].startswith("-") else rest

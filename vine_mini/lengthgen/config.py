@@ -1,12 +1,11 @@
 """Every knob of the `lengthgen` commands once, as in `vine_mini.config`."""
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from vine_mini.config import knob
 from vine_mini.lengthgen.positions import ENCODINGS
-from vine_mini.lengthgen.scratchpad import STEPS, parts_of
+from vine_mini.lengthgen.scratchpad import STEPS, WITHOUT_VARIABLE, parts_of
 from vine_mini.lengthgen.tasks import TASKS
 from vine_mini.types import UserError
 
@@ -63,7 +62,9 @@ class LengthgenConfig:
             raise UserError(str(error)) from error
         if self.scratchpad != "none" and self.task not in STEPS:
             raise UserError(f"the paper gives {self.task} no scratchpad; those that have one: {', '.join(STEPS)}")
-        for name, least in {"steps": 1, "batch_size": 1, "layers": 1, "heads": 1, "nope_every": 1, "max_positions": 1,
+        if self.scratchpad == "v" and self.task in WITHOUT_VARIABLE:
+            raise UserError(f"the scratchpad of {self.task} keeps no variable: v alone would write nothing")
+        for name, least in {"steps": 1, "batch_size": 1, "layers": 1, "heads": 1, "nope_every": 2, "max_positions": 1,
                             "examples": 1, "processes": 1, "weight_decay": 0}.items():  # fmt: skip
             value = getattr(self, name)
             if value is not None and not least <= value < float("inf"):
@@ -86,20 +87,28 @@ class LengthgenConfig:
         _check_range("train_lengths", self.train_lengths)
         if self.test_lengths is None:
             longest = self.train_lengths[1]
-            self.test_lengths = list(task.test) if longest == task.train[1] else [longest + 1, 2 * longest]
+            self.test_lengths = list(task.test) if longest == task.train[1] else [longest + 1, min(2 * longest, task.longest)]
+            if longest >= task.longest:
+                raise UserError(f"train_lengths end at {longest}: {self.task} ends at {task.longest}, which leaves none to test")
         _check_range("test_lengths", self.test_lengths)
         if self.test_lengths[0] <= self.train_lengths[1]:
             raise UserError(
                 f"test_lengths start at {self.test_lengths[0]}: must be above the longest train length, {self.train_lengths[1]}"
             )
-        longest = 26 if self.task == "lego" else 48 if self.task == "scan" else 1000
-        if self.test_lengths[1] > longest:
-            raise UserError(f"test_lengths end at {self.test_lengths[1]}: {self.task} ends at {longest}")
+        if self.test_lengths[1] > task.longest:
+            raise UserError(f"test_lengths end at {self.test_lengths[1]}: {self.task} ends at {task.longest}")
         for name in ("train_lengths", "test_lengths"):
             if not task.lengths(*getattr(self, name)):
                 raise UserError(f"{name} = {getattr(self, name)}: {self.task} has no example of such a length")
-        if self.processes is None:
-            self.processes = (os.cpu_count() or 1) if self.device == "cpu" else 1
+
+    def lengths(self) -> list[int]:
+        """Every length that is measured: those of training, then those of the test."""
+        task = TASKS[self.task]
+        return [*task.lengths(*self.train_lengths), *task.lengths(*self.test_lengths)]
+
+    def seen(self, length: int) -> bool:
+        """Whether training had this length."""
+        return length <= self.train_lengths[1]
 
 
 def _check_range(name: str, ends: list[int]):
@@ -114,7 +123,7 @@ class RankConfig:
     """Rank the encodings over several tasks by their mean reciprocal rank, beside the paper's figures."""
 
     results: list[str] = _list((), "Folders that `lengthgen` wrote.")
-    out: str | None = knob(None, "Folder for rank.png and rank.md; the pictures are not drawn when left out.")
+    out: str | None = knob(None, "Folder for rank.md and rank.png; when left out, the table is only printed.")
 
     def __post_init__(self):
         if not self.results:
@@ -129,9 +138,9 @@ class AttentionConfig:
     examples: int = knob(10, "Sequences of each length (paper: 10).")
 
     def __post_init__(self):
-        _one_folder(self, "attention")
         if self.examples < 1:
             raise UserError(f"examples = {self.examples}: must be at least 1")
+        _one_folder(self, "attention")
 
 
 @dataclass
@@ -142,9 +151,9 @@ class TemperatureConfig:
     temperatures: list[float] = _list((1.0, 0.9, 0.8, 0.7, 0.6, 0.5), "Of the attention's softmax; 1: as it was trained.")
 
     def __post_init__(self):
+        if not all(0 < t < float("inf") for t in self.temperatures) or len({*self.temperatures}) < len(self.temperatures):
+            raise UserError(f"temperatures = {self.temperatures}: each must be above 0, and named once")
         _one_folder(self, "temperature")
-        if not self.temperatures or not all(0 < t < float("inf") for t in self.temperatures):
-            raise UserError(f"temperatures = {self.temperatures}: each must be above 0")
 
 
 @dataclass

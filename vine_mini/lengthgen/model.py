@@ -2,13 +2,16 @@
 
     ids -> embeddings -> layers x [h += attention(norm(h)); h += mlp(norm(h))] -> norm -> logits
 
-Pre-norm RMSNorm, ReLU MLP, no biases, no dropout. `generate`, `save_pretrained` and the Auto classes work on it, and so do
-this package's sampler and trainer. It differs from the paper's T5 stack in scale (T5 base there), and in
-dividing logits by sqrt(d) instead of folding that into the initial weights.
+Pre-norm RMSNorm, ReLU MLP, no biases. `generate`, `save_pretrained` and the Auto classes work on it, and so do this package's
+sampler and trainer. It differs from the paper's model, a T5 base decoder, in size; in dividing attention logits by sqrt(d)
+instead of folding that into the initial weights; in a head of its own instead of the embeddings'; in norms without a gain, which
+the matrix after each can absorb; and in having no dropout.
 """
 
 import torch
 import torch.nn.functional as F
+from tokenizers import Regex, Tokenizer, pre_tokenizers
+from tokenizers.models import WordLevel
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -18,9 +21,11 @@ from transformers import (
     GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils import can_return_tuple
 
 from vine_mini.lengthgen.positions import BUCKETS, ENCODINGS, alibi_bias, rope_turns, rotate, sinusoidal, t5_bucket
 from vine_mini.logprobs import position_ids as position_ids_of
@@ -165,6 +170,7 @@ class DecoderModel(_Base):
         """Replaces the token embeddings."""
         self.embed = value
 
+    @can_return_tuple
     def forward(
         self,
         input_ids=None,
@@ -175,7 +181,6 @@ class DecoderModel(_Base):
         use_cache=None,
         output_attentions=False,
         keep=0,
-        return_dict=True,
     ):
         """Hidden states of the last layer, [B, T, D].
 
@@ -251,11 +256,17 @@ class Decoder(_Base, GenerationMixin):
         """The head."""
         return self.lm_head
 
-    def forward(self, input_ids=None, attention_mask=None, logits_to_keep=0, return_dict=True, **inputs):
-        """Logits [B, T, V], or of the last `logits_to_keep` tokens. Other arguments: see `DecoderModel.forward`."""
+    @can_return_tuple
+    def forward(self, input_ids=None, attention_mask=None, labels=None, logits_to_keep=0, **inputs):
+        """Logits [B, T, V], or of the last `logits_to_keep` tokens. Other arguments: see `DecoderModel.forward`.
+
+        `labels` [B, T], with -100 where there is nothing to learn, also gives the mean loss; the shift by one is made inside.
+        """
         out = self.model(input_ids, attention_mask, keep=logits_to_keep, **inputs)
+        logits = self.lm_head(out.last_hidden_state)
         return CausalLMOutputWithPast(
-            logits=self.lm_head(out.last_hidden_state),
+            loss=None if labels is None else self.loss_function(logits, labels, self.config.vocab_size),
+            logits=logits,
             past_key_values=out.past_key_values,
             attentions=out.attentions,
         )
@@ -274,6 +285,13 @@ def _mask_and_positions(attention_mask, T, K, h):
         visible = visible & attention_mask[:, None, None, :].bool()  # [B, 1, T, K]
     mask = torch.zeros(visible.shape, dtype=h.dtype, device=h.device)
     return mask.masked_fill(~visible, torch.finfo(h.dtype).min), positions
+
+
+def word_tokenizer(ids: dict[str, int], pattern: str) -> PreTrainedTokenizerFast:
+    """A Hugging Face tokenizer whose tokens are the matches of a pattern. `ids` must hold <pad> and <eos>."""
+    fast = Tokenizer(WordLevel(ids, unk_token="<pad>"))
+    fast.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="removed", invert=True)
+    return PreTrainedTokenizerFast(tokenizer_object=fast, pad_token="<pad>", eos_token="<eos>")
 
 
 AutoConfig.register(DecoderConfig.model_type, DecoderConfig)

@@ -3,8 +3,9 @@
 from pathlib import Path
 from statistics import mean, stdev
 
-from vine_mini.lengthgen.paper import COLUMNS, MEAN_RECIPROCAL_RANK
+from vine_mini.lengthgen import paper
 from vine_mini.lengthgen.report import by_length, mean_reciprocal_rank, name_of, queries
+from vine_mini.lengthgen.tasks import TASKS
 from vine_mini.plots import new_figure, save_figure
 
 STYLES = {
@@ -28,7 +29,7 @@ def plot_accuracy(results: dict, path: Path) -> None:
         label, colour, marker = STYLES[name]
         _draw(axis, curve, label, colour, marker)
     _mark_training(axis, results)
-    axis.set(xlabel="length", ylabel="exact match", ylim=(-0.02, 1.02), title=name_of(results))
+    axis.set(xlabel=TASKS[results["task"]].counts, ylabel="exact match", ylim=(-0.02, 1.02), title=name_of(results))
     axis.legend(frameon=False)
     save_figure(figure, path)
 
@@ -49,16 +50,16 @@ def _mark_training(axis, results: dict):
 
 def plot_rank(all_results: list[dict], path: Path) -> None:
     """Mean reciprocal rank of each encoding, as in the paper's first figure; the paper's own as hollow bars beside it."""
-    names, rows = queries(all_results)
+    rows = queries(all_results)
     ranks = mean_reciprocal_rank(rows)
-    paper = dict(zip(COLUMNS, MEAN_RECIPROCAL_RANK, strict=True))
-    paper["rope"] = paper["rope25"]
-    names = sorted(names, key=ranks.get, reverse=True)
+    theirs = dict(zip(paper.COLUMNS, paper.MEAN_RECIPROCAL_RANK, strict=True))
+    names = sorted(ranks, key=ranks.get, reverse=True)
     figure, ((axis,),) = new_figure(1)
     for i, name in enumerate(names):
         colour = STYLES[name][1]
-        axis.bar(i - 0.2, ranks[name], 0.38, color=colour, label="here" if i == 0 else None)
-        axis.bar(i + 0.2, paper.get(name, 0), 0.38, color="none", edgecolor=colour, label="paper (17 tasks)" if i == 0 else None)
+        ours, other = ("here", "paper (17 tasks)") if i == 0 else (None, None)  # one legend entry each
+        axis.bar(i - 0.2, ranks[name], 0.38, color=colour, label=ours)
+        axis.bar(i + 0.2, paper.of(name, theirs), 0.38, color="none", edgecolor=colour, label=other)
     axis.set_xticks(range(len(names)), [STYLES[name][0] for name in names])
     axis.set(ylabel="mean reciprocal rank", ylim=(0, 1), title=f"{len(all_results)} tasks, {len(rows)} queries")
     axis.legend(frameon=False)

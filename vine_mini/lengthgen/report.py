@@ -2,8 +2,11 @@
 
 from statistics import mean, stdev
 
-from vine_mini.lengthgen.paper import ACCURACY, COLUMNS
+from vine_mini.lengthgen import paper
+from vine_mini.lengthgen.tasks import TASKS
 from vine_mini.types import UserError
+
+RANKED = (*paper.COLUMNS, "rope")
 
 
 def name_of(results: dict) -> str:
@@ -13,7 +16,7 @@ def name_of(results: dict) -> str:
 
 
 def extrapolation(results: dict) -> dict[str, dict[int, float]]:
-    """Accuracy on the test lengths, their mean: encoding -> seed -> share."""
+    """Accuracy beyond training, the plain mean over test lengths: encoding -> seed -> share."""
     shares: dict[str, dict[int, float]] = {}
     for run in results["runs"]:
         beyond = [share for length, share in run["accuracy"].items() if length > results["settings"]["train_lengths"][1]]
@@ -34,23 +37,21 @@ def accuracy_table(results: dict) -> str:
     """Accuracy in per cent, mean ± standard deviation of the seeds: seen lengths, some longer ones, their mean, the paper's."""
     settings = results["settings"]
     shortest, longest = settings["train_lengths"]
-    curves = by_length(results)
+    curves, shares = by_length(results), extrapolation(results)
     tested = [length for length in next(iter(curves.values())) if length > longest]
     some = tested if len(tested) <= 6 else [tested[round(i * (len(tested) - 1) / 5)] for i in range(6)]
-    head = ["", f"{shortest}-{longest} (seen)", *map(str, some), f"{tested[0]}-{tested[-1]}", "paper"]
-    paper = dict(zip(COLUMNS, ACCURACY[results["task"]], strict=True)) if settings["scratchpad"] == "none" else {}
-    rows = []
+    theirs = paper.accuracy(results["task"]) if settings["scratchpad"] == "none" else {}
+    rows = [["", f"{shortest}-{longest} (seen)", *map(str, some), f"{tested[0]}-{tested[-1]}", *["paper"] * bool(theirs)]]
     for name, curve in curves.items():
         seen = [mean(seed) for seed in zip(*(curve[n] for n in curve if n <= longest), strict=True)]
-        beyond = list(extrapolation(results)[name].values())
-        cells = [cell(seen), *(cell(curve[n]) for n in some), cell(beyond)]
-        theirs = paper.get(name, paper.get("rope25") if name == "rope" else None)
-        rows.append([name, *cells, "" if theirs is None else f"{100 * theirs:.1f}"])
-    title = (
-        f"{name_of(results)}: accuracy in %, mean ± standard deviation of {len(settings['seeds'])} seeds, "
-        f"{settings['steps']} steps of {settings['batch_size']}"
+        cells = [cell(seen), *(cell(curve[n]) for n in some), cell(list(shares[name].values()))]
+        rows.append([name, *cells, *[_per_cent(paper.of(name, theirs))] * bool(theirs)])
+    seeds = len(settings["seeds"])
+    title = f"{name_of(results)}, length = {TASKS[results['task']].counts}: exact match in %, " + (
+        f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
     )
-    return title + "\n" + columns([head, *rows])
+    note = f"\n\n{paper.NOTE}" if theirs else ""
+    return f"{title}, {settings['steps']} steps of {settings['batch_size']}\n\n{columns(rows)}{note}"
 
 
 def mean_reciprocal_rank(queries: list[dict[str, float]]) -> dict[str, float]:
@@ -68,40 +69,62 @@ def mean_reciprocal_rank(queries: list[dict[str, float]]) -> dict[str, float]:
     return {name: mean(values) for name, values in ranks.items()}
 
 
-def queries(all_results: list[dict]) -> tuple[list[str], list[dict[str, float]]]:
-    """The encodings that all results have, and a query for each task and seed. Raises UserError where nothing can be ranked."""
+def queries(all_results: list[dict]) -> list[dict[str, float]]:
+    """A query for each task and seed, of those of the paper's five encodings that all results have (rope for its rope25).
+
+    Raises UserError where nothing can be ranked.
+    """
     tables = [extrapolation(results) for results in all_results]
-    common = [name for name in tables[0] if all(name in table for table in tables)]
+    common = [name for name in tables[0] if name in RANKED and all(name in table for table in tables)]
     if len(common) < 2:
-        raise UserError("the results have fewer than two encodings in common: nothing to rank")
+        raise UserError(f"the results have fewer than two of {', '.join(RANKED)} in common: nothing to rank")
     names = [name_of(results) for results in all_results]
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"two results are of {name}: name each task once")
-    rows = []
-    for table in tables:
-        seeds = [seed for seed in table[common[0]] if all(seed in table[name] for name in common)]
-        rows += [{name: table[name][seed] for name in common} for seed in seeds]
-    return common, rows
+    return [{name: table[name][seed] for name in common} for table in tables for seed in table[common[0]]]
 
 
 def rank_table(all_results: list[dict]) -> str:
     """One row a task: accuracy on test lengths in per cent, ours and (the paper's); last the mean reciprocal rank."""
-    names, rows = queries(all_results)
-    lines = [["", *names]]
+    ranks = mean_reciprocal_rank(queries(all_results))
+    rows = [["", *ranks]]
     for results in all_results:
-        shares = extrapolation(results)
-        theirs = dict(zip(COLUMNS, ACCURACY[results["task"]], strict=True))
-        theirs["rope"] = theirs["rope25"]
-        known = results["settings"]["scratchpad"] == "none"
-        cells = [
-            cell(list(shares[name].values())) + (f" ({100 * theirs[name]:.1f})" if known and name in theirs else "")
-            for name in names
-        ]
-        lines.append([name_of(results), *cells])
-    ranks = mean_reciprocal_rank(rows)
-    lines.append(["mean reciprocal rank", *(f"{ranks[name]:.3f}" for name in names)])
-    return columns(lines)
+        theirs = paper.accuracy(results["task"]) if results["settings"]["scratchpad"] == "none" else {}
+        cells = []
+        for name in ranks:
+            figure = paper.of(name, theirs)
+            cells.append(cell(list(extrapolation(results)[name].values())) + ("" if figure is None else f" ({100 * figure:.1f})"))
+        rows.append([name_of(results), *cells])
+    theirs = dict(zip(paper.COLUMNS, paper.MEAN_RECIPROCAL_RANK, strict=True))
+    rows.append(["mean reciprocal rank", *(f"{rank:.3f} ({paper.of(name, theirs):.3f})" for name, rank in ranks.items())])
+    return f"{columns(rows)}\n\nIn brackets the paper's, its mean reciprocal rank over 17 tasks. {paper.NOTE}"
+
+
+def distance_table(distances: dict[str, dict[str, float]]) -> str:
+    """Rows layers and means, columns encodings, nearest to NoPE first; last the paper's."""
+    names = sorted(distances, key=lambda name: distances[name]["all layers"])
+    rows = [["distance to NoPE (nats)", *("nope, other seed" if name == "nope" else name for name in names)]]
+    rows += [[measure, *(f"{distances[name][measure]:.3f}" for name in names)] for measure in distances[names[0]]]
+    theirs = [paper.of(name, paper.ATTENTION_DISTANCE) for name in names]
+    rows.append(["paper (SCAN; another measure)", *("" if figure is None else f"{figure:.3f}" for figure in theirs)])
+    return columns(rows)
+
+
+def temperature_table(curves: dict[str, dict[float, dict[int, list[float]]]], longest: int) -> str:
+    """Accuracy in per cent on the lengths beyond `longest`: a row for each encoding, a column for each temperature."""
+    rows = [["exact match beyond training, %", *(f"{t:g}" for t in next(iter(curves.values())))]]
+    for name, by_temperature in curves.items():
+        cells = []
+        for curve in by_temperature.values():
+            seeds = zip(*(shares for length, shares in curve.items() if length > longest), strict=True)
+            cells.append(cell([mean(seed) for seed in seeds]))
+        rows.append([name, *cells])
+    return columns(rows)
+
+
+def _per_cent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f}"
 
 
 def columns(rows: list[list[str]]) -> str:

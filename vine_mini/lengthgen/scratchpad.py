@@ -10,7 +10,7 @@ Steps are worked out from the prompt's text. Sorting and LEGO keep no variable, 
 import re
 from collections.abc import Iterator
 
-from vine_mini.lengthgen.tasks import SORTABLE
+from vine_mini.lengthgen.tasks import rank_of, tokens
 
 PARTS = "icovr"  # input, computation, output, variable, remaining input: the order in which a step shows them
 FORMATS = {"none": "", "full": PARTS, "minimal": "co"}
@@ -40,8 +40,9 @@ def final_answer(text: str, parts: str) -> str:
     """What follows the steps, or "" where the text has not exactly one end of steps."""
     if not parts:
         return text
-    pieces = text.split("Thus ,") if "Thus ," in text else text.split("Thus,")  # decoded text has spaces everywhere
-    return pieces[1].strip() if len(pieces) == 2 else ""
+    words = tokens(text)
+    ends = [i for i, word in enumerate(words) if word == "Thus"]
+    return " ".join(words[ends[0] + 2 :]) if len(ends) == 1 and words[ends[0] + 1 :][:1] == [","] else ""
 
 
 # Each takes a prompt and yields (input, computation, output, variable, remaining) for each step.
@@ -79,14 +80,10 @@ def _sum(prompt: str) -> Steps:
 def _sort(prompt: str) -> Steps:
     items = [item.strip() for item in prompt[prompt.index("[") + 1 : prompt.index("]")].split(",")]
     while items:  # selection sort
-        smallest = min(items, key=_rank)
+        smallest = min(items, key=rank_of)
         first, items[items.index(smallest)] = items[0], items[0]
         items = items[1:]
         yield first, "The minimum of the unsorted portion", smallest, "", _list(items)
-
-
-def _rank(item: str) -> int:
-    return int(item.replace(" ", "")) if len(item) > 1 else SORTABLE.index(item)
 
 
 def _polynomial(prompt: str) -> Steps:
@@ -126,6 +123,7 @@ def _digits(number: int) -> str:
     return ("- " if number < 0 else "") + " ".join(str(abs(number)))
 
 
+WITHOUT_VARIABLE = ("sort", "sort-numbers", "lego")
 STEPS = {
     "addition": _addition,
     "parity": _parity,

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import signal
 import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -9,14 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from tokenizers import Regex, Tokenizer, pre_tokenizers
-from tokenizers.models import WordLevel
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from vine_mini.lengthgen.config import LengthgenConfig
-from vine_mini.lengthgen.tasks import IDS, TASKS, TOKEN, encode
-from vine_mini.lengthgen.train import evaluate, evaluation_examples, train
+from vine_mini.lengthgen.model import Decoder, word_tokenizer
+from vine_mini.lengthgen.tasks import IDS, TOKEN
+from vine_mini.lengthgen.train import evaluate, longest_sequence, train
 from vine_mini.models import pick_device, save_policy
 from vine_mini.types import UserError
 
@@ -30,13 +29,14 @@ def sweep(config: LengthgenConfig, folder: Path) -> dict:
     """
     check_learned_table(config)
     device = pick_device(config.device)
+    workers = config.processes or ((os.cpu_count() or 1) if device.type == "cpu" else 1)
     folder.mkdir(parents=True, exist_ok=True)
     settings = {name: value for name, value in asdict(config).items() if name not in ("out", "processes", "device")}
     results = {"task": config.task, "settings": settings, "runs": []}
     jobs = [(config, name, seed, str(device), folder) for seed in config.seeds for name in config.positions]
-    lengths = sum(len(TASKS[config.task].lengths(*ends)) for ends in (config.train_lengths, config.test_lengths))
-    with tqdm(total=len(jobs) * (config.steps + lengths), desc=f"{config.task}: {len(jobs)} runs", dynamic_ncols=True) as bar:
-        for row in _in_order_of_arrival(jobs, min(config.processes, len(jobs)), bar):
+    total = len(jobs) * (config.steps + len(config.lengths()))
+    with tqdm(total=total, desc=f"{config.task}: {len(jobs)} runs", dynamic_ncols=True) as bar:
+        for row in _in_order_of_arrival(jobs, min(workers, len(jobs)), bar):
             results["runs"].append(row)
             results["runs"].sort(key=lambda r: (config.positions.index(r["positions"]), config.seeds.index(r["seed"])))
             write_json(results, folder / "results.json")
@@ -90,28 +90,18 @@ def _run(config: LengthgenConfig, positions: str, seed: int, device: str, folder
     seconds = time.perf_counter() - start
     accuracy = evaluate(model, config, progress)
     (folder / "models").mkdir(exist_ok=True)
-    save_policy(model, tokenizer(), folder / "models" / f"{positions}-{seed}")
+    save_policy(model, word_tokenizer(IDS, TOKEN), folder / "models" / f"{positions}-{seed}")
     return {"positions": positions, "seed": seed, "accuracy": accuracy, "seconds": round(seconds, 1)}
 
 
 def check_learned_table(config: LengthgenConfig) -> None:
     """Raises UserError where the learned encoding would meet a position that its table does not have."""
-    if "learned" not in config.positions:
-        return
-    examples = [e for n in TASKS[config.task].lengths(*config.test_lengths) for e in evaluation_examples(config, n, 50)]
-    needed = max(len(encode(prompt)) for prompt, _ in examples) + max(len(encode(target)) for _, target in examples) + 32
+    needed = longest_sequence(config) if "learned" in config.positions else 0
     if needed > config.max_positions:
         raise UserError(
             f"test lengths up to {config.test_lengths[1]} need {needed} positions, past the {config.max_positions} of the "
-            "learned table: raise --max_positions, lower --test_lengths, or leave out learned"
+            f"learned table: give --max_positions {needed}, lower --test_lengths, or leave out learned"
         )
-
-
-def tokenizer() -> PreTrainedTokenizerFast:
-    """The tasks' vocabulary as a Hugging Face tokenizer; it cuts text as `tasks.tokens` does."""
-    fast = Tokenizer(WordLevel(IDS, unk_token="<pad>"))
-    fast.pre_tokenizer = pre_tokenizers.Split(Regex(TOKEN), behavior="removed", invert=True)
-    return PreTrainedTokenizerFast(tokenizer_object=fast, pad_token="<pad>", eos_token="<eos>")
 
 
 def load_results(folder: str) -> dict:
@@ -119,13 +109,16 @@ def load_results(folder: str) -> dict:
     path = Path(folder) / "results.json" if Path(folder).is_dir() else Path(folder)
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
+        config = LengthgenConfig(**results["settings"])
         for run in results["runs"]:
-            run["accuracy"] = {int(length): share for length, share in run["accuracy"].items()}
-        asked = len(results["settings"]["positions"]) * len(results["settings"]["seeds"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            run["accuracy"] = {int(length): float(share) for length, share in run["accuracy"].items()}
+        done = [(run["positions"], run["seed"]) for run in results["runs"]]
+        whole = results["task"] == config.task and all(list(run["accuracy"]) == config.lengths() for run in results["runs"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError) as error:
         raise UserError(f"{folder}: not a folder that `lengthgen` wrote ({type(error).__name__})") from error
-    if len(results["runs"]) < asked:
-        raise UserError(f"{folder}: only {len(results['runs'])} of {asked} runs are there; train them again")
+    asked = [(name, seed) for name in config.positions for seed in config.seeds]
+    if done != asked or not whole:
+        raise UserError(f"{folder}: {len(done)} of {len(asked)} runs are there; train it again to the end")
     return results
 
 
@@ -134,7 +127,7 @@ def load_model(folder: str, positions: str, seed: int, **changes):
     path = Path(folder) / "models" / f"{positions}-{seed}"
     if not (path / "model.safetensors").is_file():
         raise UserError(f"{folder} holds no model {path.name}; results that are kept in a repository come without models")
-    return AutoModelForCausalLM.from_pretrained(path, **changes).eval()
+    return Decoder.from_pretrained(path, **changes).eval()
 
 
 def write_json(data: dict, path: Path) -> None:

@@ -4,6 +4,10 @@ Each task makes text in the form of the official code. `make(length, rng)` write
 works the answer out again from the prompt's text alone, so that a mistake in one of the two shows. Text is cut into tokens
 by one pattern: words, `**`, `[SEP]`, `[NEXT]`, single characters; white space only separates. Every prompt starts with a
 constant word: without one, NoPE has nothing to count from.
+
+Smaller than in the paper, whose numbers are in brackets: copy and reverse on lengths to 10 (20), of 62 items (100), counting
+on 16 (about 6,000); PCFG SET of 1 to 16 functions (35) on 26 letters (520). Parity and LEGO begin with two items. All
+lengths are equally likely; in the paper all examples are, which for SCAN means longer ones.
 """
 
 import re
@@ -31,7 +35,7 @@ class Task:
         train, test: the shortest and longest length to learn from and to be tested on, if no others are asked for.
         counts: what `length` is.
         steps, lr: of training, if nothing else is asked for; chosen by accuracy on training lengths alone.
-        exist: the lengths that there are; None: all.
+        exist: the lengths that there are; None: all up to a thousand.
     """
 
     make: Callable[[int, Random], tuple[str, str]]
@@ -46,6 +50,11 @@ class Task:
     def lengths(self, shortest: int, longest: int) -> list[int]:
         """The lengths that exist in a range, both ends included."""
         return [n for n in range(shortest, longest + 1) if self.exist is None or n in self.exist]
+
+    @property
+    def longest(self) -> int:
+        """The longest length that there is."""
+        return max(self.exist or [1000])
 
 
 def tokens(text: str) -> list[str]:
@@ -76,28 +85,30 @@ def _make_copy(name: str, length: int, rng: Random) -> tuple[str, str]:
 
 
 def _check_copy(name: str, prompt: str, answer: str) -> bool:
-    words, got = prompt.split()[:-1], answer.split()
+    words = prompt.split()[:-1]
     if name == "copy-v2":
-        return len(got) == len(words) - 5 and set(got) == {words[3]}
-    x, n = words[1:], len(words) - 1
+        return len(answer.split()) == len(words) - 5 and set(answer.split()) == {words[3]}
+    x = words[1:]
     if name in ("copy", "copy-2x"):
-        return len(got) == (2 * n if name == "copy-2x" else n) and set(got) == set(x)
-    two = name.endswith(("-2x", "reverse-v2"))
-    if len(got) != (2 * n + 1 if two else n) or (two and got[n] != "[NEXT]"):
-        return False
-    turned = [name.startswith("reverse"), name == "reverse-2x"]  # of the first copy, of the second
-    places = [(i, j) for i in range(n) for j in ([i, n + 1 + i] if two else [i])]
-    return all(got[j] == x[n - 1 - i if turned[j > n] else i] for i, j in places)
+        return len(answer.split()) == (2 if name == "copy-2x" else 1) * len(x) and set(answer.split()) == set(x)
+    turned = {
+        "copy-v3": [False],
+        "copy-v3-2x": [False, False],
+        "reverse": [True],
+        "reverse-2x": [True, True],
+        "reverse-v2": [True, False],
+    }[name]
+    halves = [half.split()[::-1] if back else half.split() for half, back in zip(answer.split("[NEXT]"), turned, strict=False)]
+    return answer.count("[NEXT]") == len(turned) - 1 and all(half == x for half in halves)
 
 
 # --- numbers and logic: the answer stands in `The answer is 7 8 3.` ----------------------------------------------------------
 
 
 def make_addition(length: int, rng: Random) -> tuple[str, str]:
-    """Two numbers, the longer one of `length` digits; most significant digit first."""
-    digits = [length, rng.randint(1, length)]
-    rng.shuffle(digits)
-    a, b = (rng.randint(10 ** (n - 1) if n > 1 else 0, 10**n - 1) for n in digits)
+    """Two numbers, the longer one of `length` digits, all pairs of lengths alike; most significant digit first."""
+    m, n = rng.choice([(length, k) for k in range(1, length + 1)] + [(k, length) for k in range(1, length)])
+    a, b = (rng.randint(10 ** (n - 1) if n > 1 else 0, 10**n - 1) for n in (m, n))
     return f"Compute {_spaced(a)} + {_spaced(b)} ? ", f"The answer is {_spaced(a + b)}."
 
 
@@ -153,8 +164,12 @@ def check_sort(prompt: str, answer: str) -> bool:
     given, got = ([item.strip() for item in m[1].split(",")] for m in (given, got))
     if len(given) != len(got) or any(given.count(item) != got.count(item) for item in given):
         return False
-    rank = [int(item.replace(" ", "")) if len(item) > 1 else SORTABLE.index(item) for item in got]
-    return all(a <= b for a, b in pairwise(rank))
+    return all(rank_of(a) <= rank_of(b) for a, b in pairwise(got))
+
+
+def rank_of(item: str) -> int:
+    """What sorting compares: the number, or the place of a single token in the hidden order."""
+    return int(item.replace(" ", "")) if len(item) > 1 else SORTABLE.index(item)
 
 
 def make_sum(length: int, rng: Random) -> tuple[str, str]:
@@ -255,7 +270,7 @@ TASKS = {
     "sort-numbers": Task(make_sort_numbers, check_sort, (2, 8), (9, 16), "numbers", 4000),
     "sum": Task(make_sum, check_sum, (2, 8), (9, 16), "digits added", 4000),
     "parity": Task(make_parity, check_parity, (2, 8), (9, 16), "bits", 4000),
-    "lego": Task(make_lego, check_lego, (2, 8), (9, 16), "variables in the chain", 4000),
+    "lego": Task(make_lego, check_lego, (2, 8), (9, 16), "variables in the chain", 4000, exist=tuple(range(1, 27))),
     "scan": Task(make_scan, check_scan, (1, 25), (26, 48), "actions in the output", 3000, exist=tuple(sorted(scan_commands()))),
     "pcfg": Task(make_pcfg, check_pcfg, (1, 8), (9, 16), "functions", 4000),
 }
@@ -273,7 +288,7 @@ PAD, EOS = IDS["<pad>"], IDS["<eos>"]
 
 def encode(text: str) -> list[int]:
     """Text -> token ids. Raises KeyError for a token outside the vocabulary."""
-    return [IDS[token] for token in re.findall(TOKEN, text)]
+    return [IDS[token] for token in tokens(text)]
 
 
 def decode(ids: list[int]) -> str:

@@ -21,6 +21,7 @@ from vine_mini.sampling import sample
 
 EVAL_SEED = 1_000_003  # the examples of an evaluation are the same for every run
 FEWEST_HELD_OUT = 10  # prompts
+SPARE = 16  # tokens that a written scratchpad may have more than the longest right one
 
 
 def decoder_config(config: LengthgenConfig, positions: str) -> DecoderConfig:
@@ -50,7 +51,7 @@ def train(config: LengthgenConfig, positions: str, seed: int, device="cpu", prog
     torch.manual_seed(seed)
     rng = Random(seed)
     model = Decoder(decoder_config(config, positions)).to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), config.lr, (0.9, 0.98), weight_decay=config.weight_decay, fused=True)
+    optimizer = make_optimizer(model, config)
     warmup, total = max(1, round(0.06 * config.steps)), config.steps
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warmup, 1 - 0.95 * max(0, step - warmup) / max(1, total - warmup))
@@ -69,29 +70,33 @@ def train(config: LengthgenConfig, positions: str, seed: int, device="cpu", prog
     return model.eval()
 
 
+def make_optimizer(model, config: LengthgenConfig):
+    """AdamW as this recipe sets it."""
+    return torch.optim.AdamW(model.parameters(), config.lr, (0.9, 0.98), weight_decay=config.weight_decay, fused=True)
+
+
 def target_logits(model: Decoder, ids, mask):
     """The logits that predict each target token, rows in order. ids, mask [B, T] -> [n, V]"""
     keep = ids.shape[1] - int(mask.any(dim=0).nonzero()[0]) + 1  # from the column before the first target on
-    backbone = partial(model.model, keep=keep)  # the last layer need not look at the rest
-    return logits_of(model, hidden_before(backbone, ids, torch.ones_like(ids), mask[:, -keep:]))
+    last = partial(model.model, keep=keep)  # hidden states of these columns alone, so the mask is theirs, too
+    return logits_of(model, hidden_before(last, ids, torch.ones_like(ids), mask[:, -keep:]))
 
 
 @torch.no_grad()
 def evaluate(model: Decoder, config: LengthgenConfig, progress=None) -> dict[int, float]:
-    """Share of right answers under greedy decoding, for each training length (held-out prompts) and each test length.
+    """Share of right answers under greedy decoding, for each length of training and of the test.
 
     Without a scratchpad the whole target must be right, and one forward pass tells: greedy decoding writes the target if
     and only if at every place the most likely token is the target's, for up to there it has written the target. With a
     scratchpad the answer after the steps counts, whatever the steps were; so it is written token by token, and checked.
     """
-    task, result = TASKS[config.task], {}
+    result = {}
     right = _right_answers if parts_of(config.scratchpad) else _right_targets
-    for ends in (config.train_lengths, config.test_lengths):
-        for length in task.lengths(*ends):
-            examples = evaluation_examples(config, length, config.examples)
-            result[length] = sum(right(model, config, examples)) / len(examples)
-            if progress:
-                progress(1)
+    for length in config.lengths():
+        examples = evaluation_examples(config, length, config.examples)
+        result[length] = sum(right(model, config, examples)) / len(examples)
+        if progress:
+            progress(1)
     return result
 
 
@@ -104,7 +109,7 @@ def _right_targets(model, config, examples) -> list[bool]:
 
 def _right_answers(model, config, examples) -> list[bool]:
     prompts = [encode(prompt) for prompt, _ in examples]
-    room = 16 + max(len(encode(target)) for _, target in examples)  # who needs more than that is not getting there
+    room = max(len(encode(target)) for _, target in examples) + SPARE
     written = sample(model, prompts, max_new_tokens=room, temperature=0, eos_token_id=EOS, seed=0)
     answers = [final_answer(decode(t.response_ids[:-1]), parts_of(config.scratchpad)) for t in written]
     check = TASKS[config.task].check
@@ -118,7 +123,7 @@ def evaluation_examples(config: LengthgenConfig, length: int, n: int) -> list[tu
     Where a length has too few prompts to hold some out (counting 16 items, parity of two bits), any may come.
     """
     rng = Random(EVAL_SEED + length)
-    if length <= config.train_lengths[1]:
+    if config.seen(length):
         held_out = [example(config, length, rng, held_out=True) for _ in range(n)]
         if len({prompt for prompt, _ in held_out}) >= min(n, FEWEST_HELD_OUT):
             return held_out
@@ -132,6 +137,17 @@ def example(config: LengthgenConfig, length: int, rng: Random, held_out: bool | 
         if held_out is None or held_out == (zlib.crc32(prompt.encode()) % 10 == 0):
             break
     return prompt, expand(config.task, prompt, target, parts_of(config.scratchpad))
+
+
+def longest_sequence(config: LengthgenConfig) -> int:
+    """Tokens of the longest sequence that the evaluation can meet."""
+    longest = 0
+    for length in config.lengths():
+        rows = [(encode(p), encode(t)) for p, t in evaluation_examples(config, length, config.examples)]
+        if parts_of(config.scratchpad):
+            longest = max(longest, max(len(p) for p, _ in rows) + max(len(t) for _, t in rows) + SPARE)
+        longest = max(longest, max(len(p) + len(t) + 1 for p, t in rows))
+    return longest
 
 
 def collate(examples: list[tuple[str, str]], device) -> tuple[torch.Tensor, torch.Tensor]:
