@@ -1,4 +1,4 @@
-"""The position encodings of Kazemnejad et al. (2023), section 2.2 and appendix: each a few lines of mathematics.
+"""The position encodings of Kazemnejad et al. (2023, section 2): each a few lines of mathematics.
 
 An encoding can act in three places, and each function here belongs to one of them:
 

@@ -55,7 +55,7 @@ def accuracy_table(results: dict) -> str:
 
 
 def mean_reciprocal_rank(queries: list[dict[str, float]]) -> dict[str, float]:
-    """1 / rank by accuracy, averaged over queries (section 4, figure 1). A query is one task with one seed: encoding -> accuracy.
+    """1 / rank by accuracy, averaged over queries (figure 1). A query is one task with one seed: encoding -> accuracy.
 
     Ties share the mean of the ranks that they take up together, so that no encoding gains by being named first. (The
     official code gives the better rank to the first row of its table.)

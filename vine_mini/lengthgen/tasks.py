@@ -1,4 +1,4 @@
-"""The paper's tasks (section 3, appendix C): a prompt and a target of a given length, and a checker of its own.
+"""The paper's tasks (section 3): a prompt and a target of a given length, and a checker of its own.
 
 Each task makes text in the form of the official code. `make(length, rng)` writes prompt and target; `check(prompt, answer)`
 works the answer out again from the prompt's text alone, so that a mistake in one of the two shows. Text is cut into tokens

@@ -1,4 +1,4 @@
-"""Theorems 1 and 2 (section 5, appendix) as explicit weights in the real decoder of `model.py`.
+"""Theorems 1 and 2 (section 5) as explicit weights in the real decoder of `model.py`.
 
 Theorem 1: a NoPE layer can write each token's absolute position. Attention that looks at all visible tokens alike gives
 <bos> the weight 1/t at position t, and the MLP turns 1/t into t.
