@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 import zlib
 from pathlib import Path
 from random import Random
@@ -228,6 +229,31 @@ def test_a_sweep_leaves_results_table_picture_and_models(run, tmp_path):
     assert model.config.positions == "t5" and tokenizer("Copy: a")["input_ids"] == tasks.encode("Copy: a")
     again = train(LengthgenConfig(**results["settings"]), "t5", 3)
     assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), model.state_dict().values(), strict=True))
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="reads Linux's /proc")
+def test_workers_end_with_a_parent_that_is_killed():
+    """They used to stay for ever, waiting for more to do."""
+    code = """
+import multiprocessing, os, time
+from vine_mini.lengthgen.sweep import _start_worker
+def work(counter, pids):
+    _start_worker(counter)
+    pids.put(os.getpid())
+    time.sleep(60)
+fork = multiprocessing.get_context("fork")
+pids = fork.SimpleQueue()
+fork.Process(target=work, args=(fork.Value("q", 0), pids)).start()
+print(pids.get(), flush=True)
+os.kill(os.getpid(), 9)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    worker = Path(f"/proc/{int(done.stdout)}")
+    for _ in range(50):
+        if not worker.exists() or "(zombie)" in (worker / "status").read_text():
+            return
+        time.sleep(0.1)
+    raise AssertionError("the worker is still there")
 
 
 def test_attention_temperature_and_rank_read_a_run(run, folder, tmp_path):
