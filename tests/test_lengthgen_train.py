@@ -1,10 +1,12 @@
 """Training and measuring decoders, the commands from end to end, and what they say to bad input."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
 import zlib
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from random import Random
 
@@ -16,7 +18,8 @@ from vine_mini.config import TrainConfig
 from vine_mini.lengthgen import report, tasks
 from vine_mini.lengthgen.config import LengthgenConfig
 from vine_mini.lengthgen.model import Decoder, DecoderConfig
-from vine_mini.lengthgen.sweep import check_learned_table, load_model, load_results, sweep
+from vine_mini.lengthgen.results import load_model, load_results
+from vine_mini.lengthgen.sweep import check_learned_table, sweep
 from vine_mini.lengthgen.train import (
     collate,
     decoder_config,
@@ -231,6 +234,76 @@ def test_a_sweep_leaves_results_table_picture_and_models(run, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), model.state_dict().values(), strict=True))
 
 
+def test_a_sweep_that_was_interrupted_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    config = LengthgenConfig(positions=["nope", "alibi"], seeds=[0, 1], train_lengths=[2, 3], processes=1, **SMALL)
+    trained = []
+
+    interruptions = [KeyboardInterrupt(), BrokenProcessPool()]
+
+    def counted(config, name, seed, *rest):
+        if len(trained) == 2 and interruptions:
+            raise interruptions.pop(0)
+        trained.append((name, seed))
+        return train(config, name, seed, *rest)
+
+    monkeypatch.setattr("vine_mini.lengthgen.sweep.train", counted)
+    for says in ("2 of 4 runs are kept", "lack of memory"):
+        with pytest.raises((KeyboardInterrupt, UserError)) as raised:
+            sweep(config, out)
+        assert says in capsys.readouterr().err + str(raised.value)
+    assert trained == [("nope", 0), ("alibi", 0)]
+    with pytest.raises(UserError, match="2 of 4 runs are missing"):
+        load_results(out)
+    sweep(config, out)
+    assert trained[2:] == [("nope", 1), ("alibi", 1)]
+    monkeypatch.undo()
+    whole = sweep(LengthgenConfig(**load_results(out)["settings"] | {"processes": 1}), tmp_path / "whole")
+    assert [r["accuracy"] for r in whole["runs"]] == [r["accuracy"] for r in load_results(out)["runs"]]
+    with pytest.raises(UserError, match="holds a run with steps = 3"):
+        sweep(LengthgenConfig(**load_results(out)["settings"] | {"steps": 4}), out)
+
+
+def test_an_interrupted_sweep_without_a_finished_run_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("vine_mini.lengthgen.sweep.train", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        sweep(LengthgenConfig(processes=1, **SMALL), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_that_diverges_is_told(run, tmp_path):
+    code, _, err = run(
+        "--lr", 1e30, "--positions", "nope", "--seeds", 0, "--steps", 5, "--processes", 1, "--out", tmp_path / "run"
+    )
+    assert code == 2 and "training diverged at step" in err and "lower --lr" in err and not (tmp_path / "run").exists()
+
+
+def test_broken_or_foreign_models_are_refused(run, folder, tmp_path):
+    for change in ("truncated", "deeper", "other"):
+        copy = tmp_path / change
+        shutil.copytree(folder, copy)
+        model = copy / "models" / "nope-0"
+        if change == "truncated":
+            weights = (model / "model.safetensors").read_bytes()
+            (model / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+        elif change == "deeper":  # transformers would fill the third layer with random numbers
+            config = json.loads((model / "config.json").read_text())
+            (model / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+        else:
+            shutil.rmtree(model)
+            shutil.copytree(copy / "models" / "rope-0", model)
+        code, _, err = run("temperature", copy, "--temperatures", 1)
+        last = err.strip().splitlines()[-1]
+        assert code == 2 and "nope-0" in last and ("cannot be loaded" in last or "not the model" in last), change
+
+
+def test_an_unknown_token_in_a_prompt_is_told(folder, capsys):
+    assert cli.main(["sample", "--model", str(folder / "models" / "nope-0"), "--question", "Zoe has 25 pens"]) == 2
+    assert "no tokens for the prompt" in capsys.readouterr().err
+    arguments = ["--prompt", "{question}", "--question", "Copy: a a [SEP]", "--temperature", "0", "--max_new_tokens", "5"]
+    assert cli.main(["sample", "--model", str(folder / "models" / "nope-0"), *arguments]) == 0
+
+
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="reads Linux's /proc")
 def test_workers_end_with_a_parent_that_is_killed():
     """They used to stay for ever, waiting for more to do."""
@@ -263,14 +336,15 @@ def test_attention_temperature_and_rank_read_a_run(run, folder, tmp_path):
     assert all(0 < distances[name]["all layers"] < 0.6932 for name in ("nope", "rope", "hybrid", "learned"))
     code, text, _ = run("temperature", folder, "--temperatures", 1, 0.5)
     assert code == 0 and (folder / "temperature.png").stat().st_size > 5000
+    config = LengthgenConfig(**load_results(folder)["settings"])
     at = json.loads((folder / "temperature.json").read_text())["nope"]
     stored = report.by_length(load_results(str(folder)))["nope"]
     assert at["1.0"] == {str(length): shares for length, shares in stored.items()}  # 1 is what was trained
     code, text, _ = run("rank", folder, "--out", tmp_path / "rank")
     assert code == 0 and "mean reciprocal rank" in text and (tmp_path / "rank" / "rank.png").stat().st_size > 5000
     assert (
-        load_model(str(folder), "nope", 0, attention_temperature=0.5).model.layers[0].attention.scale
-        == 2 * load_model(str(folder), "nope", 0).model.layers[0].attention.scale
+        load_model(folder, config, "nope", 0, attention_temperature=0.5).model.layers[0].attention.scale
+        == 2 * load_model(folder, config, "nope", 0).model.layers[0].attention.scale
     )
 
 
@@ -328,9 +402,12 @@ def test_theory_command(run, tmp_path):
         (["--device", "warp"], "'warp'"),
         (["--positions", "hybrid", "--nope_every", "9"], "nope_every = 9"),
         (["--colour", "red"], "unrecognized"),
-        (["train"], "unknown command 'lengthgen train'"),
+        (["train"], "unknown command 'train': choose from rank"),
+        (["theory", "63"], "unrecognized arguments: 63"),
+        (["--out", ""], "--out is empty"),
+        (["--heads", "3"], "heads = 3"),
         (["rank"], "name at least one folder"),
-        (["rank", "nowhere"], "nowhere: not a folder"),
+        (["rank", "nowhere"], "nowhere has no results.json"),
         (["attention", "nowhere"], "nowhere has no results.json"),
         (["attention"], "name one folder"),
         (["temperature", "nowhere"], "nowhere has no results.json"),

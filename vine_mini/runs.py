@@ -27,8 +27,12 @@ def new_folder(out: str | None, name: str) -> Path:
     """
     if out is None:
         tries = (Path("runs") / (name if n == 1 else f"{name}-{n}") for n in range(1, 10_000))
-        return next(path for path in tries if not path.exists())
+        path = next(path for path in tries if not path.exists())
+        check_writable(path)
+        return path
     path = Path(out)
+    if not out.strip():
+        raise UserError("--out is empty: name a folder, or leave it out")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} already holds something: choose another --out, or remove it")
     check_writable(path)

@@ -14,9 +14,8 @@ from statistics import mean
 import torch
 
 from vine_mini.lengthgen.config import LengthgenConfig
-from vine_mini.lengthgen.sweep import load_model
+from vine_mini.lengthgen.results import load_model
 from vine_mini.lengthgen.train import collate, evaluation_examples
-from vine_mini.types import UserError
 
 
 def jensen_shannon(p, q):
@@ -59,19 +58,17 @@ def distances_to_nope(results: dict, folder: str, n: int, progress=None) -> dict
     """NoPE against every encoding with the same seed, and against NoPE with the next seed.
 
     Args:
-        results, folder: a `lengthgen` run with models. Raises UserError without NoPE in two seeds.
+        results, folder: a `lengthgen` run with models, NoPE with two seeds among them.
         n: sequences of each length, of training and of test.
     Returns:
         encoding -> length -> [sequence and seed][layer].
     """
     config = LengthgenConfig(**results["settings"])
-    if "nope" not in config.positions or len(config.seeds) < 2:
-        raise UserError(f"{folder}: the comparison needs nope with at least two seeds")
     table = {}
     for k, seed in enumerate(config.seeds):
-        nope = load_model(folder, "nope", seed)
+        nope = load_model(folder, config, "nope", seed)
         for name in config.positions:
-            other = load_model(folder, name, config.seeds[(k + 1) % len(config.seeds)] if name == "nope" else seed)
+            other = load_model(folder, config, name, config.seeds[(k + 1) % len(config.seeds)] if name == "nope" else seed)
             for length in config.lengths():
                 rows = model_distance(nope, other, evaluation_examples(config, length, n))
                 table.setdefault(name, {}).setdefault(length, []).extend(rows)

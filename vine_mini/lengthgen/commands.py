@@ -2,21 +2,25 @@
 
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from vine_mini.lengthgen import pictures, report
 from vine_mini.lengthgen.attention import distances_to_nope, summary
 from vine_mini.lengthgen.config import AttentionConfig, LengthgenConfig, RankConfig, TemperatureConfig, TheoryConfig
-from vine_mini.lengthgen.sweep import load_model, load_results, sweep, write_json
+from vine_mini.lengthgen.results import load_model, load_results, write_json
+from vine_mini.lengthgen.sweep import sweep
 from vine_mini.lengthgen.theory import demonstrate
 from vine_mini.lengthgen.train import evaluate
 from vine_mini.runs import check_writable, new_folder
+from vine_mini.types import UserError
 
 
 def train(config: LengthgenConfig) -> None:
     """The `lengthgen` command."""
     pad = "" if config.scratchpad == "none" else f"-{config.scratchpad}"
-    folder = new_folder(config.out, f"lengthgen-{config.task}{pad}")
+    begun = config.out is not None and (Path(config.out) / "results.json").is_file()
+    folder = Path(config.out) if begun else new_folder(config.out, f"lengthgen-{config.task}{pad}")
     results = sweep(config, folder)
     table = report.accuracy_table(results)
     (folder / "table.md").write_text(table + "\n", encoding="utf-8")
@@ -42,12 +46,14 @@ def rank(config: RankConfig) -> None:
 def attention(config: AttentionConfig) -> None:
     """The `lengthgen attention` command."""
     folder, results = _finished(config)
+    if "nope" not in results["settings"]["positions"] or len(results["settings"]["seeds"]) < 2:
+        raise UserError(f"{folder}: the comparison needs nope with at least two seeds")
     pairs = len(results["settings"]["positions"]) * len(results["settings"]["seeds"])
     with tqdm(total=pairs, desc="pairs of models", dynamic_ncols=True) as bar:
         distances = distances_to_nope(results, folder, config.examples, bar.update)
     means = summary(distances, results["settings"]["train_lengths"][1])
     pictures.plot_distances(distances, results, folder / "attention.png")
-    _leave(folder, "attention", means, report.distance_table(means))
+    _leave(folder, "attention", means, report.distance_table(means, config.examples))
 
 
 def temperature(config: TemperatureConfig) -> None:
@@ -58,7 +64,7 @@ def temperature(config: TemperatureConfig) -> None:
     models = [(name, seed, t) for name in run.positions for seed in run.seeds for t in config.temperatures]
     with tqdm(total=len(models) * len(run.lengths()), desc="temperatures", dynamic_ncols=True) as bar:
         for name, seed, t in models:
-            model = load_model(folder, name, seed, attention_temperature=t)
+            model = load_model(folder, run, name, seed, attention_temperature=t)
             for length, share in evaluate(model, run, bar.update).items():
                 curves[name][t].setdefault(length, []).append(share)
     pictures.plot_temperatures(curves, results, folder / "temperature.png")
@@ -66,6 +72,7 @@ def temperature(config: TemperatureConfig) -> None:
 
 
 def _finished(config) -> tuple[Path, dict]:
+    torch.set_num_threads(1)  # models this small are no faster with more
     folder = Path(config.results[0])
     check_writable(folder / "table.md")
     return folder, load_results(folder)
@@ -103,8 +110,12 @@ COMMANDS = {
 
 
 def words(argv: list[str]) -> tuple[str, list[str]]:
-    """`lengthgen rank A B --out C` -> its command's name, and flags alone: --results A B --out C."""
+    """`lengthgen rank A B --out C` -> its command's name, and flags alone: --results A B --out C. Raises UserError."""
     if not argv or argv[0].startswith("-"):
         return "lengthgen", argv
     name, rest = f"lengthgen {argv[0]}", argv[1:]
-    return name, ["--results", *rest] if rest and not rest[0].startswith("-") else rest
+    if name not in COMMANDS:
+        raise UserError(f"unknown command {argv[0]!r}: choose from {', '.join(c.split()[1] for c in COMMANDS if ' ' in c)}")
+    if rest and not rest[0].startswith("-") and name != "lengthgen theory":
+        return name, ["--results", *rest]
+    return name, rest

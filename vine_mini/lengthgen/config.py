@@ -27,9 +27,13 @@ class LengthgenConfig:
         "hybrid (RoPE, with NoPE in every n-th layer).",
     )
     seeds: list[int] = _list((0, 1, 2), "One run of each encoding for each seed.")
-    scratchpad: str = knob("none", "Think aloud first: full, minimal, or letters of icovr (see scratchpad.py).")
+    scratchpad: str = knob(
+        "none",
+        "Steps before the answer: none, full, minimal, or of the letters icovr, in this order: "
+        f"input, computation, output, variable, remaining input. For {', '.join(STEPS)}.",
+    )
     train_lengths: list[int] | None = knob(None, "Shortest and longest length to learn from. Left out: the task's own.")
-    test_lengths: list[int] | None = knob(None, "Shortest and longest length to be tested on. Left out: up to twice as long.")
+    test_lengths: list[int] | None = knob(None, "Shortest and longest length to be tested on. Left out: to about twice that.")
     steps: int | None = knob(None, "Optimizer steps of a run. Left out: the task's own.")
     lr: float | None = knob(None, "Peak learning rate of AdamW. Left out: the task's own.")
     batch_size: int = knob(32, "Examples in a step, all of one length.")
@@ -67,16 +71,16 @@ class LengthgenConfig:
         for name, least in {"steps": 1, "batch_size": 1, "layers": 1, "heads": 1, "nope_every": 2, "max_positions": 1,
                             "examples": 1, "processes": 1, "weight_decay": 0}.items():  # fmt: skip
             value = getattr(self, name)
-            if value is not None and not least <= value < float("inf"):
+            if value is not None and (not least <= value < float("inf") or (name != "weight_decay" and type(value) is not int)):
                 raise UserError(f"{name} = {value}: must be at least {least}")
         if self.lr is not None and not 0 < self.lr < float("inf"):
             raise UserError(f"lr = {self.lr}: must be above 0")
         if self.hidden < 2 * self.heads or self.hidden % (2 * self.heads):
-            raise UserError(f"hidden = {self.hidden}: must be a multiple of 2 x heads = {2 * self.heads}")
+            raise UserError(f"hidden = {self.hidden}, heads = {self.heads}: hidden must be a multiple of 2 x heads, and not 0")
         if "rope25" in self.positions and self.hidden % (8 * self.heads):
             raise UserError(f"rope25 turns a quarter of a head in pairs: hidden = {self.hidden} must be a multiple of 8 x heads")
         if "hybrid" in self.positions and self.nope_every > self.layers:
-            raise UserError(f"nope_every = {self.nope_every} leaves no layer without RoPE in a model of {self.layers}")
+            raise UserError(f"a hybrid with nope_every = {self.nope_every} needs as many layers; there are {self.layers}")
         self._fill_in()
 
     def _fill_in(self):
@@ -120,7 +124,7 @@ def _check_range(name: str, ends: list[int]):
 
 @dataclass
 class RankConfig:
-    """Rank the encodings over several tasks by their mean reciprocal rank, beside the paper's figures."""
+    """Rank the paper's five encodings over several tasks by their mean reciprocal rank, beside its figures."""
 
     results: list[str] = _list((), "Folders that `lengthgen` wrote.")
     out: str | None = knob(None, "Folder for rank.md and rank.png; when left out, the table is only printed.")
@@ -145,14 +149,14 @@ class AttentionConfig:
 
 @dataclass
 class TemperatureConfig:
-    """Test the models of a `lengthgen` folder again with sharper attention: logits divided by a temperature below 1."""
+    """Test the models of a `lengthgen` folder again with their attention logits divided by a temperature (below 1: sharper)."""
 
     results: list[str] = _list((), "The folder.")
     temperatures: list[float] = _list((1.0, 0.9, 0.8, 0.7, 0.6, 0.5), "Of the attention's softmax; 1: as it was trained.")
 
     def __post_init__(self):
-        if not all(0 < t < float("inf") for t in self.temperatures) or len({*self.temperatures}) < len(self.temperatures):
-            raise UserError(f"temperatures = {self.temperatures}: each must be above 0, and named once")
+        if not all(0.01 <= t <= 100 for t in self.temperatures) or len({*self.temperatures}) < len(self.temperatures):
+            raise UserError(f"temperatures = {self.temperatures}: each must be between 0.01 and 100, and named once")
         _one_folder(self, "temperature")
 
 

@@ -136,6 +136,7 @@ class _Base(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["Layer"]
+    _input_embed_layer = "embed"
 
     def _init_weights(self, module):
         """Matrices keep the size of what they are multiplied with; embeddings have size 1, like the sinusoids added to them."""
@@ -161,14 +162,6 @@ class DecoderModel(_Base):
         self.norm = nn.RMSNorm(config.hidden_size, eps=1e-6, elementwise_affine=False)
         self.gradient_checkpointing = False
         self.post_init()
-
-    def get_input_embeddings(self):
-        """The token embeddings."""
-        return self.embed
-
-    def set_input_embeddings(self, value):
-        """Replaces the token embeddings."""
-        self.embed = value
 
     @can_return_tuple
     def forward(
@@ -252,10 +245,6 @@ class Decoder(_Base, GenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
-    def get_output_embeddings(self):
-        """The head."""
-        return self.lm_head
-
     @can_return_tuple
     def forward(self, input_ids=None, attention_mask=None, labels=None, logits_to_keep=0, **inputs):
         """Logits [B, T, V], or of the last `logits_to_keep` tokens. Other arguments: see `DecoderModel.forward`.
@@ -288,8 +277,11 @@ def _mask_and_positions(attention_mask, T, K, h):
 
 
 def word_tokenizer(ids: dict[str, int], pattern: str) -> PreTrainedTokenizerFast:
-    """A Hugging Face tokenizer whose tokens are the matches of a pattern. `ids` must hold <pad> and <eos>."""
-    fast = Tokenizer(WordLevel(ids, unk_token="<pad>"))
+    """A Hugging Face tokenizer whose tokens are the matches of a pattern; it raises for one that has no id.
+
+    `ids` must hold <pad> and <eos>.
+    """
+    fast = Tokenizer(WordLevel(ids))
     fast.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="removed", invert=True)
     return PreTrainedTokenizerFast(tokenizer_object=fast, pad_token="<pad>", eos_token="<eos>")
 

@@ -44,8 +44,8 @@ def _draw(axis, curve: dict[int, list[float]], label: str, colour, marker: str):
 
 def _mark_training(axis, results: dict):
     longest = results["settings"]["train_lengths"][1]
-    axis.axvline(longest + 0.5, color="0.4", linestyle="--", linewidth=1)
-    axis.text(longest + 0.7, 0.02, "longer than in training", fontsize=8, color="0.3", transform=axis.get_xaxis_transform())
+    axis.axvline(longest + 0.5, color="0.4", linestyle="--", linewidth=1, label="end of training lengths")
+    axis.xaxis.get_major_locator().set_params(integer=True)
 
 
 def plot_rank(all_results: list[dict], path: Path) -> None:
@@ -60,8 +60,8 @@ def plot_rank(all_results: list[dict], path: Path) -> None:
         ours, other = ("here", "paper (17 tasks)") if i == 0 else (None, None)  # one legend entry each
         axis.bar(i - 0.2, ranks[name], 0.38, color=colour, label=ours)
         axis.bar(i + 0.2, paper.of(name, theirs), 0.38, color="none", edgecolor=colour, label=other)
-    axis.set_xticks(range(len(names)), [STYLES[name][0] for name in names])
-    axis.set(ylabel="mean reciprocal rank", ylim=(0, 1), title=f"{len(all_results)} tasks, {len(rows)} queries")
+    axis.set_xticks(range(len(names)), [STYLES[name][0].replace(", ", ",\n") for name in names])
+    axis.set(ylabel="mean reciprocal rank", ylim=(0, 1), title=f"{len(all_results)} results, {len(rows)} queries")
     axis.legend(frameon=False)
     save_figure(figure, path)
 
@@ -79,7 +79,7 @@ def plot_distances(table: dict, results: dict, path: Path) -> None:
         lengths.plot(curve.keys(), middle, color=colour, marker=marker, markersize=4)
     layers.set(xlabel="layer", ylabel="distance to NoPE (nats)", ylim=(0, None), xticks=range(1, len(by_layer) + 1))
     layers.legend(frameon=False)
-    lengths.set(xlabel="length", ylim=(0, None))
+    lengths.set(xlabel=TASKS[results["task"]].counts, ylim=(0, None))
     _mark_training(lengths, results)
     figure.suptitle(f"Whose attention is like NoPE's? ({name_of(results)})")
     save_figure(figure, path)
@@ -87,16 +87,20 @@ def plot_distances(table: dict, results: dict, path: Path) -> None:
 
 def plot_temperatures(curves: dict[str, dict[float, dict[int, list[float]]]], results: dict, path: Path) -> None:
     """Accuracy against length at several temperatures of the attention, a panel for each encoding."""
-    figure, (axes,) = new_figure(len(curves))
-    for axis, (name, by_temperature) in zip(axes, curves.items(), strict=True):
+    across = min(3, len(curves))
+    figure, axes = new_figure(across, -(-len(curves) // across))
+    axes = axes.flatten()
+    for axis in axes[len(curves) :]:
+        axis.remove()
+    for axis, (name, by_temperature) in zip(axes, curves.items(), strict=False):
         for i, (temperature, curve) in enumerate(by_temperature.items()):
             colour = "black" if temperature == 1 else BLUES[i % len(BLUES)]
             _draw(axis, curve, f"{temperature:g}", colour, "o")
         _mark_training(axis, results)
         axis.set(title=STYLES[name][0], xlabel="length", ylim=(-0.02, 1.02))
     axes[0].set(ylabel="exact match")
-    axes[0].legend(frameon=False, title="temperature", loc="lower left")
-    figure.suptitle(f"Sharper attention at test time ({name_of(results)})")
+    axes[0].legend(frameon=False, title="temperature", loc="best", fontsize=8)
+    figure.suptitle(f"Attention with another temperature at test time ({name_of(results)})")
     save_figure(figure, path)
 
 

@@ -6,8 +6,6 @@ from vine_mini.lengthgen import paper
 from vine_mini.lengthgen.tasks import TASKS
 from vine_mini.types import UserError
 
-RANKED = (*paper.COLUMNS, "rope")
-
 
 def name_of(results: dict) -> str:
     """The task, with its scratchpad if it has one."""
@@ -41,6 +39,7 @@ def accuracy_table(results: dict) -> str:
     tested = [length for length in next(iter(curves.values())) if length > longest]
     some = tested if len(tested) <= 6 else [tested[round(i * (len(tested) - 1) / 5)] for i in range(6)]
     theirs = paper.accuracy(results["task"]) if settings["scratchpad"] == "none" else {}
+    theirs = theirs if any(paper.of(name, theirs) is not None for name in curves) else {}
     rows = [["", f"{shortest}-{longest} (seen)", *map(str, some), f"{tested[0]}-{tested[-1]}", *["paper"] * bool(theirs)]]
     for name, curve in curves.items():
         seen = [mean(seed) for seed in zip(*(curve[n] for n in curve if n <= longest), strict=True)]
@@ -70,14 +69,16 @@ def mean_reciprocal_rank(queries: list[dict[str, float]]) -> dict[str, float]:
 
 
 def queries(all_results: list[dict]) -> list[dict[str, float]]:
-    """A query for each task and seed, of those of the paper's five encodings that all results have (rope for its rope25).
+    """A query for each task and seed, of those of the paper's five encodings that all results have (rope if not its rope25).
 
     Raises UserError where nothing can be ranked.
     """
     tables = [extrapolation(results) for results in all_results]
-    common = [name for name in tables[0] if name in RANKED and all(name in table for table in tables)]
+    common = [name for name in (*paper.COLUMNS, "rope") if all(name in table for table in tables)]
+    if "rope25" in common and "rope" in common:
+        common.remove("rope")
     if len(common) < 2:
-        raise UserError(f"the results have fewer than two of {', '.join(RANKED)} in common: nothing to rank")
+        raise UserError(f"the results have fewer than two of {', '.join(paper.COLUMNS)} (or rope) in common: nothing to rank")
     names = [name_of(results) for results in all_results]
     for name in names:
         if names.count(name) > 1:
@@ -97,18 +98,22 @@ def rank_table(all_results: list[dict]) -> str:
             cells.append(cell(list(extrapolation(results)[name].values())) + ("" if figure is None else f" ({100 * figure:.1f})"))
         rows.append([name_of(results), *cells])
     theirs = dict(zip(paper.COLUMNS, paper.MEAN_RECIPROCAL_RANK, strict=True))
-    rows.append(["mean reciprocal rank", *(f"{rank:.3f} ({paper.of(name, theirs):.3f})" for name, rank in ranks.items())])
-    return f"{columns(rows)}\n\nIn brackets the paper's, its mean reciprocal rank over 17 tasks. {paper.NOTE}"
+    comparable = len(ranks) == len(theirs)  # with fewer to beat, ranks are better
+    figures = {name: f" ({paper.of(name, theirs):.3f})" if comparable else "" for name in ranks}
+    rows.append(["mean reciprocal rank", *(f"{rank:.3f}{figures[name]}" for name, rank in ranks.items())])
+    left_out = sorted({run["positions"] for results in all_results for run in results["runs"]} - {*ranks})
+    note = f" Not ranked: {', '.join(left_out)}." if left_out else ""
+    return f"{columns(rows)}\n\nIn brackets the paper's; its mean reciprocal rank is over 17 tasks.{note} {paper.NOTE}"
 
 
-def distance_table(distances: dict[str, dict[str, float]]) -> str:
+def distance_table(distances: dict[str, dict[str, float]], examples: int) -> str:
     """Rows layers and means, columns encodings, nearest to NoPE first; last the paper's."""
     names = sorted(distances, key=lambda name: distances[name]["all layers"])
     rows = [["distance to NoPE (nats)", *("nope, other seed" if name == "nope" else name for name in names)]]
     rows += [[measure, *(f"{distances[name][measure]:.3f}" for name in names)] for measure in distances[names[0]]]
     theirs = [paper.of(name, paper.ATTENTION_DISTANCE) for name in names]
     rows.append(["paper (SCAN; another measure)", *("" if figure is None else f"{figure:.3f}" for figure in theirs)])
-    return columns(rows)
+    return f"{columns(rows)}\n\n{examples} sequences of each length and seed"
 
 
 def temperature_table(curves: dict[str, dict[float, dict[int, list[float]]]], longest: int) -> str:

@@ -1,20 +1,21 @@
 """Many runs side by side: every encoding with every seed, a process for each core, and one file of results."""
 
-import json
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from dataclasses import asdict
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+from vine_mini.lengthgen import results
 from vine_mini.lengthgen.config import LengthgenConfig
-from vine_mini.lengthgen.model import Decoder, word_tokenizer
+from vine_mini.lengthgen.model import word_tokenizer
 from vine_mini.lengthgen.tasks import IDS, TOKEN
 from vine_mini.lengthgen.train import evaluate, longest_sequence, train
 from vine_mini.models import pick_device, save_policy
@@ -22,45 +23,63 @@ from vine_mini.types import UserError
 
 
 def sweep(config: LengthgenConfig, folder: Path) -> dict:
-    """Trains and tests every encoding with every seed, under one progress bar; results.json grows with each run.
+    """Trains and tests every encoding with every seed, under one progress bar. -> what `results.load_results` reads
 
-    Returns:
-        {"task", "settings", "runs": [{"positions", "seed", "accuracy": {length: share of right answers}, "seconds"}]}.
-        The models lie in `folder`/models/ENCODING-SEED, as Hugging Face folders.
+    results.json grows with each run; in a folder that holds some of them, only the others are made. Raises UserError.
     """
     check_learned_table(config)
     device = pick_device(config.device)
-    workers = config.processes or ((os.cpu_count() or 1) if device.type == "cpu" else 1)
+    found = results.begin(config, folder)
+    done = [(run["positions"], run["seed"]) for run in found["runs"]]
+    asked = [(name, seed) for seed in config.seeds for name in config.positions]
+    jobs = [(config, name, seed, str(device), folder) for name, seed in asked if (name, seed) not in done]
+    workers = min(config.processes or ((os.cpu_count() or 1) if device.type == "cpu" else 1), len(jobs))
     folder.mkdir(parents=True, exist_ok=True)
-    settings = {name: value for name, value in asdict(config).items() if name not in ("out", "processes", "device")}
-    results = {"task": config.task, "settings": settings, "runs": []}
-    jobs = [(config, name, seed, str(device), folder) for seed in config.seeds for name in config.positions]
     total = len(jobs) * (config.steps + len(config.lengths()))
-    with tqdm(total=total, desc=f"{config.task}: {len(jobs)} runs", dynamic_ncols=True) as bar:
-        for row in _in_order_of_arrival(jobs, min(workers, len(jobs)), bar):
-            results["runs"].append(row)
-            results["runs"].sort(key=lambda r: (config.positions.index(r["positions"]), config.seeds.index(r["seed"])))
-            write_json(results, folder / "results.json")
-    return results
+    try:
+        with tqdm(total=total, desc=f"{config.task}: {len(jobs)} runs", dynamic_ncols=True) as bar:
+            for row in _in_order_of_arrival(jobs, workers, bar):
+                found["runs"].append(row)
+                found["runs"].sort(key=lambda r: (config.positions.index(r["positions"]), config.seeds.index(r["seed"])))
+                results.write_json(found, folder / "results.json")
+    except BrokenProcessPool as error:
+        lost = "a process was ended from outside, perhaps for lack of memory: try fewer --processes"
+        raise UserError(f"{lost}. {_kept(found, asked, folder)}") from error
+    except UserError as error:
+        raise UserError(f"{error}. {_kept(found, asked, folder)}") from error
+    except KeyboardInterrupt:
+        print(f"\n{_kept(found, asked, folder)}", file=sys.stderr)
+        raise
+    return found
+
+
+def _kept(found: dict, asked: list, folder: Path) -> str:
+    if not found["runs"]:
+        if not any(folder.iterdir()):
+            folder.rmdir()
+        return "No run was finished"
+    return f"{len(found['runs'])} of {len(asked)} runs are kept; the same command with --out {folder} goes on"
 
 
 def _in_order_of_arrival(jobs, workers: int, bar):
     """The rows of all jobs as they are done. With one worker in this process, else in that many new ones."""
-    if workers == 1:
+    if workers <= 1:
         for job in jobs:
             yield _run(*job, progress=bar.update)
         return
     context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads half alive
     counter = context.Value("q", 0)  # steps done by all
     with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(counter,)) as pool:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # workers inherit this: Ctrl-C is the parent's affair
         waiting = {pool.submit(_run_in_worker, *job) for job in jobs}
+        signal.signal(signal.SIGINT, before)
         try:
             while waiting:
                 done, waiting = wait(waiting, timeout=0.3, return_when=FIRST_COMPLETED)
                 bar.update(counter.value - bar.n)
                 for future in done:
                     yield future.result()
-        except BaseException:  # Ctrl-C: what is running is not waited for
+        except BaseException:  # Ctrl-C, or a run that failed: what is running is not waited for
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
                 process.terminate()
@@ -73,7 +92,6 @@ _counter = None
 def _start_worker(counter):
     global _counter
     _counter = counter
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -109,36 +127,3 @@ def check_learned_table(config: LengthgenConfig) -> None:
             f"test lengths up to {config.test_lengths[1]} need {needed} positions, past the {config.max_positions} of the "
             f"learned table: give --max_positions {needed}, lower --test_lengths, or leave out learned"
         )
-
-
-def load_results(folder: str) -> dict:
-    """results.json of a folder, lengths as integers. Raises UserError where there is none, or an unfinished or foreign one."""
-    path = Path(folder) / "results.json" if Path(folder).is_dir() else Path(folder)
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-        config = LengthgenConfig(**results["settings"])
-        for run in results["runs"]:
-            run["accuracy"] = {int(length): float(share) for length, share in run["accuracy"].items()}
-        done = [(run["positions"], run["seed"]) for run in results["runs"]]
-        whole = results["task"] == config.task and all(list(run["accuracy"]) == config.lengths() for run in results["runs"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError) as error:
-        raise UserError(f"{folder}: not a folder that `lengthgen` wrote ({type(error).__name__})") from error
-    asked = [(name, seed) for name in config.positions for seed in config.seeds]
-    if done != asked or not whole:
-        raise UserError(f"{folder}: {len(done)} of {len(asked)} runs are there; train it again to the end")
-    return results
-
-
-def load_model(folder: str, positions: str, seed: int, **changes):
-    """A trained decoder of a `lengthgen` folder; `changes` are fields of its configuration. Raises UserError."""
-    path = Path(folder) / "models" / f"{positions}-{seed}"
-    if not (path / "model.safetensors").is_file():
-        raise UserError(f"{folder} holds no model {path.name}; results that are kept in a repository come without models")
-    return Decoder.from_pretrained(path, **changes).eval()
-
-
-def write_json(data: dict, path: Path) -> None:
-    """Writes a file that is always whole."""
-    fresh = path.with_suffix(".partial")
-    fresh.write_text(json.dumps(data, indent=1), encoding="utf-8")
-    fresh.replace(path)

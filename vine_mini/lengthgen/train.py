@@ -18,9 +18,11 @@ from vine_mini.lengthgen.scratchpad import expand, final_answer, parts_of
 from vine_mini.lengthgen.tasks import EOS, PAD, TASKS, VOCABULARY, decode, encode
 from vine_mini.logprobs import hidden_before, logits_of
 from vine_mini.sampling import sample
+from vine_mini.types import UserError
 
 EVAL_SEED = 1_000_003  # the examples of an evaluation are the same for every run
 FEWEST_HELD_OUT = 10  # prompts
+EVAL_ROWS = 500  # sequences in a forward pass
 SPARE = 16  # tokens that a written scratchpad may have more than the longest right one
 
 
@@ -44,7 +46,7 @@ def decoder_config(config: LengthgenConfig, positions: str) -> DecoderConfig:
 
 
 def train(config: LengthgenConfig, positions: str, seed: int, device="cpu", progress=None) -> Decoder:
-    """Trains a new decoder. `progress` is called with 1 after each step. -> the model, in eval mode
+    """Trains a new decoder. `progress` is called with 1 after each step. -> the model, in eval mode. UserError if it diverges
 
     AdamW with betas (0.9, 0.98), gradients clipped to norm 1; 6 % of warm-up, then linear decay to 5 % of the rate.
     """
@@ -57,11 +59,12 @@ def train(config: LengthgenConfig, positions: str, seed: int, device="cpu", prog
         optimizer, lambda step: min((step + 1) / warmup, 1 - 0.95 * max(0, step - warmup) / max(1, total - warmup))
     )
     lengths = TASKS[config.task].lengths(*config.train_lengths)
-    for _ in range(config.steps):
+    for step in range(config.steps):
         length = rng.choice(lengths)
         ids, mask = collate([example(config, length, rng, held_out=False) for _ in range(config.batch_size)], device)  # [B, T]
         F.cross_entropy(target_logits(model, ids, mask), ids[mask.bool()]).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if not torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).isfinite():
+            raise UserError(f"{positions}, seed {seed}: training diverged at step {step + 1}; lower --lr (now {config.lr:g})")
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
@@ -94,7 +97,8 @@ def evaluate(model: Decoder, config: LengthgenConfig, progress=None) -> dict[int
     right = _right_answers if parts_of(config.scratchpad) else _right_targets
     for length in config.lengths():
         examples = evaluation_examples(config, length, config.examples)
-        result[length] = sum(right(model, config, examples)) / len(examples)
+        parts = [examples[i : i + EVAL_ROWS] for i in range(0, len(examples), EVAL_ROWS)]
+        result[length] = sum(sum(right(model, config, part)) for part in parts) / len(examples)
         if progress:
             progress(1)
     return result

@@ -28,7 +28,10 @@ def prompt_ids(problems: list[Problem], tokenizer, config) -> list[list[int]]:
             raise UserError("this tokenizer has no chat template; leave out --chat")
         turns = [[{"role": "user", "content": text}] for text in texts]
         texts = [tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False) for turn in turns]
-    return tokenizer(texts, add_special_tokens=not config.chat)["input_ids"]
+    try:
+        return tokenizer(texts, add_special_tokens=not config.chat)["input_ids"]
+    except Exception as error:  # the tokenizers library raises nothing more special
+        raise UserError(f"this tokenizer has no tokens for the prompt {texts[0][:60]!r}...: {error}; see --prompt") from error
 
 
 def check_prompts(prompts: list[list[int]], context: int | None, max_new_tokens: int) -> None:

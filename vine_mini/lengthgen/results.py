@@ -1,0 +1,87 @@
+"""What a `lengthgen` run leaves on disk, and how it is read again.
+
+results.json            settings and, for each encoding and seed, the accuracy at each length; grows with each run that is done
+models/ENCODING-SEED    the trained decoders, as Hugging Face folders
+table.md, accuracy.png  what the results say; `rank`, `attention` and `temperature` add theirs
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from vine_mini.lengthgen.config import LengthgenConfig
+from vine_mini.lengthgen.model import Decoder
+from vine_mini.lengthgen.train import decoder_config
+from vine_mini.types import UserError
+
+
+def begin(config: LengthgenConfig, folder: Path) -> dict:
+    """Results without runs, or with those that an interrupted run with the same settings has left in the folder.
+
+    Returns {"task", "settings", "runs": [{"positions", "seed", "accuracy": {length: share}, "seconds"}]}. Raises UserError.
+    """
+    settings = {name: value for name, value in asdict(config).items() if name not in ("out", "processes", "device")}
+    if not (folder / "results.json").exists():
+        return {"task": config.task, "settings": settings, "runs": []}
+    found = _read(folder)
+    for name, value in settings.items():
+        if found["settings"].get(name) != value:
+            raise UserError(f"{folder} holds a run with {name} = {found['settings'].get(name)}: choose another --out")
+    return found
+
+
+def load_results(folder: str | Path) -> dict:
+    """The results of a finished run. Raises UserError where there are none, or foreign or unfinished ones."""
+    results = _read(Path(folder))
+    settings = results["settings"]
+    asked = {(name, seed) for name in settings["positions"] for seed in settings["seeds"]}
+    missing = len(asked - {(run["positions"], run["seed"]) for run in results["runs"]})
+    if missing:
+        raise UserError(f"{folder}: {missing} of {len(asked)} runs are missing; the same command with --out {folder} goes on")
+    return results
+
+
+def _read(folder: Path) -> dict:
+    path = folder / "results.json" if folder.is_dir() else folder
+    if not path.is_file():
+        raise UserError(f"{folder} has no results.json: not a folder that `lengthgen` wrote")
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        config = LengthgenConfig(**results["settings"])
+        for run in results["runs"]:
+            run["accuracy"] = {int(length): share for length, share in run["accuracy"].items()}
+            shares = run["accuracy"].values()
+            if list(run["accuracy"]) != config.lengths() or not all(type(x) in (int, float) and 0 <= x <= 1 for x in shares):
+                raise UserError("its accuracies do not fit its settings")
+        done = [(run["positions"], run["seed"]) for run in results["runs"]]
+        if results["task"] != config.task or len(set(done)) < len(done):
+            raise UserError("its runs do not fit its settings")
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} is not what `lengthgen` wrote ({type(error).__name__})") from error
+    return results
+
+
+def load_model(folder: str | Path, config: LengthgenConfig, positions: str, seed: int, **changes) -> Decoder:
+    """A trained decoder of a folder; `changes` are fields of its configuration. Raises UserError for another or a broken one."""
+    path = Path(folder) / "models" / f"{positions}-{seed}"
+    if not (path / "model.safetensors").is_file():
+        raise UserError(f"there is no model {path}; results that are kept in a repository come without models")
+    try:
+        model, report = Decoder.from_pretrained(path, output_loading_info=True, **changes)
+        whole = not any(report[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    except Exception as error:  # configuration, safetensors and transformers each have their own kinds
+        raise UserError(f"{path} cannot be loaded: {' '.join(str(error).split())[:200]}") from error
+    expected = decoder_config(config, positions)
+    shape = ("hidden_size", "num_hidden_layers", "num_attention_heads", "positions", "rope_share", "nope_every")
+    if not whole or any(getattr(model.config, name) != getattr(expected, name) for name in shape):
+        raise UserError(f"{path} is not the model that its results speak of")
+    return model.eval()
+
+
+def write_json(data: dict, path: Path) -> None:
+    """Writes a file that is always whole."""
+    fresh = path.with_suffix(".partial")
+    fresh.write_text(json.dumps(data, indent=1, allow_nan=False), encoding="utf-8")
+    fresh.replace(path)
