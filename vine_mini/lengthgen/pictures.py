@@ -18,6 +18,7 @@ STYLES = {
     "learned": ("learned", "#56B4E9", "P"),
     "hybrid": ("RoPE + NoPE layers", "#000000", "X"),
 }
+ORANGES = ("#fdae6b", "#e6550d", "#8c2d04")
 BLUES = ("#9ecae1", "#6baed6", "#4292c6", "#2171b5", "#08519c", "#08306b")
 
 
@@ -44,7 +45,7 @@ def _draw(axis, curve: dict[int, list[float]], label: str, colour, marker: str):
 
 def _mark_training(axis, results: dict):
     longest = results["settings"]["train_lengths"][1]
-    axis.axvline(longest + 0.5, color="0.4", linestyle="--", linewidth=1, label="end of training lengths")
+    axis.axvline(longest + 0.5, color="0.4", linestyle="--", linewidth=1, label="end of training")
     axis.xaxis.get_major_locator().set_params(integer=True)
 
 
@@ -78,7 +79,7 @@ def plot_distances(table: dict, results: dict, path: Path) -> None:
         middle = [mean(map(mean, rows)) for rows in curve.values()]
         lengths.plot(curve.keys(), middle, color=colour, marker=marker, markersize=4)
     layers.set(xlabel="layer", ylabel="distance to NoPE (nats)", ylim=(0, None), xticks=range(1, len(by_layer) + 1))
-    layers.legend(frameon=False)
+    figure.legend(*layers.get_legend_handles_labels(), loc="outside right center", frameon=False)
     lengths.set(xlabel=TASKS[results["task"]].counts, ylim=(0, None))
     _mark_training(lengths, results)
     figure.suptitle(f"Whose attention is like NoPE's? ({name_of(results)})")
@@ -93,13 +94,17 @@ def plot_temperatures(curves: dict[str, dict[float, dict[int, list[float]]]], re
     for axis in axes[len(curves) :]:
         axis.remove()
     for axis, (name, by_temperature) in zip(axes, curves.items(), strict=False):
-        for i, (temperature, curve) in enumerate(by_temperature.items()):
-            colour = "black" if temperature == 1 else BLUES[i % len(BLUES)]
-            _draw(axis, curve, f"{temperature:g}", colour, "o")
+        sharper, softer = (sorted((t for t in by_temperature if sign * t > sign), reverse=sign < 0) for sign in (-1, 1))
+        shades = dict(zip(sharper, BLUES, strict=False)) | dict(zip(softer, ORANGES, strict=False)) | {1: "black"}
+        for temperature, curve in by_temperature.items():
+            middle = [mean(shares) for shares in curve.values()]  # without bands, which would hide each other
+            axis.plot(
+                curve.keys(), middle, color=shades.get(temperature, "0.5"), marker="o", markersize=3, label=f"{temperature:g}"
+            )
         _mark_training(axis, results)
         axis.set(title=STYLES[name][0], xlabel="length", ylim=(-0.02, 1.02))
     axes[0].set(ylabel="exact match")
-    axes[0].legend(frameon=False, title="temperature", loc="best", fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, title="temperature")
     figure.suptitle(f"Attention with another temperature at test time ({name_of(results)})")
     save_figure(figure, path)
 
