@@ -266,12 +266,12 @@ TASKS = {
     "reverse-v2": _copy("reverse-v2", 2000),
     "addition": Task(make_addition, check_addition, (1, 8), (9, 16), "digits of the longer number", 4000),
     "polynomial": Task(make_polynomial, check_polynomial, (1, 8), (9, 16), "terms", 4000),
-    "sort": Task(make_sort, check_sort, (2, 8), (9, 16), "items", 2500),
+    "sort": Task(make_sort, check_sort, (2, 8), (9, 16), "items", 2000),
     "sort-numbers": Task(make_sort_numbers, check_sort, (2, 8), (9, 16), "numbers", 4000),
     "sum": Task(make_sum, check_sum, (2, 8), (9, 16), "digits added", 4000),
     "parity": Task(make_parity, check_parity, (2, 8), (9, 16), "bits", 4000),
     "lego": Task(make_lego, check_lego, (2, 8), (9, 16), "variables in the chain", 4000, exist=tuple(range(1, 27))),
-    "scan": Task(make_scan, check_scan, (1, 25), (26, 48), "actions in the output", 3000, exist=tuple(sorted(scan_commands()))),
+    "scan": Task(make_scan, check_scan, (1, 25), (26, 48), "actions in the output", 2500, exist=tuple(sorted(scan_commands()))),
     "pcfg": Task(make_pcfg, check_pcfg, (1, 8), (9, 16), "functions", 4000),
 }
 
