@@ -89,6 +89,11 @@ def test_imports_keep_the_direction(path):
             assert name.split(".")[0] in [*sys.stdlib_module_names, *outside], f"{path.name} imports {name}"
 
 
+def test_whoever_loads_a_policy_knows_the_decoder():
+    """The Auto classes learn of it when its module is imported; nothing else in models.py seems to need that import."""
+    assert "vine_mini.lengthgen.model" in imports(PACKAGE / "models.py")
+
+
 def test_nothing_reaches_back():
     order = list(ALLOWED)
     for name, (ours, _) in ALLOWED.items():

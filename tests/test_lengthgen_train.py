@@ -367,14 +367,6 @@ def test_a_learned_table_may_be_exactly_as_long_as_the_longest_sequence(more):
         check_learned_table(config)
 
 
-def test_importing_models_is_enough_to_load_a_trained_decoder(folder):
-    """The Auto classes must know the decoder without the command line."""
-    code = "import sys; from vine_mini.models import load_policy; print(load_policy(sys.argv[1], 'cpu')[0].config.positions)"
-    path = str(folder / "models" / "rope-0")
-    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, cwd=Path(__file__).parents[1])
-    assert done.stdout.strip() == "rope", done.stderr
-
-
 def test_theory_command(run, tmp_path):
     code, text, _ = run("theory", "--length", 15, "--out", tmp_path / "theory")
     assert code == 0 and "Theorem 2" in text and (tmp_path / "theory" / "theory.png").stat().st_size > 5000
