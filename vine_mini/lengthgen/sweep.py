@@ -8,6 +8,7 @@ import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -25,7 +26,8 @@ from vine_mini.types import UserError
 def sweep(config: LengthgenConfig, folder: Path) -> dict:
     """Trains and tests every encoding with every seed, under one progress bar. -> what `results.load_results` reads
 
-    results.json grows with each run; in a folder that holds some of them, only the others are made. Raises UserError.
+    results.json grows with each run; in a folder where the same sweep was interrupted, only the runs that it lacks are made.
+    Raises UserError.
     """
     check_learned_table(config)
     device = pick_device(config.device)
@@ -35,18 +37,21 @@ def sweep(config: LengthgenConfig, folder: Path) -> dict:
     jobs = [(config, name, seed, str(device), folder) for name, seed in asked if (name, seed) not in done]
     workers = min(config.processes or ((os.cpu_count() or 1) if device.type == "cpu" else 1), len(jobs))
     folder.mkdir(parents=True, exist_ok=True)
+    results.write_json(found, folder / "results.json")  # from now on the same command goes on here
     total = len(jobs) * (config.steps + len(config.lengths()))
     try:
-        with tqdm(total=total, desc=f"{config.task}: {len(jobs)} runs", dynamic_ncols=True) as bar:
-            for row in _in_order_of_arrival(jobs, workers, bar):
+        bar = tqdm(total=total, desc=f"{config.task}: {len(jobs)} runs", dynamic_ncols=True)
+        with bar, closing(_in_order_of_arrival(jobs, workers, bar)) as rows:
+            for row in rows:
                 found["runs"].append(row)
                 found["runs"].sort(key=lambda r: (config.positions.index(r["positions"]), config.seeds.index(r["seed"])))
                 results.write_json(found, folder / "results.json")
     except BrokenProcessPool as error:
         lost = "a process was ended from outside, perhaps for lack of memory: try fewer --processes"
         raise UserError(f"{lost}. {_kept(found, asked, folder)}") from error
-    except UserError as error:
-        raise UserError(f"{error}. {_kept(found, asked, folder)}") from error
+    except UserError as error:  # training diverged
+        _kept(found, asked, folder)
+        raise UserError(f"{error}, and choose another --out") from error
     except KeyboardInterrupt:
         print(f"\n{_kept(found, asked, folder)}", file=sys.stderr)
         raise
@@ -54,7 +59,8 @@ def sweep(config: LengthgenConfig, folder: Path) -> dict:
 
 
 def _kept(found: dict, asked: list, folder: Path) -> str:
-    if not found["runs"]:
+    if not found["runs"] and not (folder / "models").exists():
+        (folder / "results.json").unlink(missing_ok=True)
         if not any(folder.iterdir()):
             folder.rmdir()
         return "No run was finished"
