@@ -161,6 +161,7 @@ def test_scan_is_the_whole_language_and_the_paper_s_split():
     assert sum(map(len, by_length.values())) == 20_910
     assert len({prompt for rows in by_length.values() for prompt, _ in rows}) == 20_910
     assert sum(len(rows) for length, rows in by_length.items() if length <= 25) == 15_997 + 1_777
+    assert tuple(sorted(by_length)) == languages.SCAN_LENGTHS
     assert [length for length in sorted(by_length) if length > 25] == [26, 27, 28, 30, 32, 33, 36, 40, 48]
     assert all(languages.check_scan(p, t) and len(t.split()) == n for n, rows in by_length.items() for p, t in rows)
 

@@ -431,6 +431,7 @@ def test_foreign_and_unfinished_results_are_refused(run, folder, tmp_path):
         results | {"task": "reverse"},
         results | {"settings": results["settings"] | {"colour": "red"}},
         results | {"settings": results["settings"] | {"test_lengths": [5, 9]}},
+        results | {"settings": results["settings"] | {"examples": 10.5}},
     ):
         foreign.write_text(json.dumps(broken))
         code, _, err = run("rank", tmp_path)

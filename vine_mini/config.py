@@ -43,11 +43,11 @@ class Common:
     )
 
     def __post_init__(self):
-        _one_of(self, "task", TASK_NAMES)
+        one_of(self, "task", TASK_NAMES)
         if self.max_new_tokens is None:
             self.max_new_tokens = {"gsm8k": 512}.get(self.task, 64)
-        _at_least(self, 1, "steps", "min_steps", "sample_batch_size", "max_new_tokens")
-        _at_least(self, 3, "max_number")
+        at_least(self, 1, "steps", "min_steps", "sample_batch_size", "max_new_tokens")
+        at_least(self, 3, "max_number")
         _between(self, 0, 2**31, "seed")
         if self.data is not None and self.task != "gsm8k":
             raise UserError("--data is for --task gsm8k; arithmetic makes its own problems")
@@ -96,12 +96,12 @@ class TrainConfig(Common):
         super().__post_init__()
         if self.eval_temperature is None:
             self.eval_temperature = {"gsm8k": 0.35}.get(self.task, 1.0)
-        _one_of(self, "algorithm", ALGORITHM_NAMES)
-        _one_of(self, "kl_kind", ("k1", "k2", "k3"))
-        _at_least(self, 1, "iterations", "prompts", "group", "k", "step_tokens", "epochs", "minibatch_size", "micro_batch_size")
-        _at_least(self, 1, "eval_samples", "save_every", "max_ratio")
-        _at_least(self, 0, "lr", "critic_lr", "weight_decay", "max_seconds", "kl_coef", "eval_every", "eval_problems")
-        _at_least(self, 0, "clip", "value_clip", "eval_temperature")
+        one_of(self, "algorithm", ALGORITHM_NAMES)
+        one_of(self, "kl_kind", ("k1", "k2", "k3"))
+        at_least(self, 1, "iterations", "prompts", "group", "k", "step_tokens", "epochs", "minibatch_size", "micro_batch_size")
+        at_least(self, 1, "eval_samples", "save_every", "max_ratio")
+        at_least(self, 0, "lr", "critic_lr", "weight_decay", "max_seconds", "kl_coef", "eval_every", "eval_problems")
+        at_least(self, 0, "clip", "value_clip", "eval_temperature")
         _above_zero(self, "temperature", "top_p", "max_grad_norm")
         _between(self, 0, 1, "top_p", "warmup", "gamma", "lam")
         if self.algorithm in ("grpo", "rloo") and self.group < 2:
@@ -132,9 +132,9 @@ class SFTConfig(Common):
 
     def __post_init__(self):
         super().__post_init__()
-        _at_least(self, 0, "updates", "lr", "weight_decay", "eval_problems", "eval_temperature")
-        _at_least(self, 1, "batch_size", "micro_batch_size", "layers", "eval_samples")
-        _at_least(self, 258, "vocab_size")
+        at_least(self, 0, "updates", "lr", "weight_decay", "eval_problems", "eval_temperature")
+        at_least(self, 1, "batch_size", "micro_batch_size", "layers", "eval_samples")
+        at_least(self, 258, "vocab_size")
         _above_zero(self, "max_grad_norm")
         _between(self, 0, 1, "error_rate")
         if self.hidden < 16 or self.hidden % 16:
@@ -154,8 +154,8 @@ class EvaluateConfig(Common):
 
     def __post_init__(self):
         super().__post_init__()
-        _at_least(self, 1, "n")
-        _at_least(self, 0, "temperature", "problems")
+        at_least(self, 1, "n")
+        at_least(self, 0, "temperature", "problems")
         _above_zero(self, "top_p")
         _between(self, 0, 1, "top_p")
 
@@ -172,8 +172,8 @@ class SampleConfig(Common):
 
     def __post_init__(self):
         super().__post_init__()
-        _at_least(self, 1, "n")
-        _at_least(self, 0, "temperature", "problem")
+        at_least(self, 1, "n")
+        at_least(self, 0, "temperature", "problem")
         _above_zero(self, "top_p")
         _between(self, 0, 1, "top_p")
         if self.question is not None and not self.question.strip():
@@ -203,12 +203,14 @@ class DemoConfig:
                 raise UserError(f"unknown algorithm {name!r}: choose from {', '.join(ALGORITHM_NAMES)}")
 
 
-def _one_of(config, name: str, choices):
+def one_of(config, name: str, choices) -> None:
+    """Raises UserError for a field that is none of the choices."""
     if getattr(config, name) not in choices:
         raise UserError(f"unknown {name} {getattr(config, name)!r}: choose from {', '.join(choices)}")
 
 
-def _at_least(config, least: float, *names: str):
+def at_least(config, least: float, *names: str) -> None:
+    """Raises UserError for a field below `least`, or infinite, or not a number; None passes."""
     for name in names:
         value = getattr(config, name)
         if value is not None and not least <= value < float("inf"):  # written so that NaN fails too

@@ -1,9 +1,8 @@
 """Every knob of the `lengthgen` commands once, as in `vine_mini.config`."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from vine_mini.config import knob
+from vine_mini.config import at_least, knob, one_of
 from vine_mini.lengthgen.positions import ENCODINGS
 from vine_mini.lengthgen.scratchpad import STEPS, WITHOUT_VARIABLE, parts_of
 from vine_mini.lengthgen.tasks import TASKS
@@ -45,12 +44,11 @@ class LengthgenConfig:
     max_positions: int = knob(256, "learned: rows of its table, in tokens.")
     examples: int = knob(200, "Examples of each length in the evaluation.")
     processes: int | None = knob(None, "Runs trained side by side, one thread each. Left out: one for each core; 1 on a GPU.")
-    device: str = knob("cpu", "auto, cpu, cuda, ... Models this small gain little from a GPU.")
+    device: str = knob("cpu", "auto, cpu, cuda, cuda:1, ...")
     out: str | None = knob(None, "Folder for results, picture and models; a new one under runs/ when left out.")
 
     def __post_init__(self):
-        if self.task not in TASKS:
-            raise UserError(f"unknown task {self.task!r}: choose from {', '.join(TASKS)}")
+        one_of(self, "task", TASKS)
         for name in self.positions:
             if name not in VARIANTS:
                 raise UserError(f"unknown position encoding {name!r}: choose from {', '.join(VARIANTS)}")
@@ -68,11 +66,9 @@ class LengthgenConfig:
             raise UserError(f"the paper gives {self.task} no scratchpad; those that have one: {', '.join(STEPS)}")
         if self.scratchpad == "v" and self.task in WITHOUT_VARIABLE:
             raise UserError(f"the scratchpad of {self.task} keeps no variable: v alone would write nothing")
-        for name, least in {"steps": 1, "batch_size": 1, "layers": 1, "heads": 1, "nope_every": 2, "max_positions": 1,
-                            "examples": 1, "processes": 1, "weight_decay": 0}.items():  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and (not least <= value < float("inf") or (name != "weight_decay" and type(value) is not int)):
-                raise UserError(f"{name} = {value}: must be at least {least}")
+        at_least(self, 1, "steps", "batch_size", "layers", "heads", "max_positions", "examples", "processes")
+        at_least(self, 2, "nope_every")
+        at_least(self, 0, "weight_decay")
         if self.lr is not None and not 0 < self.lr < float("inf"):
             raise UserError(f"lr = {self.lr}: must be above 0")
         if self.hidden < 2 * self.heads or self.hidden % (2 * self.heads):
@@ -142,8 +138,7 @@ class AttentionConfig:
     examples: int = knob(10, "Sequences of each length (paper: 10).")
 
     def __post_init__(self):
-        if self.examples < 1:
-            raise UserError(f"examples = {self.examples}: must be at least 1")
+        at_least(self, 1, "examples")
         _one_folder(self, "attention")
 
 
@@ -175,5 +170,3 @@ class TheoryConfig:
 def _one_folder(config, command: str):
     if len(config.results) != 1:
         raise UserError(f"name one folder that `lengthgen` wrote, for example: lengthgen {command} runs/lengthgen-copy")
-    if not (Path(config.results[0]) / "results.json").is_file():
-        raise UserError(f"{config.results[0]} has no results.json: not a folder that `lengthgen` wrote")

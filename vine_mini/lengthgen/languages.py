@@ -12,6 +12,7 @@ from random import Random
 
 VERBS = {"walk": "Walk", "look": "Look", "run": "Run", "jump": "Jump"}  # the paper strips the I_ of I_WALK
 TURNS = {"left": "Left", "right": "Right"}
+SCAN_LENGTHS = (*range(1, 23), 24, 25, 26, 27, 28, 30, 32, 33, 36, 40, 48)  # numbers of actions that some command takes
 
 
 @cache

@@ -28,19 +28,15 @@ def plot_accuracy(results: dict, path: Path) -> None:
     figure.set_size_inches(7.2, 4)
     for name, curve in by_length(results).items():
         label, colour, marker = STYLES[name]
-        _draw(axis, curve, label, colour, marker)
+        middle = [mean(shares) for shares in curve.values()]
+        spread = [stdev(shares) if len(shares) > 1 else 0 for shares in curve.values()]
+        axis.plot(curve.keys(), middle, color=colour, marker=marker, markersize=4, label=label)
+        low, high = ([m + sign * s for m, s in zip(middle, spread, strict=True)] for sign in (-1, 1))
+        axis.fill_between(list(curve), low, high, color=colour, alpha=0.15, linewidth=0)
     _mark_training(axis, results)
     axis.set(xlabel=TASKS[results["task"]].counts, ylabel="exact match", ylim=(-0.02, 1.02), title=name_of(results))
     axis.legend(frameon=False)
     save_figure(figure, path)
-
-
-def _draw(axis, curve: dict[int, list[float]], label: str, colour, marker: str):
-    middle = [mean(shares) for shares in curve.values()]
-    spread = [stdev(shares) if len(shares) > 1 else 0 for shares in curve.values()]
-    axis.plot(curve.keys(), middle, color=colour, marker=marker, markersize=4, label=label)
-    low, high = ([m + sign * s for m, s in zip(middle, spread, strict=True)] for sign in (-1, 1))
-    axis.fill_between(list(curve), low, high, color=colour, alpha=0.15, linewidth=0)
 
 
 def _mark_training(axis, results: dict):
@@ -88,14 +84,15 @@ def plot_distances(table: dict, results: dict, path: Path) -> None:
 
 def plot_temperatures(curves: dict[str, dict[float, dict[int, list[float]]]], results: dict, path: Path) -> None:
     """Accuracy against length at several temperatures of the attention, a panel for each encoding."""
+    temperatures = sorted(next(iter(curves.values())))
+    sharper, softer = [t for t in temperatures if t < 1][::-1], [t for t in temperatures if t > 1]
+    shades = {1: "black"} | dict(zip(sharper, BLUES, strict=False)) | dict(zip(softer, ORANGES, strict=False))
     across = min(3, len(curves))
     figure, axes = new_figure(across, -(-len(curves) // across))
     axes = axes.flatten()
     for axis in axes[len(curves) :]:
         axis.remove()
     for axis, (name, by_temperature) in zip(axes, curves.items(), strict=False):
-        sharper, softer = (sorted((t for t in by_temperature if sign * t > sign), reverse=sign < 0) for sign in (-1, 1))
-        shades = dict(zip(sharper, BLUES, strict=False)) | dict(zip(softer, ORANGES, strict=False)) | {1: "black"}
         for temperature, curve in by_temperature.items():
             middle = [mean(shares) for shares in curve.values()]  # without bands, which would hide each other
             axis.plot(

@@ -92,10 +92,10 @@ def rank_table(all_results: list[dict]) -> str:
     rows = [["", *ranks]]
     for results in all_results:
         theirs = paper.accuracy(results["task"]) if results["settings"]["scratchpad"] == "none" else {}
-        cells = []
+        shares, cells = extrapolation(results), []
         for name in ranks:
             figure = paper.of(name, theirs)
-            cells.append(cell(list(extrapolation(results)[name].values())) + ("" if figure is None else f" ({100 * figure:.1f})"))
+            cells.append(cell(list(shares[name].values())) + ("" if figure is None else f" ({100 * figure:.1f})"))
         rows.append([name_of(results), *cells])
     theirs = dict(zip(paper.COLUMNS, paper.MEAN_RECIPROCAL_RANK, strict=True))
     comparable = len(ranks) == len(theirs)  # with fewer to beat, ranks are better

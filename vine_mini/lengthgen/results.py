@@ -14,6 +14,8 @@ from vine_mini.lengthgen.model import Decoder
 from vine_mini.lengthgen.train import decoder_config
 from vine_mini.types import UserError
 
+WHOLE = ("steps", "batch_size", "layers", "hidden", "heads", "nope_every", "max_positions", "examples")
+
 
 def begin(config: LengthgenConfig, folder: Path) -> dict:
     """Results without runs, or with those that an interrupted run with the same settings has left in the folder.
@@ -48,6 +50,8 @@ def _read(folder: Path) -> dict:
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
         config = LengthgenConfig(**results["settings"])
+        if any(type(getattr(config, name)) is not int for name in WHOLE):
+            raise UserError(f"{', '.join(WHOLE)} must be whole numbers")
         for run in results["runs"]:
             run["accuracy"] = {int(length): share for length, share in run["accuracy"].items()}
             shares = run["accuracy"].values()

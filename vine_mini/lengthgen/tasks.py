@@ -13,10 +13,11 @@ lengths are equally likely; in the paper all examples are, which for SCAN means 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from random import Random
 
-from vine_mini.lengthgen.languages import BINARY, TURNS, UNARY, VERBS, check_pcfg, check_scan, make_pcfg, make_scan, scan_commands
+from vine_mini.lengthgen.languages import BINARY, SCAN_LENGTHS, TURNS, UNARY, VERBS, check_pcfg, check_scan, make_pcfg, make_scan
 
 TOKEN = r"\[SEP\]|\[NEXT\]|\*\*|\w+|[^\w\s]"
 LOWER, UPPER, DIGITS = "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "0123456789"
@@ -34,7 +35,8 @@ class Task:
         check: (prompt, answer) -> whether the whole answer is right.
         train, test: the shortest and longest length to learn from and to be tested on, if no others are asked for.
         counts: what `length` is.
-        steps, lr: of training, if nothing else is asked for; chosen by accuracy on training lengths alone.
+        steps, lr: of training, if nothing else is asked for; of the tasks in results/lengthgen (but addition) chosen by
+            accuracy on training lengths alone, of the others a first guess.
         exist: the lengths that there are; None: all up to a thousand.
     """
 
@@ -246,13 +248,7 @@ def _plus_minus(sign: int) -> str:
 
 
 def _copy(name: str, steps: int, lr: float = 2e-3) -> Task:
-    def make(length, rng):
-        return _make_copy(name, length, rng)
-
-    def check(prompt, answer):
-        return _check_copy(name, prompt, answer)
-
-    return Task(make, check, (2, 10), (11, 20), "items in the input", steps, lr)
+    return Task(partial(_make_copy, name), partial(_check_copy, name), (2, 10), (11, 20), "items in the input", steps, lr)
 
 
 TASKS = {
@@ -271,7 +267,7 @@ TASKS = {
     "sum": Task(make_sum, check_sum, (2, 8), (9, 16), "digits added", 4000),
     "parity": Task(make_parity, check_parity, (2, 8), (9, 16), "bits", 4000),
     "lego": Task(make_lego, check_lego, (2, 8), (9, 16), "variables in the chain", 4000, exist=tuple(range(1, 27))),
-    "scan": Task(make_scan, check_scan, (1, 25), (26, 48), "actions in the output", 2500, exist=tuple(sorted(scan_commands()))),
+    "scan": Task(make_scan, check_scan, (1, 25), (26, 48), "actions in the output", 2500, exist=SCAN_LENGTHS),
     "pcfg": Task(make_pcfg, check_pcfg, (1, 8), (9, 16), "functions", 4000),
 }
 

@@ -5,7 +5,7 @@ Theorem 1: a NoPE layer can write each token's absolute position. Attention that
 
     embedding  [1, is <bos>, 0, content]
     attention  [1, is <bos>, 1/t, content]      every key is the same vector, the value is "is <bos>"
-    MLP        [1, is <bos>, t, content]        t - 1/t is piecewise linear between the points t = 1, 2, 3, ...
+    MLP        [1, is <bos>, t, content]        adds t - 1/t, linear in 1/t between 1, 1/2, 1/3, ...
 
 Theorem 2: a later layer can then attend by distance: q = [m, -m t, content], k = [i, 1, content] gives the logit
 content - m (t - i), which is ALiBi.
@@ -89,8 +89,7 @@ def attend_by_distance(layer, slopes) -> None:
 
 def read_positions(model: Decoder, ids, mask=None):
     """What the first layer wrote: ids [B, T] -> positions [B, T]. `mask` [B, 1, T, T] replaces the causal mask."""
-    first = _first_layers(model, 1)
-    hidden = first(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    hidden = _first_layer(model)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     return hidden[..., POSITION] / hidden[..., ONE]  # the ratio does not mind the last norm
 
 
@@ -104,7 +103,7 @@ def attention_of_alibi(model: Decoder, ids):
 
     The two rows of q and k that made the distance are set to zero; ALiBi's bias takes their place. For `large=None`.
     """
-    hidden = _first_layers(model, 1)(input_ids=ids, use_cache=False).last_hidden_state
+    hidden = _first_layer(model)(input_ids=ids, use_cache=False).last_hidden_state
     config = DecoderConfig(**model.config.to_dict() | {"positions": "alibi", "num_hidden_layers": 1})
     alibi = Decoder(config).double().eval().requires_grad_(False)
     alibi.model.norm = nn.Identity()
@@ -116,10 +115,10 @@ def attention_of_alibi(model: Decoder, ids):
     return alibi.model(inputs_embeds=hidden, output_attentions=True, use_cache=False).attentions[0]
 
 
-def _first_layers(model: Decoder, n: int):
-    shorter = Decoder(DecoderConfig(**model.config.to_dict() | {"num_hidden_layers": n})).model.to(model.dtype).eval()
+def _first_layer(model: Decoder):
+    shorter = Decoder(DecoderConfig(**model.config.to_dict() | {"num_hidden_layers": 1})).model.to(model.dtype).eval()
     shorter.embed, shorter.norm = model.model.embed, model.model.norm
-    shorter.layers = model.model.layers[:n]
+    shorter.layers = model.model.layers[:1]
     return shorter
 
 
