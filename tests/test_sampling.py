@@ -4,7 +4,8 @@ import pytest
 import torch
 from conftest import VOCAB, ragged_prompts
 
-from vine_mini.sampling import choose, sample
+from vine_mini.decoding import choose
+from vine_mini.sampling import sample
 from vine_mini.vines import rollouts
 
 NO_EOS = VOCAB + 1

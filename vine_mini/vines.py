@@ -1,9 +1,10 @@
 """Vines: K completions that fork off at chosen states of trajectories (VinePPO, section 4; TRPO's "vine" method).
 
-This is the plain way: each state is a prompt for the sampler, and its k copies share one reading of it.
+A trajectory is the trunk of all the vines that fork off it: it is read once. How, is told in `slots`.
 """
 
-from vine_mini.sampling import sample
+from vine_mini.decoding import Fork
+from vine_mini.sampling import complete
 from vine_mini.types import Trajectory
 
 
@@ -20,6 +21,7 @@ def rollouts(
     top_p: float = 1.0,
     batch_size: int | None = None,
     progress=None,
+    plain: bool = False,
 ) -> list[list[list[Trajectory]]]:
     """k completions of the state before token c of each trajectory, for each c in its cuts.
 
@@ -28,21 +30,18 @@ def rollouts(
         cuts: for each trajectory the token indices of its states; 0 is the prompt alone.
         k: completions per state.
         max_new_tokens: the limit of a whole response; a completion gets what the state's tokens left of it.
-        temperature, eos_token_id, seed, top_p, batch_size, progress: as in `sampling.sample`, and the same as the trajectories'.
+        temperature, eos_token_id, seed, top_p, batch_size, progress, plain: as in `sampling.sample`, and the same as the trajectories'.
     Returns:
         [trajectory][cut][k] of Trajectory whose `prompt_ids` are the state's ids.
     """
-    states = [(t, c) for t, row in zip(trajectories, cuts, strict=True) for c in row]
-    flat = sample(
-        model,
-        [t.prompt_ids + t.response_ids[:c] for t, c in states for _ in range(k)],
-        max_new_tokens=[max_new_tokens - c for _, c in states for _ in range(k)],
-        temperature=temperature,
-        top_p=top_p,
-        eos_token_id=eos_token_id,
-        seed=seed,
-        batch_size=batch_size,
-        progress=progress,
-    )
+    forks = [
+        Fork(n, len(t.prompt_ids) + c, max_new_tokens - c)
+        for n, (t, row) in enumerate(zip(trajectories, cuts, strict=True))
+        for c in row
+        for _ in range(k)
+    ]
+    settings = dict(temperature=temperature, top_p=top_p, eos_token_id=eos_token_id, seed=seed)
+    trunks = [t.prompt_ids + t.response_ids for t in trajectories]
+    flat = complete(model, trunks, forks, batch_size=batch_size, progress=progress, plain=plain, **settings)
     one_by_one = iter(flat)
     return [[[next(one_by_one) for _ in range(k)] for _ in row] for row in cuts]
