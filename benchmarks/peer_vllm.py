@@ -7,8 +7,9 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 
-job = json.load(open(sys.argv[1], encoding="utf-8"))
+job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
 os.environ.update(
     VLLM_CPU_KVCACHE_SPACE="2", VLLM_CPU_OMP_THREADS_BIND=job["cores"], VLLM_ENABLE_V1_MULTIPROCESSING="0", HF_HUB_OFFLINE="1"
 )

@@ -4,7 +4,6 @@ import pytest
 import torch
 from conftest import VOCAB, ragged_prompts
 
-from vine_mini import slots
 from vine_mini.decoding import choose
 from vine_mini.sampling import sample
 from vine_mini.vines import rollouts
@@ -128,8 +127,3 @@ def test_greedy_rollouts_retrace_their_greedy_trajectory(any_model):
     for trajectory, groups in zip(trajectories, forks, strict=True):
         for cut, [completion] in zip([0, 3, 8], groups, strict=True):
             assert completion.response_ids == trajectory.response_ids[cut:]
-
-
-def test_every_architecture_here_shares_prefixes(any_model):
-    """Else the tests above would compare the plain way with itself."""
-    assert slots.supports(any_model)

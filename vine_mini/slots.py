@@ -57,7 +57,7 @@ class Slots(DynamicCache):
     """The slots of one chunk of trunks; to the model they are its cache. G trunks, H heads of keys and values, n slots in use.
 
     `member` [m] are the forks in work, `slot_of` [m] their slots, `lead` [n] one member of each slot. On a GPU the three
-    have a fixed size and `alive` [m] tells the true members.
+    have a fixed size: members too many are nobody, slots too many repeat others.
     """
 
     def __init__(self, model, forks: Forks):
@@ -71,7 +71,7 @@ class Slots(DynamicCache):
         forks = self.forks
         self.trunk_keys, self.trunk_values = read(self.model, trunks, forks)
         waiting = (~forks.over(slice(None))).nonzero()[:, 0]
-        progress(len(forks.start) - len(waiting))
+        progress(forks.nobody - len(waiting))
         if len(waiting) == 0:
             return
         W = int((forks.budget - forks.origin + forks.start)[waiting].max())
@@ -79,20 +79,20 @@ class Slots(DynamicCache):
         self.keys = [k.new_zeros(size, *k.shape[1:3], W) for k in self.trunk_keys]  # for each layer [size, H, d, W]
         self.values = [v.new_zeros(size, v.shape[1], W, v.shape[3]) for v in self.trunk_values]  # [size, H, W, d]
         self.member, self.slot_of, self.lead = (torch.zeros(size, dtype=torch.long, device=self.device) for _ in range(3))
-        self.alive = torch.zeros(size, dtype=torch.bool, device=self.device)
         queue, member, slot = self._twins(waiting), waiting[:0], waiting[:0]
         with _attention(self.model, self._attend):
             while True:
                 self._arrange(member, slot, queue, size)
-                if not self.alive.any():
+                working = int((self.member != forks.nobody).sum())
+                if working == 0:
                     return
                 self._plan()
-                going = self.alive & ~self._run_step()
-                progress(int(self.alive.sum()) - int(going.sum()))
+                going = (~self._run_step()).nonzero()[:, 0]
+                progress(working - len(going))
                 member, slot = self.member[going], self.slot_of[going]
 
     def _twins(self, waiting) -> list[list[int]]:
-        """The waiting forks, those side by side that have left a trunk at the same place with the same token. Last comes first."""
+        """The waiting forks, together those that left a trunk at the same place with the same token. The last come first."""
         forks, groups = self.forks, {}
         first = forks.tokens[waiting, forks.length[waiting] - 1]
         left = zip(forks.trunk[waiting].tolist(), forks.origin[waiting].tolist(), first.tolist(), strict=True)
@@ -132,12 +132,14 @@ class Slots(DynamicCache):
         )
         member, slot = torch.cat([member, added]), torch.cat([target[kind], slots])
         if self.static:
-            self.alive.copy_(torch.arange(size, device=self.device) < len(member))
+            self.member.fill_(self.forks.nobody)
             self.member[: len(member)], self.slot_of[: len(member)] = member, slot
         else:
-            self.member, self.slot_of, self.alive = member, slot, torch.ones_like(member, dtype=torch.bool)
+            self.member, self.slot_of = member, slot
             self.lead = self.lead.new_zeros(n)
-        self.lead[slot] = member
+        self.lead[slot] = member  # any of them: they are equal
+        if self.static and n:
+            self.lead.copy_(self.lead[torch.arange(size, device=self.device) % n])  # slots that nobody uses repeat others
 
     def _plan(self):
         """The shape of the next step: columns of own tokens, slots of a trunk, trunks and trunk tokens that are looked at."""
@@ -168,8 +170,11 @@ class Slots(DynamicCache):
         origin, trunk = forks.origin[lead], forks.trunk[lead]  # [n] trunk tokens that a slot sees, and of which trunk
         position = forks.start[lead] + forks.length[lead] - 1  # of its newest token
         self.age = position - origin  # own tokens in the cache
-        self.grid = trunk - self.window[0], (trunk[:, None] == trunk).tril(-1).sum(dim=1)  # trunk, rank among its slots
         self.slot = torch.arange(len(lead), device=self.device)
+        ordered, order = trunk.sort()
+        rank = torch.empty_like(order)
+        rank[order] = self.slot - torch.searchsorted(ordered, ordered)  # among the slots of the same trunk
+        self.grid = trunk - self.window[0], rank
         column = torch.arange(max(seen, width), device=self.device)
         place = torch.cat([column[:seen].expand(len(lead), -1), origin[:, None] + column[:width]], dim=1)  # [n, L + W]
         outside = torch.cat([place[:, :seen] >= origin[:, None], place[:, seen:] > position[:, None]], dim=1)
@@ -182,7 +187,7 @@ class Slots(DynamicCache):
             past_key_values=self,
             use_cache=True,
         ).last_hidden_state[:, 0]  # [n, D]
-        forks.write(self.member, logits_of(self.model, hidden)[self.slot_of], self.alive)
+        forks.write(self.member, logits_of(self.model, hidden)[self.slot_of])
         return forks.over(self.member)
 
     def update(self, key_states, value_states, layer_idx, *args, **kwargs):

@@ -14,27 +14,30 @@ READ_TOKENS = 8192  # in one forward pass
 
 
 class Forks:
-    """F forks as tensors: what they ask for and what they have written."""
+    """F forks as tensors: what they ask for and what they have written.
+
+    Row F is nobody's: where a tensor of fixed size has more places than forks, the rest writes there.
+    """
 
     def __init__(self, forks: list[Fork], uniforms, temperature, top_p, eos, device):
-        columns = zip(*[(f.trunk, f.start, f.budget) for f in forks], strict=True)
-        self.trunk, self.start, self.budget = (torch.tensor(c, device=device) for c in columns)  # [F] each
-        self.uniforms = uniforms.to(device)  # [F, longest budget]
+        columns = zip(*[(f.trunk, f.start, f.budget) for f in forks], (-1, 1, 0), strict=True)
+        self.trunk, self.start, self.budget = (torch.tensor(c, device=device) for c in columns)  # [F + 1] each
+        self.uniforms = torch.cat([uniforms, uniforms[:1]]).to(device)  # [F + 1, longest budget]
+        self.nobody = len(forks)
         self.temperature, self.top_p, self.eos = temperature, top_p, torch.tensor(eos, device=device)
-        self.tokens = torch.zeros(uniforms.shape, dtype=torch.long, device=device)
-        self.logprobs = torch.zeros(uniforms.shape, device=device)
+        self.tokens = torch.zeros(self.uniforms.shape, dtype=torch.long, device=device)
+        self.logprobs = torch.zeros(self.uniforms.shape, device=device)
         self.length = torch.zeros_like(self.start)  # tokens written
         self.origin = self.start.clone()  # tokens of the trunk before the fork left it
         self.finished = torch.zeros_like(self.start, dtype=torch.bool)
 
-    def write(self, fork, logits, alive) -> None:
-        """Samples the next token of these forks; those that are not alive stay as they are. fork, alive [n]; logits [n, V]"""
-        place = self.length[fork] - (~alive).long()
+    def write(self, fork, logits) -> None:
+        """Samples the next token of these forks. fork [n]; logits [n, V]"""
+        place = self.length[fork].clamp(max=self.tokens.shape[1] - 1)
         token, logprob = choose(logits, self.uniforms[fork, place], self.temperature, self.top_p)
-        self.tokens[fork, place] = torch.where(alive, token, self.tokens[fork, place])
-        self.logprobs[fork, place] = torch.where(alive, logprob, self.logprobs[fork, place])
-        self.finished[fork] |= alive & (token[:, None] == self.eos).any(dim=1)
-        self.length[fork] += alive
+        self.tokens[fork, place], self.logprobs[fork, place] = token, logprob
+        self.finished[fork] = (token[:, None] == self.eos).any(dim=1)
+        self.length[fork] += 1
 
     def over(self, fork):
         """Whether each of these forks is complete. [n]"""
@@ -43,7 +46,7 @@ class Forks:
     def results(self) -> list[tuple[list[int], list[float], bool]]:
         """For each fork: token ids, their log-probs, whether it ended itself."""
         columns = self.tokens.tolist(), self.logprobs.tolist(), self.length.tolist(), self.finished.tolist()
-        return [(ids[:n], lp[:n], end) for ids, lp, n, end in zip(*columns, strict=True)]
+        return [(ids[:n], lp[:n], end) for ids, lp, n, end in zip(*columns, strict=True)][: self.nobody]
 
 
 def read(model, trunks: list[list[int]], forks: Forks):
@@ -73,7 +76,7 @@ def read(model, trunks: list[list[int]], forks: Forks):
         going = ~forks.over(fork)
         for f, r in zip(fork[going].split(CHUNK), row[going].split(CHUNK), strict=True):
             logits = logits_of(model, hidden[r, forks.origin[f] - 1])  # after the last token that fork and trunk share
-            forks.write(f, logits, torch.ones_like(f, dtype=torch.bool))
+            forks.write(f, logits)
     return keys, values
 
 

@@ -30,7 +30,7 @@ def rollouts(
         cuts: for each trajectory the token indices of its states; 0 is the prompt alone.
         k: completions per state.
         max_new_tokens: the limit of a whole response; a completion gets what the state's tokens left of it.
-        temperature, eos_token_id, seed, top_p, batch_size, progress, plain: as in `sampling.sample`, and the same as the trajectories'.
+        temperature, eos_token_id, top_p: the same as the trajectories'. All others as in `sampling.sample`.
     Returns:
         [trajectory][cut][k] of Trajectory whose `prompt_ids` are the state's ids.
     """

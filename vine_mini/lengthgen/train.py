@@ -114,7 +114,7 @@ def _right_targets(model, config, examples) -> list[bool]:
 def _right_answers(model, config, examples) -> list[bool]:
     prompts = [encode(prompt) for prompt, _ in examples]
     room = max(len(encode(target)) for _, target in examples) + SPARE
-    written = sample(model, prompts, max_new_tokens=room, temperature=0, eos_token_id=EOS, seed=0)
+    written = sample(model, prompts, max_new_tokens=room, temperature=0, eos_token_id=EOS, seed=0, plain=True)
     answers = [final_answer(decode(t.response_ids[:-1]), parts_of(config.scratchpad)) for t in written]
     check = TASKS[config.task].check
     rows = zip(examples, written, answers, strict=True)
