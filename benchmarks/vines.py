@@ -26,7 +26,8 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.common import alternate, bandwidth, bars, gemm_rate, machine, report, spread, timed
 from vine_mini import algorithms, vines
-from vine_mini.config import TrainConfig, read_preset
+from vine_mini.config import TrainConfig
+from vine_mini.flags import read_preset
 from vine_mini.trainer import Trainer
 from vine_mini.types import Trajectory
 

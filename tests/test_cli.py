@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM
 from vine_mini import models
 from vine_mini.algorithms import ALGORITHMS
 from vine_mini.cli import main
-from vine_mini.config import ALGORITHM_NAMES, PRESETS, TASK_NAMES, EvaluateConfig, SFTConfig, TrainConfig, parse
+from vine_mini.config import ALGORITHM_NAMES, TASK_NAMES, EvaluateConfig, SFTConfig, TrainConfig
+from vine_mini.flags import PRESETS, parse
 from vine_mini.runs import new_folder
 from vine_mini.tasks import TASKS
 from vine_mini.types import UserError

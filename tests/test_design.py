@@ -10,7 +10,8 @@ PACKAGE = Path(__file__).parents[1] / "vine_mini"
 # module -> (modules of this package it may import, outside packages it may import); the order is the reading order
 ALLOWED = {
     "types": ([], ["torch"]),
-    "config": (["types"], ["yaml", "transformers"]),
+    "config": (["types"], []),
+    "flags": (["types", "config"], ["yaml", "transformers"]),
     "tasks.gsm8k": (["types"], ["datasets"]),
     "tasks.arithmetic": (["types"], []),
     "tasks": (["types", "tasks"], []),
@@ -18,8 +19,11 @@ ALLOWED = {
     "lengthgen.positions": ([], ["torch"]),
     "lengthgen.model": (["logprobs", "lengthgen.positions"], ["torch", "transformers", "tokenizers"]),
     "models": (["types", "logprobs", "lengthgen.model"], ["torch", "transformers", "tokenizers"]),
-    "sampling": (["types", "logprobs"], ["torch", "transformers"]),
-    "vines": (["types", "sampling"], []),
+    "decoding": (["logprobs"], ["torch", "transformers"]),
+    "trunks": (["logprobs", "decoding"], ["torch", "transformers"]),
+    "slots": (["logprobs", "decoding", "trunks"], ["torch", "transformers"]),
+    "sampling": (["types", "decoding", "slots"], ["torch"]),
+    "vines": (["types", "decoding", "sampling"], []),
     "steps": ([], []),
     "values": ([], []),
     "advantages": ([], ["torch"]),
@@ -30,7 +34,7 @@ ALLOWED = {
     "trainer": (["types", "tasks", "models", "sampling", "vines", "logprobs", "advantages", "losses", "algorithms", "evaluate", "memory"], ["torch", "tqdm"]),
     "checkpoint": (["types", "models"], ["safetensors"]),
     "plots": ([], ["matplotlib", "numpy"]),
-    "runs": (["types", "config", "checkpoint", "plots", "steps"], []),
+    "runs": (["types", "flags", "checkpoint", "plots", "steps"], []),
     "sft": (["types", "tasks", "models", "logprobs", "losses"], ["torch", "tqdm"]),
     "lengthgen.languages": ([], []),
     "lengthgen.tasks": (["lengthgen.languages"], []),
@@ -45,7 +49,7 @@ ALLOWED = {
     "lengthgen.report": (["types", "lengthgen.paper", "lengthgen.tasks"], []),
     "lengthgen.pictures": (["plots", "lengthgen.paper", "lengthgen.report", "lengthgen.tasks"], []),
     "lengthgen.commands": (["types", "runs", "lengthgen.config", "lengthgen.train", "lengthgen.results", "lengthgen.sweep", "lengthgen.report", "lengthgen.pictures", "lengthgen.attention", "lengthgen.theory"], ["torch", "tqdm"]),
-    "cli": (["types", "config", "checkpoint", "tasks", "models", "sampling", "evaluate", "memory", "plots", "runs", "sft", "trainer", "lengthgen.commands"], ["torch", "tqdm"]),
+    "cli": (["types", "config", "flags", "checkpoint", "tasks", "models", "sampling", "evaluate", "memory", "plots", "runs", "sft", "trainer", "lengthgen.commands"], ["torch", "tqdm"]),
 }  # fmt: skip
 
 

@@ -51,7 +51,7 @@ def test_chunks_change_neither_values_nor_gradients(any_model, monkeypatch):
     any_model.double()
     results = []
     for chunk in (1024, 5):
-        monkeypatch.setattr(module, "CHUNK", chunk)
+        monkeypatch.setattr(module, "LOGITS", chunk * VOCAB)
         any_model.zero_grad()
         got = scored(any_model, batch)
         got.sum().backward()
@@ -60,7 +60,7 @@ def test_chunks_change_neither_values_nor_gradients(any_model, monkeypatch):
 
 
 def test_logits_of_more_than_a_chunk_never_exist(llama, monkeypatch):
-    monkeypatch.setattr(module, "CHUNK", 5)
+    monkeypatch.setattr(module, "LOGITS", 5 * VOCAB)
     sizes = []
     llama.get_output_embeddings().register_forward_hook(lambda _, inputs, out: sizes.append(out.shape[:-1].numel()))
     scored(llama, collate(sample(llama, ragged_prompts(4), max_new_tokens=6, eos_token_id=VOCAB, seed=0)))

@@ -12,7 +12,7 @@ from vine_mini.trainer import Trainer
 from vine_mini.types import Trajectory, UserError, collate
 
 SMALL = TrainConfig(
-    steps=2, prompts=4, group=4, minibatch_size=8, micro_batch_size=8, k=2, iterations=2, eval_problems=4, eval_samples=2
+    steps=2, prompts=4, group=4, minibatch_size=8, micro_batch_tokens=1024, k=2, iterations=2, eval_problems=4, eval_samples=2
 )
 
 
@@ -27,7 +27,7 @@ def test_whole_iterations_of_each_algorithm(name):
     rows = [metrics for metrics, _, _ in trainer.train()]
     assert [row["iteration"] for row in rows] == [1, 2]
     for row in rows:
-        assert row["first_ratio"] == pytest.approx(1.0, abs=1e-4) and row["first_approx_kl"] < 1e-9  # rule 1
+        assert row["first_ratio"] == pytest.approx(1.0, abs=1e-4) and row["first_approx_kl"] < 1e-8  # rule 1
         assert row["sampler_gap"] < 1e-4
         assert row["skipped"] == 0 and row["grad_norm"] > 0
         assert {"seconds_sample", "seconds_rollouts", "seconds_score", "seconds_update"} <= set(row)
@@ -49,7 +49,7 @@ def test_the_same_seed_gives_the_same_run():
 
 
 def gradients(trainer, batch, micro):
-    trainer.config = replace(trainer.config, micro_batch_size=micro)
+    trainer.config = replace(trainer.config, micro_batch_tokens=micro)
     trainer.policy.zero_grad()
     trainer.critic.zero_grad()
     stats = trainer._accumulate_gradients(batch, torch.arange(len(batch)))
@@ -71,9 +71,9 @@ def test_gradients_do_not_depend_on_the_micro_batch():
     with torch.no_grad():  # move off the first pass, so that ratios, clipping and KL all matter
         for p in trainer.policy.parameters():
             p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0), dtype=p.dtype))
-    whole, stats = gradients(trainer, batch, 16)
+    whole, stats = gradients(trainer, batch, 100_000)
     assert stats["kl"] > 1e-4 and stats["clip_frac"] > 0
-    for micro in (1, 5):
+    for micro in (1, 150):
         parts, their = gradients(trainer, batch, micro)
         assert (parts - whole).abs().max() < 1e-10
         assert their == pytest.approx(stats, abs=1e-10)
@@ -283,5 +283,5 @@ def test_the_memory_estimate_counts_weights_and_moments_exactly():
     ):
         held = [*network.parameters(), *(x for slots in optimizer.state.values() for x in slots.values())]
         assert parts[name] == pytest.approx(sum(x.numel() * x.element_size() for x in held), rel=0.01)
-    smaller = Trainer(replace(SMALL, algorithm="ppo", micro_batch_size=2, sample_batch_size=4)).memory()
+    smaller = Trainer(replace(SMALL, algorithm="ppo", micro_batch_tokens=100, sample_batch_size=4)).memory()
     assert smaller["peak"] < parts["peak"] < sum(parts.values())

@@ -1,5 +1,6 @@
 """Monte Carlo values against a process whose true values are known."""
 
+import itertools
 import math
 import random
 
@@ -7,8 +8,9 @@ import pytest
 import torch
 from conftest import VOCAB, ragged_prompts
 
+from vine_mini.advantages import step_advantages
 from vine_mini.sampling import sample
-from vine_mini.values import monte_carlo_values
+from vine_mini.values import monte_carlo_values, where_values_move
 from vine_mini.vines import rollouts
 
 # A walk on 0..4 that ends at 0 (return 0) or 4 (return 1), a step up with probability UP: the gambler's ruin.
@@ -92,3 +94,72 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="2 completions of a state, not k = 3"):
         monte_carlo_values([(1,)], lambda states, k: [[4, 4]], paid, k=3)
     assert monte_carlo_values([], walker(0), paid, k=1) == []
+
+
+def test_stopping_early_is_unbiased_and_the_mean_is_not():
+    """Every sequence of k completions of a state, weighted with its probability: the expected value is V exactly."""
+    for k, first in ((9, 3), (5, 2), (4, 1), (3, 2)):
+        for V in (0.1, 0.5, 0.83):
+            expected = squares = naive = rollouts = 0.0
+            for outcomes in itertools.product((0.0, 1.0), repeat=k):
+                p = math.prod(V if x else 1 - V for x in outcomes)
+                drawn, asked = iter(outcomes), []
+
+                def rollout(states, n, drawn=drawn, asked=asked):
+                    asked.append(n)
+                    return [[next(drawn) for _ in range(n)] for _ in states]
+
+                [value] = monte_carlo_values([[1]], rollout, lambda s, c: c, k=k, k_first=first)
+                used = outcomes[: sum(asked)]
+                expected += p * value
+                squares += p * value**2
+                naive += p * sum(used) / len(used)
+                rollouts += p * len(used)
+            q = 1 - V
+            assert expected == pytest.approx(V, abs=1e-12)
+            assert naive - V == pytest.approx((1 - first / k) * V * q * (V ** (first - 1) - q ** (first - 1)), abs=1e-12)
+            assert V * q / k - 1e-12 <= squares - V**2 <= V * q / first + 1e-12 and first <= rollouts <= k
+
+
+def test_undecided_states_alone_get_all_their_rollouts():
+    asked = []
+
+    def rollout(states, k):
+        asked.append((states, k))
+        return [[1.0] * k if s == (1,) else [float(i % 2) for i in range(k)] for s in states]
+
+    values = monte_carlo_values([[1], [2], [1]], rollout, lambda s, c: c, k=6, k_first=2)
+    assert asked == [([(1,), (2,)], 2), ([(2,)], 4)]
+    assert values[0] == values[2] == 1.0 and 0 < values[1] < 1
+    for wrong in (0, 6, 7):
+        with pytest.raises(ValueError, match="k_first"):
+            monte_carlo_values([[1]], rollout, lambda s, c: c, k=6, k_first=wrong)
+
+
+def test_halving_finds_the_step_where_the_value_falls():
+    """Values known without noise: one wrong step of eight is found with half of the states, and credit telescopes."""
+    true = [[0.9, 0.9, 0.9, 0.9, 0.9, 0.0, 0.0, 0.0], [0.9] * 8, [0.0]]
+    rounds = []
+
+    def estimate(points):
+        rounds.append(points)
+        return [true[row][i] for row, i in points]
+
+    known = where_values_move([8, 8, 1], [0.0, 1.0, 1.0], estimate, k=1000)
+    assert known[0] == {0: 0.9, 4: 0.9, 5: 0.0, 6: 0.0} and known[2] == {0: 0.0}
+    assert 0 in known[1] and len(rounds) <= 4 and len({p for r in rounds for p in r}) == sum(map(len, rounds))
+    credit = step_advantages(list(known[0].values()), 0.0)
+    assert credit == pytest.approx([0.0, -0.9, 0.0, 0.0]) and sum(credit) == pytest.approx(0.0 - 0.9)
+    quiet = where_values_move([8], [1.0], lambda points: [1.0] * len(points), k=9)
+    assert quiet == [{0: 1.0}]  # a response that goes as expected asks for its first state alone
+
+
+def test_halving_with_noise_telescopes_and_keeps_the_order():
+    rng = random.Random(0)
+    for _ in range(50):
+        sizes = [rng.randint(1, 12) for _ in range(4)]
+        rewards = [float(rng.random() < 0.5) for _ in sizes]
+        known = where_values_move(sizes, rewards, lambda points: [rng.randint(0, 4) / 4 for _ in points], k=4)
+        for n, R, row in zip(sizes, rewards, known, strict=True):
+            assert list(row) == sorted(row) and list(row)[0] == 0 and list(row)[-1] < n
+            assert sum(step_advantages(list(row.values()), R)) == pytest.approx(R - row[0])

@@ -10,6 +10,7 @@ Deviations from the paper: no cap on the number of steps that get a value (the o
 cut in the sampled tokens, not in text.
 """
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,14 +20,15 @@ from vine_mini import tasks
 from vine_mini.advantages import gae, group_relative, leave_one_out, spread_to_tokens, step_advantages
 from vine_mini.steps import cut_steps
 from vine_mini.types import Batch, Problem, Trajectory, on_response
-from vine_mini.values import monte_carlo_values
+from vine_mini.values import monte_carlo_values, where_values_move
 
 
 @dataclass
 class Episodes:
     """An iteration's experience before credit is given: N problems with G responses each, B = N G rows.
 
-    `fork(trajectories, cuts, k)` is `vines.rollouts` of the policy that sampled them, with the same settings.
+    `fork(trajectories, cuts, k)` is `vines.rollouts` of the policy that sampled them, with the same settings; new
+    completions in every call.
     """
 
     problems: list[Problem]  # of each row
@@ -39,38 +41,54 @@ class Episodes:
 
 def vineppo(episodes: Episodes, config) -> tuple[torch.Tensor, dict]:
     """Monte Carlo credit: each step is worth the change it makes to the chance of success."""
-    trajectories, stats = episodes.trajectories, {}
+    trajectories, stats = episodes.trajectories, defaultdict(int)
     cuts = [cut_steps(t.response_ids, episodes.tokenizer, every=config.step_tokens) for t in trajectories]
-    # A state is a prompt and the response so far. Equal ones are forked once, where they are met first.
-    states, met_first = [], {}
-    for row, (t, starts) in enumerate(zip(trajectories, cuts, strict=True)):
-        for cut in starts:
-            states.append((tuple(t.prompt_ids), tuple(t.response_ids[:cut])))
-            met_first.setdefault(states[-1], (row, cut))
+    met_first = {}  # state -> row and cut. A state is a prompt and the response so far; equal ones are forked once
+
+    def state(row, i):
+        t, cut = trajectories[row], cuts[row][i]
+        key = tuple(t.prompt_ids), tuple(t.response_ids[:cut])
+        met_first.setdefault(key, (row, cut))
+        return key
 
     def rollout(unique, k):
-        forks_at = [[] for _ in trajectories]  # `unique` is in the order of first meetings, and so is what comes back
-        for state in unique:
-            row, cut = met_first[state]
+        where = sorted(range(len(unique)), key=lambda n: met_first[unique[n]])  # the order in which they come back
+        forks_at = [[] for _ in trajectories]
+        for n in where:
+            row, cut = met_first[unique[n]]
             forks_at[row].append(cut)
         groups = [group for row in episodes.fork(trajectories, forks_at, k) for group in row]  # [state][k]
-        completions = [completion for group in groups for completion in group]
-        stats["states"], stats["unique_states"] = len(states), len(unique)
-        stats["rollout_tokens"] = sum(len(c.response_ids) for c in completions)
-        stats["rollouts_truncated"] = sum(not c.finished for c in completions) / len(completions)
-        return groups
+        stats["rollouts"] += k * len(unique)
+        stats["rollout_tokens"] += sum(len(c.response_ids) for group in groups for c in group)
+        stats["rollouts_truncated"] += sum(not c.finished for group in groups for c in group)
+        return [group for _, group in sorted(zip(where, groups, strict=True), key=lambda pair: pair[0])]
 
     def reward(state, completion):
         problem = episodes.problems[met_first[state][0]]
         response = [*state[1], *completion.response_ids]
         return tasks.reward(problem, response, completion.finished, episodes.tokenizer)
 
-    values = iter(monte_carlo_values(states, rollout, reward, k=config.k))
+    value = {}
+
+    def estimate(points):
+        states = [state(row, i) for row, i in points]
+        new = [s for s in dict.fromkeys(states) if s not in value]
+        value.update(zip(new, monte_carlo_values(new, rollout, reward, k=config.k, k_first=config.k_first), strict=True))
+        return [value[s] for s in states]
+
+    n_states, rewards = [len(starts) for starts in cuts], episodes.rewards.flatten().tolist()
+    if config.bisect:
+        values = where_values_move(n_states, rewards, estimate, k=config.k)
+    else:
+        flat = iter(estimate([(row, i) for row, n in enumerate(n_states) for i in range(n)]))
+        values = [{i: next(flat) for i in range(n)} for n in n_states]
     advantages = []
-    for t, starts, R in zip(trajectories, cuts, episodes.rewards.flatten().tolist(), strict=True):
-        of_steps = step_advantages([next(values) for _ in starts], R)
-        advantages.append(spread_to_tokens(of_steps, starts, len(t.response_ids)))
-    return on_response(advantages, episodes.batch.response_mask), stats
+    for t, starts, known, R in zip(trajectories, cuts, values, rewards, strict=True):
+        of_steps = step_advantages(list(known.values()), R)
+        advantages.append(spread_to_tokens(of_steps, [starts[i] for i in known], len(t.response_ids)))
+    stats["rollouts_truncated"] /= stats["rollouts"]
+    stats |= {"states": sum(n_states), "valued_states": sum(map(len, values)), "unique_states": len(value)}
+    return on_response(advantages, episodes.batch.response_mask), dict(stats)
 
 
 def ppo(episodes: Episodes, config) -> tuple[torch.Tensor, dict]:

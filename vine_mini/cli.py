@@ -14,8 +14,9 @@ import torch
 from tqdm import tqdm
 
 from vine_mini import checkpoint, models, tasks
-from vine_mini.config import DemoConfig, EvaluateConfig, SampleConfig, SFTConfig, TrainConfig, parse, read_preset
+from vine_mini.config import DemoConfig, EvaluateConfig, SampleConfig, SFTConfig, TrainConfig
 from vine_mini.evaluate import evaluate, grade, table
+from vine_mini.flags import parse, read_preset
 from vine_mini.lengthgen import commands as lengthgen
 from vine_mini.memory import format_memory
 from vine_mini.plots import plot_comparison

@@ -1,18 +1,9 @@
-"""Every knob once: a dataclass for each command, each field with one line of why.
+"""Every knob once: a dataclass for each command, each field with one line of why. How they are set is told in `flags`."""
 
-The command line and YAML presets are both read through `transformers.HfArgumentParser`. A later source wins:
-the defaults here, then `--preset`, then the flags.
-"""
-
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
-
-import yaml
-from transformers import HfArgumentParser
+from dataclasses import dataclass, field
 
 from vine_mini.types import UserError
 
-PRESETS = Path(__file__).parent / "presets"
 TASK_NAMES = ("arithmetic", "gsm8k")
 ALGORITHM_NAMES = ("vineppo", "ppo", "grpo", "rloo", "reinforce")
 
@@ -35,7 +26,7 @@ class Common:
     chat: bool = knob(False, "Put the prompt into the tokenizer's chat template, for instruction-tuned models.")
     model: str | None = knob(None, "Policy: a Hub name or a folder. Left out: the tiny policy shipped for arithmetic.")
     device: str = knob("auto", "auto, cpu, cuda, cuda:1, ...")
-    bf16: bool = knob(False, "Compute in bfloat16; the weights that are updated stay float32.")
+    bf16: bool = knob(False, "Sample and compute in bfloat16; the weights that are updated stay float32.")
     seed: int = knob(0, "Seed of everything random.")
     sample_batch_size: int = knob(512, "Responses decoded at once; bounds the memory of the KV cache.")
     max_new_tokens: int | None = knob(
@@ -67,12 +58,14 @@ class TrainConfig(Common):
     prompts: int = knob(32, "Different problems in an iteration.")
     group: int = knob(4, "Responses to each problem.")
     k: int = knob(9, "vineppo: Monte Carlo rollouts for each state (paper: 9).")
+    k_first: int | None = knob(None, "vineppo: roll a state out so often first, and k times only if these disagree. Unbiased.")
+    bisect: bool = knob(False, "vineppo: look for where the value moves instead of measuring every state. Slightly biased.")
     step_tokens: int | None = knob(None, "vineppo: cut a step every so many tokens instead of at newlines.")
     temperature: float = knob(1.0, "Of trajectories and rollouts; log-probs are taken at it too.")
     top_p: float = knob(1.0, "Nucleus sampling. Below 1 the ratio is biased: log-probs are those of the whole distribution.")
     epochs: int = knob(2, "Passes over an iteration's episodes.")
     minibatch_size: int = knob(64, "Episodes in an optimizer step.")
-    micro_batch_size: int = knob(64, "Episodes in a forward pass; less memory, same gradients.")
+    micro_batch_tokens: int = knob(8192, "Tokens in a forward pass, padding included; fewer: less memory, same gradients.")
     lr: float = knob(1e-4, "AdamW's learning rate for the policy.")
     critic_lr: float | None = knob(None, "ppo: the critic's learning rate; left out: the policy's.")
     warmup: float = knob(0.03, "Share of all optimizer steps over which the learning rate rises; constant afterwards.")
@@ -98,7 +91,19 @@ class TrainConfig(Common):
             self.eval_temperature = {"gsm8k": 0.35}.get(self.task, 1.0)
         one_of(self, "algorithm", ALGORITHM_NAMES)
         one_of(self, "kl_kind", ("k1", "k2", "k3"))
-        at_least(self, 1, "iterations", "prompts", "group", "k", "step_tokens", "epochs", "minibatch_size", "micro_batch_size")
+        at_least(
+            self,
+            1,
+            "iterations",
+            "prompts",
+            "group",
+            "k",
+            "k_first",
+            "step_tokens",
+            "epochs",
+            "minibatch_size",
+            "micro_batch_tokens",
+        )
         at_least(self, 1, "eval_samples", "save_every", "max_ratio")
         at_least(self, 0, "lr", "critic_lr", "weight_decay", "max_seconds", "kl_coef", "eval_every", "eval_problems")
         at_least(self, 0, "clip", "value_clip", "eval_temperature")
@@ -106,6 +111,8 @@ class TrainConfig(Common):
         _between(self, 0, 1, "top_p", "warmup", "gamma", "lam")
         if self.algorithm in ("grpo", "rloo") and self.group < 2:
             raise UserError(f"{self.algorithm} compares the responses to one problem: group must be at least 2")
+        if self.k_first is not None and self.k_first >= self.k:
+            raise UserError(f"k_first = {self.k_first}: must be below k = {self.k}")
         if (self.prompts * self.group) % self.minibatch_size:
             episodes = self.prompts * self.group
             raise UserError(f"minibatch_size = {self.minibatch_size} does not divide prompts x group = {episodes}")
@@ -118,7 +125,7 @@ class SFTConfig(Common):
     out: str | None = knob(None, "Folder for the policy, which must not exist; a new one under runs/ when left out.")
     updates: int = knob(3000, "Optimizer steps; 0 writes the untrained model.")
     batch_size: int = knob(64, "Demonstrations in an optimizer step.")
-    micro_batch_size: int = knob(64, "Demonstrations in a forward pass; less memory, same gradients.")
+    micro_batch_tokens: int = knob(8192, "Tokens in a forward pass, padding included; fewer: less memory, same gradients.")
     lr: float = knob(3e-3, "Peak learning rate of a one-cycle schedule (for a Hub model, about 1e-5).")
     weight_decay: float = knob(0.0, "AdamW's weight decay.")
     max_grad_norm: float = knob(1.0, "Gradients are scaled down to this norm.")
@@ -133,7 +140,7 @@ class SFTConfig(Common):
     def __post_init__(self):
         super().__post_init__()
         at_least(self, 0, "updates", "lr", "weight_decay", "eval_problems", "eval_temperature")
-        at_least(self, 1, "batch_size", "micro_batch_size", "layers", "eval_samples")
+        at_least(self, 1, "batch_size", "micro_batch_tokens", "layers", "eval_samples")
         at_least(self, 258, "vocab_size")
         _above_zero(self, "max_grad_norm")
         _between(self, 0, 1, "error_rate")
@@ -227,74 +234,3 @@ def _between(config, low: float, high: float, *names: str):
     for name in names:
         if not low <= getattr(config, name) <= high:
             raise UserError(f"{name} = {getattr(config, name)}: must be between {low} and {high}")
-
-
-def read_preset(name: str) -> dict:
-    """The fields that a preset sets: a name from `presets/` or the path of a YAML file. Raises UserError."""
-    path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
-        raise UserError(f"no preset {name!r}: choose from {known}, or give a .yaml file")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold lines of the form 'field: value'")
-    unknown = [key for key in values if key not in {f.name for f in fields(TrainConfig)}]
-    if unknown:
-        raise UserError(f"{path}: unknown field {unknown[0]!r}")
-    return values
-
-
-def parse(config_class, prog: str, argv: list[str]):
-    """A command line -> config. Fields of `--preset`, or of the run in `--resume`, count as flags before the others.
-
-    Presets are written for training: the other commands take only what is common to all from them.
-
-    Raises UserError with one line for anything that is wrong. `--help` prints the fields and exits.
-    """
-    finder = _Parser(add_help=False, allow_abbrev=False)
-    finder.add_argument("--preset")
-    finder.add_argument("--resume")
-    found, _ = finder.parse_known_args(argv)
-    names = {f.name for f in fields(config_class)}
-    preset = found.preset
-    if found.resume is not None and "resume" in names:
-        preset = f"{found.resume}/config.yaml"
-        if not Path(preset).is_file():
-            raise UserError(f"there is no {preset}: --resume needs the folder of a run")
-    values = read_preset(preset) if preset is not None else {}
-    usable = names if config_class is TrainConfig else {f.name for f in fields(Common)} & names
-    flags = [flag for key, value in values.items() if key in usable and value is not None for flag in (f"--{key}", str(value))]
-    parser = _Parser(config_class, prog=prog, description=config_class.__doc__, allow_abbrev=False)
-    if issubclass(config_class, Common):
-        known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
-        only = "" if config_class is TrainConfig else " Only the fields that all commands share are taken."
-        parser.add_argument("--preset", help=f"Start from these fields: {known}, or a YAML file.{only}")
-    namespace = vars(parser.parse_args([*flags, *argv]))
-    config = config_class(**{name: namespace[name] for name in names})
-    if found.resume is not None and "resume" in names:
-        _check_resumed(config, TrainConfig(**values))
-    return config
-
-
-def _check_resumed(config, saved):
-    """A resumed run is the same run: only how long, how it is measured and how it fits the machine may change."""
-    may_change = "resume device data iterations max_seconds save_every gradient_checkpointing sample_batch_size micro_batch_size"
-    for name, old in vars(saved).items():
-        new = getattr(config, name)
-        if new != old and name not in may_change.split() and not name.startswith("eval_"):
-            raise UserError(f"--resume goes on with {name} = {old}; it cannot change to {new}")
-
-
-def to_yaml(config) -> str:
-    """A config as YAML, which `--preset` reads back; without the folder, so that it can start a run in another."""
-    values = {name: value for name, value in asdict(config).items() if name not in ("out", "resume")}
-    return yaml.safe_dump(values, sort_keys=False)
-
-
-class _Parser(HfArgumentParser):
-    def error(self, message):
-        """Called by argparse with one line."""
-        raise UserError(message)

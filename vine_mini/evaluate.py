@@ -25,6 +25,7 @@ def evaluate(
     top_p=1.0,
     seed=0,
     reference=None,
+    sampler=None,
     progress=None,
 ):
     """Samples n responses a problem and one greedy response, and grades them.
@@ -35,6 +36,7 @@ def evaluate(
         n: samples a problem. temperature, top_p: of those samples; at temperature 0 all n would be equal.
         reference: with it, also the KL to it on the samples, in nats a response token (k3), of the distributions at
             `temperature`; none at temperature 0.
+        sampler: the copy of the model that samples, if another one does.
     Returns:
         name -> (mean, standard error). `pass@1` is the mean over the n samples, `greedy` that of the most likely
         response, `maj@n` the share of problems whose most frequent answer is right (ties: the one seen first), `any@n`
@@ -42,9 +44,10 @@ def evaluate(
         The standard error is that of a mean over problems; samples of one problem are not independent of each other.
     """
     common = dict(max_new_tokens=config.max_new_tokens, eos_token_id=eos, batch_size=config.sample_batch_size, progress=progress)
+    sampler = model if sampler is None else sampler
     repeated = [p for p in prompts for _ in range(n)]
-    flat = sample(model, repeated, temperature=temperature, top_p=top_p, seed=seed, **common)
-    greedy = sample(model, prompts, temperature=0, seed=seed, **common)
+    flat = sample(sampler, repeated, temperature=temperature, top_p=top_p, seed=seed, **common)
+    greedy = sample(sampler, prompts, temperature=0, seed=seed, **common)
     groups = [flat[i : i + n] for i in range(0, len(flat), n)]  # [P][n]
     right = [[grade(p, t, tokenizer) for t in group] for p, group in zip(problems, groups, strict=True)]
     result = {

@@ -7,13 +7,13 @@ that in every [B, T] tensor of this package column t speaks of the token at t.
 import torch
 from torch.utils.checkpoint import checkpoint
 
-CHUNK = 1024  # tokens whose logits exist at once: 1024 x 152k vocabulary x 4 bytes = 0.6 GB
+LOGITS = 1 << 25  # that exist at once: 134 MB in float32
 
 
 def response_logprobs(model, input_ids, attention_mask, response_mask, *, temperature: float = 1.0):
     """log p(token | all before it) of each response token, under softmax(logits / temperature).
 
-    The logits of prompt and padding are never computed, and those of the response only CHUNK tokens at a time (with
+    The logits of prompt and padding are never computed, and those of the response only some tokens at a time (with
     gradients: computed again in the backward pass), so memory does not grow with batch x vocabulary.
 
     Args:
@@ -29,7 +29,8 @@ def response_logprobs(model, input_ids, attention_mask, response_mask, *, temper
     def score(hidden, tokens):
         return logits_of(model, hidden).div(temperature or 1.0).log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0]
 
-    pieces = list(zip(hidden.split(CHUNK), tokens.split(CHUNK), strict=True))
+    size = rows_of_logits(model)
+    pieces = list(zip(hidden.split(size), tokens.split(size), strict=True))
     recompute = len(pieces) > 1 and torch.is_grad_enabled()
     scores = [checkpoint(score, *p, use_reentrant=False) if recompute else score(*p) for p in pieces]
     return _back_in_place(torch.cat(scores), response_mask)
@@ -46,6 +47,11 @@ def logits_of(model, hidden):
     logits = _upcast(model.get_output_embeddings()(hidden))
     cap = getattr(model.config, "final_logit_softcapping", None)  # Gemma 2 and 3
     return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def rows_of_logits(model) -> int:
+    """Tokens whose logits may exist at once."""
+    return max(1, LOGITS // model.get_output_embeddings().weight.shape[0])
 
 
 def position_ids(attention_mask):

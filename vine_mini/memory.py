@@ -1,6 +1,6 @@
 """A memory estimate from the configuration alone, printed before a run starts."""
 
-from vine_mini.logprobs import CHUNK
+from vine_mini.logprobs import LOGITS
 
 
 def memory_estimate(model, config, longest_prompt: int, *, critic: bool, reference: bool) -> dict[str, int]:
@@ -23,17 +23,19 @@ def memory_estimate(model, config, longest_prompt: int, *, critic: bool, referen
 
     rows = config.prompts * config.group * (config.k if config.algorithm == "vineppo" else 1)
     rows = min(config.sample_batch_size, rows)
+    trunks = min(config.sample_batch_size, config.prompts * config.group)
     a_layer = 14 * width + 4 * inner
     kept = layers * width + a_layer if config.gradient_checkpointing else layers * a_layer
-    logits = CHUNK * vocab * 4 * 3  # logits, their log-softmax and its gradient
+    at_once = max(config.micro_batch_tokens, tokens)  # in a forward pass: at least one row
+    logits = min(LOGITS, at_once * vocab) * 4 * 3  # logits, their log-softmax and its gradient
     parts = {
         "policy: weights, AdamW": weights * 12,
         "critic: weights, AdamW": backbone * 12 * critic,
         "reference": weights * 4 * reference,
-        "bf16 copies of the weights": weights * 2 * networks * config.bf16,
-        "sampling: KV cache": rows * tokens * layers * 2 * kv_width * 4,
+        "bf16 copies of the weights": weights * 2 * (networks + 1) * config.bf16,
+        "sampling: KV cache": (trunks * tokens + rows * config.max_new_tokens) * layers * 2 * kv_width * number,
         "update: gradients": (weights + backbone * critic) * 4,
-        "update: activations": config.micro_batch_size * tokens * kept * number * networks + logits,
+        "update: activations": at_once * kept * number * networks + logits,
     }
     held = sum(size for name, size in parts.items() if not name.startswith(("sampling", "update")))
     update = parts["update: gradients"] + parts["update: activations"]

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 
 from vine_mini import checkpoint
-from vine_mini.config import to_yaml
+from vine_mini.flags import to_yaml
 from vine_mini.plots import plot_run
 from vine_mini.steps import cut_steps
 from vine_mini.types import UserError

@@ -42,7 +42,7 @@ def sft(config):
         batch = collate(rows, device)
         denominator = batch.response_mask.sum()
         total = 0.0
-        for micro in torch.arange(len(batch)).split(config.micro_batch_size):
+        for micro in batch.micro_batches(torch.arange(len(batch)), config.micro_batch_tokens):
             m = batch.rows(micro)
             with autocast(device, config.bf16):
                 logprobs = response_logprobs(model, m.input_ids, m.attention_mask, m.response_mask)

@@ -1,10 +1,11 @@
 """The training loop: one iteration of VinePPO on one screen, and its baselines through the same door.
 
 Deviations from the paper: no top-p while sampling, because the log-probs that the ratio needs are those of the whole
-distribution; the old log-probs are computed by the training forward pass, so that the first ratio is 1 whatever the
-sampler's rounding (their difference is logged as `sampler_gap`).
+distribution. The old log-probs are the sampler's own. Only in bfloat16, where its rounding would show in the ratio, are they
+computed again by the training forward pass. (`sampler_gap` is their mean difference in both cases.)
 """
 
+import itertools
 import math
 import time
 from collections import defaultdict
@@ -44,6 +45,7 @@ class Trainer:
         if config.gradient_checkpointing:
             models.checkpoint_activations(policy)
         self.reference = models.frozen_copy(policy) if config.kl_coef else None
+        self.low_precision = models.frozen_copy(policy).bfloat16() if config.bf16 else None
         self.critic = models.Critic(policy) if config.algorithm == "ppo" else None
         self.optimizers = [self._optimizer(policy, config.lr)]
         if self.critic:
@@ -67,7 +69,7 @@ class Trainer:
             with self._phase(clock, "sample"):
                 episodes = self.sample_episodes()
             with self._phase(clock, "score"):
-                gap = self.score(episodes.batch, episodes.trajectories)
+                score_stats = self.score(episodes.batch, episodes.trajectories)
             with self._phase(clock, "rollouts"):  # where credit is given; only VinePPO spends time here
                 advantages, credit_stats = ALGORITHMS[config.algorithm](episodes, config)  # [B, T]
             mask = episodes.batch.response_mask
@@ -77,7 +79,7 @@ class Trainer:
             self.iteration += 1
             for phase, seconds in clock.items():
                 self.seconds[phase] += seconds
-            metrics = self._metrics(episodes, advantages) | {"sampler_gap": gap} | credit_stats | stats
+            metrics = self._metrics(episodes, advantages) | credit_stats | stats | score_stats
             yield metrics | {f"seconds_{phase}": s for phase, s in clock.items()}, episodes, advantages
 
     def sample_episodes(self) -> Episodes:
@@ -96,34 +98,43 @@ class Trainer:
         )
         seed = 2 * (1_000_003 * config.seed + self.iteration)  # even seeds sample, odd ones roll out
         problems = [self.train_problems[i] for i in chosen]
-        with self._autocast(), self._bar("sample", len(chosen)) as progress:
-            trajectories = sample(self.policy, [self.prompts[i] for i in chosen], seed=seed, progress=progress, **settings)
+        model = self._sampler()
+        with self._bar("sample", len(chosen)) as progress:
+            trajectories = sample(model, [self.prompts[i] for i in chosen], seed=seed, progress=progress, **settings)
         rewards = torch.tensor([grade(p, t, self.tokenizer) for p, t in zip(problems, trajectories, strict=True)])
 
+        calls = itertools.count()
+
         def fork(trajectories, cuts, k):
-            with self._autocast(), self._bar("rollouts", k * sum(map(len, cuts))) as progress:
-                return vines.rollouts(self.policy, trajectories, cuts, k=k, seed=seed + 1, progress=progress, **settings)
+            own = seed + 1 + (next(calls) << 40)
+            with self._bar("rollouts", k * sum(map(len, cuts))) as progress:
+                return vines.rollouts(model, trajectories, cuts, k=k, seed=own, progress=progress, **settings)
 
         batch = collate(trajectories, self.device)
         return Episodes(problems, trajectories, rewards.view(n, config.group), batch, self.tokenizer, fork)
 
     @torch.no_grad()
-    def score(self, batch: Batch, trajectories) -> float:
-        """Fills in old and reference log-probs and the critic's values. -> mean difference to the sampler's log-probs"""
-        columns = defaultdict(list)
-        with self._bar("score", len(batch)) as progress:
-            for rows in torch.arange(len(batch)).split(self.config.micro_batch_size):
-                inputs = batch.input_ids[rows], batch.attention_mask[rows], batch.response_mask[rows]
-                columns["old_logprobs"].append(self._logprobs(self.policy, inputs))
-                if self.reference:
-                    columns["ref_logprobs"].append(self._logprobs(self.reference, inputs))
-                if self.critic:
-                    columns["values"].append(self._values(inputs))
-                progress(len(rows))
-        for name, parts in columns.items():
-            setattr(batch, name, torch.cat(parts))
+    def score(self, batch: Batch, trajectories) -> dict:
+        """Fills in old and reference log-probs and the critic's values, each once an iteration."""
         sampled = on_response([t.logprobs for t in trajectories], batch.response_mask)
-        return masked_mean((sampled - batch.old_logprobs).abs(), batch.response_mask).item()
+        batch.old_logprobs = sampled.clone()
+        batch.ref_logprobs = torch.zeros_like(sampled) if self.reference else None
+        batch.values = torch.zeros_like(sampled) if self.critic else None
+        if not (self.low_precision or self.reference or self.critic):
+            return {}
+        with self._bar("score", len(batch)) as progress:
+            for rows in batch.micro_batches(torch.arange(len(batch)), self.config.micro_batch_tokens):
+                b = batch.rows(rows)
+                inputs, width = (b.input_ids, b.attention_mask, b.response_mask), b.input_ids.shape[1]
+                if self.low_precision:
+                    batch.old_logprobs[rows, :width] = self._logprobs(self.policy, inputs)
+                if self.reference:
+                    batch.ref_logprobs[rows, :width] = self._logprobs(self.reference, inputs)
+                if self.critic:
+                    batch.values[rows, :width] = self._values(inputs)
+                progress(len(rows))
+        gap = masked_mean((sampled - batch.old_logprobs).abs(), batch.response_mask).item()
+        return {"sampler_gap": gap} if self.low_precision else {}
 
     def update(self, batch: Batch) -> dict:
         """Epochs of minibatches of clipped policy (and value) loss. -> statistics, means over the optimizer steps"""
@@ -142,6 +153,7 @@ class Trainer:
                     log[name].append(value)
                 progress(1)
         first = {f"first_{name}": log[name][0] for name in ("ratio", "approx_kl")}  # 1 and 0, or the scores are wrong
+        first["sampler_gap"] = log.pop("gap")[0]  # the policy has not moved yet
         first["lr"] = self.schedules[0].get_last_lr()[0]
         return first | {name: sum(values) / len(values) for name, values in log.items()}
 
@@ -163,7 +175,7 @@ class Trainer:
         """Gradients of one minibatch; the denominator is fixed first, so micro-batches only add up."""
         config, stats = self.config, defaultdict(float)
         denominator = batch.response_mask[rows].sum()
-        for micro in rows.split(config.micro_batch_size):
+        for micro in batch.micro_batches(rows, config.micro_batch_tokens):
             b = batch.rows(micro)
             inputs, mask = (b.input_ids, b.attention_mask, b.response_mask), b.response_mask
             logprobs = self._logprobs(self.policy, inputs)  # [b, T]
@@ -178,6 +190,7 @@ class Trainer:
                 parts["kl"] = kl.item()
                 loss = loss + config.kl_coef * kl
             parts["loss"] = loss.item()
+            parts["gap"] = masked_mean((logprobs.detach() - b.old_logprobs).abs(), mask, denominator).item()
             loss.backward()
             if self.critic:
                 values = self._values(inputs)
@@ -203,6 +216,7 @@ class Trainer:
                 temperature=config.eval_temperature,
                 seed=config.seed,
                 reference=self.reference if reference else None,
+                sampler=self._sampler(),
                 progress=progress,
             )
 
@@ -239,8 +253,17 @@ class Trainer:
         yield
         model.eval()
 
+    def _sampler(self):
+        """What samples: the policy itself, or its copy in bfloat16, brought up to date."""
+        if self.low_precision is None:
+            return self.policy
+        with torch.no_grad():
+            for copy, original in zip(self.low_precision.parameters(), self.policy.parameters(), strict=True):
+                copy.copy_(original)
+        return self.low_precision
+
     def _optimizer(self, model, lr: float):
-        return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=self.config.weight_decay)
+        return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=self.config.weight_decay, fused=True)
 
     def _autocast(self):
         return models.autocast(self.device, self.config.bf16)

@@ -8,7 +8,7 @@ import torch
 from transformers import DynamicCache
 
 from vine_mini.decoding import Fork, choose, cumulative
-from vine_mini.logprobs import CHUNK, logits_of
+from vine_mini.logprobs import logits_of, rows_of_logits
 
 READ_TOKENS = 8192  # in one forward pass
 
@@ -73,8 +73,8 @@ def read(model, trunks: list[list[int]], forks: Forks):
         fork = ((forks.trunk >= first) & (forks.trunk < last)).nonzero()[:, 0]  # [f]
         row = forks.trunk[fork] - first
         _follow(model, forks, fork, row, ids, lengths, hidden)
-        going = ~forks.over(fork)
-        for f, r in zip(fork[going].split(CHUNK), row[going].split(CHUNK), strict=True):
+        going, size = ~forks.over(fork), rows_of_logits(model)
+        for f, r in zip(fork[going].split(size), row[going].split(size), strict=True):
             logits = logits_of(model, hidden[r, forks.origin[f] - 1])  # after the last token that fork and trunk share
             forks.write(f, logits)
     return keys, values
@@ -86,7 +86,8 @@ def _follow(model, forks: Forks, fork, row, ids, lengths, hidden):
     place = torch.arange(ids.shape[1], device=ids.device)
     sampled = (place >= begin[:, None]) & (place < lengths[:, None])  # [b, w]
     low, high, logprob = (torch.zeros(ids.shape, device=ids.device) for _ in range(3))  # an empty interval elsewhere
-    pieces = zip(hidden[:, :-1][sampled[:, 1:]].split(CHUNK), ids[sampled].split(CHUNK), strict=True)
+    size = rows_of_logits(model)
+    pieces = zip(hidden[:, :-1][sampled[:, 1:]].split(size), ids[sampled].split(size), strict=True)
     parts = [_interval(model, forks, *piece) for piece in pieces]
     if parts:
         low[sampled], high[sampled], logprob[sampled] = (torch.cat(column) for column in zip(*parts, strict=True))

@@ -66,6 +66,17 @@ class Batch:
     def __len__(self):
         return len(self.input_ids)
 
+    def micro_batches(self, index, tokens: int) -> list[torch.Tensor]:
+        """The given rows in parts of like length, each of at most `tokens` tokens with its padding (or of one row)."""
+        lengths = self.attention_mask.sum(dim=1).tolist()
+        parts: list[list[int]] = []
+        for row in sorted(index.tolist(), key=lambda row: (lengths[row], row)):
+            if parts and lengths[row] * (len(parts[-1]) + 1) <= tokens:
+                parts[-1].append(row)
+            else:
+                parts.append([row])
+        return [torch.tensor(part) for part in parts]
+
     def rows(self, index) -> "Batch":
         """The given rows, without the columns that are padding in all of them."""
         width = int(self.attention_mask[index].sum(dim=1).max())
