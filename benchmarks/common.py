@@ -10,8 +10,12 @@ import torch
 import transformers
 from tqdm import tqdm
 
+from vine_mini import tasks
+from vine_mini.config import TrainConfig
 from vine_mini.lengthgen.report import columns
+from vine_mini.models import frozen_copy
 from vine_mini.plots import COLOURS, new_figure, save_figure
+from vine_mini.trainer import Trainer
 
 
 def machine(device: str, threads: int) -> str:
@@ -75,6 +79,29 @@ def bandwidth(device: str) -> float:
     x = torch.empty(1 << 26, device=device)
     y = torch.empty_like(x)
     return 2 * 4 * x.numel() / statistics.median([timed(lambda: y.copy_(x), device)[0] for _ in range(9)][1:])
+
+
+def random_trainer(model, algorithm: str, shapes: dict, **changes) -> Trainer:
+    """A trainer of any model on random prompts, whose responses all have full length; the reward is the share of odd tokens.
+
+    shapes: prompts, group, prompt and response length, tokens in a step, k.
+    """
+    rows = shapes["prompts"] * shapes["group"]
+    config = dict(
+        algorithm=algorithm, prompts=shapes["prompts"], group=shapes["group"], k=shapes["k"], step_tokens=shapes["step"]
+    )
+    config |= dict(max_new_tokens=shapes["response"], minibatch_size=rows, epochs=1, kl_coef=0.0, lr=1e-5, eval_problems=1)
+    trainer = Trainer(TrainConfig(**config | changes))  # of the shipped policy; now another takes its place
+    trainer.policy, trainer.reference, trainer.eos = model, None, [-1]
+    trainer.low_precision = frozen_copy(model).bfloat16() if trainer.config.bf16 else None
+    trainer.optimizers = [trainer._optimizer(model, trainer.config.lr)]
+    trainer.schedules = [torch.optim.lr_scheduler.ConstantLR(trainer.optimizers[0], 1.0)]
+    n = shapes["prompts"] * trainer.config.iterations
+    size = (n, shapes["prompt"])
+    trainer.prompts = torch.randint(3, model.config.vocab_size, size, generator=torch.Generator().manual_seed(0)).tolist()
+    trainer.train_problems = trainer.train_problems[:1] * n
+    tasks.reward = lambda problem, ids, finished, tokenizer: sum(t % 2 for t in ids) / len(ids)
+    return trainer
 
 
 def spread(values: list[float]) -> str:

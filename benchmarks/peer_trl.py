@@ -1,0 +1,134 @@
+"""TRL's GRPO step, and VinePPO on top of it, in an environment with TRL; `benchmarks.train_step` starts it.
+
+Prints one line of JSON: median seconds of each phase over the measured steps, and the peak memory of the process.
+VinePPO is a subclass that replaces the advantages: K completions from a state every 16 tokens, through TRL's own generation.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import tempfile
+import time
+import warnings
+from collections import defaultdict
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("--no-gc", action="store_true")
+parser.add_argument("--micro", type=int, default=64)
+parser.add_argument("--vine", type=int, default=0)
+parser.add_argument("--repeats", type=int, default=1)
+parser.add_argument("--threads", type=int, default=1)
+args = parser.parse_args()
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+warnings.filterwarnings("ignore")
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from datasets import Dataset  # noqa: E402
+from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402
+from trl import GRPOConfig, GRPOTrainer  # noqa: E402
+
+PROMPTS, GROUP, PROMPT, RESPONSE, STEP, CHUNK = 16, 4, 32, 64, 16, 64
+ROWS = PROMPTS * GROUP
+
+
+def odd_share(prompts, completions, completion_ids, **kwargs):
+    """The reward: share of odd token ids."""
+    return [sum(t % 2 for t in ids) / len(ids) for ids in completion_ids]
+
+
+class Timed(GRPOTrainer):
+    """GRPO with a clock around its phases; with --vine, Monte Carlo advantages."""
+
+    clock: defaultdict = defaultdict(float)
+
+    def _calculate_rewards(self, *inputs):
+        rewards = super()._calculate_rewards(*inputs)
+        self.final = (rewards * self.reward_weights).nansum(1)
+        return rewards
+
+    def _generate_and_score_completions(self, inputs):
+        start = time.perf_counter()
+        out = super()._generate_and_score_completions(inputs)
+        self.clock["sample"] += time.perf_counter() - start
+        if args.vine:
+            start = time.perf_counter()
+            out["advantages"] = self._monte_carlo(out, self.final.tolist())
+            self.clock["rollouts"] += time.perf_counter() - start
+        return out
+
+    def _monte_carlo(self, out, final):
+        prompts, responses = out["prompt_ids"].tolist(), out["completion_ids"].tolist()
+        states = sorted(((row, cut) for row in range(ROWS) for cut in range(0, RESPONSE, STEP)), key=lambda s: s[1])
+        values, generation, size = {}, self.generation_config, CHUNK // args.vine
+        for part in (states[i : i + size] for i in range(0, len(states), size)):  # states of like length together
+            left = RESPONSE - part[0][1]
+            generation.max_new_tokens = generation.min_new_tokens = left
+            ids = [prompts[row] + responses[row][:cut] for row, cut in part for _ in range(args.vine)]
+            ends = self._generate_single_turn(ids, None, {}, args.vine)[0]
+            whole = [responses[row][:cut] for row, cut in part for _ in range(args.vine)]
+            scores = odd_share(None, None, [a + b[: RESPONSE - len(a)] for a, b in zip(whole, ends, strict=True)])
+            for n, state in enumerate(part):
+                values[state] = statistics.mean(scores[n * args.vine : (n + 1) * args.vine])
+        generation.max_new_tokens = generation.min_new_tokens = RESPONSE
+        advantages = torch.zeros(ROWS, RESPONSE)
+        for row, cut in states:
+            after = values.get((row, cut + STEP), final[row])
+            advantages[row, cut : cut + STEP] = after - values[row, cut]
+        return advantages
+
+
+class Clock(transformers.TrainerCallback):
+    """Adds up each step's seconds."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_step_begin(self, *_, **__):
+        """Starts the clock."""
+        Timed.clock.clear()
+        self.start = time.perf_counter()
+
+    def on_step_end(self, *_, **__):
+        """Stops it."""
+        row = dict(Timed.clock) | {"total": time.perf_counter() - self.start}
+        row["update"] = row["total"] - row["sample"] - row.get("rollouts", 0.0)
+        self.steps.append(row)
+
+
+def main():
+    """Trains for a step to warm up and `--repeats` more."""
+    torch.set_num_threads(args.threads)
+    transformers.logging.set_verbosity_error()
+    vocabulary = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"t{i}": i for i in range(3, 512)}
+    words = Tokenizer(models.WordLevel(vocab=vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = dict(pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, padding_side="left", **special)
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=512, hidden_size=256, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=8)
+    ids = dict(pad_token_id=0, eos_token_id=1, bos_token_id=None)
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=8, max_position_embeddings=512, **ids))
+    rows = torch.randint(3, 512, (PROMPTS * (args.repeats + 1), PROMPT), generator=torch.Generator().manual_seed(0)).tolist()
+    data = Dataset.from_dict({"prompt": [" ".join(f"t{i}" for i in row) for row in rows]})
+    config = GRPOConfig(
+        output_dir=tempfile.mkdtemp(), use_cpu=True, bf16=False, per_device_train_batch_size=args.micro,
+        gradient_accumulation_steps=ROWS // args.micro, num_generations=GROUP, max_completion_length=RESPONSE,
+        generation_kwargs={"min_new_tokens": RESPONSE}, max_steps=args.repeats + 1, learning_rate=1e-5, beta=0.0,
+        gradient_checkpointing=not args.no_gc, temperature=1.0, report_to="none", save_strategy="no", logging_strategy="no",
+        disable_tqdm=True, seed=0,
+    )  # fmt: skip
+    clock = Clock()
+    trainer = Timed(model=model, reward_funcs=odd_share, args=config, train_dataset=data, processing_class=tokenizer)
+    trainer.add_callback(clock)
+    trainer.train()
+    measured = clock.steps[1:]
+    seconds = {phase: statistics.median(row.get(phase, 0.0) for row in measured) for phase in measured[0]}
+    print(json.dumps({"seconds": seconds, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+
+
+if __name__ == "__main__":
+    main()

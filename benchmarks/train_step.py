@@ -1,0 +1,126 @@
+"""A training step beside TRL's: GRPO, and VinePPO with its Monte Carlo phase, on the same random Llama and the same shapes.
+
+    python -m benchmarks.train_step --quick
+    python -m benchmarks.train_step --trl PATH/TO/trl/bin/python --out results/speed
+
+16 prompts of 32 tokens, 4 responses each of exactly 64 tokens, 6.6 million parameters, float32, AdamW, no KL, one update; for
+VinePPO K = 3 rollouts from each of 4 states of a response. TRL runs in a subprocess, in an environment with `pip install trl`;
+each way is a process of its own, so that its peak memory is its own; they take turns.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+SHAPES = dict(prompts=16, group=4, prompt=32, response=64, step=16, k=3)
+
+
+def one_step(algorithm: str, micro_batch_tokens: int, repeats: int, threads: int, bf16: bool) -> dict:
+    """This package's seconds of each phase (medians) and its peak memory, measured in this very process."""
+    import torch
+
+    from benchmarks.common import random_trainer
+    from benchmarks.vines import random_llama
+
+    torch.set_num_threads(threads)
+    model = random_llama(256, 6, 8, 8, 1024, 512)
+    trainer = random_trainer(model, algorithm, SHAPES, iterations=repeats + 1, micro_batch_tokens=micro_batch_tokens, bf16=bf16)
+    ready, rows = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        metrics, _, _ = next(trainer.train())
+        phases = {name.removeprefix("seconds_"): s for name, s in metrics.items() if name.startswith("seconds_")}
+        rows.append(phases | {"total": time.perf_counter() - start})
+    seconds = {phase: statistics.median(row[phase] for row in rows[1:]) for phase in rows[0]}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"seconds": seconds, "peak_mb": peak, "ready_mb": ready}
+
+
+def trl_step(python: str, arguments: list[str], threads: int, repeats: int) -> dict:
+    """TRL's seconds of each phase and its peak memory, from `benchmarks/peer_trl.py`."""
+    command = [
+        python,
+        str(Path(__file__).with_name("peer_trl.py")),
+        "--repeats",
+        str(repeats),
+        "--threads",
+        str(threads),
+        *arguments,
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip().splitlines()[-1])
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def main():
+    """Measures, prints a table, writes JSON and a picture."""
+    from benchmarks.common import bars, machine, report
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trl", help="the Python of an environment with TRL")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5, help="how often each way has its turn")
+    parser.add_argument("--repeats", type=int, default=1, help="measured steps in a turn, after one to warm up")
+    parser.add_argument("--bf16", action="store_true", help="also with bfloat16 rollouts, where the CPU has it")
+    parser.add_argument("--quick", action="store_true", help="one round of this package alone")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--one", nargs=3, metavar=("ALGORITHM", "TOKENS", "BF16"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(one_step(args.one[0], int(args.one[1]), args.repeats, args.threads, args.one[2] == "1")))
+        return
+    if args.trl and not Path(args.trl).exists():
+        parser.error(f"there is no {args.trl}")
+
+    def ours(algorithm, tokens, bf16=False):
+        base = [sys.executable, "-m", "benchmarks.train_step", "--repeats", str(args.repeats), "--threads", str(args.threads)]
+        done = subprocess.run(
+            [*base, "--one", algorithm, str(tokens), str(int(bf16))], capture_output=True, text=True, check=True
+        )
+        return json.loads(done.stdout.strip().splitlines()[-1])
+
+    ways = {"GRPO, vine_mini": lambda: ours("grpo", 2048), "VinePPO, vine_mini": lambda: ours("vineppo", 2048)}
+    if args.bf16:
+        ways["VinePPO, vine_mini, bf16"] = lambda: ours("vineppo", 2048, True)
+    if args.trl and not args.quick:
+        settings = {"all at once": ["--no-gc"], "micro-batches of 16": ["--no-gc", "--micro", "16"], "checkpointing": []}
+        for label, flags in settings.items():
+            ways[f"GRPO, TRL, {label}"] = lambda flags=flags: trl_step(args.trl, flags, args.threads, args.repeats)
+        ways["VinePPO on TRL"] = lambda: trl_step(args.trl, ["--no-gc", "--vine", "3"], args.threads, args.repeats)
+    rounds = 1 if args.quick else args.rounds
+    results: dict[str, list] = {name: [] for name in ways}
+    with tqdm(total=rounds * len(ways), desc="steps") as bar:
+        for _ in range(rounds):
+            for name, way in ways.items():
+                bar.set_postfix_str(name)
+                results[name].append(way())
+                bar.update()
+
+    def median(name, phase):
+        return statistics.median(r["seconds"].get(phase, 0.0) for r in results[name])
+
+    phases = ["sample", "rollouts", "score", "update", "total"]
+    table = [["", *(f"{phase}, s" for phase in phases), "peak, MB"]]
+    for name in ways:
+        peak = statistics.median(r["peak_mb"] for r in results[name])
+        table.append([name, *(f"{median(name, phase):.2f}" for phase in phases), f"{peak:,.0f}"])
+    title = f"One training step, medians of {rounds}, {machine('cpu', args.threads)}"
+    report(args.out, "train_step", title, table, {"machine": machine("cpu", args.threads), "results": results})
+    if args.out:
+        totals = {kind: {n: median(n, "total") for n in ways if n.startswith(kind)} for kind in ("GRPO", "VinePPO")}
+        bars(totals, args.out / "train_step.png", "One training step", "seconds")
+
+
+if __name__ == "__main__":
+    main()
