@@ -21,11 +21,21 @@ from vine_mini.flags import read_preset
 from vine_mini.plots import plot_seeds
 from vine_mini.trainer import Trainer
 
+VARIANTS = {
+    "vineppo-k9": {"algorithm": "vineppo", "k": 9},
+    "vineppo-less": {"algorithm": "vineppo", "k": 9, "k_first": 2, "bisect": True},
+}
+
 
 def one_run(algorithm: str, lr: float, seed: int, seconds: float) -> dict:
     """One training run. -> its metrics and its accuracy on test problems before and after"""
     torch.set_num_threads(1)
-    changes = {"algorithm": algorithm, "lr": lr, "seed": seed, "iterations": 100_000, "max_seconds": seconds}
+    changes = VARIANTS.get(algorithm, {"algorithm": algorithm}) | {
+        "lr": lr,
+        "seed": seed,
+        "iterations": 100_000,
+        "max_seconds": seconds,
+    }
     trainer = Trainer(TrainConfig(**read_preset("arithmetic") | changes))
     before = trainer.evaluate(reference=False)
     rows = [{key: metrics[key] for key in ("seconds", "episodes", "reward", "kl")} for metrics, _, _ in trainer.train()]
@@ -56,10 +66,11 @@ def _percent(result: tuple[float, float]) -> str:
 def main():
     """Runs the grid, prints the table, draws the best rate of each algorithm."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--algorithms", nargs="+", default=["vineppo", "ppo", "grpo"])
+    parser.add_argument("--algorithms", nargs="+", default=["vineppo", "ppo", "grpo"], help=f"also {', '.join(VARIANTS)}")
     parser.add_argument("--lrs", nargs="+", type=float, default=[5e-5, 1e-4, 2e-4])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--before", type=Path, help="runs.json of an earlier run, drawn dashed")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("results/learning_rates"))
     args = parser.parse_args()
@@ -81,6 +92,11 @@ def main():
     (args.out / "table.md").write_text(f"{head}\n{table}\n", encoding="utf-8")
     (args.out / "runs.json").write_text(json.dumps(runs), encoding="utf-8")
     curves = {f"{a}, lr {best[a]:g}": [r["metrics"] for r in runs if (r["algorithm"], r["lr"]) == (a, best[a])] for a in best}
+    if args.before:
+        earlier = json.loads(args.before.read_text(encoding="utf-8"))
+        for a, lr in best.items():
+            if same := [r["metrics"] for r in earlier if (r["algorithm"], r["lr"]) == (a, lr)]:
+                curves[f"{a}, lr {lr:g}, before"] = same
     plot_seeds(curves, args.out / "curves.png", f"Each at its best learning rate, {len(args.seeds)} seeds, one thread")
 
 

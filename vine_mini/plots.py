@@ -92,7 +92,8 @@ def plot_seeds(runs: dict[str, list[list[dict]]], path: Path, title: str) -> Non
     """Learning curves of several seeds: the mean, and a band of one standard deviation.
 
     Args:
-        runs: label, beginning with the algorithm's name -> metrics rows of each seed.
+        runs: label, beginning with the algorithm's name -> metrics rows of each seed. A variant ("vineppo-less") is dotted,
+            a label that ends with "before" dashed.
     """
     import numpy
 
@@ -102,8 +103,9 @@ def plot_seeds(runs: dict[str, list[list[dict]]], path: Path, title: str) -> Non
             grid = numpy.linspace(max(rows[0][key] for rows in seeds), min(rows[-1][key] for rows in seeds), 100)
             curves = [numpy.interp(grid, [r[key] for r in rows], smooth([r["reward"] for r in rows])) for rows in seeds]
             mean, deviation = numpy.mean(curves, axis=0), numpy.std(curves, axis=0, ddof=1 if len(curves) > 1 else 0)
-            colour = COLOURS[name.split(",")[0]]
-            axis.plot(grid, mean, color=colour, label=name)
+            colour = COLOURS[name.split(",")[0].split("-")[0]]
+            style = "--" if name.endswith("before") else ":" if "-" in name.split(",")[0] else "-"
+            axis.plot(grid, mean, style, color=colour, label=name)
             axis.fill_between(grid, mean - deviation, mean + deviation, color=colour, alpha=0.2, linewidth=0)
         axis.set(xlabel=label, ylim=(0, 1))
     axes[0].set(ylabel="sampled accuracy, training problems")
