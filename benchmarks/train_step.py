@@ -23,7 +23,7 @@ from tqdm import tqdm
 SHAPES = dict(prompts=16, group=4, prompt=32, response=64, step=16, k=3)
 
 
-def one_step(algorithm: str, micro_batch_tokens: int, repeats: int, threads: int, bf16: bool) -> dict:
+def one_step(algorithm: str, micro_batch_tokens: int, prompts: int, repeats: int, threads: int, bf16: bool) -> dict:
     """This package's seconds of each phase (medians) and its peak memory, measured in this very process."""
     import torch
 
@@ -32,7 +32,8 @@ def one_step(algorithm: str, micro_batch_tokens: int, repeats: int, threads: int
 
     torch.set_num_threads(threads)
     model = random_llama(256, 6, 8, 8, 1024, 512)
-    trainer = random_trainer(model, algorithm, SHAPES, iterations=repeats + 1, micro_batch_tokens=micro_batch_tokens, bf16=bf16)
+    shapes = SHAPES | {"prompts": prompts}
+    trainer = random_trainer(model, algorithm, shapes, iterations=repeats + 1, micro_batch_tokens=micro_batch_tokens, bf16=bf16)
     ready, rows = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -73,20 +74,23 @@ def main():
     parser.add_argument("--rounds", type=int, default=5, help="how often each way has its turn")
     parser.add_argument("--repeats", type=int, default=1, help="measured steps in a turn, after one to warm up")
     parser.add_argument("--bf16", action="store_true", help="also with bfloat16 rollouts, where the CPU has it")
-    parser.add_argument("--quick", action="store_true", help="one round of this package alone")
+    parser.add_argument("--quick", action="store_true", help="one round of this package alone, with 4 prompts")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--one", nargs=3, metavar=("ALGORITHM", "TOKENS", "BF16"), help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(one_step(args.one[0], int(args.one[1]), args.repeats, args.threads, args.one[2] == "1")))
+        algorithm, tokens, prompts, bf16 = args.one
+        print(json.dumps(one_step(algorithm, int(tokens), int(prompts), args.repeats, args.threads, bf16 == "1")))
         return
     if args.trl and not Path(args.trl).exists():
         parser.error(f"there is no {args.trl}")
 
+    prompts = "4" if args.quick else str(SHAPES["prompts"])
+
     def ours(algorithm, tokens, bf16=False):
         base = [sys.executable, "-m", "benchmarks.train_step", "--repeats", str(args.repeats), "--threads", str(args.threads)]
         done = subprocess.run(
-            [*base, "--one", algorithm, str(tokens), str(int(bf16))], capture_output=True, text=True, check=True
+            [*base, "--one", algorithm, str(tokens), prompts, str(int(bf16))], capture_output=True, text=True, check=True
         )
         return json.loads(done.stdout.strip().splitlines()[-1])
 

@@ -1,0 +1,52 @@
+"""Each benchmark runs in its quick form and leaves what it promises; the GPU's workload, made small, on the CPU."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*arguments) -> str:
+    done = subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.learning
+def test_vines(tmp_path):
+    text = run("benchmarks.vines", "--quick", "--workloads", "demo", "paper", "--growth", "--out", str(tmp_path))
+    assert "| paper    | 1       | vine_mini" in text and "generate" in text
+    results = json.loads((tmp_path / "vines.json").read_text())["results"]
+    assert all(rate > 0 for r in results for rates in r["tokens_per_second"].values() for rate in rates)
+    assert (tmp_path / "vines.png").stat().st_size > 5000 and (tmp_path / "growth.png").stat().st_size > 5000
+
+
+@pytest.mark.learning
+def test_train_step_and_memory(tmp_path):
+    text = run("benchmarks.train_step", "--quick", "--out", str(tmp_path))
+    assert "VinePPO, vine_mini" in text and (tmp_path / "train_step.png").exists()
+    assert "| vineppo" in run("benchmarks.memory", "--quick", "--out", str(tmp_path))
+    assert all(r["measured_mb"] > 0 for r in json.loads((tmp_path / "memory.json").read_text())["results"])
+
+
+@pytest.mark.learning
+def test_credit(tmp_path):
+    run("benchmarks.credit", "--quick", "--out", str(tmp_path))
+    found = json.loads((tmp_path / "credit.json").read_text())
+    assert found["bisect"]["tokens"] < found["plain, K = 9"]["tokens"] and found["grpo"]["tokens"] == 0
+
+
+@pytest.mark.parametrize("arguments", (["--device", "cuda"], ["--vllm", "nowhere"]))
+def test_what_is_not_there_is_told(arguments):
+    import torch
+
+    if torch.cuda.is_available() and "cuda" in arguments:
+        pytest.skip("there is a GPU")
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.vines", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 2 and "there is no" in done.stderr and "Traceback" not in done.stderr
