@@ -4,7 +4,8 @@
     python -m benchmarks.credit --out results/speed
 
 One policy (shipped, or `--model`), several independent iterations of the demo's size. For each iteration and each way of giving
-credit: the gradient of the clipped loss at the first update, the rollout tokens, the seconds. The noise is the variance of an
+credit: the gradient of the clipped loss at the first update, the rollout tokens, the seconds, and how long the whole iteration
+is beside GRPO's on the same trajectories. The noise is the variance of an
 iteration's gradient over the squared length of the mean gradient (corrected for the noise that is left in it): so many
 iterations have to be averaged until signal and noise are equal. The error of a token's advantage is the root mean square of
 the difference to `--truth` rollouts a state.
@@ -66,13 +67,14 @@ def main():
     args = parser.parse_args()
     args.iterations, args.truth = (3, 16) if args.quick else (args.iterations, args.truth)
     torch.set_num_threads(args.threads)
-    changes = dict(k=9, kl_coef=0.0, iterations=args.iterations, model=args.model)
+    changes = dict(k=9, iterations=args.iterations, model=args.model)
     trainer = Trainer(TrainConfig(**read_preset("arithmetic") | changes))
     gradients, tokens, seconds, errors, states = ({way: [] for way in WAYS} for _ in range(5))
+    rest = []  # seconds of sampling, scoring and updating
     for n in tqdm(range(args.iterations), desc="iterations"):
         trainer.iteration = n
-        episodes = trainer.sample_episodes()
-        trainer.score(episodes.batch, episodes.trajectories)
+        sampling, episodes = timed(trainer.sample_episodes)
+        scoring, _ = timed(lambda: trainer.score(episodes.batch, episodes.trajectories))  # noqa: B023
         mask = episodes.batch.response_mask
         truth = None
         if n < 4:  # dear, and its error averages over thousands of tokens
@@ -84,6 +86,12 @@ def main():
             tokens[way].append(stats.get("rollout_tokens", 0))
             states[way].append(stats.get("valued_states", 0))
             seconds[way].append(spent)
+            if way == "grpo":  # what an iteration costs without credit; the policy is put back
+                weights = [p.detach().clone() for p in trainer.policy.parameters()]
+                rest.append(sampling + scoring + timed(lambda: trainer.update(episodes.batch))[0])  # noqa: B023
+                with torch.no_grad():
+                    for p, old in zip(trainer.policy.parameters(), weights, strict=True):
+                        p.copy_(old)
             if truth is not None:
                 errors[way].append(float(((advantages - truth).square() * mask).sum() / mask.sum()))
     own = statistics.mean(len(t.response_ids) for t in episodes.trajectories) * len(episodes.trajectories)
@@ -95,8 +103,19 @@ def main():
         g = noise(gradients[way])
         error = statistics.mean(errors[way]) ** 0.5
         cost, spent = statistics.mean(tokens[way]) / own, statistics.median(seconds[way])
-        data[way] = dict(noise=g, tokens=cost, seconds=spent, error=error, states=statistics.mean(states[way]))
-        table.append([way, f"{cost:.1f}", f"{spent:.2f}", f"{g:.1f}", f"{g / base:.2f}", "" if way == "grpo" else f"{error:.3f}"])
+        ratio = statistics.median((a + b) / b for a, b in zip(seconds[way], rest, strict=True))
+        data[way] = dict(noise=g, tokens=cost, seconds=spent, iteration=ratio, error=error, states=statistics.mean(states[way]))
+        table.append(
+            [
+                way,
+                f"{cost:.1f}",
+                f"{spent:.2f}",
+                f"{ratio:.2f}",
+                f"{g:.1f}",
+                f"{g / base:.2f}",
+                "" if way == "grpo" else f"{error:.3f}",
+            ]
+        )
     where = args.model or "the shipped policy"
     title = f"Credit on {args.iterations} iterations of {where}, {machine('cpu', args.threads)}"
     report(args.out, "credit", title, table, data)
