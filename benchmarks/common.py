@@ -110,7 +110,7 @@ def spread(values: list[float]) -> str:
 
 
 def report(out: Path | None, name: str, title: str, rows: list[list[str]], data: dict) -> None:
-    """Prints a Markdown table; with `out` also writes NAME.json and appends nothing to what is there."""
+    """Prints a Markdown table; with `out` also writes it and the data to NAME.md and NAME.json."""
     text = f"{title}\n\n{columns(rows)}\n"
     print(f"\n{text}", flush=True)
     if out:

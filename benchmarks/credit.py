@@ -70,7 +70,7 @@ def main():
     changes = dict(k=9, iterations=args.iterations, model=args.model)
     trainer = Trainer(TrainConfig(**read_preset("arithmetic") | changes))
     gradients, tokens, seconds, errors, states = ({way: [] for way in WAYS} for _ in range(5))
-    rest = []  # seconds of sampling, scoring and updating
+    rest, own = [], []  # seconds of sampling, scoring and updating; tokens of the trajectories
     for n in tqdm(range(args.iterations), desc="iterations"):
         trainer.iteration = n
         sampling, episodes = timed(trainer.sample_episodes)
@@ -79,6 +79,7 @@ def main():
         truth = None
         if n < 4:  # dear, and its error averages over thousands of tokens
             truth, _ = ALGORITHMS["vineppo"](episodes, replace(trainer.config, k=args.truth))
+        own.append(sum(len(t.response_ids) for t in episodes.trajectories))
         for way, settings in WAYS.items():
             config = replace(trainer.config, **settings)
             spent, (advantages, stats) = timed(lambda: ALGORITHMS[config.algorithm](episodes, config))  # noqa: B023
@@ -94,7 +95,6 @@ def main():
                         p.copy_(old)
             if truth is not None:
                 errors[way].append(float(((advantages - truth).square() * mask).sum() / mask.sum()))
-    own = statistics.mean(len(t.response_ids) for t in episodes.trajectories) * len(episodes.trajectories)
     table = [
         ["credit", "rollout tokens / own tokens", "seconds", "gradient noise", "against plain, K = 9", "error of advantages"]
     ]
@@ -102,20 +102,11 @@ def main():
     for way in WAYS:
         g = noise(gradients[way])
         error = statistics.mean(errors[way]) ** 0.5
-        cost, spent = statistics.mean(tokens[way]) / own, statistics.median(seconds[way])
+        cost, spent = sum(tokens[way]) / sum(own), statistics.median(seconds[way])
         ratio = statistics.median((a + b) / b for a, b in zip(seconds[way], rest, strict=True))
         data[way] = dict(noise=g, tokens=cost, seconds=spent, iteration=ratio, error=error, states=statistics.mean(states[way]))
-        table.append(
-            [
-                way,
-                f"{cost:.1f}",
-                f"{spent:.2f}",
-                f"{ratio:.2f}",
-                f"{g:.1f}",
-                f"{g / base:.2f}",
-                "" if way == "grpo" else f"{error:.3f}",
-            ]
-        )
+        numbers = f"{cost:.1f}", f"{spent:.2f}", f"{ratio:.2f}", f"{g:.1f}", f"{g / base:.2f}"
+        table.append([way, *numbers, "" if way == "grpo" else f"{error:.3f}"])
     where = args.model or "the shipped policy"
     title = f"Credit on {args.iterations} iterations of {where}, {machine('cpu', args.threads)}"
     report(args.out, "credit", title, table, data)

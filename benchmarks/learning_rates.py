@@ -23,7 +23,7 @@ from vine_mini.trainer import Trainer
 
 VARIANTS = {
     "vineppo-k9": {"algorithm": "vineppo", "k": 9},
-    "vineppo-less": {"algorithm": "vineppo", "k": 9, "k_first": 2, "bisect": True},
+    "vineppo-less": {"algorithm": "vineppo", "k": 9, "k_first": 3, "bisect": True},
 }
 
 

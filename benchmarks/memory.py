@@ -27,10 +27,11 @@ def peak(algorithm: str, tokens: int, slots: int) -> dict:
     from vine_mini.memory import memory_estimate
 
     torch.set_num_threads(1)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     model = random_llama(256, 6, 8, 8, 1024, 512)
     changes = dict(iterations=2, micro_batch_tokens=tokens, sample_batch_size=slots)
     trainer = random_trainer(model, algorithm, SHAPES, **changes)
+    weights = 4 * sum(p.numel() for p in model.parameters()) / 2**20
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - weights
     for _ in trainer.train():
         pass
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

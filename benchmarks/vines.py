@@ -9,8 +9,8 @@ vLLM wants an environment of its own; on a CPU: `pip install torch==2.13.0 vllm-
 
 All ways sample from the same policy, from the same states, as many rollouts with the same limits; new tokens a second count.
 They take turns; each figure is the median of the repeats. This package and `generate` each get the best of several batch
-sizes, found in a trial before; `generate` gets the prefixes sorted by length. The floor is the time of the matrix products
-alone, at the rate that one product reaches in the same run.
+sizes, found in a trial before; `generate` gets the prefixes sorted by length. The last column compares with the tokens that the
+matrix products alone would allow at the rate that one product reaches; tokens that forks share need none.
 """
 
 import argparse
@@ -314,7 +314,7 @@ def main():
     transformers.logging.set_verbosity_error()
 
     results = [measure(name, args, threads) for threads in args.threads for name in args.workloads]
-    rows, groups = [["workload", "threads", "way", "new tokens / s", "vine_mini / this", "share of the floor"]], {}
+    rows, groups = [["workload", "threads", "way", "new tokens / s", "vine_mini / this", "share of the products' rate"]], {}
     for r in results:
         medians = {way: statistics.median(v) for way, v in r["tokens_per_second"].items()}
         groups[f"{r['workload']}, {r['threads']} thread{'s' * (r['threads'] > 1)}"] = medians

@@ -285,3 +285,15 @@ def test_the_memory_estimate_counts_weights_and_moments_exactly():
         assert parts[name] == pytest.approx(sum(x.numel() * x.element_size() for x in held), rel=0.01)
     smaller = Trainer(replace(SMALL, algorithm="ppo", micro_batch_tokens=100, sample_batch_size=4)).memory()
     assert smaller["peak"] < parts["peak"] < sum(parts.values())
+
+
+def test_each_call_of_fork_draws_its_own_random_numbers():
+    episodes = Trainer(SMALL).sample_episodes()
+    cuts = [[0] for _ in episodes.trajectories]
+    first, second = (episodes.fork(episodes.trajectories, cuts, 3) for _ in range(2))
+    pairs = [
+        (a.response_ids, b.response_ids) for x, y in zip(first, second, strict=True) for a, b in zip(x[0], y[0], strict=True)
+    ]
+    assert sum(a == b for a, b in pairs) < len(pairs) / 2
+    again = Trainer(SMALL).sample_episodes().fork(episodes.trajectories, cuts, 3)
+    assert [t.response_ids for t in again[0][0]] == [t.response_ids for t in first[0][0]]

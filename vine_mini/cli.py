@@ -204,6 +204,7 @@ def evaluate_policy(config: EvaluateConfig) -> int:
             raise UserError(f"--out {config.out} is a folder; name a JSON file")
     device = models.pick_device(config.device)
     model, tokenizer = models.load_policy(models.policy_name(config), device)
+    model = model.bfloat16() if config.bf16 else model
     reference = models.load_policy(config.reference, device)[0] if config.reference else None
     result = _evaluate(config, model, tokenizer, config.problems, config.n, config.temperature, config.top_p, reference)
     print(table({models.policy_name(config).rstrip("/").split("/")[-1]: result}))
@@ -221,8 +222,7 @@ def _evaluate(config, model, tokenizer, limit, n, temperature, top_p=1.0, refere
     eos = models.eos_ids(model, tokenizer)
     if reference is not None and reference.config.vocab_size != model.config.vocab_size:
         raise UserError(f"--reference has {reference.config.vocab_size} tokens, the policy {model.config.vocab_size}: no KL")
-    bar = tqdm(total=len(prompts) * (n + 1), desc="evaluate", dynamic_ncols=True)
-    with bar, models.autocast(model.device, config.bf16):
+    with tqdm(total=len(prompts) * (n + 1), desc="evaluate", dynamic_ncols=True) as bar:
         return evaluate(
             model,
             tokenizer,
@@ -243,6 +243,7 @@ def sample(config: SampleConfig) -> int:
     """The `sample` command."""
     device = models.pick_device(config.device)
     model, tokenizer = models.load_policy(models.policy_name(config), device)
+    model = model.bfloat16() if config.bf16 else model
     problem = None
     if config.question is None:
         _, problems = tasks.load_problems(config)
@@ -252,17 +253,16 @@ def sample(config: SampleConfig) -> int:
     asked = problem or Problem(config.question, "", "")
     [prompt] = tasks.prompt_ids([asked], tokenizer, config)
     tasks.check_prompts([prompt], models.context_length(model), config.max_new_tokens)
-    with models.autocast(device, config.bf16):
-        responses = sample_responses(
-            model,
-            [prompt] * config.n,
-            max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature,
-            top_p=config.top_p,
-            eos_token_id=models.eos_ids(model, tokenizer),
-            seed=config.seed,
-            batch_size=config.sample_batch_size,
-        )
+    responses = sample_responses(
+        model,
+        [prompt] * config.n,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        eos_token_id=models.eos_ids(model, tokenizer),
+        seed=config.seed,
+        batch_size=config.sample_batch_size,
+    )
     print(asked.question + (f"   (answer: {problem.answer})" if problem else ""))
     for i, t in enumerate(responses):
         verdict = "" if problem is None else ("right, " if grade(problem, t, tokenizer) else "wrong, ")

@@ -21,9 +21,8 @@ def memory_estimate(model, config, longest_prompt: int, *, critic: bool, referen
     networks = 2 if critic else 1
     tokens = longest_prompt + config.max_new_tokens
 
-    rows = config.prompts * config.group * (config.k if config.algorithm == "vineppo" else 1)
-    rows = min(config.sample_batch_size, rows)
     trunks = min(config.sample_batch_size, config.prompts * config.group)
+    rows = config.sample_batch_size if config.algorithm == "vineppo" else trunks
     a_layer = 14 * width + 4 * inner
     kept = layers * width + a_layer if config.gradient_checkpointing else layers * a_layer
     at_once = max(config.micro_batch_tokens, tokens)  # in a forward pass: at least one row
@@ -34,12 +33,13 @@ def memory_estimate(model, config, longest_prompt: int, *, critic: bool, referen
         "reference": weights * 4 * reference,
         "bf16 copies of the weights": weights * 2 * (networks + 1) * config.bf16,
         "sampling: KV cache": (trunks * tokens + rows * config.max_new_tokens) * layers * 2 * kv_width * number,
+        "sampling: logits": rows * vocab * 4 * 5,  # and what becomes of them until a token is chosen
         "update: gradients": (weights + backbone * critic) * 4,
         "update: activations": at_once * kept * number * networks + logits,
     }
     held = sum(size for name, size in parts.items() if not name.startswith(("sampling", "update")))
     update = parts["update: gradients"] + parts["update: activations"]
-    return parts | {"peak": held + max(parts["sampling: KV cache"], update)}
+    return parts | {"peak": held + max(parts["sampling: KV cache"] + parts["sampling: logits"], update)}
 
 
 def format_memory(parts: dict[str, int]) -> str:

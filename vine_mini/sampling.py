@@ -4,6 +4,7 @@ import torch
 
 from vine_mini import decoding, slots
 from vine_mini.decoding import Fork
+from vine_mini.sharing import supports
 from vine_mini.types import Trajectory, UserError
 
 
@@ -63,7 +64,7 @@ def complete(
     if not forks:
         return []
     uniforms = torch.rand(len(forks), max(f.budget for f in forks), generator=torch.Generator().manual_seed(seed))
-    way = decoding if plain or not slots.supports(model) else slots
+    way = decoding if plain or not supports(model) else slots
     settings = dict(temperature=temperature, top_p=top_p, eos=eos, batch_size=batch_size or 512)
     done = way.complete(model, trunks, forks, uniforms, progress=progress or (lambda n: None), **settings)
     if any(x != x for _, logprobs, _ in done for x in logprobs):

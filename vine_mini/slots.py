@@ -18,9 +18,7 @@ A trunk is a token sequence that is read once; its forks start at any of its tok
   kernels. The same code runs on a CPU, uncaptured and with exact shapes.
 """
 
-import warnings
-import weakref
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from transformers import AttentionInterface, DynamicCache
@@ -29,8 +27,8 @@ from vine_mini.decoding import Fork
 from vine_mini.logprobs import logits_of
 from vine_mini.trunks import Forks, read
 
+CHUNK_FORKS = 8  # forks in a chunk of trunks, for each slot: enough that slots seldom idle, few enough for one grid
 NEVER = -1e30  # added to a logit; unlike minus infinity it cannot make a NaN
-_SUPPORTED = weakref.WeakKeyDictionary()  # model -> bool
 
 
 @torch.no_grad()
@@ -41,9 +39,14 @@ def complete(model, trunks, forks, uniforms, *, temperature, top_p, eos, batch_s
     for i, fork in enumerate(forks):
         of_trunk[fork.trunk].append(i)
     # Trunks with many forks first: then the slots stand on few trunks, side by side, and the grid has few empty places.
-    order = sorted((t for t in range(len(trunks)) if of_trunk[t]), key=lambda t: -len(of_trunk[t]))
-    for chosen in (order[i : i + batch_size] for i in range(0, len(order), batch_size)):
-        rows = [i for t in chosen for i in sorted(of_trunk[t], key=lambda i: forks[i].start)]  # the longest first
+    order = sorted((t for t in range(len(trunks)) if of_trunk[t]), key=lambda t: len(of_trunk[t]))
+    while order:
+        chosen = [order.pop()]
+        room = CHUNK_FORKS * batch_size - len(of_trunk[chosen[0]])
+        while order and len(chosen) < batch_size and len(of_trunk[order[-1]]) <= room:
+            chosen.append(order.pop())
+            room -= len(of_trunk[chosen[-1]])
+        rows = [i for t in chosen for i in sorted(of_trunk[t], key=lambda i: forks[i].start)]  # most left to write first
         at = {t: n for n, t in enumerate(chosen)}
         here = [Fork(at[forks[i].trunk], forks[i].start, forks[i].budget) for i in rows]
         table = Forks(here, uniforms[rows], temperature, top_p, eos, model.device)
@@ -57,14 +60,15 @@ class Slots(DynamicCache):
     """The slots of one chunk of trunks; to the model they are its cache. G trunks, H heads of keys and values, n slots in use.
 
     `member` [m] are the forks in work, `slot_of` [m] their slots, `lead` [n] one member of each slot. On a GPU the three
-    have a fixed size: members too many are nobody, slots too many repeat others.
+    have a fixed size, and what is too many is nobody's.
     """
 
     def __init__(self, model, forks: Forks):
         super().__init__()
         self.model, self.forks, self.device = model, forks, model.device
         self.static = self.device.type == "cuda"
-        self.graphs: dict = {}
+        self.pool = torch.cuda.graph_pool_handle() if self.static else None
+        self.graphs: dict = {}  # shape -> function, or None when it was seen once
 
     def run(self, trunks: list[list[int]], size: int, progress) -> None:
         """Completes every fork, at most `size` at a time."""
@@ -80,8 +84,11 @@ class Slots(DynamicCache):
         self.values = [v.new_zeros(size, v.shape[1], W, v.shape[3]) for v in self.trunk_values]  # [size, H, W, d]
         self.member, self.slot_of, self.lead = (torch.zeros(size, dtype=torch.long, device=self.device) for _ in range(3))
         queue, member, slot = self._twins(waiting), waiting[:0], waiting[:0]
-        with _attention(self.model, self._attend):
+        device = torch.cuda.device(self.device) if self.static else nullcontext()
+        with device, _attention(self.model, self._attend):
             while True:
+                if self.static and not queue and 0 < len(member) <= len(self.member) // 2:
+                    self._halve()
                 self._arrange(member, slot, queue, size)
                 working = int((self.member != forks.nobody).sum())
                 if working == 0:
@@ -92,7 +99,7 @@ class Slots(DynamicCache):
                 member, slot = self.member[going], self.slot_of[going]
 
     def _twins(self, waiting) -> list[list[int]]:
-        """The waiting forks, together those that left a trunk at the same place with the same token. The last come first."""
+        """The waiting forks, together those that left a trunk at the same place with the same token; the next one is the last."""
         forks, groups = self.forks, {}
         first = forks.tokens[waiting, forks.length[waiting] - 1]
         left = zip(forks.trunk[waiting].tolist(), forks.origin[waiting].tolist(), first.tolist(), strict=True)
@@ -133,17 +140,23 @@ class Slots(DynamicCache):
         member, slot = torch.cat([member, added]), torch.cat([target[kind], slots])
         if self.static:
             self.member.fill_(self.forks.nobody)
+            self.slot_of.zero_()
             self.member[: len(member)], self.slot_of[: len(member)] = member, slot
         else:
             self.member, self.slot_of = member, slot
             self.lead = self.lead.new_zeros(n)
+        self.lead[n:] = self.forks.nobody  # of fixed size: slots that are not in use
         self.lead[slot] = member  # any of them: they are equal
-        if self.static and n:
-            self.lead.copy_(self.lead[torch.arange(size, device=self.device) % n])  # slots that nobody uses repeat others
+
+    def _halve(self) -> None:
+        """The queue is empty and half of the fixed places are, too."""
+        half = len(self.member) // 2
+        self.member, self.slot_of, self.lead = self.member[:half].clone(), self.slot_of[:half].clone(), self.lead[:half].clone()
+        self.graphs.clear()
 
     def _plan(self):
         """The shape of the next step: columns of own tokens, slots of a trunk, trunks and trunk tokens that are looked at."""
-        forks, lead = self.forks, self.lead
+        forks, lead = self.forks, self.lead[self.lead != self.forks.nobody]
         trunk, origin = forks.trunk[lead], forks.origin[lead]
         longest, crowd = int((forks.start[lead] + forks.length[lead] - origin).max()), int(torch.bincount(trunk).max())
         if self.static:  # few shapes: few graphs
@@ -161,20 +174,21 @@ class Slots(DynamicCache):
             self.graphs[self.shape] = None
             return self._step()
         if self.graphs[self.shape] is None:
-            self.graphs[self.shape] = _capture(self._step)
+            self.graphs[self.shape] = _capture(self._step, self.pool)
         return self.graphs[self.shape]()
 
     def _step(self):
         forks, lead = self.forks, self.lead
-        width, _, seen = self.shape
+        width, crowd, seen = self.shape
         origin, trunk = forks.origin[lead], forks.trunk[lead]  # [n] trunk tokens that a slot sees, and of which trunk
         position = forks.start[lead] + forks.length[lead] - 1  # of its newest token
-        self.age = position - origin  # own tokens in the cache
+        self.age = (position - origin).clamp(min=0)  # own tokens in the cache
         self.slot = torch.arange(len(lead), device=self.device)
         ordered, order = trunk.sort()
         rank = torch.empty_like(order)
         rank[order] = self.slot - torch.searchsorted(ordered, ordered)  # among the slots of the same trunk
-        self.grid = trunk - self.window[0], rank
+        rank = torch.where(trunk < 0, crowd, rank)  # slots that are not in use have a column of the grid for themselves
+        self.grid = (trunk - self.window[0]).clamp(min=0), rank
         column = torch.arange(max(seen, width), device=self.device)
         place = torch.cat([column[:seen].expand(len(lead), -1), origin[:, None] + column[:width]], dim=1)  # [n, L + W]
         outside = torch.cat([place[:, :seen] >= origin[:, None], place[:, seen:] > position[:, None]], dim=1)
@@ -217,7 +231,7 @@ class Slots(DynamicCache):
 
         def on_trunks(x, y):
             """Rows x [n, H, g, i] times their trunks' matrices y [G H, i, j]. -> [n, H, g, j]"""
-            grid = x.new_empty(last - first, H, R, *x.shape[2:])  # places without a slot hold anything; nobody reads them
+            grid = x.new_empty(last - first, H, R + self.static, *x.shape[2:])  # empty places are never read
             grid[trunk, :, rank] = x
             return (grid.view(len(y), -1, y.shape[1]) @ y).view(*grid.shape[:4], -1)[trunk, :, rank]
 
@@ -244,12 +258,13 @@ def _attention(model, function):
         yield
     finally:
         model.config._attn_implementation = before
+        AttentionInterface.register("vine_mini", None)  # the cache must not outlive its use
 
 
-def _capture(step):
-    """A CUDA graph of the step. -> a function that replays it and returns the step's result"""
+def _capture(step, pool):
+    """A CUDA graph of the step, in the pool's memory. -> a function that replays it and returns its result"""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=pool):
         result = step()
 
     def replay():
@@ -257,40 +272,3 @@ def _capture(step):
         return result
 
     return replay
-
-
-def supports(model) -> bool:
-    """Whether this model's forks can share trunks: asked of the model itself, once, with a short fork of a short trunk."""
-    if model not in _SUPPORTED:
-        try:
-            _SUPPORTED[model] = _is_exact(model)
-        except Exception:  # whatever an architecture with another kind of attention or cache makes of this one
-            _SUPPORTED[model] = False
-        if not _SUPPORTED[model]:
-            warnings.warn(f"{type(model).__name__} cannot share prefixes: it samples the plain, slower way", stacklevel=2)
-    return _SUPPORTED[model]
-
-
-@torch.no_grad()
-def _is_exact(model) -> bool:
-    """Log-probs of a fork against those of one forward pass; and each layer must tell its sliding window, if it has one."""
-    trunk = [1, 2, 3, 4, 5, 6]
-    forks = Forks([Fork(0, 4, 4), Fork(0, 2, 6)], torch.tensor([[0.4] * 6, [0.7] * 6]), 1.0, 1.0, [-1], model.device)
-    slots = Slots(model, forks)
-    windows, attend = {}, slots._attend
-
-    def spy(*args, sliding_window=None, **kwargs):
-        windows[slots.layer] = sliding_window
-        return attend(*args, sliding_window=sliding_window, **kwargs)
-
-    slots._attend = spy
-    slots.run([trunk], 2, lambda n: None)
-    gap = 0.0
-    for start, (tokens, logprobs, _) in zip((4, 2), forks.results(), strict=True):
-        ids = torch.tensor([trunk[:start] + tokens], device=model.device)
-        scored = model(input_ids=ids, use_cache=False).logits[0, start - 1 : -1].float().log_softmax(dim=-1)  # [n, V]
-        sampled = torch.tensor(logprobs, device=model.device)
-        gap = max(gap, float((scored.gather(1, ids[0, start:, None])[:, 0] - sampled).abs().max()))
-    layers = DynamicCache(config=model.config).layers
-    configured = {n: getattr(layer, "sliding_window", None) for n, layer in enumerate(layers)}
-    return gap < (1e-3 if model.dtype == torch.float32 else 0.1) and windows == configured

@@ -7,6 +7,7 @@ computed again by the training forward pass. (`sampler_gap` is their mean differ
 
 import itertools
 import math
+import random
 import time
 from collections import defaultdict
 from contextlib import contextmanager
@@ -96,17 +97,20 @@ class Trainer:
             eos_token_id=self.eos,
             batch_size=config.sample_batch_size,
         )
-        seed = 2 * (1_000_003 * config.seed + self.iteration)  # even seeds sample, odd ones roll out
+
+        def seed(call: int) -> int:  # PyTorch's generator looks at 32 bits only
+            return random.Random(f"{config.seed} {self.iteration} {call}").getrandbits(32)
+
         problems = [self.train_problems[i] for i in chosen]
         model = self._sampler()
         with self._bar("sample", len(chosen)) as progress:
-            trajectories = sample(model, [self.prompts[i] for i in chosen], seed=seed, progress=progress, **settings)
+            trajectories = sample(model, [self.prompts[i] for i in chosen], seed=seed(0), progress=progress, **settings)
         rewards = torch.tensor([grade(p, t, self.tokenizer) for p, t in zip(problems, trajectories, strict=True)])
 
-        calls = itertools.count()
+        calls = itertools.count(1)
 
         def fork(trajectories, cuts, k):
-            own = seed + 1 + (next(calls) << 40)
+            own = seed(next(calls))
             with self._bar("rollouts", k * sum(map(len, cuts))) as progress:
                 return vines.rollouts(model, trajectories, cuts, k=k, seed=own, progress=progress, **settings)
 
@@ -250,8 +254,10 @@ class Trainer:
     def _train_mode(self, model):
         """Gradient checkpointing works in train mode only; dropout is zero in both."""
         model.train(self.config.gradient_checkpointing)
-        yield
-        model.eval()
+        try:
+            yield
+        finally:
+            model.eval()
 
     def _sampler(self):
         """What samples: the policy itself, or its copy in bfloat16, brought up to date."""

@@ -38,6 +38,7 @@ class Forks:
         self.tokens[fork, place], self.logprobs[fork, place] = token, logprob
         self.finished[fork] = (token[:, None] == self.eos).any(dim=1)
         self.length[fork] += 1
+        self.length[-1] = 0
 
     def over(self, fork):
         """Whether each of these forks is complete. [n]"""
@@ -88,9 +89,8 @@ def _follow(model, forks: Forks, fork, row, ids, lengths, hidden):
     low, high, logprob = (torch.zeros(ids.shape, device=ids.device) for _ in range(3))  # an empty interval elsewhere
     size = rows_of_logits(model)
     pieces = zip(hidden[:, :-1][sampled[:, 1:]].split(size), ids[sampled].split(size), strict=True)
-    parts = [_interval(model, forks, *piece) for piece in pieces]
-    if parts:
-        low[sampled], high[sampled], logprob[sampled] = (torch.cat(column) for column in zip(*parts, strict=True))
+    parts = zip(*[_interval(model, forks, *piece) for piece in pieces], strict=True)
+    low[sampled], high[sampled], logprob[sampled] = (torch.cat(column) for column in parts)
 
     start, budget = forks.start[fork][:, None], forks.budget[fork][:, None]
     J = min(forks.uniforms.shape[1], int((lengths[row] - start[:, 0]).max()))  # nobody can follow further

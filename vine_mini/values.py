@@ -4,7 +4,6 @@ Two ways to pay less for the same credit, neither in the paper: `k_first` of `mo
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from math import comb
 
 
 def monte_carlo_values(
@@ -16,9 +15,11 @@ def monte_carlo_values(
     what is left of their length budget. The variance is V(1 - V) / k for 0/1 rewards. Completions are used for the
     value only, never for an update.
 
-    With `k_first`, only states whose first k_first completions disagree get the other k - k_first. Rewards must then be
-    0 or 1. The mean would be drawn towards 0 and 1 by stopping there, by (1 - k_first/k) V(1-V) (V^(j-1) - (1-V)^(j-1))
-    with j = k_first; `stopped_early` is the estimate that stays unbiased.
+    With `k_first` = j, only states whose first j completions disagree get the other k - j (rewards 0 or 1). Cost: k - j is
+    saved with probability V^j + (1-V)^j. Bias: the mean is drawn towards the nearer of 0 and 1, by
+    (1 - j/k) V(1-V) (V^(j-1) - (1-V)^(j-1)): at most 0.064 for k = 9, j = 3. Mean squared error against a plain K of the
+    same cost, k = 9, j = 3: 0.004 against 0.012 at V = 0.95, but 0.034 against 0.027 at V = 0.8. So it pays where most
+    states are nearly decided. (The unbiased estimate for this rule exists, but has more variance than a smaller K.)
 
     Args:
         states: token ids of each state, as any sequence of hashables. Equal states are rolled out once and share the value.
@@ -40,8 +41,6 @@ def monte_carlo_values(
         for state, more in _returns(undecided, rollout, reward, k - k_first).items():
             returns[state] += more
     value = {state: sum(row) / len(row) for state, row in returns.items()}
-    if k_first is not None:
-        value = {s: stopped_early(sum(row), k, k_first) if len(row) == k else value[s] for s, row in returns.items()}
     return [value[tuple(state)] for state in states]
 
 
@@ -55,20 +54,6 @@ def _returns(states, rollout, reward, k: int) -> dict:
     return found
 
 
-def stopped_early(successes: float, k: int, k_first: int) -> float:
-    """An unbiased value after k completions of which the first k_first were not all equal.
-
-    The chance that the first completion succeeded, given where the sampling stopped: of all orders of successes and
-    failures that lead there, the share that begins with a success. (Rao and Blackwell: the first completion alone is
-    unbiased, so its mean given the end is, too, with less variance. Girshick, Mosteller and Savage 1946.) Sampling that
-    stopped at k_first equal completions is worth 0 or 1 by the same rule.
-    """
-    s, later = int(successes), k - k_first
-    begun_well = comb(later, s - k_first) if s >= k_first else 0  # orders whose first k_first all succeed: excluded
-    begun_badly = comb(later, s) if s <= later else 0  # or all fail
-    return (comb(k - 1, s - 1) - begun_well) / (comb(k, s) - begun_well - begun_badly)
-
-
 def where_values_move(n_states: list[int], rewards: list[float], estimate: Callable, *, k: int) -> list[dict[int, float]]:
     """Values at the states that matter: the ends of each trajectory first, then the middle of every part whose ends differ.
 
@@ -78,8 +63,8 @@ def where_values_move(n_states: list[int], rewards: list[float], estimate: Calla
 
     Cost: a trajectory whose value moves at m of its n steps asks for about m log2(n) states instead of n; one that goes
     as its first state promised asks for one. Variance: a part's advantage has the noise of two values, as a step's has,
-    but a step inside a part also gets the credit of its neighbours, which it did not earn. Bias: moves that cancel within
-    a part are not seen, and a part is left whole where noise hides its move; what is missed is about one standard error.
+    but a step inside a part also gets the credit of its neighbours, which it did not earn. Bias: a part is left whole where
+    noise hides its net move, up to about one standard error; and moves of any size that cancel within a part are not seen.
 
     Args:
         n_states: for each trajectory the number of its states, s_0 .. s_{n-1}.
