@@ -95,9 +95,8 @@ def main():
                         p.copy_(old)
             if truth is not None:
                 errors[way].append(float(((advantages - truth).square() * mask).sum() / mask.sum()))
-    table = [
-        ["credit", "rollout tokens / own tokens", "seconds", "gradient noise", "against plain, K = 9", "error of advantages"]
-    ]
+    head = ["credit", "rollout tokens / own tokens", "seconds", "iteration / GRPO's", "gradient noise", "against plain, K = 9"]
+    table = [[*head, "error of advantages"]]
     data, base = {}, noise(gradients["plain, K = 9"])
     for way in WAYS:
         g = noise(gradients[way])
