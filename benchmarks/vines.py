@@ -87,8 +87,8 @@ def small(quick: bool = False) -> Workload:
 
 
 def middle(quick: bool = False) -> Workload:
-    """The same with 6.3 million parameters and half of the trajectories."""
-    return random_workload(random_llama(256, 6, 8, 8, 1024, 64), 2 if quick else 16, 32, 48, 5, 8, 48)
+    """The same with 6.3 million parameters and a quarter of the trajectories."""
+    return random_workload(random_llama(256, 6, 8, 8, 1024, 64), 2 if quick else 8, 32, 48, 5, 8, 48)
 
 
 def paper(quick: bool = False) -> Workload:
