@@ -50,7 +50,8 @@ ALLOWED = {
     "lengthgen.report": (["types", "lengthgen.paper", "lengthgen.tasks"], []),
     "lengthgen.pictures": (["plots", "lengthgen.paper", "lengthgen.report", "lengthgen.tasks"], []),
     "lengthgen.commands": (["types", "runs", "lengthgen.config", "lengthgen.train", "lengthgen.results", "lengthgen.sweep", "lengthgen.report", "lengthgen.pictures", "lengthgen.attention", "lengthgen.theory"], ["torch", "tqdm"]),
-    "cli": (["types", "config", "flags", "checkpoint", "tasks", "models", "sampling", "evaluate", "memory", "plots", "runs", "sft", "trainer", "lengthgen.commands"], ["torch", "tqdm"]),
+    "commands": (["types", "config", "flags", "checkpoint", "tasks", "models", "sampling", "evaluate", "memory", "plots", "runs", "sft", "trainer"], ["torch", "tqdm"]),
+    "cli": (["types", "config", "flags", "commands", "lengthgen.commands"], []),
 }  # fmt: skip
 
 
