@@ -51,7 +51,8 @@ ALLOWED = {
     "lengthgen.pictures": (["plots", "lengthgen.paper", "lengthgen.report", "lengthgen.tasks"], []),
     "lengthgen.commands": (["types", "runs", "lengthgen.config", "lengthgen.train", "lengthgen.results", "lengthgen.sweep", "lengthgen.report", "lengthgen.pictures", "lengthgen.attention", "lengthgen.theory"], ["torch", "tqdm"]),
     "commands": (["types", "config", "flags", "checkpoint", "tasks", "models", "sampling", "evaluate", "memory", "plots", "runs", "sft", "trainer"], ["torch", "tqdm"]),
-    "cli": (["types", "config", "flags", "commands", "lengthgen.commands"], []),
+    "exercises": (["types"], []),
+    "cli": (["types", "config", "flags", "commands", "exercises", "lengthgen.commands"], []),
 }  # fmt: skip
 
 

@@ -45,11 +45,8 @@ with torch.no_grad():
     logits = policy(torch.tensor([prompt + first_sum])).logits[0, -1]  # [V]
 for temperature in (0.5, 1.0, 2.0):
     probs = (logits / temperature).softmax(dim=0)
-    top = probs.topk(4)
-    shown = ", ".join(
-        f"{tokenizer.decode([i])!r} {p:.3f}" for p, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)
-    )
-    print(f"temperature {temperature}: {shown}")
+    likeliest = probs.argsort(descending=True)[:4].tolist()
+    print(f"temperature {temperature}:", ", ".join(f"{tokenizer.decode([i])!r} {probs[i]:.3f}" for i in likeliest))
 
 # %% [markdown]
 # ## A response, without and with a cache
@@ -107,9 +104,8 @@ for T in lengths:  # we do not stop at the end of the answer: only the time matt
     slow.append(slow_seconds)
     fast.append(fast_seconds)
     same = (a == b).float().mean().item()
-    print(
-        f"{T:4} tokens: {slow[-1]:6.2f} s without, {fast[-1]:6.2f} s with: {slow[-1] / fast[-1]:4.1f} times; same tokens: {same:.0%}"
-    )
+    times = f"{slow_seconds:5.2f} s without, {fast_seconds:5.2f} s with: {slow_seconds / fast_seconds:.1f} times"
+    print(f"{T:4} tokens: {times}; {same:.0%} of the tokens are the same")
 
 # %% [markdown]
 # If a rare line says less than 100 %, two probabilities were so close to the drawn number that rounding decided.

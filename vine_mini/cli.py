@@ -3,7 +3,8 @@
 import sys
 
 from vine_mini import commands
-from vine_mini.config import DemoConfig, EvaluateConfig, SampleConfig, SFTConfig, TrainConfig
+from vine_mini.config import DemoConfig, EvaluateConfig, ExercisesConfig, SampleConfig, SFTConfig, TrainConfig
+from vine_mini.exercises import exercises
 from vine_mini.flags import parse
 from vine_mini.lengthgen import commands as lengthgen
 from vine_mini.types import UserError
@@ -42,5 +43,6 @@ COMMANDS = {
     "train": (commands.train, TrainConfig),
     "evaluate": (commands.evaluate_policy, EvaluateConfig),
     "sample": (commands.sample, SampleConfig),
+    "exercises": (exercises, ExercisesConfig),
     **lengthgen.COMMANDS,
 }

@@ -210,6 +210,11 @@ class DemoConfig:
                 raise UserError(f"unknown algorithm {name!r}: choose from {', '.join(ALGORITHM_NAMES)}")
 
 
+@dataclass
+class ExercisesConfig:
+    """Show which exercises of the tutorials are done, and the next one to do."""
+
+
 def one_of(config, name: str, choices) -> None:
     """Raises UserError for a field that is none of the choices."""
     if getattr(config, name) not in choices:

@@ -72,7 +72,7 @@ def _decode(model, prefixes, budgets, uniforms, temperature, top_p, eos):
     ends_at = torch.tensor(budgets, device=device)  # [B]
     next_position = mask.sum(dim=1, keepdim=True)  # [B, 1]
     tokens = torch.zeros(B, steps, dtype=torch.long, device=device)
-    logprobs = torch.zeros(B, steps, device=device)
+    logprobs = torch.zeros(B, steps, dtype=logits.dtype, device=device)
     finished = torch.zeros(B, dtype=torch.bool, device=device)
     length = torch.zeros(B, dtype=torch.long, device=device)
     alive = torch.arange(B, device=device)  # the row that each line of the shrinking batch writes to

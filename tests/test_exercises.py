@@ -1,0 +1,242 @@
+"""The graders are graded: a stub is not implemented, the package's own function passes, wrong answers are told apart."""
+
+import ast
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from grading import EXERCISES, engine, grade, load
+
+from vine_mini.cli import main
+
+ROOT = Path(__file__).parents[1]
+WRONG = [(exercise, wrong) for exercise in EXERCISES for wrong in exercise.wrong]
+BY_NUMBER = {exercise.file[:4]: exercise for exercise in EXERCISES}
+
+
+def message(exercise, function) -> str:
+    with pytest.raises(AssertionError) as raised:
+        grade(exercise, function)
+    return str(raised.value)
+
+
+def test_every_file_has_a_grader_and_no_two_share_a_number():
+    assert len(EXERCISES) >= 12
+    assert [e.file for e in EXERCISES] == sorted(p.stem for p in engine.FOLDER.glob("ex*.py"))
+    assert [e.file[:4] for e in EXERCISES] == [f"ex{n:02}" for n in range(1, len(EXERCISES) + 1)]
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: e.file)
+def test_a_stub_is_not_implemented(exercise):
+    text = exercise.path.read_text(encoding="utf-8")
+    if "raise NotImplementedError" not in text:
+        pytest.skip("somebody has worked on it")
+    function = load(exercise)
+    assert "Example:" in function.__doc__ and "Returns:" in function.__doc__
+    with pytest.raises(NotImplementedError, match=exercise.file[:4]):
+        grade(exercise, function)
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: e.file)
+def test_the_packages_own_function_passes(exercise):
+    grade(exercise, exercise.reference)
+
+
+@pytest.mark.parametrize(("exercise", "wrong"), WRONG, ids=[f"{e.file[:4]}-{w.__name__}" for e, w in WRONG])
+def test_a_wrong_answer_runs_cleanly_is_rejected_and_recognised(exercise, wrong):
+    for arguments in exercise.cases().values():
+        assert not engine._run(exercise, wrong, arguments).error
+    said = message(exercise, wrong)
+    assert " ".join(wrong.__doc__.split()) in said
+    assert "expected" in said or "the loss is right" in said
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: e.file)
+def test_there_are_at_least_four_wrong_answers(exercise):
+    assert len(exercise.wrong) >= 4
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: e.file)
+def test_the_first_case_alone_is_not_enough(exercise):
+    """An answer that knows the result of the first input by heart, and gives it every time."""
+    first = next(iter(exercise.cases().values()))
+    known = engine._run(exercise, exercise.reference, first).outcome
+    cases = {name: engine._run(exercise, exercise.reference, a).outcome for name, a in exercise.cases().items()}
+    assert any(engine._difference(known, other, "") for other in cases.values())
+
+
+@pytest.mark.parametrize("exercise", [e for e in EXERCISES if "mask" in next(iter(e.cases().values()))], ids=lambda e: e.file)
+def test_padding_matters_in_some_case(exercise):
+    assert any((arguments["mask"] == 0).any() for arguments in exercise.cases().values())
+
+
+def test_an_input_that_is_changed_in_place_is_noticed():
+    def in_place(rewards, values, mask, *, gamma, lam):
+        values *= mask
+        return BY_NUMBER["ex08"].reference(rewards, values, mask, gamma=gamma, lam=lam)
+
+    assert "changed its input values in place" in message(BY_NUMBER["ex08"], in_place)
+
+
+def test_float32_is_refused():
+    def low(logprobs, ref_logprobs, *, kind):
+        return BY_NUMBER["ex11"].reference(logprobs, ref_logprobs, kind=kind).float()
+
+    assert "dtype is torch.float32" in message(BY_NUMBER["ex11"], low)
+
+
+def test_an_error_of_a_millionth_is_noticed():
+    exercise = BY_NUMBER["ex06"]
+    said = message(exercise, lambda values, reward: [a + 1e-7 for a in exercise.reference(values, reward)])
+    assert "at [0]: 0.2500001 instead of 0.25" in said
+
+
+def test_not_a_number_is_never_right():
+    exercise = BY_NUMBER["ex09"]
+    assert "nan instead of" in message(exercise, lambda x, mask: exercise.reference(x, mask) * float("nan"))
+
+
+def test_a_loss_without_a_gradient_is_noticed():
+    exercise = BY_NUMBER["ex10"]
+    said = message(exercise, lambda *a, **k: exercise.reference(*a, **k).detach())
+    assert "no gradient flows" in said
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (lambda values, reward: None, "is there a `return`?"),
+        (lambda values, reward: torch.tensor([0.25, 0.25]), "a list is wanted, not Tensor"),
+        (lambda values, reward: [0.25], "there are 1 entries, not 2"),
+        (lambda values, reward: ["0.25", "0.25"], "at [0]: a number is wanted, not str"),
+        (lambda values: [], "TypeError"),
+    ],
+)
+def test_a_wrong_kind_of_result_is_named(answer, expected):
+    assert expected in message(BY_NUMBER["ex06"], answer)
+
+
+def test_a_wrong_shape_is_named():
+    exercise = BY_NUMBER["ex08"]
+    said = message(exercise, lambda *a, **k: tuple(x[:, :-1] for x in exercise.reference(*a, **k)))
+    assert "at [0]: the shape is [1, 2], not [1, 3]" in said
+
+
+@pytest.fixture
+def learner(monkeypatch, tmp_path):
+    """Writes a learner's file and gives what the grader says of it, as `pytest tutorials/exercises` would print it."""
+    monkeypatch.setattr(engine, "FOLDER", tmp_path)
+
+    def write(number: str, text: str):
+        exercise = BY_NUMBER[number]
+        exercise.path.write_text(textwrap.dedent(text), encoding="utf-8")
+        with pytest.raises(AssertionError) as raised:
+            grade(exercise, load(exercise))
+        return str(raised.value)
+
+    return write
+
+
+def test_a_syntax_error_is_one_line_with_its_place(learner):
+    said = learner("ex06", "def step_advantages(values, reward):\n    return [\n\nx = = 2\n")
+    assert said.startswith("ex06_step_advantages.py, line ") and "\n" not in said and "Python cannot read it" in said
+
+
+def test_a_file_without_the_function_says_so(learner):
+    assert learner("ex06", "def advantages(values, reward): pass") == ("ex06_step_advantages.py has no function step_advantages")
+
+
+def test_an_import_that_fails_names_the_learners_line(learner):
+    said = learner("ex06", "import torhc\n")
+    assert "ex06_step_advantages.py, line 1, `import torhc`: ModuleNotFoundError" in said
+
+
+def test_a_crash_names_the_learners_line_and_nothing_else(learner):
+    said = learner(
+        "ex06",
+        """
+        def step_advantages(values, reward):
+            return [values[i + 1] - values[i] for i in range(len(values))]
+        """,
+    )
+    assert "line 3, `return [values[i + 1] - values[i] for i in range(len(values))]`: IndexError" in said
+    assert "engine.py" not in said and "Traceback" not in said
+
+
+def test_sys_exit_and_endless_loops_do_not_end_the_grader(learner, monkeypatch):
+    assert "SystemExit" in learner("ex06", "raise SystemExit(0)")
+    monkeypatch.setattr(engine, "SECONDS", 0.3)
+    said = learner("ex06", "def step_advantages(values, reward):\n    while True: pass\n")
+    assert "did not come back within 0.3 s" in said
+
+
+def test_the_printed_example_of_each_docstring_is_right():
+    """The worked numbers, typed in again from the stubs: ex06 to ex15 can be read off by a regular expression or by hand."""
+    run = {number: exercise.reference for number, exercise in BY_NUMBER.items()}
+    assert run["ex06"]([0.5, 0.75], 1.0) == [0.25, 0.25]
+    assert run["ex07"]([0.25, -0.5], [0, 2], 5) == [0.25, 0.25, -0.5, -0.5, -0.5]
+    a, r = run["ex08"](torch.tensor([[0, 0, 1.0]]), torch.tensor([[0.5, 0.75, 0.25]]), torch.ones(1, 3), lam=0.5)
+    assert a.tolist() == [[0.1875, -0.125, 0.75]] and r.tolist() == [[0.6875, 0.625, 1.0]]
+    whitened = run["ex09"](torch.tensor([[1.0, 2, 6, 9]]), torch.tensor([[1.0, 1, 1, 0]]))
+    assert torch.allclose(whitened, torch.tensor([[-0.75593, -0.37796, 1.13389, 0]]), atol=1e-5)
+    p, q = torch.tensor([-1.0]), torch.tensor([-1.2])
+    for kind, value in (("k1", 0.2), ("k2", 0.02), ("k3", 0.01873)):
+        assert abs(run["ex11"](p, q, kind=kind).item() - value) < 1e-5
+    grpo, rloo = run["ex12"](torch.tensor([[1.0, 0, 0, 0]]))
+    assert torch.allclose(grpo, torch.tensor([[1.5, -0.5, -0.5, -0.5]])) and abs(rloo[0, 1] + 1 / 3) < 1e-6
+    x, m = torch.tensor([[1.0, 2, 3], [4, 9, 9]]), torch.tensor([[1.0, 1, 1], [1, 0, 0]])
+    assert [y.item() for y in run["ex13"](x, m, 1)] == [1.5, 1.0]
+    assert run["ex14"](torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[1]])).flatten().tolist() == pytest.approx(
+        [0.5403, 0.84147], abs=1e-5
+    )
+    assert run["ex15"](torch.tensor([[[1, 0]]]), 2).flatten().tolist() == [-0.0625, 0, -0.00390625, 0]
+    zeros = torch.zeros(1, 5, 4)
+    assert run["ex17"](zeros, torch.tensor([[-100, 2, 1, -100, -100]])).item() == pytest.approx(1.38629, abs=1e-5)
+    assert run["ex18"](torch.tensor([[5, 6, 7, 2, 2, 2]]), [2], 2).tolist() == [[0, 0, 1, 1, 0, 0]]
+
+
+def test_stubs_import_nothing_that_gives_the_answer_away():
+    for exercise in EXERCISES:
+        for node in ast.walk(ast.parse(exercise.path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                assert exercise.function not in [alias.name for alias in node.names]
+
+
+def test_the_command_of_the_readme_grades_one_exercise():
+    command = [sys.executable, "-m", "pytest", "tutorials/exercises", "-k", "ex06", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    if "raise NotImplementedError" in BY_NUMBER["ex06"].path.read_text(encoding="utf-8"):
+        assert done.returncode == 1 and "not implemented yet: ex06" in done.stdout
+    assert re.search(r"1 (failed|passed), 17 deselected", done.stdout)
+    assert "Traceback" not in done.stdout and "engine.py" not in done.stdout
+
+
+def board(capsys) -> str:
+    assert main(["exercises"]) == 0
+    return capsys.readouterr().out
+
+
+def test_the_board_shows_what_is_done_failing_and_next(learner, capsys):
+    for exercise in EXERCISES:
+        exercise.path.write_text(f"def {exercise.function}(*a, **k):\n    raise NotImplementedError('{exercise.file[:4]}')\n")
+    said = board(capsys)
+    assert "0 of 18 done" in said and "ex01_choose.py" in said.split("next: ")[1]
+    text = "def step_advantages(values, reward):\n    return [b - a for a, b in zip(values, [*values[1:], LAST])]\n"
+    BY_NUMBER["ex06"].path.write_text(text.replace("LAST", "0.0"))
+    said = board(capsys)
+    assert re.search(r"✗ ex06_step_advantages +failing +as if the reward is left out", said) and "ex06" in said.split("mend: ")[1]
+    BY_NUMBER["ex06"].path.write_text(text.replace("LAST", "reward"))
+    said = board(capsys)
+    assert re.search(r"✓ ex06_step_advantages +done", said) and "1 of 18 done" in said
+    BY_NUMBER["ex01"].path.write_text("def choose(:\n")
+    assert "✗ ex01_choose" in board(capsys)
+
+
+def test_without_the_repository_the_board_says_where_it_is(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("vine_mini.exercises.FOLDER", tmp_path)
+    assert main(["exercises"]) == 2
+    assert "clone it" in capsys.readouterr().err

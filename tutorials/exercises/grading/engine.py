@@ -1,0 +1,262 @@
+"""The one grader: a learner's function, the package's own and known wrong answers all go through `grade`.
+
+An exercise is data: the reference, small inputs, and the wrong answers that people give. The learner's outcome is compared
+with the reference's in float64; where they differ, the wrong answers are tried on the same input, and the one that gives the
+learner's outcome says which misconception it looks like. Tests of this project let every wrong answer through the same door.
+"""
+
+import copy
+import importlib.util
+import signal
+import threading
+import traceback
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+FOLDER = Path(__file__).parents[1]  # of the learner's files
+TOLERANCE = 1e-9
+SECONDS = 20  # for one call on a few numbers
+FEW = 24  # numbers of an input that a message shows
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """One exercise.
+
+    Attributes:
+        file: name of the learner's file, without .py.
+        function: name of the function in it.
+        reference: the package's own function.
+        cases: () -> {what is special about it: keyword arguments}, the smallest first.
+        wrong: functions that a learner might have written; each docstring ends the sentence "This is what comes out if ...".
+        call: (function, **arguments) -> the outcome that is compared, for exercises where that is not simply the result.
+        gradient: arguments whose gradient of the (summed) outcome is compared too.
+    """
+
+    file: str
+    function: str
+    reference: Callable
+    cases: Callable
+    wrong: list
+    call: Callable = lambda function, **arguments: function(**arguments)
+    gradient: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> Path:
+        """The learner's file."""
+        return FOLDER / f"{self.file}.py"
+
+
+def load(exercise: Exercise) -> Callable:
+    """The learner's function. Raises AssertionError, in one line, for a file that cannot be read as Python or lacks it."""
+    path = exercise.path
+    assert path.is_file(), f"{path.name} is not there; `git checkout` brings it back"
+    spec = importlib.util.spec_from_file_location(exercise.file, path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        line = (error.text or "").strip()
+        raise AssertionError(f"{path.name}, line {error.lineno}: Python cannot read it, {error.msg}: {line}") from None
+    except (Exception, SystemExit) as error:
+        raise AssertionError(f"importing {path.name} failed: {_where(error, path)}") from None
+    function = getattr(module, exercise.function, None)
+    assert callable(function), f"{path.name} has no function {exercise.function}"
+    return function
+
+
+def grade(exercise: Exercise, function: Callable) -> None:
+    """Passes silently, or raises AssertionError with a message that teaches, NotImplementedError for a stub."""
+    for name, arguments in exercise.cases().items():
+        expected = _run(exercise, exercise.reference, arguments)
+        got = _run(exercise, function, arguments)
+        title = f'{exercise.function}, on "{name}":\n{_show_inputs(arguments)}'
+        if got.error:
+            raise AssertionError(f"{title}\n  {got.error}")
+        difference = got.difference(expected)
+        if difference:
+            raise AssertionError(f"{title}\n  {difference}{_diagnosis(exercise, function, name)}")
+        assert not got.changed, f"{title}\n  your function changed its input {got.changed} in place: work on a copy"
+
+
+@dataclass
+class _Run:
+    outcome: object = None
+    gradients: dict | None = None
+    error: str = ""
+    changed: str = ""
+
+    def difference(self, other: "_Run") -> str:
+        """Where this outcome is not the other, in words; "" where they agree."""
+        found = _difference(self.outcome, other.outcome, "")
+        if found:
+            return f"expected {_show(other.outcome)}\n  you gave {_show(self.outcome)}\n  {found}"
+        if self.gradients is not None and other.gradients is None:
+            return ""
+        for name in other.gradients or {}:
+            if self.gradients is None:
+                return "the loss is right, but no gradient flows from it: something cut it off (.item(), .detach(), no_grad)"
+            mine, right = self.gradients[name], other.gradients[name]
+            found = _difference(mine, right, "")
+            if found and not right.any():
+                return f"the loss is right, but a gradient flows into {name}, which is a constant here: detach it"
+            if found:
+                return (
+                    f"the loss is right, its gradient with respect to {name} is not\n  expected {_show(right)}\n"
+                    f"  you gave {_show(mine)}\n  {found}"
+                )
+        return ""
+
+
+def _run(exercise: Exercise, function, arguments) -> _Run:
+    """Calls a function on copies of the arguments, with float64 as the default."""
+    own = copy.deepcopy(arguments)
+    for name in exercise.gradient:
+        own[name].requires_grad_()
+    before = copy.deepcopy(arguments)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with _time_limit():
+            outcome = exercise.call(function, **own)
+            gradients = _gradients(outcome, own, exercise.gradient) if exercise.gradient else None
+    except NotImplementedError:
+        raise
+    except (Exception, SystemExit) as error:
+        return _Run(error=_where(error, exercise.path))
+    finally:
+        torch.set_default_dtype(default)
+    changed = [name for name in own if _comparable(own[name]) and _difference(_detached(own[name]), before[name], "")]
+    return _Run(_detached(outcome), gradients, changed=" and ".join(changed))
+
+
+def _gradients(outcome, arguments, names) -> dict | None:
+    tensors = [x for x in (outcome if isinstance(outcome, (list, tuple)) else [outcome]) if isinstance(x, torch.Tensor)]
+    total = sum((x.sum() for x in tensors), torch.zeros(()))
+    if not total.requires_grad:
+        return None
+    found = torch.autograd.grad(total, [arguments[name] for name in names], allow_unused=True)
+    pairs = zip(names, found, strict=True)
+    return {name: torch.zeros_like(arguments[name]) if g is None else g for name, g in pairs}
+
+
+def _difference(got, expected, place: str) -> str:
+    """The first place where two outcomes differ, in words; "" where they agree."""
+    here = f"at {place}: " if place else ""
+    if isinstance(expected, torch.Tensor):
+        if not isinstance(got, torch.Tensor):
+            return f"{here}a tensor is wanted, not {_kind(got)}"
+        if got.shape != expected.shape:
+            return f"{here}the shape is {list(got.shape)}, not {list(expected.shape)}"
+        if got.dtype != expected.dtype:
+            return f"{here}the dtype is {got.dtype}, not {expected.dtype}"
+        wrong = ~torch.isclose(got, expected, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=False)
+        if not wrong.any():
+            return ""
+        index = tuple(wrong.nonzero()[0].tolist())
+        word = f"at {place}{list(index)}: " if index or place else ""
+        return f"{word}{_number(got[index].item())} instead of {_number(expected[index].item())}"
+    if isinstance(expected, (list, tuple)):
+        if not isinstance(got, (list, tuple)):
+            return f"{here}a {type(expected).__name__} is wanted, not {_kind(got)}"
+        if len(got) != len(expected):
+            return f"{here}there are {len(got)} entries, not {len(expected)}"
+        return next(filter(None, (_difference(a, b, f"{place}[{i}]") for i, (a, b) in enumerate(zip(got, expected)))), "")  # noqa: B905
+    if isinstance(expected, dict):
+        return next(filter(None, (_difference(got[key], expected[key], key) for key in expected)), "")
+    if isinstance(got, bool) or not isinstance(got, (int, float)):
+        return f"{here}a number is wanted, not {_kind(got)}"
+    close = abs(got - expected) <= TOLERANCE * (1 + abs(expected))  # False for NaN
+    return "" if close else f"{here}{_number(got)} instead of {_number(expected)}"
+
+
+def _diagnosis(exercise: Exercise, function, failed: str) -> str:
+    """The wrong answer that gives this outcome on the failed case, and on most of the others, as a sentence."""
+    cases = exercise.cases()
+    mine = {name: _run(exercise, function, arguments) for name, arguments in cases.items()}
+    best, most = None, 0
+    for wrong in exercise.wrong:
+        theirs = {name: _run(exercise, wrong, arguments) for name, arguments in cases.items()}
+        alike = {name for name in cases if _same(mine[name], theirs[name])}
+        if failed in alike and len(alike) > most:
+            best, most = wrong, len(alike)
+    return f"\n  This is what comes out if {' '.join(best.__doc__.split())}" if best else ""
+
+
+def _same(run: _Run, other: _Run) -> bool:
+    if run.error or other.error or run.changed != other.changed:
+        return False
+    return not (run.difference(other) or other.difference(run))
+
+
+def _where(error: BaseException, path: Path) -> str:
+    """What went wrong, and at which of the learner's lines; nothing of the machinery around it."""
+    if isinstance(error, TimeoutError):
+        return f"your function did not come back within {SECONDS} s: a loop without an end?"
+    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
+    what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return f"{path.name}, line {lines[-1].lineno}, `{lines[-1].line}`: {what}" if lines else what
+
+
+@contextmanager
+def _time_limit():
+    """Raises TimeoutError in a call that takes too long; no limit where the system has no alarm clock (Windows)."""
+    if not hasattr(signal, "SIGALRM") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(*_):
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _comparable(x) -> bool:
+    return isinstance(x, (torch.Tensor, list, tuple, int, float)) and not (
+        isinstance(x, (list, tuple)) and x and not all(map(_comparable, x))
+    )
+
+
+def _detached(x):
+    if isinstance(x, torch.Tensor):
+        return x.detach()
+    return type(x)(map(_detached, x)) if type(x) in (list, tuple) else x
+
+
+def _kind(x) -> str:
+    return "None: is there a `return`?" if x is None else f"{type(x).__name__} {str(x)[:40]}"
+
+
+def _number(x) -> str:
+    return f"{x:.10g}" if isinstance(x, float) else str(x)
+
+
+def _show(x) -> str:
+    if isinstance(x, torch.Tensor):
+        if x.numel() > FEW:
+            return f"a tensor of shape {list(x.shape)}"
+        return _show(x.tolist())
+    if isinstance(x, float):
+        return f"{x:.5g}"
+    if isinstance(x, (list, tuple)):
+        text = ", ".join(map(_show, x))
+        return f"[{text}]" if isinstance(x, list) else f"({text})"
+    if isinstance(x, dict):
+        return ", ".join(f"{key}: {_show(value)}" for key, value in x.items())
+    return str(x) if len(str(x)) < 400 else f"{str(x)[:400]} ..."
+
+
+def _show_inputs(arguments: dict) -> str:
+    shown = {name: x for name, x in arguments.items() if _comparable(x) or type(x).__repr__ is not object.__repr__}
+    width = max(map(len, shown), default=0)
+    return "\n".join(f"  {name.ljust(width)} = {_show(x)}" for name, x in shown.items() if not isinstance(x, torch.nn.Module))

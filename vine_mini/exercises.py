@@ -1,0 +1,44 @@
+"""The `exercises` command: a board of the exercises in tutorials/exercises, and the next one to do.
+
+The exercises and their graders belong to the tutorials; this module only looks them up there.
+"""
+
+import importlib
+import sys
+from pathlib import Path
+
+from vine_mini.types import UserError
+
+FOLDER = Path(__file__).parents[1] / "tutorials" / "exercises"
+
+
+def exercises(config) -> int:
+    """The `exercises` command."""
+    if not (FOLDER / "grading").is_dir():
+        raise UserError("the exercises are part of the repository: clone it and run this command there")
+    sys.path.insert(0, str(FOLDER))
+    grading = importlib.import_module("grading")
+    rows = [(exercise, *verdict(grading, exercise)) for exercise in grading.EXERCISES]
+    for exercise, state, remark in rows:
+        mark = {"done": "✓", "failing": "✗", "untouched": "·"}[state]
+        print(f"{mark} {exercise.file:26}{state:11}{remark}".rstrip())
+    todo = [(exercise, state) for exercise, state, _ in rows if state != "done"]
+    print(f"\n{len(rows) - len(todo)} of {len(rows)} done")
+    if todo:
+        exercise, state = next((row for row in todo if row[1] == "failing"), todo[0])
+        place = exercise.path.relative_to(Path.cwd()) if exercise.path.is_relative_to(Path.cwd()) else exercise.path
+        print(f"{'mend' if state == 'failing' else 'next'}: {place}")
+        print(f"grade: {Path(sys.executable).name} -m pytest {place.parent} -k {exercise.file[:4]}")
+    return 0
+
+
+def verdict(grading, exercise) -> tuple[str, str]:
+    """-> "done", "failing" or "untouched"; and in short why it fails."""
+    try:
+        grading.grade(exercise, grading.load(exercise))
+    except NotImplementedError:
+        return "untouched", ""
+    except AssertionError as error:
+        reason = str(error).split("\n")[-1].strip().replace("This is what comes out if", "as if")
+        return "failing", reason if len(reason) < 90 else f"{reason[:87]}..."
+    return "done", ""
