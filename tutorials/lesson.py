@@ -14,7 +14,7 @@ from vine_mini.plots import save_figure  # noqa: E402
 from vine_mini.trainer import Trainer  # noqa: E402
 
 QUICK = "--quick" in sys.argv  # smaller numbers, so that tests can run every tutorial; the curves are too rough to learn from
-PICTURES = ROOT / "runs" / "tutorials"
+PICTURES = ROOT / "runs" / ("tutorials-quick" if QUICK else "tutorials")
 
 torch.set_num_threads(2)
 
@@ -29,11 +29,11 @@ def start(**changes) -> Trainer:
 
 
 def show(figure, name: str) -> None:
-    """Saves a figure to runs/tutorials, and shows it where this runs as a notebook."""
+    """Saves a figure to runs/tutorials (runs/tutorials-quick in the quick mode), and shows it where this is a notebook."""
     PICTURES.mkdir(parents=True, exist_ok=True)
     path = PICTURES / f"{name}.png"
     save_figure(figure, path)
-    print(f"picture: {path}")
+    print(f"picture: {path.relative_to(ROOT)}")
     if "ipykernel" in sys.modules:
         from IPython.display import Image, display
 

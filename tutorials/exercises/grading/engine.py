@@ -154,7 +154,7 @@ def _difference(got, expected, place: str) -> str:
             return f"{here}the shape is {list(got.shape)}, not {list(expected.shape)}"
         if got.dtype != expected.dtype:
             return f"{here}the dtype is {got.dtype}, not {expected.dtype}"
-        wrong = ~torch.isclose(got, expected, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=False)
+        wrong = ~torch.isclose(got, expected, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)  # the reference has no NaN
         if not wrong.any():
             return ""
         index = tuple(wrong.nonzero()[0].tolist())
@@ -170,7 +170,7 @@ def _difference(got, expected, place: str) -> str:
         return next(filter(None, (_difference(got[key], expected[key], key) for key in expected)), "")
     if isinstance(got, bool) or not isinstance(got, (int, float)):
         return f"{here}a number is wanted, not {_kind(got)}"
-    close = abs(got - expected) <= TOLERANCE * (1 + abs(expected))  # False for NaN
+    close = got == expected or abs(got - expected) <= TOLERANCE * (1 + abs(expected))  # False for NaN
     return "" if close else f"{here}{_number(got)} instead of {_number(expected)}"
 
 

@@ -71,6 +71,13 @@ def an_objective_not_a_loss(logprobs, old_logprobs, advantages, mask, *, clip=0.
     return -_loss(logprobs, old_logprobs, advantages, mask, clip=clip)
 
 
+def exp_of_padding(logprobs, old_logprobs, advantages, mask, *, clip=0.2):
+    """exp runs over whatever stands in the padding: it may overflow, and infinity times the mask's 0 is not a number."""
+    ratio, a = (logprobs - old_logprobs.detach()).exp(), advantages.detach()
+    worst = torch.maximum(-a * ratio, -a * ratio.clamp(1 - clip, 1 + clip))
+    return (worst * mask).sum() / mask.sum()
+
+
 def sequence_means(logprobs, old_logprobs, advantages, mask, *, clip=0.2):
     """each sequence is averaged for itself first: tokens of short responses then weigh more."""
     plain, clipped, _ = _parts(logprobs, old_logprobs, advantages, mask, clip)
@@ -95,6 +102,9 @@ def _clip_cases():
             old_logprobs=tensor([-1.5, -0.4], [-2.1, 0.0]),
             advantages=tensor([1.0, -1.0], [0.5, 3.0]),
             mask=tensor([1, 1], [1, 0]),
+        ),
+        "padding that would overflow": dict(
+            logprobs=tensor([-1.0, 0.0]), old_logprobs=tensor([-1.1, -1e4]), advantages=tensor([1.0, -1.0]), mask=tensor([1, 0])
         ),
         "three rows": dict(
             logprobs=random(3, 5, seed=5) - 2,
@@ -338,6 +348,7 @@ EXERCISES = [
             log_ratio_clipped,
             gradient_through_the_old,
             an_objective_not_a_loss,
+            exp_of_padding,
             sequence_means,
         ],
         gradient=("logprobs", "old_logprobs", "advantages"),

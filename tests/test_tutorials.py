@@ -1,0 +1,62 @@
+"""The tutorials: their form is read in every run; with `-m tutorials` each of them runs in its quick mode."""
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "tutorials"
+TUTORIALS = sorted(FOLDER.glob("[0-9][0-9]_*.py"))
+
+
+def named(path: Path) -> str:
+    return path.stem
+
+
+def test_they_are_numbered_without_gaps_and_listed_in_the_readme():
+    assert [path.name[:2] for path in TUTORIALS] == [f"{n:02}" for n in range(1, len(TUTORIALS) + 1)]
+    table = (FOLDER / "README.md").read_text(encoding="utf-8")
+    for path in [*TUTORIALS, *(FOLDER / "exercises").glob("ex*.py")]:
+        assert path.name in table or path.stem in table, f"{path.name} is not in tutorials/README.md"
+
+
+@pytest.mark.parametrize("path", TUTORIALS, ids=named)
+def test_each_is_a_notebook_of_cells_that_ends_in_a_picture_and_questions(path):
+    text = path.read_text(encoding="utf-8")
+    assert re.match(rf"# %% \[markdown\]\n# # {int(path.name[:2])}\. ", text)
+    assert f'show(figure, "{path.stem}")' in text
+    last = text.split("# %%")[-1]
+    assert last.startswith(" [markdown]\n# ## Questions") and last.count("?") >= 3
+    assert text.count("\n") <= 200
+    for number in re.findall(r"\bex\d\d\b", text):
+        assert list((FOLDER / "exercises").glob(f"{number}_*.py")), f"{path.name} names {number}"
+    for module in re.findall(r"`vine_mini/([\w/]+\.py)`", text):
+        assert (FOLDER.parent / "vine_mini" / module).is_file(), f"{path.name} names {module}"
+
+
+@pytest.mark.tutorials
+@pytest.mark.parametrize("path", TUTORIALS, ids=named)
+def test_each_runs_in_its_quick_mode(path, tmp_path):
+    picture = FOLDER.parent / "runs" / "tutorials-quick" / f"{path.stem}.png"
+    picture.unlink(missing_ok=True)
+    begin = time.perf_counter()
+    command = [sys.executable, "-W", "error::SyntaxWarning", str(path), "--quick"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert picture.stat().st_size > 10_000
+    assert not re.search(r"\bnan\b|Warning", done.stdout + done.stderr)
+    assert not list(tmp_path.iterdir())  # nothing is left where the reader happens to stand
+    print(f"{path.stem}: {time.perf_counter() - begin:.0f} s")
+
+
+@pytest.mark.tutorials
+@pytest.mark.parametrize("path", TUTORIALS, ids=named)
+def test_each_opens_as_a_notebook(path):
+    jupytext = pytest.importorskip("jupytext", reason="pip install jupytext")
+    notebook = jupytext.read(path)
+    kinds = [cell.cell_type for cell in notebook.cells]
+    assert kinds[0] == kinds[-1] == "markdown" and kinds.count("code") >= 3
+    assert all("# %%" not in cell.source for cell in notebook.cells)
