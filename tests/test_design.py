@@ -34,7 +34,8 @@ ALLOWED = {
     "memory": (["logprobs"], []),
     "trainer": (["types", "tasks", "models", "sampling", "vines", "logprobs", "advantages", "losses", "algorithms", "evaluate", "memory"], ["torch", "tqdm"]),
     "checkpoint": (["types", "models"], ["safetensors"]),
-    "plots": ([], ["matplotlib", "numpy"]),
+    "page": ([], []),
+    "plots": (["page"], ["matplotlib", "numpy"]),
     "runs": (["types", "flags", "checkpoint", "plots", "steps"], []),
     "sft": (["types", "tasks", "models", "logprobs", "losses"], ["torch", "tqdm"]),
     "lengthgen.languages": ([], []),
@@ -51,8 +52,9 @@ ALLOWED = {
     "lengthgen.pictures": (["plots", "lengthgen.paper", "lengthgen.report", "lengthgen.tasks"], []),
     "lengthgen.commands": (["types", "runs", "lengthgen.config", "lengthgen.train", "lengthgen.results", "lengthgen.sweep", "lengthgen.report", "lengthgen.pictures", "lengthgen.attention", "lengthgen.theory"], ["torch", "tqdm"]),
     "commands": (["types", "config", "flags", "checkpoint", "tasks", "models", "sampling", "evaluate", "memory", "plots", "runs", "sft", "trainer"], ["torch", "tqdm"]),
+    "credit": (["types", "config", "flags", "checkpoint", "tasks", "models", "logprobs", "sampling", "vines", "steps", "advantages", "evaluate", "page", "plots", "runs", "trainer"], ["torch", "tqdm"]),
     "exercises": (["types"], []),
-    "cli": (["types", "config", "flags", "commands", "exercises", "lengthgen.commands"], []),
+    "cli": (["types", "config", "flags", "commands", "credit", "exercises", "lengthgen.commands"], []),
 }  # fmt: skip
 
 

@@ -3,7 +3,8 @@
 import sys
 
 from vine_mini import commands
-from vine_mini.config import DemoConfig, EvaluateConfig, ExercisesConfig, SampleConfig, SFTConfig, TrainConfig
+from vine_mini.config import CreditConfig, DemoConfig, EvaluateConfig, ExercisesConfig, SampleConfig, SFTConfig, TrainConfig
+from vine_mini.credit import credit
 from vine_mini.exercises import exercises
 from vine_mini.flags import parse
 from vine_mini.lengthgen import commands as lengthgen
@@ -43,6 +44,7 @@ COMMANDS = {
     "train": (commands.train, TrainConfig),
     "evaluate": (commands.evaluate_policy, EvaluateConfig),
     "sample": (commands.sample, SampleConfig),
+    "credit": (credit, CreditConfig),
     "exercises": (exercises, ExercisesConfig),
     **lengthgen.COMMANDS,
 }

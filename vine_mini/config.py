@@ -24,7 +24,9 @@ class Common:
     max_number: int = knob(20, "arithmetic: no number in a solution is larger.")
     prompt: str | None = knob(None, "Prompt with {question} in it; each task has its own when left out.")
     chat: bool = knob(False, "Put the prompt into the tokenizer's chat template, for instruction-tuned models.")
-    model: str | None = knob(None, "Policy: a Hub name or a folder. Left out: the tiny policy shipped for arithmetic.")
+    model: str | None = knob(
+        None, "Policy: a Hub name or a folder. Left out: the tiny policy shipped for arithmetic.", aliases=["--policy"]
+    )
     device: str = knob("auto", "auto, cpu, cuda, cuda:1, ...")
     bf16: bool = knob(False, "Sample and compute in bfloat16; the weights that are updated stay float32.")
     seed: int = knob(0, "Seed of everything random.")
@@ -185,6 +187,36 @@ class SampleConfig(Common):
         _between(self, 0, 1, "top_p")
         if self.question is not None and not self.question.strip():
             raise UserError("--question is empty")
+
+
+@dataclass
+class CreditConfig(Common):
+    """Show on one page how VinePPO, PPO and GRPO give credit to the steps of one response."""
+
+    run: str | None = knob(None, "A run folder: its policy, the fields of its config.yaml and, if it trained ppo, its critic.")
+    problem: int = knob(0, "Number of the test problem.")
+    group: int = knob(8, "Responses sampled to it: grpo compares them. Of few, all are often equally wrong, and it says nothing.")
+    response: int | None = knob(None, "Number of the response in the group. Left out: the first wrong one, or else the first.")
+    k: int = knob(9, "vineppo: Monte Carlo rollouts for each state (paper: 9).")
+    truth: int = knob(0, "Rollouts for each state of a column to compare with, such as 256; 0: no such column.")
+    temperature: float = knob(1.0, "Of responses and rollouts.")
+    step_tokens: int | None = knob(None, "Cut a step every so many tokens instead of at newlines.")
+    critic_iterations: int = knob(20, "ppo: so many iterations a critic learns while the policy rests; 0: no column for ppo.")
+    out: str | None = knob(None, "Folder for the page and the picture; a new one under runs/ when left out.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        at_least(self, 0, "problem", "response", "truth", "critic_iterations")
+        at_least(self, 1, "k", "step_tokens")
+        _above_zero(self, "temperature")
+        if self.group < 2:
+            raise UserError(f"group = {self.group}: grpo compares the responses to one problem, so it must be at least 2")
+        if self.response is not None and self.response >= self.group:
+            raise UserError(f"response = {self.response}: there are {self.group} responses in the group, counted from 0")
+        if self.run is not None:
+            if self.model not in (None, f"{self.run}/policy"):
+                raise UserError("--run and --policy: a run brings its own policy, so leave out one of them")
+            self.model = f"{self.run}/policy"
 
 
 @dataclass

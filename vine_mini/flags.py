@@ -34,24 +34,27 @@ def read_preset(name: str) -> dict:
 
 
 def parse(config_class, prog: str, argv: list[str]):
-    """A command line -> config. Fields of `--preset`, or of the run in `--resume`, count as flags before the others.
+    """A command line -> config. Fields of `--preset`, or of the run in `--resume` or `--run`, count as flags before the others.
 
-    Presets are written for training: the other commands take only what is common to all from them.
+    Presets are written for training: the other commands take only what is common to all from them. `--run` takes all that it can.
 
     Raises UserError with one line for anything that is wrong. `--help` prints the fields and exits.
     """
     finder = _Parser(add_help=False, allow_abbrev=False)
     finder.add_argument("--preset")
     finder.add_argument("--resume")
+    finder.add_argument("--run")
     found, _ = finder.parse_known_args(argv)
     names = {f.name for f in fields(config_class)}
     preset = found.preset
-    if found.resume is not None and "resume" in names:
-        preset = f"{found.resume}/config.yaml"
-        if not Path(preset).is_file():
-            raise UserError(f"there is no {preset}: --resume needs the folder of a run")
-    values = read_preset(preset) if preset is not None else {}
     usable = names if config_class is TrainConfig else {f.name for f in fields(Common)} & names
+    for name, folder in (("resume", found.resume), ("run", found.run)):
+        if folder is not None and name in names:
+            preset = f"{folder}/config.yaml"
+            usable = names if name == "resume" else names - {"model"}  # whose place the run's own policy takes
+            if not Path(preset).is_file():
+                raise UserError(f"there is no {preset}: --{name} needs the folder of a run")
+    values = read_preset(preset) if preset is not None else {}
     flags = [flag for key, value in values.items() if key in usable and value is not None for flag in (f"--{key}", str(value))]
     parser = _Parser(config_class, prog=prog, description=config_class.__doc__, allow_abbrev=False)
     if issubclass(config_class, Common):

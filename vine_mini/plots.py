@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from vine_mini.page import NAMES, STRONG, signed, visible
+
 COLOURS = {"vineppo": "#0072B2", "ppo": "#D55E00", "grpo": "#009E73", "rloo": "#CC79A7", "reinforce": "#E69F00"}
 PHASES = ("sample", "rollouts", "score", "update")
 
@@ -111,4 +113,31 @@ def plot_seeds(runs: dict[str, list[list[dict]]], path: Path, title: str) -> Non
     axes[0].set(ylabel="sampled accuracy, training problems")
     axes[0].legend(frameon=False, loc="lower right")
     figure.suptitle(title)
+    save_figure(figure, path)
+
+
+def plot_credit(page, path: Path) -> None:
+    """The steps of a `page.Page` as rows; for each method the advantage as a coloured cell with its number."""
+    from textwrap import shorten
+
+    from matplotlib.colors import LinearSegmentedColormap
+
+    texts = [shorten(visible(text), 56, placeholder=" ...") for text in page.steps]
+    n, wide, text_wide = len(page.steps), 1.3, 0.095 * max(map(len, texts)) + 0.2  # inches
+    colours = LinearSegmentedColormap.from_list("credit", [COLOURS["ppo"], "white", COLOURS["vineppo"]])
+    figure, ((axis,),) = new_figure(1)
+    figure.set_size_inches(text_wide + wide * len(page.credits), 1.3 + 0.42 * n)
+    axis.set(xlim=(-text_wide, wide * len(page.credits)), ylim=(n, -1))
+    axis.axis("off")
+    for row, text in enumerate(texts):
+        axis.text(-0.1, row + 0.5, text, ha="right", va="center", family="monospace", parse_math=False)
+    for column, credit in enumerate(page.credits):
+        left = wide * column
+        axis.text(left + wide / 2, -0.35, NAMES[credit.name], ha="center", va="center", weight="bold")
+        for row, advantage in enumerate(credit.advantages):
+            colour = colours(0.5 + 0.3 * max(-1.0, min(1.0, advantage / STRONG)))  # never so dark that the number cannot be read
+            axis.fill_between([left, left + wide], row, row + 1, color=colour, edgecolor="white")
+            axis.text(left + wide / 2, row + 0.5, signed(advantage), ha="center", va="center")
+    title = shorten(visible(page.question), int(11 * figure.get_figwidth()), placeholder=" ...")
+    figure.suptitle(f"{title}\nreward {page.reward:g}; the advantage of each step", fontsize=10, parse_math=False)
     save_figure(figure, path)

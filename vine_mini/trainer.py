@@ -102,7 +102,7 @@ class Trainer:
             return random.Random(f"{config.seed} {self.iteration} {call}").getrandbits(32)
 
         problems = [self.train_problems[i] for i in chosen]
-        model = self._sampler()
+        model = self.sampler()
         with self._bar("sample", len(chosen)) as progress:
             trajectories = sample(model, [self.prompts[i] for i in chosen], seed=seed(0), progress=progress, **settings)
         rewards = torch.tensor([grade(p, t, self.tokenizer) for p, t in zip(problems, trajectories, strict=True)])
@@ -220,7 +220,7 @@ class Trainer:
                 temperature=config.eval_temperature,
                 seed=config.seed,
                 reference=self.reference if reference else None,
-                sampler=self._sampler(),
+                sampler=self.sampler(),
                 progress=progress,
             )
 
@@ -259,7 +259,7 @@ class Trainer:
         finally:
             model.eval()
 
-    def _sampler(self):
+    def sampler(self):
         """What samples: the policy itself, or its copy in bfloat16, brought up to date."""
         if self.low_precision is None:
             return self.policy

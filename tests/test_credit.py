@@ -1,0 +1,170 @@
+"""The `credit` command: its numbers, its page, and what it refuses."""
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+import torch
+
+from vine_mini import credit, models, page
+from vine_mini.advantages import group_relative
+from vine_mini.cli import main
+from vine_mini.config import CreditConfig
+from vine_mini.page import Credit, Page, Rollout
+
+HOSTILE = '<script>document.title = "taken"</script></details></td></table>"><img src=x onerror=alert(1)>&lt;\u202egnorw\x00'
+SMALL = ["--k", "3", "--group", "4", "--critic_iterations", "0"]
+
+
+def small_page(**changes) -> Page:
+    rollouts = [[Rollout("3*4=12\n#### 12", 1.0, True), Rollout(HOSTILE, 0.0, False)], [Rollout("", 0.0, True)] * 2]
+    credits = [Credit("vineppo", [-0.5, 0.0], [0.5, 0.0], [0.3, 0.2]), Credit("grpo", [-1.25, -1.25])]
+    whole = Page("How many?", "12", "Policy x.", "", 1.0, True, [0.0, 1.0], 0, ["1+2=4\n", HOSTILE], rollouts, 0, credits)
+    return replace(whole, **changes)
+
+
+@pytest.fixture(scope="module")
+def explained():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vine_mini.tasks.arithmetic.TRAIN_SIZE", 100)
+        return credit.explain(CreditConfig(k=5, group=6, truth=7, critic_iterations=1, problem=5))
+
+
+def test_each_column_telescopes_or_repeats(explained):
+    vineppo, ppo, grpo, truth = explained.credits
+    n = len(explained.steps)
+    for column, k in ((vineppo, 5), (truth, 7)):
+        assert sum(column.advantages) == pytest.approx(explained.reward - column.values[0])
+        assert all(round(v * k, 6) == round(v * k) for v in column.values)
+        assert all(0 < error < 0.5 for error in column.errors)  # also where none of k were right
+    assert len(ppo.values) == len(ppo.advantages) == n and ppo.errors is None
+    rewards = torch.tensor([explained.group_rewards])
+    assert grpo.advantages == [pytest.approx(group_relative(rewards)[0, explained.response].item())] * n
+
+
+def test_values_are_the_shares_of_right_rollouts(explained):
+    assert [len(state) for state in explained.rollouts] == [5] * len(explained.steps)
+    shares = [sum(r.reward for r in state) / 5 for state in explained.rollouts]
+    assert shares == explained.credits[0].values
+
+
+def test_the_first_wrong_response_is_shown(explained):
+    assert explained.response == explained.group_rewards.index(0.0) and explained.reward == 0.0
+    config = CreditConfig(k=1, group=6, critic_iterations=0, problem=5, response=1)
+    assert credit.explain(config).response == 1
+
+
+def test_the_steps_are_the_response(explained):
+    assert "".join(explained.steps).endswith("<eos>") and explained.steps[0].endswith("\n")
+
+
+def test_with_lambda_1_the_critic_s_advantage_is_the_reward_less_its_mean_guess(explained):
+    _, ppo, *_ = explained.credits
+    assert explained.lam == 1.0
+    for value, advantage in zip(ppo.values, ppo.advantages, strict=True):
+        assert abs(explained.reward - value - advantage) < 0.5  # the mean over the step's tokens, not its first alone
+
+
+def test_the_run_of_a_critic_brings_it_along(tmp_path, monkeypatch, capsys):
+    settings = "--algorithm ppo --iterations 2 --prompts 4 --group 2 --minibatch_size 8 --eval_problems 2 --eval_samples 1"
+    run = tmp_path / "run"
+    assert main(["train", *settings.split(), "--lam", "0.9", "--out", str(run)]) == 0
+    found = credit.explain(CreditConfig(run=str(run), k=2, group=3, critic_iterations=5))
+    assert "run's own, after 2 iterations" in found.critic and found.lam == 0.9
+    assert f"{run}/policy" in found.made
+    assert main(["credit", "--run", str(run), *SMALL, "--out", str(tmp_path / "page")]) == 0
+    assert "PPO" in capsys.readouterr().out
+    assert main(["credit", "--run", str(run), "--policy", "elsewhere", "--out", str(tmp_path / "x")]) == 2
+
+
+def test_the_command_writes_a_page_and_a_picture(tmp_path, capsys):
+    out = tmp_path / "credit"
+    assert main(["credit", "--problem", "5", *SMALL, "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "VinePPO" in said and str(out / "credit.html") in said
+    assert sorted(p.name for p in out.iterdir()) == ["credit.html", "credit.png"]
+    assert (out / "credit.png").read_bytes().startswith(b"\x89PNG")
+    again = tmp_path / "again"
+    assert main(["credit", "--problem", "5", *SMALL, "--out", str(again)]) == 0
+    assert (again / "credit.html").read_text() == (out / "credit.html").read_text()  # the same seed, the same page
+
+
+class Tags(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.open, self.text = [], [], ""
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_is_well_formed_and_what_a_model_wrote_stays_text():
+    html = page.render(small_page(question=HOSTILE, answer=HOSTILE))
+    tags = Tags()
+    tags.feed(html)
+    assert not tags.open
+    assert {"script", "img"}.isdisjoint(tag for tag, _ in tags.tags)
+    assert not any(name.startswith("on") for _, attributes in tags.tags for name in attributes)
+    assert tags.text.count('<script>document.title = "taken"</script>') == 4
+    assert "\u202e" not in html and "\x00" not in html and "⟨U+202E⟩" in html and "⟨U+0000⟩" in html
+
+
+def test_the_page_loads_nothing():
+    html = page.render(small_page(steps=["1+2=4", "4*3=12"], rollouts=[[Rollout("12", 1.0, True)]] * 2))
+    assert not re.search(r"https?:|//|src=|href=|url\(|@import", html)
+    assert "default-src 'none'" in html
+
+
+def test_what_the_page_says_of_noise():
+    assert "may be noise" in page.finding(small_page())
+    sure = small_page(credits=[Credit("vineppo", [-0.5, 0.0], [0.5, 0.0], [0.01, 0.01])])
+    assert page.finding(sure).endswith("from 0.50 ± 0.01 to 0.00 ± 0.01.")
+    assert (
+        page.finding(small_page(credits=[Credit("vineppo", [0.0, 0.0], [0.0, 0.0], [0.1, 0.1])]))
+        == "VinePPO's value moves nowhere."
+    )
+    assert "it says nothing" in page.render(small_page(group_rewards=[0.0, 0.0]))
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--problem", "500"], "there are 500 test problems"),
+        (["--problem", "-1"], "problem = -1"),
+        (["--response", "8"], "there are 8 responses"),
+        (["--group", "1"], "at least 2"),
+        (["--k", "0"], "k = 0"),
+        (["--truth", "-1"], "truth = -1"),
+        (["--run", "nowhere"], "there is no nowhere/config.yaml"),
+        (["--policy", "./nowhere"], "no model folder nowhere"),
+        (["--temperature", "0"], "temperature"),
+        (["--critic", "x"], "--critic"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(words, reason, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["credit", *words]) == 2
+    said = capsys.readouterr().err.strip()
+    assert reason in said and "\n" not in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_holds_something_is_not_overwritten(tmp_path, capsys):
+    (tmp_path / "mine").write_text("x")
+    assert main(["credit", "--out", str(tmp_path)]) == 2
+    assert "already holds something" in capsys.readouterr().err
+
+
+def test_other_commands_know_the_flag_policy_too(tmp_path, capsys):
+    policy = str(models.SHIPPED / "arithmetic")
+    assert main(["sample", "--policy", policy, "--n", "1"]) == 0
+    assert "--- 1:" in capsys.readouterr().out

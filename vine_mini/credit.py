@@ -1,0 +1,160 @@
+"""The `credit` command: how VinePPO, PPO and GRPO, and ground truth on request, give credit to the steps of one response.
+
+Everything is computed by what trains: `vines`, `advantages`, the trainer's critic. Only the choice of the response and the
+standard error are new. Deviation from training: advantages are shown before they are whitened over a batch.
+"""
+
+import random
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from vine_mini import checkpoint, models, tasks, vines
+from vine_mini.advantages import gae, group_relative, step_advantages
+from vine_mini.config import Common, CreditConfig, TrainConfig
+from vine_mini.evaluate import grade
+from vine_mini.flags import read_preset
+from vine_mini.logprobs import response_values
+from vine_mini.page import Credit, Page, Rollout, finding, render, summary
+from vine_mini.plots import plot_credit
+from vine_mini.runs import new_folder
+from vine_mini.sampling import sample
+from vine_mini.steps import cut_steps
+from vine_mini.trainer import Trainer
+from vine_mini.types import UserError, collate, on_response
+
+CRITIC_LR = {"arithmetic": 3e-3, "gsm8k": 1e-5}  # for a policy from scratch, and for a pretrained one
+
+
+def credit(config: CreditConfig) -> int:
+    """The `credit` command."""
+    new_folder(config.out, "credit")  # refuses before anything is computed
+    page = explain(config)
+    folder = new_folder(config.out, "credit")  # another run may have taken the first meanwhile
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "credit.html").write_text(render(page), encoding="utf-8")
+    plot_credit(page, folder / "credit.png")
+    print(f"{summary(page)}\n{finding(page)}\npage: {folder / 'credit.html'}\npicture: {folder / 'credit.png'}")
+    return 0
+
+
+def explain(config: CreditConfig) -> Page:
+    """Samples the responses, picks one, and has every method say what its steps are worth. Raises UserError."""
+    trainer = _resting_trainer(config)
+    if config.problem >= len(trainer.test_problems):
+        raise UserError(f"problem = {config.problem}: there are {len(trainer.test_problems)} test problems, counted from 0")
+    critic = _train_critic(trainer, config)
+    problem, prompt = trainer.test_problems[config.problem], trainer.test_prompts[config.problem]
+    model, tokenizer = trainer.sampler(), trainer.tokenizer
+    settings = dict(
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        eos_token_id=trainer.eos,
+        batch_size=config.sample_batch_size,
+    )
+    group = sample(model, [prompt] * config.group, seed=_seed(config, "group"), **settings)
+    rewards = [grade(problem, t, tokenizer) for t in group]
+    first_wrong = next((i for i, R in enumerate(rewards) if not R), 0)
+    chosen = first_wrong if config.response is None else config.response
+    trajectory, R = group[chosen], rewards[chosen]
+    ids, cuts = trajectory.response_ids, cut_steps(trajectory.response_ids, tokenizer, every=config.step_tokens)
+
+    def monte_carlo(name: str, k: int) -> tuple[list[list[Rollout]], Credit]:
+        with tqdm(total=k * len(cuts), desc=name, dynamic_ncols=True) as bar:
+            seed = _seed(config, name)
+            [grown] = vines.rollouts(model, [trajectory], [cuts], k=k, seed=seed, progress=bar.update, **settings)
+        rollouts = [  # [n][k]
+            [
+                Rollout(
+                    tokenizer.decode(c.response_ids, skip_special_tokens=True),
+                    tasks.reward(problem, [*ids[:cut], *c.response_ids], c.finished, tokenizer),
+                    c.finished,
+                )
+                for c in completions
+            ]
+            for cut, completions in zip(cuts, grown, strict=True)
+        ]
+        values = [sum(r.reward for r in state) / k for state in rollouts]
+        return rollouts, Credit(name, step_advantages(values, R), values, [_standard_error(v, k) for v in values])
+
+    rollouts, vineppo = monte_carlo("vineppo", config.k)
+    credits = [vineppo]
+    if critic:
+        credits.append(_critics_credit(trainer, trajectory, cuts, R))
+    credits.append(Credit("grpo", [group_relative(torch.tensor([rewards]))[0, chosen].item()] * len(cuts)))
+    if config.truth:
+        credits.append(monte_carlo("truth", config.truth)[1])
+    return Page(
+        question=problem.question,
+        answer=problem.answer,
+        made=f"Policy {models.policy_name(config)}, test problem {config.problem} of {config.task}, response {chosen} of "
+        f"{config.group}, temperature {config.temperature:g}, at most {config.max_new_tokens} tokens, seed {config.seed}.",
+        critic=critic,
+        lam=trainer.config.lam,
+        finished=trajectory.finished,
+        group_rewards=rewards,
+        response=chosen,
+        steps=[tokenizer.decode(ids[a:b]) for a, b in zip(cuts, [*cuts[1:], len(ids)], strict=True)],
+        rollouts=rollouts,
+        truth=config.truth,
+        credits=credits,
+    )
+
+
+def _resting_trainer(config: CreditConfig) -> Trainer:
+    """A trainer whose policy stays as it is, with a new critic or, if the run trained one, with the run's."""
+    saved = read_preset(f"{config.run}/config.yaml") if config.run else {}
+    has_critic = saved.get("algorithm") == "ppo"
+    settings = {field.name: getattr(config, field.name) for field in fields(Common)} | {
+        "algorithm": "ppo" if has_critic or config.critic_iterations else "reinforce",
+        "lr": 0.0,
+        "critic_lr": CRITIC_LR[config.task],
+        "kl_coef": 0.0,
+        "lam": saved.get("lam", 1.0),
+        "gamma": saved.get("gamma", 1.0),
+        "temperature": config.temperature,
+        "iterations": max(1, config.critic_iterations),
+        "eval_problems": 0,  # all: `problem` may be any of them
+    }
+    n = 1 if has_critic or not config.critic_iterations else min(32, len(tasks.load_problems(config)[0]))
+    trainer = Trainer(TrainConfig(**settings, prompts=n, group=4, minibatch_size=2 * n))
+    if has_critic:
+        checkpoint.resume(trainer, Path(config.run) / "policy")
+    return trainer
+
+
+def _train_critic(trainer: Trainer, config: CreditConfig) -> str:
+    """Trains the critic unless there is none, or it comes trained from its run. -> where it comes from, for the page"""
+    if not trainer.critic:
+        return ""
+    if trainer.iteration:
+        return f"The network is the run's own, after {trainer.iteration} iterations."
+    with tqdm(total=config.critic_iterations, desc="critic", dynamic_ncols=True) as bar:
+        for metrics, _, _ in trainer.train():
+            episodes = metrics["episodes"]
+            bar.update()
+    return f"The network was trained on {episodes:,} responses of this policy, while the policy rested."
+
+
+@torch.no_grad()
+def _critics_credit(trainer: Trainer, trajectory, cuts: list[int], reward: float) -> Credit:
+    """GAE over the critic's values: of each step the value before it, and the mean advantage of its tokens."""
+    batch = collate([trajectory], trainer.device)
+    mask, T = batch.response_mask, len(trajectory.response_ids)
+    values = response_values(trainer.critic, batch.input_ids, batch.attention_mask, mask)  # [1, T]
+    rewards = on_response([[0.0] * (T - 1) + [reward]], mask)
+    advantages, _ = gae(rewards, values, mask, gamma=trainer.config.gamma, lam=trainer.config.lam)
+    values, advantages = values[mask.bool()], advantages[mask.bool()]  # of the response's tokens
+    return Credit("ppo", [part.mean().item() for part in advantages.tensor_split(cuts[1:])], values[cuts].tolist())
+
+
+def _standard_error(value: float, k: int) -> float:
+    """Of a mean of k zeros and ones. Half a success and half a failure are added: none of k is not never."""
+    p = (value * k + 0.5) / (k + 1)
+    return (p * (1 - p) / k) ** 0.5
+
+
+def _seed(config: CreditConfig, name: str) -> int:
+    return random.Random(f"{config.seed} {name}").getrandbits(32)  # PyTorch's generator looks at 32 bits only
