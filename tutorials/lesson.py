@@ -16,7 +16,7 @@ from vine_mini.trainer import Trainer  # noqa: E402
 QUICK = "--quick" in sys.argv  # smaller numbers, so that tests can run every tutorial; the curves are too rough to learn from
 PICTURES = ROOT / "runs" / ("tutorials-quick" if QUICK else "tutorials")
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # models this small gain little from a second one, and lose much if the machine is busy
 
 
 def start(**changes) -> Trainer:

@@ -1,4 +1,4 @@
-"""Grades the exercises in the folder above; each has the package's own function, small inputs, and wrong answers that people give."""
+"""Grades the exercises in the folder above; each has the package's own function, small inputs, and wrong answers people give."""
 
 from grading import credit, losses, positions, sampling
 from grading.engine import Exercise, grade, load

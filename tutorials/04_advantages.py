@@ -1,0 +1,170 @@
+# %% [markdown]
+# # 4. GAE against Monte Carlo advantages
+#
+# An *advantage* says how much better an action was than what the policy does on average: $A(s, a) = r + V(s') - V(s)$. All it
+# takes is values. VinePPO has them from rollouts, PPO from a network, the *critic*, over whose errors it smooths with
+# generalized advantage estimation (GAE; VinePPO, section 3; arXiv 1506.02438):
+#
+# $$\delta_t = r_t + \gamma V(s_{t+1}) - V(s_t), \qquad A_t = \sum_{l \ge 0} (\gamma \lambda)^l \delta_{t+l}$$
+#
+# Here we do both on the same response and compare them with the truth. First GAE by hand, on three tokens.
+
+# %%
+import torch
+from lesson import QUICK, show, start
+
+from vine_mini import tasks
+from vine_mini.advantages import gae, spread_to_tokens, step_advantages, whiten
+from vine_mini.evaluate import grade
+from vine_mini.logprobs import response_values
+from vine_mini.plots import new_figure
+from vine_mini.sampling import sample
+from vine_mini.steps import cut_steps
+from vine_mini.types import collate
+from vine_mini.vines import rollouts
+
+r, V, lambdas = [0.0, 0.0, 1.0], [0.5, 0.6, 0.2], (1.0, 0.95, 0.0)
+delta = [r[0] + V[1] - V[0], r[1] + V[2] - V[1], r[2] + 0 - V[2]]  # gamma is 1, and the end is worth 0
+for lam in lambdas:
+    by_hand = torch.tensor([[delta[0] + lam * delta[1] + lam**2 * delta[2], delta[1] + lam * delta[2], delta[2]]])
+    packaged, _ = gae(torch.tensor([r]), torch.tensor([V]), torch.ones(1, 3), lam=lam)
+    print(f"lambda {lam:4}: {[round(x, 3) for x in packaged[0].tolist()]}; as by hand: {torch.allclose(by_hand, packaged)}")
+
+# %% [markdown]
+# With $\lambda = 1$ all values but one cancel: $A_t = R - V(s_t)$. Such an advantage knows the outcome for sure, but not who
+# caused it. With $\lambda = 0$ it is $\delta_t$: it knows the place, if the critic is right. The paper's PPO uses $\lambda = 1$.
+#
+# ## A critic
+#
+# We train one as PPO does, with a learning rate of 0 for the policy, so that it learns the values of a policy that stands still.
+
+# %%
+trainer = start(algorithm="ppo", lr=0.0, critic_lr=1e-3, kl_coef=0.0, iterations=1 if QUICK else 20)
+policy, tokenizer, eos = trainer.policy, trainer.tokenizer, trainer.eos
+for metrics, episodes, advantages in trainer.train():
+    last = advantages, episodes.batch.response_mask  # [B, T] each; used again below
+    if QUICK or metrics["iteration"] % 4 == 0:
+        print(f"{metrics['episodes']:5} episodes: mean |V - R| a token {metrics['value_error']:.3f}", flush=True)
+
+# %% [markdown]
+# ## One wrong response
+#
+# The first of our responses is wrong, but begins with three right steps; the others are whatever comes. The truth is measured
+# with many rollouts: of all responses from every step, of the first one also from *every token*. For VinePPO we take $K = 9$ and
+# give every token the advantage of its step (section 4).
+
+# %%
+settings = dict(max_new_tokens=64, eos_token_id=eos, batch_size=1024)
+n_others, k_tokens, k_steps = (3, 20, 20) if QUICK else (20, 400, 256)
+problem, prompt = trainer.test_problems[5], trainer.test_prompts[5]
+solution = tokenizer.encode(problem.solution)
+three = cut_steps(solution, tokenizer)[3]  # where the fourth step starts
+group = sample(policy, [prompt] * 16, seed=0, **settings)
+wrong = next(t for t in group if t.response_ids[:three] == solution[:three] and not grade(problem, t, tokenizer))
+problems = [problem, *trainer.test_problems[20 : 20 + n_others]]
+trajectories = [wrong, *sample(policy, trainer.test_prompts[20 : 20 + n_others], seed=1, **settings)]
+R = [grade(p, t, tokenizer) for p, t in zip(problems, trajectories, strict=True)]
+
+
+def monte_carlo(cuts, k, seed):
+    """-> for each row of cuts, the values of the states at the cuts of that trajectory"""
+    done = rollouts(policy, trajectories[: len(cuts)], cuts, k=k, seed=seed, **settings)
+    values = [[] for _ in cuts]
+    for n, (p, t) in enumerate(zip(problems[: len(cuts)], trajectories, strict=False)):
+        for c, group in zip(cuts[n], done[n], strict=True):
+            values[n].append(sum(tasks.reward(p, t.response_ids[:c] + x.response_ids, x.finished, tokenizer) for x in group) / k)
+    return values
+
+
+cuts = [cut_steps(t.response_ids, tokenizer) for t in trajectories]
+every_token = list(range(len(wrong.response_ids)))
+true_values = monte_carlo([every_token], k_tokens, seed=2)[0]
+values = monte_carlo(cuts, 9, seed=3)
+steps = {"truth": list(map(step_advantages, monte_carlo(cuts, k_steps, seed=4), R))}  # name -> [response][step]
+steps["K = 9"] = list(map(step_advantages, values, R))
+
+b = collate(trajectories)
+with torch.no_grad():
+    critic = response_values(trainer.critic, b.input_ids, b.attention_mask, b.response_mask)  # [B, T]
+token_rewards = torch.zeros_like(critic)
+token_rewards[torch.arange(len(b)), b.attention_mask.sum(dim=1) - 1] = torch.tensor(R)  # paid at the last token
+tokens = {lam: gae(token_rewards, critic, b.response_mask, lam=lam)[0] for lam in lambdas}  # [B, T] each
+for lam, credit in tokens.items():  # of a step: the mean over its tokens
+    rows = [credit[n][b.response_mask[n].bool()].tensor_split(cuts[n][1:]) for n in range(len(b))]
+    steps[f"GAE {lam}"] = [[part.mean().item() for part in row] for row in rows]
+
+print(f"{problem.question}\n{'':22}" + "".join(f"{name:>10}" for name in steps))
+for i, (a, z) in enumerate(zip(cuts[0], [*cuts[0][1:], len(every_token)], strict=True)):
+    text = tokenizer.decode(wrong.response_ids[a:z]).replace("\n", " ")
+    print(f"{text:22}" + "".join(f"{rows[0][i]:+10.2f}" for rows in steps.values()))
+gap = max(abs(sum(row) - (reward - v[0])) for row, reward, v in zip(steps["K = 9"], R, values, strict=True))
+print(f"\nsum of step advantages (K = 9) against R - V(s_0): largest gap in {len(b)} responses {gap:.1e}")
+
+# %% [markdown]
+# The truth blames the step with the mistake and praises right ones before it a little. Nine rollouts see the mistake, with noise
+# elsewhere. GAE with $\lambda = 1$ blames every step, the innocent ones too.
+#
+# Whatever the values, the step advantages of a response sum to $R - V(s_0)$: all in between cancels. A good test of such code.
+#
+# One response proves little. Over more of them, how well do the steps' advantages agree with the true ones? We ask for the
+# correlation, since advantages are shifted and scaled before use; its error comes from leaving out one response at a time.
+
+
+# %%
+def correlation(rows, left_out=None):
+    kept = [n for n in range(len(rows)) if n != left_out]
+    pairs = torch.tensor([pair for n in kept for pair in zip(rows[n], steps["truth"][n], strict=True)])  # [steps, 2]
+    return torch.corrcoef(pairs.T)[0, 1]
+
+
+for name in list(steps)[1:]:
+    without = torch.stack([correlation(steps[name], n) for n in range(len(b))])
+    error = ((len(b) - 1) * without.var(correction=0)).sqrt()
+    print(f"{name:9} correlation with the truth {correlation(steps[name]):.2f} ± {error:.2f}")
+
+# %% [markdown]
+# Nine rollouts agree with the truth better than this critic does. They cost more tokens; the critic had to be trained.
+#
+# ## Whitening
+#
+# Before the update, PPO and VinePPO shift and scale the advantages of all response tokens of an iteration to mean 0 and standard
+# deviation 1. Then the size of an update does not depend on how far rewards lie apart. The shift can turn a sign.
+
+# %%
+raw, white = (x[last[1].bool()] for x in (last[0], whiten(*last)))  # the tokens of the critic's last iteration
+print(f"before: mean {raw.mean():+.3f}, std {raw.std():.3f}; after: mean {white.mean():+.3f}, std {white.std():.3f}")
+print(f"an advantage of 0 becomes {-raw.mean() / raw.std():+.3f}; {(raw * white < 0).float().mean():.1%} of the signs turn")
+
+# %%
+figure, ((value_axis,), (axis,)) = new_figure(1, 2)
+figure.set_size_inches(10.4, 7.2)
+here = b.response_mask[0].bool()
+value_axis.plot(every_token, true_values, ".-", color="black", label=f"truth ({k_tokens} rollouts)")
+bars = [(p * (1 - p) / 9) ** 0.5 for p in ((9 * v + 0.5) / 10 for v in values[0])]  # none of nine is not never
+value_axis.errorbar(cuts[0], values[0], bars, fmt="o", color="#0072B2", capsize=3, label="K = 9")
+value_axis.plot(every_token, critic[0][here], "s--", markersize=4, color="#D55E00", label="critic")
+axis.bar(every_token, step_advantages(true_values, R[0]), color="0.6", label="truth")
+spread = spread_to_tokens(steps["K = 9"][0], cuts[0], len(every_token))
+axis.step(every_token, spread, where="mid", color="#0072B2", label="K = 9")
+for lam, colour, style in ((1.0, "#D55E00", "s--"), (0.95, "#009E73", "^:"), (0.0, "#CC79A7", "v-.")):
+    axis.plot(every_token, tokens[lam][0][here], style, markersize=4, color=colour, label=f"GAE, $\\lambda$ = {lam}")
+axis.axhline(0, color="black", linewidth=0.8)
+labels = [tokenizer.decode([i]).strip(" ").replace("\n", "\\n") for i in wrong.response_ids]
+for panel, name in ((value_axis, "value before the token"), (axis, "advantage of the token")):
+    panel.axvspan(three - 0.5, cuts[0][4] - 0.5, color="#E69F00", alpha=0.2, linewidth=0, label="the step with the mistake")
+    panel.set_xticks(every_token, labels, fontsize=8, rotation=90)
+    panel.set(ylabel=name, xlim=(-0.6, len(labels) - 0.4))
+    panel.legend(frameon=False, fontsize=8, ncols=2)
+value_axis.set_title(problem.question, fontsize=9)
+show(figure, "04_advantages")
+
+# %% [markdown]
+# ## Questions
+#
+# 1. In truth one token has the blame, yet VinePPO blames its line. Why does that hardly matter? See the picture of tutorial 2.
+# 2. With $\lambda = 1$ innocent steps are blamed. Why can PPO learn all the same, given enough episodes?
+# 3. Train the critic for three times as many iterations. Which of the three GAEs gains most, and why?
+# 4. What would GAE with $\lambda = 1$ be if the critic were 0 everywhere? Which algorithm is that?
+#
+# Exercises: `ex06` (step advantages), `ex07` (spread to tokens), `ex08` (GAE), `ex09` (whitening).
+# Read next: `vine_mini/advantages.py`, and how `vine_mini/algorithms.py` calls it.

@@ -1,0 +1,170 @@
+# %% [markdown]
+# # 12. How NoPE counts
+#
+# A causal decoder without any position encoding can count, and does it best in tutorial 11. The paper proves that it is
+# possible, with explicit weights (section 5). We build them, break them in four ways, and ask whether training finds them.
+
+# %%
+import torch
+from lesson import QUICK, show
+from tqdm import tqdm
+
+from vine_mini.lengthgen.config import LengthgenConfig
+from vine_mini.lengthgen.model import Decoder
+from vine_mini.lengthgen.tasks import COUNTED
+from vine_mini.lengthgen.theory import BOS, VOCAB, attention_of_alibi, attention_of_second_layer, build, read_positions
+from vine_mini.lengthgen.train import collate, decoder_config, train
+from vine_mini.plots import new_figure
+
+T = 32  # positions that the weights are built for; <bos> is position 1
+
+# %% [markdown]
+# ## Theorem 1: a weight of 1/t
+#
+# Let a token's hidden state begin with three coordinates: 1, "am I `<bos>`?", and 0, where the position is to appear. If all keys
+# are equal, all logits are equal, whatever the query is, and softmax gives each of the $t$ visible tokens the weight $1/t$. Let
+# the value be "am I `<bos>`?". Just one token says yes, so attention returns $1/t$. The causal mask does the counting.
+
+# %%
+h = torch.tensor([[1, 1, 0]] + [[1, 0, 0]] * (T - 1), dtype=torch.float64)  # [T, 3]
+q = torch.randn(T, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))  # any queries will do
+k = h[:, :1].expand(T, 5)  # five equal numbers, read from the first coordinate
+mask = torch.full((T, T), float("-inf"), dtype=torch.float64).triu(1)
+h[:, 2] += (q @ k.T + mask).softmax(dim=-1) @ h[:, 1]
+print("attention returns", [round(x, 4) for x in h[:6, 2].tolist()])
+
+# %% [markdown]
+# ## From 1/t to t
+#
+# The MLP must turn $x = 1/t$ into $t$. A sum of ReLUs is piecewise linear, and we need it only at 1, 1/2, 1/3, ... So there is
+# an exact one, with a unit for each position (the paper only cites that MLPs can approximate any function):
+#
+# $$x + \sum_j c_j\, \mathrm{relu}(1/j - x) = t \quad \text{at } x = 1/t, \qquad c_1 = 3,\; c_j = 2j$$
+#
+# Unit $j$ is silent until $1/t$ has fallen below $1/j$. Then it makes the line steeper by just what the next point needs.
+
+# %%
+t = torch.arange(1, T + 1, dtype=torch.float64)
+j = t[:-1]
+h[:, 2] += (torch.where(j == 1, 3, 2 * j) * (1 / j - h[:, 2:]).relu()).sum(dim=1)  # [T, T - 1], summed over units
+print("the MLP makes of it", [round(x, 4) for x in h[:6, 2].tolist()], f"; largest error {(h[:, 2] - t).abs().max():.1e}")
+
+model = build(T - 1)  # the same weights in the package's decoder, with random content in the other coordinates
+ids = torch.tensor([[BOS, *torch.randint(1, VOCAB, (2 * T - 1,), generator=torch.Generator().manual_seed(0)).tolist()]])
+print(f"the package's decoder on random tokens: largest error {(read_positions(model, ids[:, :T])[0] - t).abs().max():.1e}")
+
+# %% [markdown]
+# ## Theorem 2: from position to distance
+#
+# With $t$ in the hidden state, the next layer can build $q_t = [m, -m t, \dots]$ and $k_i = [i, 1, \dots]$. Their product is
+# $-m (t - i)$ plus what the dots give, content. So we compare with a layer of the same content that has ALiBi's bias.
+
+# %%
+ours, alibi = attention_of_second_layer(model, ids[:, :T]), attention_of_alibi(model, ids[:, :T])  # [1, H, T, T]
+print(f"NoPE's second layer against ALiBi: largest difference of an attention weight {(ours - alibi).abs().max():.1e}")
+
+# %% [markdown]
+# ## Broken in four ways
+#
+# To exist is not to extrapolate. Beyond the built length no unit is left to bend the line. Without `<bos>`, or with two, what
+# was averaged is missing, or there twice. Without the mask all tokens see equally many.
+
+# %%
+no_bos, two = ids.clone(), ids.clone()
+no_bos[:, 0], two[:, 1] = 1, BOS
+curves = {f"built for {T}": read_positions(model, ids), "no <bos>": read_positions(model, no_bos)}
+curves |= {"two <bos>": read_positions(model, two)}
+curves |= {"no causal mask": read_positions(model, ids[:, :T], torch.zeros(1, 1, T, T))}
+for name, read in curves.items():
+    print(f"{name:15}", ", ".join(f"{p} -> {read[0, p - 1]:.1f}" for p in (1, 2, 3, 8, 16, 32, 48, 64) if p <= read.shape[1]))
+
+# %% [markdown]
+# ## Does training find it?
+#
+# We train NoPE to count as in tutorial 11, and look inside with a *probe*: a linear map, fitted by least squares, from the hidden
+# states after a layer to a number. If it is right on sequences that it was not fitted on, the states carry the number (R²: 1 is
+# perfect, 0 no better than the mean). While the model writes we ask for two: the position $t$, and how many items are still to
+# come. We fit on even lengths up to 10, test on odd ones and on longer ones. The control is the same decoder untrained.
+
+
+# %%
+@torch.no_grad()
+def look_inside(model, lengths):
+    """-> hidden states and a constant 1, after embedding and layers [layers + 1, n, D + 1]; {what: numbers [n]}"""
+    states, numbers = [], []
+    for n in lengths:
+        ids, _ = collate([(f"Copy: {' '.join([x] * n)} [SEP]", " ".join([x] * n)) for x in COUNTED], "cpu")  # [16, 2n + 4]
+        after = [model.model.embed(ids)]
+        hooks = [layer.register_forward_hook(lambda _, __, out, to=after: to.append(out[0])) for layer in model.model.layers]
+        model.model(ids, use_cache=False)
+        for hook in hooks:
+            hook.remove()
+        t = torch.arange(n + 3, 2 * n + 4)  # from [SEP], when n items are to come, to the last item
+        states.append(torch.stack(after)[:, :, t - 1].flatten(1, 2))  # [layers + 1, 16 (n + 1), D]
+        numbers.append(torch.stack([t, 2 * n + 3 - t]).repeat(1, len(ids)))  # [2, 16 (n + 1)]
+    x, (position, to_come) = torch.cat(states, dim=1).double(), torch.cat(numbers, dim=1).double()
+    return torch.cat([x, torch.ones_like(x[..., :1])], dim=-1), {"position": position, "to come": to_come}
+
+
+def probe(model, what: str):
+    """-> R² after each layer on seen lengths, the same on longer ones; what layer 2's probe reads there, and the truth"""
+    linear, scores = None, []
+    for lengths in ((2, 4, 6, 8, 10), (3, 5, 7, 9), range(11, 21)):
+        x, numbers = look_inside(model, lengths)
+        y = numbers[what]
+        if linear is None:
+            linear = torch.linalg.lstsq(x, y.expand(len(x), -1)[..., None], driver="gelsd").solution  # [layers + 1, D + 1, 1]
+        read = (x @ linear)[..., 0]  # [layers + 1, n]
+        scores.append((1 - (read - y).square().mean(dim=1) / y.var()).tolist())
+    return scores[1], scores[2], read[2], y
+
+
+steps, seeds = (20, (0,)) if QUICK else (500, (0, 1))
+config = LengthgenConfig(task="copy", steps=steps, lr=1e-3)
+found = {}  # (what, trained or not) -> for each seed, what `probe` returns
+for seed in seeds:
+    torch.manual_seed(seed)  # train() starts from the same weights
+    decoders = {"untrained": Decoder(decoder_config(config, "nope")).eval()}
+    with tqdm(total=steps, desc=f"NoPE learns to count, seed {seed}", leave=False) as bar:
+        decoders["trained"] = train(config, "nope", seed, progress=bar.update)
+    for what, name in [(what, name) for what in ("position", "to come") for name in decoders]:
+        found.setdefault((what, name), []).append(probe(decoders[name], what))
+        seen, longer = (" ".join(f"{x:5.2f}" for x in row) for row in found[what, name][-1][:2])
+        print(f"seed {seed}, {what:8}, {name:9}: R² after embedding and layers {seen}; on longer sequences {longer}")
+
+# %% [markdown]
+# The surprise is the first line: an *untrained* NoPE decoder tells the position almost as well as a trained one, from layer 1 on.
+# Many ways of mixing a prefix depend on its length, and random weights will do; training improves the clock mostly on longer
+# sequences. What it adds is the number that the task asks for, items to come: $2n + 3 - t$ for $n$ items. To get it, positions
+# are to be compared; it appears in layer 2, as distance does in Theorem 2, and the position then fades. On longer sequences
+# every probe gets worse: like the built weights, the trained ones flatten (picture, right).
+
+# %%
+figure, ((theory_axis, layer_axis, longer_axis),) = new_figure(3)
+for (name, read), style in zip(curves.items(), ("#0072B2 -", "#D55E00 --", "#009E73 -.", "#CC79A7 :"), strict=True):
+    colour, line = style.split()
+    theory_axis.plot(range(1, read.shape[1] + 1), read[0], line, color=colour, linewidth=2, label=name)
+for (what, name), runs in found.items():
+    line = "-" if name == "trained" else "--"
+    colour, marker = {"position": ("#E69F00", "^"), "to come": ("#0072B2", "o")}[what]
+    for i, (seen, _, read, y) in enumerate(runs):
+        layer_axis.plot(range(4), seen, line, color=colour, marker=marker, label=f"{what}, {name}" if i == 0 else None)
+        if what == "to come":
+            means = [read[y == n].mean() for n in range(21)]
+            longer_axis.plot(range(21), means, line, color=colour, marker=marker, markersize=4, label=name if i == 0 else None)
+theory_axis.set(title="Theorem 1, built and broken", xlabel="true position", ylabel="position that is read")
+layer_axis.set(title="Probes on seen lengths", xticks=range(4), xlabel="layer (0: embedding)", ylabel="R²", ylim=(0, 1.02))
+longer_axis.set(title="Layer 2 on lengths 11 to 20", xticks=range(0, 21, 5), xlabel="items to come", ylabel="probe reads, mean")
+for axis, end in ((theory_axis, 2 * T), (layer_axis, 0), (longer_axis, 20)):
+    axis.plot([0, end], [0, end], color="0.7", linewidth=1, zorder=0)  # where a reading would be right
+    axis.legend(frameon=False, fontsize=8)
+show(figure, "12_how_nope_counts")
+
+# %% [markdown]
+# ## Questions
+#
+# 1. With two `<bos>`, why is half of the true position read, but not at position 3? Look at the points that the line joins.
+# 2. `build(T - 1, large=1e4)` keeps RMSNorm, which the theorem leaves out. How does a large constant make it harmless?
+# 3. How does an untrained layer know the position? Multiply its attention to the first token (`output_attentions=True`) by $t$.
+#
+# Exercise: `ex16` (the weights of Theorem 1). Read next: `vine_mini/lengthgen/theory.py`.
