@@ -73,7 +73,9 @@ for advantage in (1.0, -1.0):
 # part instead, and tokens in small parts count more: another gradient for every split.
 
 # %%
-trainer = start(algorithm="rloo", kl_coef=0.0)
+size = dict(prompts=8, minibatch_size=32, eval_problems=20, eval_samples=1) if QUICK else dict(minibatch_size=128)
+settings = dict(algorithm="rloo", kl_coef=0.0, epochs=1, max_ratio=1e9, **size)  # one optimizer step an update
+trainer = start(clip=CLIP, **settings)
 episodes = trainer.sample_episodes()
 batch = episodes.batch
 trainer.score(batch, episodes.trajectories)  # old log-probs: the sampler's own
@@ -82,14 +84,15 @@ batch.advantages, _ = ALGORITHMS["rloo"](episodes, trainer.config)
 
 def gradient(tokens: int, fixed: bool):
     """The policy's gradient on the batch in micro-batches of so many tokens, as one vector. -> gradient, number of parts"""
-    trainer.policy.zero_grad()
     parts = batch.micro_batches(torch.arange(len(batch)), tokens)
     for rows in parts:
         b = batch.rows(rows)
         logprobs = response_logprobs(trainer.policy, b.input_ids, b.attention_mask, b.response_mask)
         denominator = batch.response_mask.sum() if fixed else b.response_mask.sum() * len(parts)
         clipped_policy_loss(logprobs, b.old_logprobs, b.advantages, b.response_mask, denominator=denominator)[0].backward()
-    return torch.cat([p.grad.flatten() for p in trainer.policy.parameters()]), len(parts)
+    found = torch.cat([p.grad.flatten() for p in trainer.policy.parameters()])
+    trainer.policy.zero_grad()
+    return found, len(parts)
 
 
 whole, _ = gradient(10**6, True)
@@ -101,24 +104,20 @@ for tokens in (1000, 4000):
 # %% [markdown]
 # ## Too many steps on one batch
 #
-# One batch of 128 responses with RLOO's credit (the reward minus the mean of the others in its group: chapter 8), and many
+# That batch again: 128 responses with RLOO's credit (the reward minus the mean of the others in its group: tutorial 8). Many
 # optimizer steps on it, with the clip and without (an $\epsilon$ that nothing reaches). We watch the accuracy on test problems,
 # newly sampled; the KL from the old policy, estimated on the batch; the mean ratio; and the share of tokens that the clip has
-# silenced. `trainer.update` is the package's own, here with one step a call.
+# silenced.
 
 # %%
 steps, every = (2, 2) if QUICK else (40, 5)
-size = dict(prompts=8, minibatch_size=32, eval_problems=20, eval_samples=1) if QUICK else dict(minibatch_size=128)
 curves = {}
-for name, clip in (("clip 0.2", CLIP), ("no clip", 1e9)):
-    trainer = start(algorithm="rloo", kl_coef=0.0, clip=clip, epochs=1, max_ratio=1e9, **size)
-    episodes = trainer.sample_episodes()
-    trainer.score(episodes.batch, episodes.trajectories)
-    episodes.batch.advantages, _ = ALGORITHMS["rloo"](episodes, trainer.config)
+trainers = {"clip 0.2": trainer, "no clip": start(clip=1e9, **settings)}  # the same policy twice, and the same batch
+for name, trainer in trainers.items():
     curves[name] = []
     for step in range(steps + 1):
         accuracy = trainer.evaluate()["pass@1"] if step % every == 0 else None
-        stats = trainer.update(episodes.batch)  # its statistics are those from before the step
+        stats = trainer.update(batch)  # its statistics are those from before the step
         curves[name].append((step, stats["ratio"], stats["clip_frac"], stats["approx_kl"], accuracy))
         if accuracy:
             print(f"{name}, step {step:2}: accuracy {100 * accuracy[0]:4.1f} ± {100 * accuracy[1]:.1f} %, ", end="")

@@ -33,13 +33,11 @@ tokenizer, config, episodes = trainer.tokenizer, trainer.config, trainer.sample_
 rewards, mask = episodes.rewards, episodes.batch.response_mask  # [N, G], [B, T]
 
 
-def credit(name, **changes):
-    """An algorithm's advantages for the same episodes. -> [B, T]"""
+def credit(name, **changes):  # an algorithm's advantages for the same episodes, [B, T]
     return ALGORITHMS[name](episodes, replace(config, **changes))[0]
 
 
-def graded(n_problems, n, **more):
-    """n responses to each of the first test problems. -> rewards [P, n]"""
+def graded(n_problems, n, **more):  # rewards of n responses to each of the first test problems, [P, n]
     prompts = [p for p in trainer.test_prompts[:n_problems] for _ in range(n)]
     responses = sample(trainer.policy, prompts, max_new_tokens=config.max_new_tokens, eos_token_id=trainer.eos, **more)
     return torch.tensor([grade(trainer.test_problems[i // n], t, tokenizer) for i, t in enumerate(responses)]).view(-1, n)
@@ -59,8 +57,7 @@ credits = {
     "GRPO": credit("grpo"),
     **{f"VinePPO, K = {k}": credit("vineppo", k=k) for k in (1, 3, 9)},
 }
-mixed = next(n for n in range(N) if 0 < rewards[n].sum() < G)
-columns_of = {}
+mixed, columns_of = next(n for n in range(N) if 0 < rewards[n].sum() < G), {}
 print(f"{episodes.problems[mixed * G].question}\nrewards of the group: {[int(r) for r in rewards[mixed]]}\n")
 print("   ".join(credits), "  truth")
 for row in (mixed * G + rewards[mixed].argmin().item(), mixed * G + rewards[mixed].argmax().item()):
@@ -73,20 +70,21 @@ for row in (mixed * G + rewards[mixed].argmin().item(), mixed * G + rewards[mixe
         print("   ".join(numbers), f"  {truth[row, column]:+5.2f}   {text}")
 
 # %% [markdown]
-# REINFORCE, RLOO and GRPO tell every step the same. That is no *bias*: a good step is found in more right responses than a bad
-# one, and over many responses the rest cancels. It is noise.
+# REINFORCE, RLOO and GRPO tell every step the same. That is no *bias*: good steps are found in more right responses than bad
+# ones, and over many responses the rest cancels. It is noise.
 #
 # ## RLOO is Monte Carlo at the prompt
 #
 # The other members of the group are completions of $s_0$ that know nothing of this response: exactly rollouts, with $K = G - 1$.
-# So RLOO is VinePPO with one step a response, and its rollouts are there already. In formulas,
+# So RLOO is VinePPO with one step a response, and its rollouts are there already:
+#
 # $$R_i - \frac{1}{G-1}\sum_{j \ne i} R_j = \frac{G}{G-1}\left(R_i - \frac{1}{G}\sum_{j} R_j\right)$$
 
 # %%
 rloo = leave_one_out(rewards)
 print("RLOO = G/(G-1) (R - mean):", torch.allclose(rloo, G / (G - 1) * group_relative(rewards, scale_by_std=False)))
-[alone] = step_advantages([rewards[mixed, 1:].mean().item()], rewards[mixed, 0].item())
-print("RLOO = a single step, valued by the others:", abs(alone - rloo[mixed, 0].item()) < 1e-6)
+[credit_of_first] = step_advantages([rewards[mixed, 1:].mean().item()], rewards[mixed, 0].item())
+print("RLOO = a single step, valued by the others:", abs(credit_of_first - rloo[mixed, 0].item()) < 1e-6)
 one_step = credit("vineppo", step_tokens=config.max_new_tokens, k=G - 1)  # no cuts, and fresh rollouts
 first = [len(t.prompt_ids) for t in episodes.trajectories]
 print(f"VinePPO without cuts: std of the credit {one_step[range(N * G), first].std():.3f}; of RLOO {rloo.std():.3f}")
@@ -125,15 +123,12 @@ for temperature in (1.0, 0.7, 0.5):
 # The correlation of each credit with the truth over tokens, in parts of the batch. It does not mind scale, so neither whitening
 # nor GRPO's division matters. The truth is noisy itself; its two halves tell what a perfect credit would reach.
 
+
 # %%
-parts = torch.arange(N * G).chunk(2 if QUICK else 4)
-
-
-def correlation(x, y):
-    """[B, T] each -> mean over the parts, its standard error"""
-    pairs = [torch.stack([x[rows], y[rows]])[:, mask[rows].bool()] for rows in parts]
+def correlation(x, y, parts=2 if QUICK else 4):  # [B, T] each -> mean over parts of the batch, its standard error
+    pairs = [torch.stack([x[rows], y[rows]])[:, mask[rows].bool()] for rows in torch.arange(N * G).chunk(parts)]
     values = torch.stack([torch.corrcoef(pair)[0, 1] for pair in pairs])
-    return values.mean().item(), values.std().item() / len(parts) ** 0.5
+    return values.mean().item(), values.std().item() / parts**0.5
 
 
 agreement = {name: correlation(a, truth) for name, a in credits.items()}
@@ -143,9 +138,9 @@ print("\n".join(f"{name:15} correlation with the truth {r:.2f} ± {error:.2f}" f
 print(f"a perfect credit would reach {perfect:.2f}")
 
 # %% [markdown]
-# With one rollout a state, an advantage is the difference of two coin flips: worse than no rollouts at all. With three it is
-# better than the group's credit, with nine clearly so. What is gained is less noise, not another aim; that helps where noise
-# limits training. Here it does not (README: for the same number of episodes, all learn alike).
+# With one rollout a state, an advantage is the difference of two coin flips, and no better than a group's credit. Three are
+# better, nine clearly so. What is gained is less noise, not another aim; that helps where noise limits training. Here it does not
+# (README: for the same number of episodes, all learn alike).
 
 # %%
 figure, ((response_axis, pull_axis, agreement_axis),) = new_figure(3)
@@ -159,9 +154,8 @@ response_axis.set(title="One wrong response", xlabel="step", ylabel="credit of t
 for name, sums in pull.items():
     pull_axis.plot(range(1, 8), sums / sums[3], styles[name][1], color=styles[name][0], label=name)
 pull_axis.set(title="How a problem weighs", xlabel="right responses of 8", ylabel="sum of |A|, 4 of 8 = 1", ylim=(0, None))
-colours = ["#E69F00", "#CC79A7", "#009E73", "#56B4E9", "#56B4E9", "#0072B2"]
 means, errors = zip(*agreement.values(), strict=True)
-agreement_axis.barh(list(agreement), means, xerr=errors, color=colours, capsize=3)
+agreement_axis.barh(list(agreement), means, xerr=errors, color=["#E69F00", "#CC79A7", "#009E73"] + ["#0072B2"] * 3, capsize=3)
 agreement_axis.axvline(perfect, color="black", ls="--", label="a perfect credit, measured against this truth")
 agreement_axis.set(title="Agreement with the truth", xlabel="correlation over tokens", xlim=(0, 1))
 agreement_axis.invert_yaxis()

@@ -132,7 +132,7 @@ print("\n" + "\n".join(f"{k:19} {log[-1][k]:.2g}" for k in ("truncated", "nonzer
 # | `reward` | above 0 at the start | the model does not know the `####` line: another prompt, or `sft` first |
 # | `nonzero_advantages` | well above 0 | all responses to a problem end alike: nothing to learn from |
 # | `kl` | growing slowly | a jump: lower `lr` or raise `kl_coef` |
-# | `clip_frac` | small | large: too many steps on a batch, or too long ones (chapter 5) |
+# | `clip_frac` | small | large: too many steps on a batch, or too long ones (tutorial 5) |
 # | `sampler_gap` | tiny, larger with `bf16` | sampler and trainer disagree on the same tokens: a bug, not noise |
 #
 # The paper's run takes 650 iterations of 512 responses, K = 9. It reports (VinePPO, arXiv 2410.01679, accuracy on GSM8K's test

@@ -187,7 +187,8 @@ show(figure, "13_many_gpus")
 # What then deviates from this package: the engine's log-probs are not the trainer's, so old ones are scored again (here only in
 # bfloat16); ranks have unequal numbers of states, so some wait; runs do not repeat bit by bit. This repository has no code for
 # several GPUs, and no measurement on one behind these figures.
-#
+
+# %% [markdown]
 # ## Questions
 #
 # 1. DistributedDataParallel averages. By what must each rank multiply its loss, so that one denominator can stay?
