@@ -1,6 +1,7 @@
 """The loop: rules that hold for every algorithm, on the shipped policy and on a random Llama."""
 
 import copy
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from vine_mini import algorithms
 from vine_mini.config import ALGORITHM_NAMES, TrainConfig
+from vine_mini.sharing import supports
 from vine_mini.trainer import Trainer
 from vine_mini.types import Trajectory, UserError, collate
 
@@ -96,6 +98,15 @@ def test_gradient_checkpointing_recomputes_and_changes_nothing(algorithm):
         assert not any(network.training for network in networks)
     assert calls[1] == 2 * calls[0]  # policy and critic alike
     assert results[0] == pytest.approx(results[1], rel=1e-4, abs=1e-6)
+
+
+def test_bf16_samples_the_quick_way_even_if_an_evaluation_comes_first():
+    """Evaluation runs under autocast. The question whether a model can share prefixes, first asked there, got a false no."""
+    trainer = Trainer(replace(SMALL, bf16=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer.evaluate()
+    assert supports(trainer.sampler())
 
 
 def test_bf16_moves_float32_weights_that_bf16_could_not_hold():

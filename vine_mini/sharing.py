@@ -18,7 +18,8 @@ def supports(model) -> bool:
     """Whether this model's forks can share trunks: asked of the model itself, once, with a short fork of a short trunk."""
     if model not in _SUPPORTED:
         try:
-            _SUPPORTED[model] = _is_exact(model)
+            with torch.autocast(model.device.type, enabled=False):  # an evaluation in bfloat16 may be the first to ask
+                _SUPPORTED[model] = _is_exact(model)
         except Exception as error:  # whatever an architecture with another kind of attention or cache makes of this one
             _SUPPORTED[model], why = False, f" ({type(error).__name__})"
         else:
