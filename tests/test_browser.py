@@ -131,6 +131,21 @@ def test_dark_is_dark(opened):
     assert background("light") == "rgba(255, 255, 255, 1)" and background("dark") == "rgba(21, 23, 27, 1)"
 
 
+def test_paper_holds_all_columns_and_breaks_no_heading(opened):
+    """Printed on A4, from a dark screen: white, no word of a heading cut in two."""
+    both = dict(values=[0.5, 0.5], errors=[0.1, 0.1])
+    credits = [page.Credit(name, [-0.5, 0.5], **both) for name in ("vineppo", "truth")]
+    credits += [page.Credit("ppo", [-0.5, 0.5], [0.5, 0.5]), page.Credit("grpo", [-1.0, -1.0])]
+    browser = opened(small_page(credits=credits), "dark", 718)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    wide, back = browser.execute_script(
+        "return [document.documentElement.scrollWidth, getComputedStyle(document.body).backgroundColor]"
+    )
+    wraps = {th.value_of_css_property("overflow-wrap") for th in browser.find_elements("tag name", "th")}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    assert wide <= 718 and back == "rgb(255, 255, 255)" and wraps == {"normal"}
+
+
 @pytest.mark.parametrize("width", [400, 1280])
 def test_only_the_table_scrolls_sideways(opened, width):
     long = small_page(steps=["word " * 60, "x" * 300])

@@ -3,15 +3,18 @@
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from vine_mini import credit, models, page
+from vine_mini import credit, models, page, plots
 from vine_mini.advantages import group_relative
 from vine_mini.cli import main
 from vine_mini.config import CreditConfig
 from vine_mini.page import Credit, Page, Rollout
+from vine_mini.types import Trajectory
+from vine_mini.values import standard_error
 
 HOSTILE = '<script>document.title = "taken"</script></details></td></table>"><img src=x onerror=alert(1)>&lt;\u202egnorw\x00'
 SMALL = ["--k", "3", "--group", "4", "--critic_iterations", "0"]
@@ -20,7 +23,7 @@ SMALL = ["--k", "3", "--group", "4", "--critic_iterations", "0"]
 def small_page(**changes) -> Page:
     rollouts = [[Rollout("3*4=12\n#### 12", 1.0, True), Rollout(HOSTILE, 0.0, False)], [Rollout("", 0.0, True)] * 2]
     credits = [Credit("vineppo", [-0.5, 0.0], [0.5, 0.0], [0.3, 0.2]), Credit("grpo", [-1.25, -1.25])]
-    whole = Page("How many?", "12", "Policy x.", "", 1.0, True, [0.0, 1.0], 0, ["1+2=4\n", HOSTILE], rollouts, 0, credits)
+    whole = Page("How many?", "12", "Policy x.", "", 1.0, 1.0, True, [0.0, 1.0], 0, ["1+2=4\n", HOSTILE], rollouts, 0, credits)
     return replace(whole, **changes)
 
 
@@ -59,19 +62,58 @@ def test_the_steps_are_the_response(explained):
     assert "".join(explained.steps).endswith("<eos>") and explained.steps[0].endswith("\n")
 
 
-def test_with_lambda_1_the_critic_s_advantage_is_the_reward_less_its_mean_guess(explained):
-    _, ppo, *_ = explained.credits
-    assert explained.lam == 1.0
-    for value, advantage in zip(ppo.values, ppo.advantages, strict=True):
-        assert abs(explained.reward - value - advantage) < 0.5  # the mean over the step's tokens, not its first alone
+def test_the_standard_error_of_none_of_nine_is_not_0():
+    assert standard_error(0.0, 9) == pytest.approx((0.05 * 0.95 / 9) ** 0.5)
+    assert standard_error(0.5, 9) == pytest.approx(0.5 / 3)
+
+
+@pytest.mark.parametrize(
+    ("gamma", "lam", "by_hand"),
+    [
+        (1.0, 1.0, [1 - 0.25, 1 - (0.5 + 0.75) / 2]),  # the reward less the mean guess
+        (1.0, 0.0, [0.5 - 0.25, ((0.75 - 0.5) + (1 - 0.75)) / 2]),  # the next guess less this one
+        (0.5, 1.0, [0.25 - 0.25, ((0.5 - 0.5) + (1 - 0.75)) / 2]),
+    ],
+)
+def test_the_critic_s_credit_by_hand(gamma, lam, by_hand, monkeypatch):
+    """Three tokens, guesses 1/4, 1/2, 3/4 before them, steps of one and of two tokens, reward 1."""
+    monkeypatch.setattr(credit, "response_values", lambda *_: torch.tensor([[0.0, 0.0, 0.25, 0.5, 0.75]]))
+    resting = SimpleNamespace(device="cpu", critic=None, config=SimpleNamespace(gamma=gamma, lam=lam))
+    trajectory = Trajectory([5, 6], [7, 8, 9], [0.0] * 3, True)
+    found = credit._critics_credit(resting, trajectory, [0, 1], 1.0)
+    assert found.values == [0.25, 0.5] and found.advantages == pytest.approx(by_hand)
+
+
+def test_the_policy_rests_while_its_critic_learns():
+    config = CreditConfig(critic_iterations=1)
+    trainer = credit._resting_trainer(config)
+    policy, critic = ({k: x.clone() for k, x in m.state_dict().items()} for m in (trainer.policy, trainer.critic))
+    assert "128 responses" in credit._train_critic(trainer, config)
+    assert all(torch.equal(x, policy[k]) for k, x in trainer.policy.state_dict().items())
+    assert not all(torch.equal(x, critic[k]) for k, x in trainer.critic.state_dict().items())
+
+
+def test_the_page_names_no_path_of_this_machine(explained):
+    assert explained.made.startswith("The shipped policy, test problem 5 of arithmetic, response ")
+
+
+def test_a_step_on_one_line_of_the_picture():
+    assert plots._one_line("a  b\nc", 9) == "a b c"
+    assert plots._one_line("x" * 100, 9) == "xxxxxx..." and plots._one_line("$5 \x00", 20) == "$5 ⟨U+0000⟩"
+
+
+def test_the_page_says_how_the_critic_s_credit_is_made():
+    assert "reward less the guess" in page.render(small_page(critic="It is."))
+    assert "γ = 0.9 and λ = 1" in page.render(small_page(critic="It is.", gamma=0.9))
 
 
 def test_the_run_of_a_critic_brings_it_along(tmp_path, monkeypatch, capsys):
     settings = "--algorithm ppo --iterations 2 --prompts 4 --group 2 --minibatch_size 8 --eval_problems 2 --eval_samples 1"
     run = tmp_path / "run"
-    assert main(["train", *settings.split(), "--lam", "0.9", "--out", str(run)]) == 0
+    assert main(["train", *settings.split(), "--lam", "0.9", "--top_p", "0.8", "--out", str(run)]) == 0
     found = credit.explain(CreditConfig(run=str(run), k=2, group=3, critic_iterations=5))
     assert "run's own, after 2 iterations" in found.critic and found.lam == 0.9
+    assert credit._resting_trainer(CreditConfig(run=str(run))).config.top_p == 0.8  # it samples as the run did
     assert f"{run}/policy" in found.made
     assert main(["credit", "--run", str(run), *SMALL, "--out", str(tmp_path / "page")]) == 0
     assert "PPO" in capsys.readouterr().out

@@ -52,7 +52,7 @@ ALLOWED = {
     "lengthgen.pictures": (["plots", "lengthgen.paper", "lengthgen.report", "lengthgen.tasks"], []),
     "lengthgen.commands": (["types", "runs", "lengthgen.config", "lengthgen.train", "lengthgen.results", "lengthgen.sweep", "lengthgen.report", "lengthgen.pictures", "lengthgen.attention", "lengthgen.theory"], ["torch", "tqdm"]),
     "commands": (["types", "config", "flags", "checkpoint", "tasks", "models", "sampling", "evaluate", "memory", "plots", "runs", "sft", "trainer"], ["torch", "tqdm"]),
-    "credit": (["types", "config", "flags", "checkpoint", "tasks", "models", "logprobs", "sampling", "vines", "steps", "advantages", "evaluate", "page", "plots", "runs", "trainer"], ["torch", "tqdm"]),
+    "credit": (["types", "config", "flags", "checkpoint", "tasks", "models", "logprobs", "sampling", "vines", "steps", "values", "advantages", "evaluate", "page", "plots", "runs", "trainer"], ["torch", "tqdm"]),
     "exercises": (["types"], []),
     "cli": (["types", "config", "flags", "commands", "credit", "exercises", "lengthgen.commands"], []),
 }  # fmt: skip

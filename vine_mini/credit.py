@@ -1,7 +1,7 @@
 """The `credit` command: how VinePPO, PPO and GRPO, and ground truth on request, give credit to the steps of one response.
 
-Everything is computed by what trains: `vines`, `advantages`, the trainer's critic. Only the choice of the response and the
-standard error are new. Deviation from training: advantages are shown before they are whitened over a batch.
+Everything is computed by what trains: `vines`, `advantages`, the trainer's critic. Only the choice of the response is new.
+Deviation from training: advantages are shown before they are whitened over a batch.
 """
 
 import random
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from vine_mini import checkpoint, models, tasks, vines
+from vine_mini import checkpoint, tasks, vines
 from vine_mini.advantages import gae, group_relative, step_advantages
 from vine_mini.config import Common, CreditConfig, TrainConfig
 from vine_mini.evaluate import grade
@@ -23,9 +23,10 @@ from vine_mini.runs import new_folder
 from vine_mini.sampling import sample
 from vine_mini.steps import cut_steps
 from vine_mini.trainer import Trainer
-from vine_mini.types import UserError, collate, on_response
+from vine_mini.types import Trajectory, UserError, collate, on_response
+from vine_mini.values import standard_error
 
-CRITIC_LR = {"arithmetic": 3e-3, "gsm8k": 1e-5}  # for a policy from scratch, and for a pretrained one
+CRITIC_LR = {"arithmetic": 1e-3, "gsm8k": 1e-5}  # for a policy from scratch, and for a pretrained one
 
 
 def credit(config: CreditConfig) -> int:
@@ -47,13 +48,7 @@ def explain(config: CreditConfig) -> Page:
         raise UserError(f"problem = {config.problem}: there are {len(trainer.test_problems)} test problems, counted from 0")
     critic = _train_critic(trainer, config)
     problem, prompt = trainer.test_problems[config.problem], trainer.test_prompts[config.problem]
-    model, tokenizer = trainer.sampler(), trainer.tokenizer
-    settings = dict(
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        eos_token_id=trainer.eos,
-        batch_size=config.sample_batch_size,
-    )
+    model, tokenizer, settings = trainer.sampler(), trainer.tokenizer, _sampling(trainer)
     group = sample(model, [prompt] * config.group, seed=_seed(config, "group"), **settings)
     rewards = [grade(problem, t, tokenizer) for t in group]
     first_wrong = next((i for i, R in enumerate(rewards) if not R), 0)
@@ -66,18 +61,11 @@ def explain(config: CreditConfig) -> Page:
             seed = _seed(config, name)
             [grown] = vines.rollouts(model, [trajectory], [cuts], k=k, seed=seed, progress=bar.update, **settings)
         rollouts = [  # [n][k]
-            [
-                Rollout(
-                    tokenizer.decode(c.response_ids, skip_special_tokens=True),
-                    tasks.reward(problem, [*ids[:cut], *c.response_ids], c.finished, tokenizer),
-                    c.finished,
-                )
-                for c in completions
-            ]
+            [_graded(problem, ids[:cut], completion, tokenizer) for completion in completions]
             for cut, completions in zip(cuts, grown, strict=True)
         ]
         values = [sum(r.reward for r in state) / k for state in rollouts]
-        return rollouts, Credit(name, step_advantages(values, R), values, [_standard_error(v, k) for v in values])
+        return rollouts, Credit(name, step_advantages(values, R), values, [standard_error(v, k) for v in values])
 
     rollouts, vineppo = monte_carlo("vineppo", config.k)
     credits = [vineppo]
@@ -89,9 +77,9 @@ def explain(config: CreditConfig) -> Page:
     return Page(
         question=problem.question,
         answer=problem.answer,
-        made=f"Policy {models.policy_name(config)}, test problem {config.problem} of {config.task}, response {chosen} of "
-        f"{config.group}, temperature {config.temperature:g}, at most {config.max_new_tokens} tokens, seed {config.seed}.",
+        made=_settings(config, chosen),
         critic=critic,
+        gamma=trainer.config.gamma,
         lam=trainer.config.lam,
         finished=trajectory.finished,
         group_rewards=rewards,
@@ -100,6 +88,22 @@ def explain(config: CreditConfig) -> Page:
         rollouts=rollouts,
         truth=config.truth,
         credits=credits,
+    )
+
+
+def _graded(problem, ids_before: list[int], completion: Trajectory, tokenizer) -> Rollout:
+    """A completion as text, with the reward of the response that it makes with what came before."""
+    text = tokenizer.decode(completion.response_ids, skip_special_tokens=True)
+    response = [*ids_before, *completion.response_ids]
+    return Rollout(text, tasks.reward(problem, response, completion.finished, tokenizer), completion.finished)
+
+
+def _settings(config: CreditConfig, chosen: int) -> str:
+    """What was looked at, in a line; without a path of this machine, unless the user named one."""
+    policy = f"Policy {config.model}" if config.model else "The shipped policy"
+    return (
+        f"{policy}, test problem {config.problem} of {config.task}, response {chosen} of 0 to {config.group - 1}, "
+        f"temperature {config.temperature:g}, at most {config.max_new_tokens} tokens, seed {config.seed}."
     )
 
 
@@ -114,6 +118,7 @@ def _resting_trainer(config: CreditConfig) -> Trainer:
         "kl_coef": 0.0,
         "lam": saved.get("lam", 1.0),
         "gamma": saved.get("gamma", 1.0),
+        "top_p": saved.get("top_p", 1.0),
         "temperature": config.temperature,
         "iterations": max(1, config.critic_iterations),
         "eval_problems": 0,  # all: `problem` may be any of them
@@ -150,10 +155,16 @@ def _critics_credit(trainer: Trainer, trajectory, cuts: list[int], reward: float
     return Credit("ppo", [part.mean().item() for part in advantages.tensor_split(cuts[1:])], values[cuts].tolist())
 
 
-def _standard_error(value: float, k: int) -> float:
-    """Of a mean of k zeros and ones. Half a success and half a failure are added: none of k is not never."""
-    p = (value * k + 0.5) / (k + 1)
-    return (p * (1 - p) / k) ** 0.5
+def _sampling(trainer: Trainer) -> dict:
+    """How responses and rollouts alike are sampled."""
+    config = trainer.config
+    return dict(
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        eos_token_id=trainer.eos,
+        batch_size=config.sample_batch_size,
+    )
 
 
 def _seed(config: CreditConfig, name: str) -> int:

@@ -46,7 +46,8 @@ class Page:
     answer: str
     made: str  # policy, problem and settings, in a line
     critic: str  # where PPO's critic comes from; "" for none
-    lam: float  # of GAE
+    gamma: float  # of GAE
+    lam: float
     finished: bool
     group_rewards: list[float]  # [G]
     response: int  # which of the G is shown
@@ -95,7 +96,7 @@ def finding(page: Page) -> str:
 def summary(page: Page) -> str:
     """The table of advantages as text, for the terminal."""
     head = [NAMES[credit.name] for credit in page.credits]
-    lines = [f"{page.question.strip()}   ({page.verdict})", "".join(f"{name:>14}" for name in head)]
+    lines = [f"{visible(page.question.strip())}   ({page.verdict})", "".join(f"{name:>14}" for name in head)]
     for i, text in enumerate(page.steps):
         lines.append("".join(f"{signed(c.advantages[i]):>14}" for c in page.credits) + f"   {visible(' '.join(text.split()))}")
     return "\n".join(lines)
@@ -212,15 +213,17 @@ def _explanations(page: Page) -> list[str]:
     k, G = len(page.rollouts[0]), len(page.group_rewards)
     lines = [
         f"<b>VinePPO</b> (section 4 of the paper) finishes the response {k} times from before each step. The share that is right "
-        "is the value V. A step's advantage is the value after it less the value before it, and after the last step the value is "
-        "the reward: <code>A = r + V(after) − V(before)</code>.",
+        "is the value V. A step's advantage is <code>V(after) − V(before)</code>; after the last step the reward takes the place "
+        "of the value.",
         "± is one standard error of a value of K rollouts, √(p(1 − p)/K), with p = (V K + ½)/(K + 1): p = V would give 0 "
         "where none or all of K are right, which is too small.",
     ]
     if page.critic:
-        how = "With λ = 1 it is the reward less the guess" if page.lam == 1 else f"It is GAE's, with λ = {page.lam:g}"
+        how = f"It is GAE's, with γ = {page.gamma:g} and λ = {page.lam:g}"
+        if page.gamma == page.lam == 1:
+            how = "With γ = λ = 1 a token's advantage is the reward less the guess before it"
         lines.append(
-            f"<b>PPO</b> (section 3) has a value network guess. {how}, here the mean over the step's tokens, so an error of the "
+            f"<b>PPO</b> (section 3) has a value network guess. {how}. The mean over the step's tokens is shown; an error of the "
             f"guess is an error of the credit. {_text(page.critic)}"
         )
     tie = " All are equally right here, so it says nothing." if len(set(page.group_rewards)) == 1 else ""

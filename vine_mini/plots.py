@@ -1,6 +1,7 @@
 """Pictures of runs. Colours are Okabe and Ito's, which colour-blind readers can tell apart."""
 
 from pathlib import Path
+from warnings import catch_warnings, simplefilter
 
 from vine_mini.page import NAMES, STRONG, signed, visible
 
@@ -118,11 +119,9 @@ def plot_seeds(runs: dict[str, list[list[dict]]], path: Path, title: str) -> Non
 
 def plot_credit(page, path: Path) -> None:
     """The steps of a `page.Page` as rows; for each method the advantage as a coloured cell with its number."""
-    from textwrap import shorten
-
     from matplotlib.colors import LinearSegmentedColormap
 
-    texts = [shorten(visible(text), 56, placeholder=" ...") for text in page.steps]
+    texts = [_one_line(text, 56) for text in page.steps]
     n, wide, text_wide = len(page.steps), 1.3, 0.095 * max(map(len, texts)) + 0.2  # inches
     colours = LinearSegmentedColormap.from_list("credit", [COLOURS["ppo"], "white", COLOURS["vineppo"]])
     figure, ((axis,),) = new_figure(1)
@@ -138,6 +137,14 @@ def plot_credit(page, path: Path) -> None:
             colour = colours(0.5 + 0.3 * max(-1.0, min(1.0, advantage / STRONG)))  # never so dark that the number cannot be read
             axis.fill_between([left, left + wide], row, row + 1, color=colour, edgecolor="white")
             axis.text(left + wide / 2, row + 0.5, signed(advantage), ha="center", va="center")
-    title = shorten(visible(page.question), int(11 * figure.get_figwidth()), placeholder=" ...")
+    title = _one_line(page.question, int(11 * figure.get_figwidth()))
     figure.suptitle(f"{title}\nreward {page.reward:g}; the advantage of each step", fontsize=10, parse_math=False)
-    save_figure(figure, path)
+    with catch_warnings():
+        simplefilter("ignore", UserWarning)  # a character that the font lacks is drawn as a box
+        save_figure(figure, path)
+
+
+def _one_line(text: str, most: int) -> str:
+    """The text on one line of at most so many characters; unlike textwrap's `shorten`, also where it has no spaces."""
+    text = " ".join(visible(text).split())
+    return text if len(text) <= most else text[: most - 3] + "..."

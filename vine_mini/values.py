@@ -3,6 +3,7 @@
 Two ways to pay less for the same credit, neither in the paper: `k_first` of `monte_carlo_values`, and `where_values_move`.
 """
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 
 
@@ -83,7 +84,7 @@ def where_values_move(n_states: list[int], rewards: list[float], estimate: Calla
         asked, halves = [], []
         for row, a, b in parts:
             before, after, end = known[row][a], known[row][b], b == n_states[row]
-            error = (_squared_error(before, k) + (0 if end else _squared_error(after, k))) ** 0.5
+            error = math.hypot(standard_error(before, k), 0 if end else standard_error(after, k))
             if b - a > 1 and abs(after - before) > error:
                 middle = (a + b) // 2
                 asked.append((row, middle))
@@ -92,7 +93,10 @@ def where_values_move(n_states: list[int], rewards: list[float], estimate: Calla
     return [{i: v for i, v in sorted(row.items()) if i < n} for row, n in zip(known, n_states, strict=True)]
 
 
-def _squared_error(value: float, k: int) -> float:
-    """Variance of a value of k rollouts; half a success and half a failure are added, since none of k is not never."""
+def standard_error(value: float, k: int) -> float:
+    """Of a value that is the mean of k zeros and ones.
+
+    Half a success and half a failure are added: none of k is not never, and sqrt(V(1 - V) / k) would be 0 there.
+    """
     p = (value * k + 0.5) / (k + 1)
-    return p * (1 - p) / k
+    return math.sqrt(p * (1 - p) / k)
