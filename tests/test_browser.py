@@ -148,6 +148,6 @@ def test_paper_holds_all_columns_and_breaks_no_heading(opened):
 
 @pytest.mark.parametrize("width", [400, 1280])
 def test_only_the_table_scrolls_sideways(opened, width):
-    long = small_page(steps=["word " * 60, "x" * 300])
+    long = small_page(steps=["word " * 60, "x" * 300], group_rewards=[0.0] * 200)
     browser = opened(long, width=width)
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from vine_mini import credit, models, page, plots
 from vine_mini.advantages import group_relative
@@ -75,10 +76,13 @@ def test_the_standard_error_of_none_of_nine_is_not_0():
         (0.5, 1.0, [0.25 - 0.25, ((0.5 - 0.5) + (1 - 0.75)) / 2]),
     ],
 )
-def test_the_critic_s_credit_by_hand(gamma, lam, by_hand, monkeypatch):
+def test_the_critic_s_credit_by_hand(gamma, lam, by_hand):
     """Three tokens, guesses 1/4, 1/2, 3/4 before them, steps of one and of two tokens, reward 1."""
-    monkeypatch.setattr(credit, "response_values", lambda *_: torch.tensor([[0.0, 0.0, 0.25, 0.5, 0.75]]))
-    resting = SimpleNamespace(device="cpu", critic=None, config=SimpleNamespace(gamma=gamma, lam=lam))
+
+    def score(batch, trajectories):
+        batch.values = torch.tensor([[0.0, 0.0, 0.25, 0.5, 0.75]])
+
+    resting = SimpleNamespace(device="cpu", score=score, config=SimpleNamespace(gamma=gamma, lam=lam))
     trajectory = Trajectory([5, 6], [7, 8, 9], [0.0] * 3, True)
     found = credit._critics_credit(resting, trajectory, [0, 1], 1.0)
     assert found.values == [0.25, 0.5] and found.advantages == pytest.approx(by_hand)
@@ -198,6 +202,33 @@ def test_bad_input_is_one_line_and_writes_nothing(words, reason, tmp_path, monke
     said = capsys.readouterr().err.strip()
     assert reason in said and "\n" not in said
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_is_damaged_or_belongs_to_another_is_one_line(tmp_path, capsys):
+    run = tmp_path / "run"
+    settings = "--algorithm ppo --iterations 1 --prompts 2 --group 1 --minibatch_size 2 --eval_problems 1 --eval_samples 1"
+    assert main(["train", *settings.split(), "--out", str(run)]) == 0
+    capsys.readouterr()
+
+    def refused(*more) -> str:
+        assert main(["credit", "--run", str(run), "--out", str(tmp_path / "x"), *more]) == 2
+        said = capsys.readouterr().err.strip()
+        assert "\n" not in said and not (tmp_path / "x").exists()
+        return said
+
+    assert "give one of them" in refused("--preset", "arithmetic")
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("lam: 1.0", "lam: abc"))
+    assert "lam" in refused()
+    (run / "config.yaml").write_text(config)
+    state = run / "policy" / "training_state.safetensors"
+    small = {"critic.head.weight": torch.zeros(1, 3)}
+    save_file(small, state)
+    assert "is damaged" in refused()
+    save_file(small, state, {"counters": '{"iteration": 1, "updates": 1, "seconds": {}}'})
+    assert "belongs to another model" in refused()
+    (run / "policy").rename(run / "elsewhere")
+    assert "nothing was saved there yet" in refused()
 
 
 def test_a_folder_that_holds_something_is_not_overwritten(tmp_path, capsys):

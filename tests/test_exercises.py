@@ -172,6 +172,7 @@ def test_sys_exit_and_endless_loops_do_not_end_the_grader(learner, monkeypatch):
     monkeypatch.setattr(engine, "SECONDS", 0.3)
     said = learner("ex06", "def step_advantages(values, reward):\n    while True: pass\n")
     assert "did not come back within 0.3 s" in said
+    assert "did not come back within 0.3 s" in learner("ex06", "while True: pass")
 
 
 def test_the_printed_example_of_each_docstring_is_right():

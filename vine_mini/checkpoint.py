@@ -39,8 +39,22 @@ def resume(trainer, folder: Path) -> None:
         with safe_open(folder / STATE, "pt", str(trainer.device)) as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
             counters = json.loads(file.metadata()["counters"])
-    except SafetensorError as error:
-        raise UserError(f"{folder / STATE} is damaged ({error})") from error
+    except (SafetensorError, TypeError, KeyError, ValueError) as error:
+        raise UserError(f"{folder / STATE} is damaged ({' '.join(str(error).split())})") from error
+    try:
+        _put_back(trainer, tensors)
+    except (RuntimeError, IndexError) as error:
+        raise UserError(f"{folder / STATE} belongs to another model than the policy beside it") from error
+    for optimizer, schedule in zip(trainer.optimizers, trainer.schedules, strict=True):
+        schedule.last_epoch = counters["updates"]
+        [group], [base], [factor] = optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas
+        group["lr"] = base * factor(counters["updates"])
+    trainer.iteration = counters["iteration"]
+    trainer.seconds.update(counters["seconds"])
+
+
+def _put_back(trainer, tensors: dict) -> None:
+    """Optimizer moments and critic."""
     for i, optimizer in enumerate(trainer.optimizers):
         state = optimizer.state_dict()
         for name, x in tensors.items():
@@ -50,9 +64,3 @@ def resume(trainer, folder: Path) -> None:
         optimizer.load_state_dict(state)
     if trainer.critic:
         trainer.critic.load_state_dict({name[7:]: x for name, x in tensors.items() if name.startswith("critic.")})
-    for optimizer, schedule in zip(trainer.optimizers, trainer.schedules, strict=True):
-        schedule.last_epoch = counters["updates"]
-        [group], [base], [factor] = optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas
-        group["lr"] = base * factor(counters["updates"])
-    trainer.iteration = counters["iteration"]
-    trainer.seconds.update(counters["seconds"])

@@ -1,6 +1,7 @@
 """Every knob once: a dataclass for each command, each field with one line of why. How they are set is told in `flags`."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from vine_mini.types import UserError
 
@@ -201,7 +202,9 @@ class CreditConfig(Common):
     truth: int = knob(0, "Rollouts for each state of a column to compare with, such as 256; 0: no such column.")
     temperature: float = knob(1.0, "Of responses and rollouts.")
     step_tokens: int | None = knob(None, "Cut a step every so many tokens instead of at newlines.")
-    critic_iterations: int = knob(20, "ppo: so many iterations a critic learns while the policy rests; 0: no column for ppo.")
+    critic_iterations: int = knob(
+        20, "ppo: so many iterations a critic learns while the policy rests (a ppo run brings its own); 0: no column for ppo."
+    )
     out: str | None = knob(None, "Folder for the page and the picture; a new one under runs/ when left out.")
 
     def __post_init__(self):
@@ -217,6 +220,8 @@ class CreditConfig(Common):
             if self.model not in (None, f"{self.run}/policy"):
                 raise UserError("--run and --policy: a run brings its own policy, so leave out one of them")
             self.model = f"{self.run}/policy"
+            if not Path(self.model).is_dir():
+                raise UserError(f"there is no folder {self.model}: nothing was saved there yet")
 
 
 @dataclass

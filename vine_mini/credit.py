@@ -15,8 +15,7 @@ from vine_mini import checkpoint, tasks, vines
 from vine_mini.advantages import gae, group_relative, step_advantages
 from vine_mini.config import Common, CreditConfig, TrainConfig
 from vine_mini.evaluate import grade
-from vine_mini.flags import read_preset
-from vine_mini.logprobs import response_values
+from vine_mini.flags import parse
 from vine_mini.page import Credit, Page, Rollout, finding, render, summary
 from vine_mini.plots import plot_credit
 from vine_mini.runs import new_folder
@@ -33,10 +32,11 @@ def credit(config: CreditConfig) -> int:
     """The `credit` command."""
     new_folder(config.out, "credit")  # refuses before anything is computed
     page = explain(config)
+    html = render(page)
     folder = new_folder(config.out, "credit")  # another run may have taken the first meanwhile
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "credit.html").write_text(render(page), encoding="utf-8")
     plot_credit(page, folder / "credit.png")
+    (folder / "credit.html").write_text(html, encoding="utf-8")
     print(f"{summary(page)}\n{finding(page)}\npage: {folder / 'credit.html'}\npicture: {folder / 'credit.png'}")
     return 0
 
@@ -101,24 +101,25 @@ def _graded(problem, ids_before: list[int], completion: Trajectory, tokenizer) -
 def _settings(config: CreditConfig, chosen: int) -> str:
     """What was looked at, in a line; without a path of this machine, unless the user named one."""
     policy = f"Policy {config.model}" if config.model else "The shipped policy"
+    cut = f", a step every {config.step_tokens} tokens" if config.step_tokens else ""
     return (
         f"{policy}, test problem {config.problem} of {config.task}, response {chosen} of 0 to {config.group - 1}, "
-        f"temperature {config.temperature:g}, at most {config.max_new_tokens} tokens, seed {config.seed}."
+        f"temperature {config.temperature:g}, at most {config.max_new_tokens} tokens, seed {config.seed}{cut}."
     )
 
 
 def _resting_trainer(config: CreditConfig) -> Trainer:
     """A trainer whose policy stays as it is, with a new critic or, if the run trained one, with the run's."""
-    saved = read_preset(f"{config.run}/config.yaml") if config.run else {}
-    has_critic = saved.get("algorithm") == "ppo"
+    saved = parse(TrainConfig, "train", ["--preset", f"{config.run}/config.yaml"]) if config.run else TrainConfig()
+    has_critic = saved.algorithm == "ppo" and config.critic_iterations > 0
     settings = {field.name: getattr(config, field.name) for field in fields(Common)} | {
-        "algorithm": "ppo" if has_critic or config.critic_iterations else "reinforce",
+        "algorithm": "ppo" if config.critic_iterations else "reinforce",
         "lr": 0.0,
         "critic_lr": CRITIC_LR[config.task],
         "kl_coef": 0.0,
-        "lam": saved.get("lam", 1.0),
-        "gamma": saved.get("gamma", 1.0),
-        "top_p": saved.get("top_p", 1.0),
+        "lam": saved.lam,
+        "gamma": saved.gamma,
+        "top_p": saved.top_p,
         "temperature": config.temperature,
         "iterations": max(1, config.critic_iterations),
         "eval_problems": 0,  # all: `problem` may be any of them
@@ -143,15 +144,14 @@ def _train_critic(trainer: Trainer, config: CreditConfig) -> str:
     return f"The network was trained on {episodes:,} responses of this policy, while the policy rested."
 
 
-@torch.no_grad()
 def _critics_credit(trainer: Trainer, trajectory, cuts: list[int], reward: float) -> Credit:
     """GAE over the critic's values: of each step the value before it, and the mean advantage of its tokens."""
     batch = collate([trajectory], trainer.device)
+    trainer.score(batch, [trajectory])
     mask, T = batch.response_mask, len(trajectory.response_ids)
-    values = response_values(trainer.critic, batch.input_ids, batch.attention_mask, mask)  # [1, T]
     rewards = on_response([[0.0] * (T - 1) + [reward]], mask)
-    advantages, _ = gae(rewards, values, mask, gamma=trainer.config.gamma, lam=trainer.config.lam)
-    values, advantages = values[mask.bool()], advantages[mask.bool()]  # of the response's tokens
+    advantages, _ = gae(rewards, batch.values, mask, gamma=trainer.config.gamma, lam=trainer.config.lam)
+    values, advantages = batch.values[mask.bool()], advantages[mask.bool()]  # of the response's tokens
     return Credit("ppo", [part.mean().item() for part in advantages.tensor_split(cuts[1:])], values[cuts].tolist())
 
 

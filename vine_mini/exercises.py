@@ -4,6 +4,7 @@ The exercises and their graders belong to the tutorials; this module only looks 
 """
 
 import importlib
+import shlex
 import sys
 from pathlib import Path
 
@@ -26,10 +27,14 @@ def exercises(config) -> int:
     print(f"\n{len(rows) - len(todo)} of {len(rows)} done")
     if todo:
         exercise, state = next((row for row in todo if row[1] == "failing"), todo[0])
-        place = exercise.path.relative_to(Path.cwd()) if exercise.path.is_relative_to(Path.cwd()) else exercise.path
+        place, python = _from_here(exercise.path), shlex.quote(str(_from_here(Path(sys.executable))))
         print(f"{'mend' if state == 'failing' else 'next'}: {place}")
-        print(f"grade: {Path(sys.executable).name} -m pytest {place.parent} -k {exercise.file[:4]}")
+        print(f"grade: {python} -m pytest {shlex.quote(str(place.parent))} -k {exercise.file[:4]}")
     return 0
+
+
+def _from_here(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def verdict(grading, exercise) -> tuple[str, str]:

@@ -47,11 +47,13 @@ def parse(config_class, prog: str, argv: list[str]):
     found, _ = finder.parse_known_args(argv)
     names = {f.name for f in fields(config_class)}
     preset = found.preset
+    if (preset is not None) + (found.resume is not None and "resume" in names) + (found.run is not None and "run" in names) > 1:
+        raise UserError("--preset, --resume and --run each bring a whole configuration: give one of them")
     usable = names if config_class is TrainConfig else {f.name for f in fields(Common)} & names
     for name, folder in (("resume", found.resume), ("run", found.run)):
         if folder is not None and name in names:
             preset = f"{folder}/config.yaml"
-            usable = names if name == "resume" else names - {"model"}  # whose place the run's own policy takes
+            usable = names if name == "resume" else names - {"model", "group"}  # the run's own policy; its group may be of one
             if not Path(preset).is_file():
                 raise UserError(f"there is no {preset}: --{name} needs the folder of a run")
     values = read_preset(preset) if preset is not None else {}

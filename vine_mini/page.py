@@ -6,6 +6,7 @@ All text that a model wrote is escaped, and characters that would not be seen, o
 import html
 import unicodedata
 from dataclasses import dataclass
+from math import hypot
 from pathlib import Path
 
 NAMES = {"vineppo": "VinePPO", "ppo": "PPO's critic", "grpo": "GRPO", "truth": "truth"}
@@ -36,6 +37,11 @@ class Credit:
     advantages: list[float]
     values: list[float] | None = None
     errors: list[float] | None = None
+
+    @property
+    def advantage_errors(self) -> list[float]:
+        """[n] standard errors of the differences of values; the last one's reward is known exactly."""
+        return [hypot(before, after) for before, after in zip(self.errors, [*self.errors[1:], 0.0], strict=True)]
 
 
 @dataclass
@@ -87,8 +93,7 @@ def finding(page: Page) -> str:
     values, errors = [*vine.values, page.reward], [*vine.errors, 0.0]
     after = "the reward" if at == n - 1 else f"{values[at + 1]:.2f} ± {errors[at + 1]:.2f}"
     says = f"VinePPO's value moves most at step {at + 1} of {n}: from {values[at]:.2f} ± {errors[at]:.2f} to {after}."
-    noise = (errors[at] ** 2 + errors[at + 1] ** 2) ** 0.5
-    if abs(vine.advantages[at]) < 2 * noise:
+    if abs(vine.advantages[at]) < 2 * vine.advantage_errors[at]:
         says += " That is less than two standard errors of the difference: it may be noise."
     return says
 
@@ -121,9 +126,10 @@ def render(page: Page) -> str:
 <h1>Credit for a {"right" if page.reward else "wrong"} response</h1>
 <p class="question" dir="auto">{_text(page.question)}</p>
 <dl>
-<div><dt>Right answer</dt><dd>{_text(page.answer)}</dd></div>
+<div><dt>Right answer</dt><dd dir="auto">{_text(page.answer)}</dd></div>
 <div><dt>This response</dt><dd>{page.verdict}, reward {page.reward:g}</dd></div>
-<div><dt>Its group</dt><dd>{_pips(page.group_rewards, page.response)} {right:g} of {len(page.group_rewards)} right</dd></div>
+<div><dt>Its group</dt><dd>{_pips(page.group_rewards, page.response)}
+{right:g} of {len(page.group_rewards)} right; this is number {page.response}</dd></div>
 </dl>
 <p class="finding">{finding(page)}</p>
 {_table(page)}
@@ -143,12 +149,14 @@ def _table(page: Page) -> str:
     for credit in page.credits:
         name, wide = NAMES[credit.name], 1 if credit.values is None else 2
         groups.append(f'<th colspan="{wide}" scope="colgroup">{name[0].upper() + name[1:]}</th>')
-        measures += ['<th scope="col">value before</th>'] * (wide == 2) + ['<th scope="col">advantage</th>']
+        measures += ['<th scope="col">value before</th>'] * (wide == 2) + [
+            f'<th scope="col">advantage{" (σ)" if wide == 1 else ""}</th>'
+        ]
     ends = "".join(_end(credit, page.reward) for credit in page.credits)
-    return f"""<div class="scroll" role="region" aria-labelledby="caption" tabindex="0">
-<table>
-<caption id="caption">Each step of the response, coloured by VinePPO's advantage, and what every method says of it.
-<span class="legend"><span>−½ blame</span><span class="scale" aria-hidden="true"></span><span>praise +½</span></span></caption>
+    return f"""<p class="caption"><span id="caption">Each step of the response, coloured by VinePPO's advantage, and what every
+method says of it.</span> <span class="legend" aria-hidden="true">−½ blame<span class="scale"></span>praise +½</span></p>
+<div class="scroll" role="region" aria-labelledby="caption" tabindex="0">
+<table aria-labelledby="caption">
 <thead>
 <tr><th rowspan="2" scope="col">Step</th><th rowspan="2" scope="col">What the policy wrote</th>{"".join(groups)}</tr>
 <tr>{"".join(measures)}</tr>
@@ -156,7 +164,8 @@ def _table(page: Page) -> str:
 <tbody>
 {"".join(_row(page, i) for i in range(len(page.steps)))}</tbody>
 <tfoot>
-<tr><th scope="row">End</th><td>The reward is {page.reward:g}. Sums: reward less the first value.</td>{ends}</tr>
+<tr><th scope="row">End</th><td>The reward is {page.reward:g}.
+Where a sum stands, it is the reward less the first value.</td>{ends}</tr>
 </tfoot>
 </table>
 </div>"""
@@ -174,7 +183,7 @@ def _row(page: Page, i: int) -> str:
     colour = _colour(page.credits[0].advantages[i])
     return f"""<tr class="step"><th scope="row">{i + 1}</th>
 <td {colour}><div class="text" dir="auto">{_text(page.steps[i])}</div>
-<details><summary>{len(rollouts)} rollouts instead of this step: {right:g} right {_pips([r.reward for r in rollouts])}</summary>
+<details><summary>{len(rollouts)} rollouts from before this step: {right:g} right {_pips([r.reward for r in rollouts])}</summary>
 <ol>
 {listed}</ol></details></td>{cells}</tr>
 """
@@ -185,7 +194,8 @@ def _cells(credit: Credit, i: int) -> str:
     length = 50 * min(1.0, abs(advantage))  # % of the bar, from its middle
     start = 50 - length * (advantage < 0)
     bar = f'<span class="bar" aria-hidden="true"><i style="left:{start:.1f}%;width:{length:.1f}%"></i></span>'
-    shown = f"<td {_colour(advantage, 'number')}>{signed(advantage)}{bar}</td>"
+    noise = f" ± {credit.advantage_errors[i]:.2f}" if credit.errors else ""
+    shown = f"<td {_colour(advantage, 'number')}>{signed(advantage)}{noise}{bar}</td>"
     if credit.values is None:
         return shown
     error = credit.errors[i] if credit.errors else 0.0
@@ -215,7 +225,7 @@ def _explanations(page: Page) -> list[str]:
         f"<b>VinePPO</b> (section 4 of the paper) finishes the response {k} times from before each step. The share that is right "
         "is the value V. A step's advantage is <code>V(after) − V(before)</code>; after the last step the reward takes the place "
         "of the value.",
-        "± is one standard error of a value of K rollouts, √(p(1 − p)/K), with p = (V K + ½)/(K + 1): p = V would give 0 "
+        "± is one standard error: of a value of K rollouts √(p(1 − p)/K), with p = (V K + ½)/(K + 1): p = V would give 0 "
         "where none or all of K are right, which is too small.",
     ]
     if page.critic:
@@ -223,12 +233,12 @@ def _explanations(page: Page) -> list[str]:
         if page.gamma == page.lam == 1:
             how = "With γ = λ = 1 a token's advantage is the reward less the guess before it"
         lines.append(
-            f"<b>PPO</b> (section 3) has a value network guess. {how}. The mean over the step's tokens is shown; an error of the "
-            f"guess is an error of the credit. {_text(page.critic)}"
+            f"<b>PPO's critic</b> (section 3) is a value network, which guesses. {how}. "
+            f"The mean over the step's tokens is shown; an error of the guess is an error of the credit. {_text(page.critic)}"
         )
     tie = " All are equally right here, so it says nothing." if len(set(page.group_rewards)) == 1 else ""
     lines.append(
-        f"<b>GRPO</b> (arXiv 2402.03300) compares the reward with the {G} of the group, in units of their standard deviation, "
+        f"<b>GRPO</b> (arXiv 2402.03300) compares the reward with the {G} of the group, in units of their standard deviation σ, "
         f"and gives every step the same.{tie}"
     )
     if page.truth:

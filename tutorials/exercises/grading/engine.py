@@ -58,7 +58,8 @@ def load(exercise: Exercise) -> Callable:
     spec = importlib.util.spec_from_file_location(exercise.file, path)
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        with _time_limit():
+            spec.loader.exec_module(module)
     except SyntaxError as error:
         line = (error.text or "").strip()
         raise AssertionError(f"{path.name}, line {error.lineno}: Python cannot read it, {error.msg}: {line}") from None
