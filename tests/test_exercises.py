@@ -241,3 +241,46 @@ def test_without_the_repository_the_board_says_where_it_is(monkeypatch, tmp_path
     monkeypatch.setattr("vine_mini.exercises.FOLDER", tmp_path)
     assert main(["exercises"]) == 2
     assert "clone it" in capsys.readouterr().err
+
+
+def test_a_file_cannot_switch_off_the_gradients_or_the_dtype_of_the_others(learner):
+    """With gradients off everywhere the reference had none either, and nothing was compared."""
+    learner("ex06", "import torch\ntorch.set_grad_enabled(False)\ntorch.set_default_dtype(torch.float16)\n")
+    assert torch.is_grad_enabled() and torch.get_default_dtype() == torch.float32
+    with torch.no_grad():
+        grade(BY_NUMBER["ex10"], BY_NUMBER["ex10"].reference)
+        assert "no gradient flows" in message(BY_NUMBER["ex10"], lambda *a, **k: BY_NUMBER["ex10"].reference(*a, **k).detach())
+
+
+def test_only_the_stubs_own_error_means_untouched(learner):
+    said = learner("ex06", "def step_advantages(values, reward):\n    raise NotImplementedError('for Long')\n")
+    assert "line 2" in said and "for Long" in said
+
+
+def test_a_result_in_float32_gets_a_hint():
+    def low(x, positions):
+        return BY_NUMBER["ex14"].reference(x.float(), positions).double()
+
+    assert "float32" in message(BY_NUMBER["ex14"], low)
+
+
+def test_a_coincidence_on_one_input_is_called_one():
+    exercise = BY_NUMBER["ex06"]
+    said = message(exercise, lambda values, reward: [reward - v for v in values] if len(values) < 3 else [0.0] * len(values))
+    assert "On this input, but not on all, this is what comes out if" in said
+
+
+def test_async_and_generate_are_refused_kindly(learner):
+    assert "take the word away" in learner("ex06", "async def step_advantages(values, reward):\n    return []\n")
+    said = message(BY_NUMBER["ex02"], lambda model, prompt, n: model.generate(torch.tensor([prompt]), max_new_tokens=n))
+    assert "write the loop yourself" in said
+
+
+def test_other_kinds_of_integers_are_right_too():
+    exercise = BY_NUMBER["ex01"]
+
+    def int32(*a, **k):
+        token, logprob = exercise.reference(*a, **k)
+        return token.int(), logprob
+
+    grade(exercise, int32)

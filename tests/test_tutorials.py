@@ -23,6 +23,17 @@ def test_they_are_numbered_without_gaps_and_listed_in_the_readme():
         assert path.name in table or path.stem in table, f"{path.name} is not in tutorials/README.md"
 
 
+def test_the_table_names_the_exercises_that_the_tutorials_name():
+    named_somewhere = set()
+    for path in TUTORIALS:
+        [row] = [line for line in (FOLDER / "README.md").read_text(encoding="utf-8").split("\n") if f"]({path.name})" in line]
+        in_table = set(re.findall(r"\b\d\d\b", row.split("|")[4]))
+        assert in_table == set(re.findall(r"`ex(\d\d)`", path.read_text(encoding="utf-8").split("# %%")[-1])), path.name
+        assert re.fullmatch(r" \d+ ", row.split("|")[5]), f"{path.name} has no time in tutorials/README.md"
+        named_somewhere |= in_table
+    assert len(named_somewhere) == len(list((FOLDER / "exercises").glob("ex*.py")))
+
+
 @pytest.mark.parametrize("path", TUTORIALS, ids=named)
 def test_each_is_a_notebook_of_cells_that_ends_in_a_picture_and_questions(path):
     text = path.read_text(encoding="utf-8")

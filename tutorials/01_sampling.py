@@ -167,5 +167,5 @@ show(figure, "01_sampling")
 # 3. Why must the log-probs be divided by the *sampling* temperature when they are scored?
 # 4. The cache holds keys and values. Why not the queries?
 #
-# Exercises: `ex01` (choose a token), `ex02` (one step with a KV cache), `ex04` (log-probs of a response).
+# Exercises: `ex01` (choose a token), `ex02` (writing with a KV cache), `ex04` (log-probs of a response).
 # Read next: `vine_mini/decoding.py`, the plain sampler, 110 lines.

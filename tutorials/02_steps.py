@@ -166,5 +166,5 @@ show(figure, "02_steps")
 # 3. Multiply the shares that do *not* err at each step. How far is that from the share of right answers, and why?
 # 4. Nothing is random here but the choice of tokens. Name a task for a language model in which that is not so.
 #
-# Exercises: `ex03` (cut steps in token ids), `ex04` (log-probs of a response).
+# Exercises: `ex03` (cut steps in token ids), `ex18` (a mask that is silently wrong).
 # Read next: `vine_mini/steps.py`, 45 lines, and `vine_mini/types.py`, what passes between the stages.

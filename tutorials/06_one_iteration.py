@@ -162,5 +162,5 @@ show(figure, "06_one_iteration")
 # 4. The number of different states falls as the policy learns, and in the end the share of tokens with an advantage falls, too.
 #    Why? What does that do to learning?
 #
-# Exercises: `ex06` (step advantages), `ex10` (the clipped loss), `ex11` (KL), `ex13` (micro-batches).
+# Exercise: `ex11` (KL).
 # Read next: `vine_mini/trainer.py`, from `train` downwards, and `vine_mini/algorithms.py`.

@@ -169,5 +169,5 @@ show(figure, "07_value_networks")
 # 3. With `min_steps=3` in `start`, problems have 3 to 6 steps. What becomes of the critic's advantage at the prompt?
 # 4. The critic's error is systematic, Monte Carlo's is noise. Which of them does a larger batch average away?
 #
-# No exercise: go back to `ex05` (values) and `ex08` (GAE) and ask which of their inputs you would trust.
+# No exercise: look at those of tutorials 3 and 4 again and ask which of their inputs you would trust.
 # Read next: `models.Critic` and `losses.value_loss`, then `algorithms.ppo` beside `algorithms.vineppo`.

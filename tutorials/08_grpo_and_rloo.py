@@ -171,5 +171,5 @@ show(figure, "08_grpo_and_rloo")
 # 3. VinePPO's V(s_0) could be the mean reward of the group, for nothing. What goes wrong if the response's own reward is in it?
 # 4. When would credit to whole responses be just as good as credit to steps?
 #
-# Exercises: `ex12` (group baselines), `ex06` (step advantages), `ex09` (whitening).
+# Exercise: `ex12` (group baselines).
 # Read next: `vine_mini/algorithms.py`, where the five stand side by side.

@@ -165,5 +165,5 @@ show(figure, "09_gsm8k")
 # 3. A policy answers right but never writes `####`. What do the metrics look like, and what will it learn?
 # 4. Would you accept `#### 72 or 73` if 72 is right? What would the policy make of it?
 #
-# Exercises: none here; `ex13` is what makes `micro_batch_tokens` harmless.
+# No exercise: that of tutorial 5 on micro-batches is what makes `micro_batch_tokens` harmless.
 # Read next: `vine_mini/tasks/gsm8k.py`, `vine_mini/memory.py`, and the README's section on GSM8K.

@@ -140,4 +140,4 @@ show(figure, "11_length_generalization")
 # 3. Which token must a model get right to be exact, if it never errs in the others? Why is there no second chance?
 # 4. Try `"rope25"` or `"hybrid"` in `encodings`: what do you expect, and what comes out?
 #
-# Exercises: `ex14` (RoPE), `ex15` (ALiBi). Read next: `vine_mini/lengthgen/train.py`, and tutorial 12 for how NoPE counts.
+# Read next: `vine_mini/lengthgen/train.py`, and tutorial 12 for how NoPE counts.

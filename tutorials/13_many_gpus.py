@@ -195,4 +195,4 @@ show(figure, "13_many_gpus")
 # 2. The 7B model samples 16 responses at once, the 1.1B model 256. What in the shapes makes its KV cache so large?
 # 3. GRPO compares the responses to one prompt. What must not happen when an iteration is divided over ranks?
 #
-# Exercises: `ex09` (whiten), `ex13` (micro-batches). Read next: `vine_mini/memory.py`, and "Limits" in the README.
+# Read next: `vine_mini/memory.py`, and "Limits" in the README.

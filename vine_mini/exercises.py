@@ -4,6 +4,7 @@ The exercises and their graders belong to the tutorials; this module only looks 
 """
 
 import importlib
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -44,6 +45,9 @@ def verdict(grading, exercise) -> tuple[str, str]:
     except NotImplementedError:
         return "untouched", ""
     except AssertionError as error:
-        reason = str(error).split("\n")[-1].strip().replace("This is what comes out if", "as if")
-        return "failing", reason if len(reason) < 90 else f"{reason[:87]}..."
+        lines = str(error).split("\n")
+        case = re.search(r'on "(.*)":$', lines[0])
+        reason = lines[-1].strip().replace("This is what comes out if", "as if")
+        remark = f"{case[1]}: {reason}" if case and not reason.startswith("as if") else reason
+        return "failing", remark if len(remark) <= 110 else f"{remark[:107]}..."
     return "done", ""

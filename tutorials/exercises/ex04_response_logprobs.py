@@ -14,7 +14,7 @@ def response_logprobs(model, input_ids, attention_mask, response_mask, *, temper
         response_mask: [B, T], 1.0 on response tokens, the end of the sequence included. Column 0 is never a response token.
         temperature: the one that sampled: the distribution is softmax(logits / temperature).
     Returns:
-        [B, T] in nats: column t speaks of the token at column t. 0 outside the response.
+        [B, T] in nats: column t speaks of the token at column t. 0 outside the response. Gradients flow to the model.
 
     Example: one row with tokens [3, 1, 4] and response_mask [0, 0, 1]: the only number is at column 2. It is the
         log-probability of token 4 in the logits at column 1.

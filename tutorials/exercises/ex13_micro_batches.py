@@ -10,7 +10,7 @@ def micro_batch_losses(per_token_loss, mask, rows):
     the mean over all masked tokens of the minibatch, however it is cut.
 
     Args:
-        per_token_loss: [B, T]; padding may hold anything.
+        per_token_loss: [B, T]; padding may hold any number.
         mask: [B, T], 1.0 on response tokens; rows have different numbers of them.
         rows: rows of a micro-batch; the last one may have fewer.
     Returns:

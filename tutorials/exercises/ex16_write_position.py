@@ -20,7 +20,7 @@ def write_position(layer, length):
             c_1 = 3 and c_j = 2j else. Each kink is one hidden unit.
 
     Args:
-        layer: its weights hold random numbers; set what matters, in place.
+        layer: its weights hold random numbers; set what matters in place, and to 0 what must not disturb it.
             layer.attention.qkv.weight [3D, D]: `.chunk(3)` gives queries, keys, values, [D, D] each. A row makes one number of
             a head.
             layer.attention.out.weight [D, D]: column i carries number i of the values to the residual stream.

@@ -1,4 +1,4 @@
-"""ex17: this program is silently wrong. Find out why, mend it, and delete the line that raises."""
+"""ex17: this program is silently wrong (tutorial 05). Find out why, mend it, and delete the line that raises."""
 
 import torch  # noqa: F401
 

@@ -1,4 +1,4 @@
-"""ex18: this program is silently wrong. Find out why, mend it, and delete the line that raises."""
+"""ex18: this program is silently wrong (tutorial 02). Find out why, mend it, and delete the line that raises."""
 
 import torch
 

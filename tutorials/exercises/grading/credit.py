@@ -52,6 +52,8 @@ def _step_cases():
         "two steps, a right answer": dict(values=[0.5, 0.75], reward=1.0),
         "three steps, a wrong answer": dict(values=[0.5, 0.75, 0.25], reward=0.0),
         "one step": dict(values=[0.125], reward=1.0),
+        "a reward of 1/4": dict(values=[0.5, 0.75], reward=0.25),
+        "a reward below 0": dict(values=[-0.5, 0.75], reward=-1.0),
         "six steps": dict(values=[3 / 9, 5 / 9, 5 / 9, 8 / 9, 1 / 9, 0.0], reward=0.0),
     }
 
@@ -224,6 +226,13 @@ def no_eps(x, mask):
     return (x - mean) / (((x - mean).square() * mask).sum() / (n - 1)).sqrt() * mask
 
 
+def eps_under_the_root(x, mask):
+    """EPS is added to the variance, under the root; it belongs to the deviation."""
+    n = mask.sum()
+    mean = (x * mask).sum() / n
+    return (x - mean) / (((x - mean).square() * mask).sum() / (n - 1) + advantages.EPS).sqrt() * mask
+
+
 def masked_before_the_deviation(x, mask):
     """the masked entries are set to 0 first and then counted in the deviation: x.std() of the masked tensor."""
     n = mask.sum()
@@ -341,6 +350,7 @@ EXERCISES = [
             row_by_row,
             only_scaled,
             no_eps,
+            eps_under_the_root,
             masked_before_the_deviation,
         ],
     ),

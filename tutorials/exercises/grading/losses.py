@@ -78,6 +78,20 @@ def exp_of_padding(logprobs, old_logprobs, advantages, mask, *, clip=0.2):
     return (worst * mask).sum() / mask.sum()
 
 
+def masked_after_exp(logprobs, old_logprobs, advantages, mask, *, clip=0.2):
+    """exp overflows in the padding before that is masked: the loss survives, its gradient does not. Mask the difference first."""
+    ratio, a = (logprobs - old_logprobs.detach()).exp(), advantages.detach()
+    worst = torch.maximum(-a * ratio, -a * ratio.clamp(1 - clip, 1 + clip))
+    return torch.where(mask.bool(), worst, 0.0).sum() / mask.sum()
+
+
+def no_lower_clip(logprobs, old_logprobs, advantages, mask, *, clip=0.2):
+    """the ratio is clipped from above only: a bad token is pushed down without end."""
+    ratio, a = ((logprobs - old_logprobs.detach()) * mask).exp(), advantages.detach()
+    worst = torch.maximum(-a * ratio, -a * ratio.clamp(max=1 + clip))
+    return (worst * mask).sum() / mask.sum()
+
+
 def sequence_means(logprobs, old_logprobs, advantages, mask, *, clip=0.2):
     """each sequence is averaged for itself first: tokens of short responses then weigh more."""
     plain, clipped, _ = _parts(logprobs, old_logprobs, advantages, mask, clip)
@@ -269,6 +283,7 @@ def rows_averaged(logits, labels):
 def _label_cases():
     logits = random(2, 5, 4, seed=11)
     return {
+        "one token to learn": dict(logits=logits[:1, :3, :2], labels=torch.tensor([[-100, 1, -100]])),
         "one row, padding of two": dict(logits=logits[:1], labels=torch.tensor([[-100, 2, 1, -100, -100]])),
         "one row, nothing to mask": dict(logits=logits[:1], labels=torch.tensor([[3, 2, 1, 3, 2]])),
         "two rows, token 0 among them": dict(
@@ -316,6 +331,12 @@ def first_end_of_the_row(input_ids, prompt_lengths, eos):
     return (before_or_at & _after(input_ids, prompt_lengths)).to(torch.float64)
 
 
+def padding_by_its_neighbour(input_ids, prompt_lengths, eos):
+    """an end token after another one is taken for padding, also where the prompt ends with one and the response is empty."""
+    before = torch.cat([torch.zeros_like(input_ids[:, :1]), input_ids[:, :-1]], dim=1)
+    return (_after(input_ids, prompt_lengths) & ~((input_ids == eos) & (before == eos))).to(torch.float64)
+
+
 def without_the_last_response_token(input_ids, prompt_lengths, eos):
     """the last token of every response is left out, also of those that the limit cut."""
     mask = _mask(input_ids, prompt_lengths, eos)
@@ -327,6 +348,9 @@ def _mask_cases():
         "an end, then padding": dict(input_ids=torch.tensor([[5, 6, 7, 2, 2, 2]]), prompt_lengths=[2], eos=2),
         "cut by the limit": dict(input_ids=torch.tensor([[5, 6, 7, 8, 9, 9]]), prompt_lengths=[3], eos=2),
         "an end token in the prompt": dict(input_ids=torch.tensor([[5, 2, 6, 7, 2, 2]]), prompt_lengths=[3], eos=2),
+        "a prompt that ends with an end token, an empty response": dict(
+            input_ids=torch.tensor([[5, 2, 2, 2]]), prompt_lengths=[2], eos=2
+        ),
         "three rows": dict(
             input_ids=torch.tensor([[5, 2, 2, 2, 2], [5, 6, 3, 4, 8], [2, 7, 3, 3, 2]]), prompt_lengths=[1, 2, 2], eos=2
         ),
@@ -349,6 +373,8 @@ EXERCISES = [
             gradient_through_the_old,
             an_objective_not_a_loss,
             exp_of_padding,
+            masked_after_exp,
+            no_lower_clip,
             sequence_means,
         ],
         gradient=("logprobs", "old_logprobs", "advantages"),
@@ -387,6 +413,7 @@ EXERCISES = [
             everything_after_the_prompt,
             one_token_of_padding,
             first_end_of_the_row,
+            padding_by_its_neighbour,
             without_the_last_response_token,
         ],
     ),

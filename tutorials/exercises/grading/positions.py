@@ -60,6 +60,17 @@ def index_instead_of_position(x, positions):
     return _turned(x, torch.arange(x.shape[2]).expand(x.shape[0], -1))
 
 
+def positions_of_the_first_row(x, positions):
+    """the positions of the first row are used for all rows."""
+    return _turned(x, positions[:1].expand_as(positions))
+
+
+def not_put_back_in_pairs(x, positions):
+    """the turned numbers are not put back where they were: all firsts of the pairs stand before all seconds."""
+    found = _turned(x, positions)
+    return torch.cat([found[..., 0::2], found[..., 1::2]], dim=-1)
+
+
 def _rope_cases():
     return {
         "one pair at position 1": dict(x=torch.tensor([[[[1.0, 0.0]]]], dtype=torch.float64), positions=torch.tensor([[1]])),
@@ -96,6 +107,11 @@ def without_the_eight(distance, heads):
     return _bias(distance, heads, 2.0 ** (-torch.arange(1, heads + 1) / heads))
 
 
+def rounded_exponent(distance, heads):
+    """8 // H is rounded down to an integer, which is 0 for more than eight heads."""
+    return _bias(distance, heads, 2.0 ** (-(8 // heads) * torch.arange(1, heads + 1)))
+
+
 def powers_of_e(distance, heads):
     """the slopes are powers of e; they are powers of 2."""
     return _bias(distance, heads, torch.exp(-8 * torch.arange(1, heads + 1) / heads))
@@ -112,6 +128,7 @@ def _alibi_cases():
     return {
         "two heads, a row of distances": dict(distance=torch.tensor([[[3, 2, 1, 0]]]), heads=2),
         "four heads": dict(distance=causal[:, -2:], heads=4),
+        "sixteen heads": dict(distance=causal[:, -1:], heads=16),
         "eight heads, two rows": dict(distance=torch.cat([causal, causal + 7]), heads=8),
     }
 
@@ -143,6 +160,14 @@ def value_reads_the_constant(layer, length):
     theory.write_position(layer, length)
     value = layer.attention.qkv.weight.chunk(3)[2]
     value.zero_()[0, theory.ONE] = 1
+
+
+def rest_left_random(layer, length):
+    """random weights are left where zeros belong: the output carries the other numbers of the values, too."""
+    theory.write_position(layer, length)
+    generator = torch.Generator().manual_seed(0)
+    layer.attention.qkv.weight.chunk(3)[2][1:].normal_(generator=generator)
+    layer.attention.out.weight[:, 1:].normal_(generator=generator)
 
 
 def only_the_share(layer, length):
@@ -190,6 +215,8 @@ EXERCISES = [
             one_frequency,
             added_instead_of_turned,
             index_instead_of_position,
+            positions_of_the_first_row,
+            not_put_back_in_pairs,
         ],
     ),
     Exercise(
@@ -197,7 +224,7 @@ EXERCISES = [
         "alibi_bias",
         encodings.alibi_bias,
         _alibi_cases,
-        [nearer_is_punished, slopes_from_one, one_slope, without_the_eight, powers_of_e, heads_last],
+        [nearer_is_punished, slopes_from_one, one_slope, without_the_eight, rounded_exponent, powers_of_e, heads_last],
     ),
     Exercise(
         "ex16_write_position",
@@ -207,6 +234,7 @@ EXERCISES = [
         [
             keys_not_equal,
             value_reads_the_constant,
+            rest_left_random,
             only_the_share,
             counted_from_zero,
             slopes_not_doubled,

@@ -85,6 +85,27 @@ def top_p_before_temperature(logits, uniform, temperature, top_p):
     return token, whole.gather(1, token[:, None])[:, 0]
 
 
+def in_sorted_order(logits, uniform, temperature, top_p):
+    """the sums run from the likeliest token downwards; they run in the order of the token ids."""
+    logprobs = (logits / (temperature or 1.0)).log_softmax(-1)
+    ranked, index = logprobs.exp().sort(dim=-1, descending=True)
+    kept = ranked.masked_fill(ranked.cumsum(-1) - ranked >= top_p, 0.0) if top_p < 1 else ranked
+    table = kept.cumsum(-1) / kept.sum(-1, keepdim=True)
+    place = torch.searchsorted(table, uniform[:, None], right=True).clamp(max=logits.shape[1] - 1)
+    token = logits.argmax(-1) if temperature == 0 else index.gather(1, place)[:, 0]
+    return token, logprobs.gather(1, token[:, None])[:, 0]
+
+
+def sum_reaches_the_number(logits, uniform, temperature, top_p):
+    """a token is taken whose sum only equals the uniform number: 0 then chooses a first token that top-p has left out."""
+    token, logprob = decoding.choose(logits, uniform, temperature, top_p)
+    if temperature == 0:
+        return token, logprob
+    logprobs = (logits / temperature).log_softmax(-1)
+    token = torch.searchsorted(decoding.cumulative(logprobs, top_p), uniform[:, None])[:, 0]
+    return token, logprobs.gather(1, token[:, None])[:, 0]
+
+
 def _choose_cases():
     three = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64).log()[None]
     u = torch.tensor([0.6], dtype=torch.float64)
@@ -96,6 +117,8 @@ def _choose_cases():
         "greedy": dict(logits=three.flip(1), uniform=u, temperature=0, top_p=1.0),
         "top_p = 0.7": dict(logits=three, uniform=u, temperature=1.0, top_p=0.7),
         "top_p = 0.4: one token": dict(logits=three, uniform=u, temperature=1.0, top_p=0.4),
+        "ids that are not sorted": dict(logits=three.flip(1), uniform=u, temperature=1.0, top_p=1.0),
+        "uniform 0, token 0 left out": dict(logits=three.flip(1), uniform=0 * u, temperature=1.0, top_p=0.7),
         "64 rows, top_p 0.8": dict(logits=wide, uniform=many, temperature=1.0, top_p=0.8),
         "64 rows, temperature 0.6, top_p 0.9": dict(logits=wide, uniform=many, temperature=0.6, top_p=0.9),
         "64 rows, temperature 1.5": dict(logits=wide, uniform=many, temperature=1.5, top_p=1.0),
@@ -116,11 +139,17 @@ def _count_tokens_read(function, model, prompt, n):
     """-> the tokens, and how many tokens went through the model on the way"""
     read = []
     hook = model.model.embed.register_forward_hook(lambda module, inputs, output: read.append(inputs[0].numel()))
+    model.generate = _refuse
     try:
         tokens = function(model, prompt, n)
     finally:
         hook.remove()
+        del model.generate
     return {"tokens": tokens, "number of tokens that the model read": sum(read)}
+
+
+def _refuse(*_, **__):
+    raise ValueError("model.generate does it all; write the loop yourself")
 
 
 def no_cache(model, prompt, n):
@@ -245,14 +274,33 @@ def cut_in_text(token_ids, tokenizer):
     return cuts
 
 
+def newline_in_front_missed(token_ids, tokenizer):
+    """only a newline at the end of a token before counts; one in front of the text, as in "\\n7", opens a step, too."""
+    texts = [tokenizer.decode([i], skip_special_tokens=True) for i in token_ids]
+    cuts = steps.cut_steps(token_ids, tokenizer)
+    return [c for c in cuts if not texts[c].startswith("\n")]
+
+
+def any_number_sign(token_ids, tokenizer):
+    """every line that begins with # is taken for the answer; the answer's line begins with ####."""
+    cuts = steps.cut_steps(token_ids, tokenizer)
+    return [c for c in cuts if not c or not tokenizer.decode([token_ids[c]]).lstrip().startswith("#")]
+
+
+def nothing_after_the_answer(token_ids, tokenizer):
+    """no step is cut any more once an answer line has come."""
+    cuts, texts = steps.cut_steps(token_ids, tokenizer), [tokenizer.decode([i]) for i in token_ids]
+    return [c for c in cuts if "####" not in "".join(texts[:c])]
+
+
 def end_is_a_cut(token_ids, tokenizer):
     """the end of the response is added as a cut; cuts are where steps start."""
     return [*steps.cut_steps(token_ids, tokenizer), len(token_ids)]
 
 
 def _cut_cases():
-    sums = Pieces("1+2", "=3", "\n", "3*4", "=12", "##", "\n\n", " 12", "5\n7", "12\n")
-    eos = 10
+    sums = Pieces("1+2", "=3", "\n", "3*4", "=12", "##", "\n\n", " 12", "5\n7", "12\n", "\n7", "## So", " ####")
+    eos = 13
     return {
         "two lines": dict(token_ids=[0, 1, 2, 3, 4], tokenizer=sums),
         "an answer line": dict(token_ids=[0, 1, 2, 3, 4, 2, 5, 5, 7, eos], tokenizer=sums),
@@ -260,11 +308,30 @@ def _cut_cases():
         "blank lines first": dict(token_ids=[2, 6, 0, 1, 2, 3, 4, eos], tokenizer=sums),
         "a token that ends its line": dict(token_ids=[0, 9, 3, 4, eos], tokenizer=sums),
         "a token with text on two lines": dict(token_ids=[3, 8, 1, 2, 0, eos], tokenizer=sums),
+        "a newline in front of a token": dict(token_ids=[0, 10, 1, eos], tokenizer=sums),
+        "a line that begins with ##": dict(token_ids=[0, 2, 11, 2, 3, eos], tokenizer=sums),
+        "a line after the answer": dict(token_ids=[0, 2, 5, 5, 7, 2, 3, eos], tokenizer=sums),
+        "a space before ####": dict(token_ids=[0, 2, 12, 7, eos], tokenizer=sums),
         "nothing but the end": dict(token_ids=[eos], tokenizer=sums),
     }
 
 
 # ex04: log-probs of a response
+
+
+def _train(function, model, **arguments):
+    """-> the log-probs, the forward passes that they took, and the gradient of their sum by the model's last weights"""
+    passes, last = [], model.lm_head.weight.requires_grad_()
+    hook = model.model.register_forward_hook(lambda *_: passes.append(1))
+    try:
+        found = function(model, **arguments)
+        flows = isinstance(found, torch.Tensor) and found.requires_grad
+        gradient = torch.autograd.grad(found.sum(), last)[0] if flows else torch.zeros_like(last)
+    finally:
+        hook.remove()
+        last.requires_grad_(False)
+    found = found.detach() if isinstance(found, torch.Tensor) else found
+    return {"log-probs": found, "forward passes": len(passes), "gradient of their sum by the model's last weights": gradient}
 
 
 def _scored(model, input_ids, attention_mask, response_mask, temperature, shift=-1):
@@ -312,6 +379,11 @@ def attention_mask_left_out(model, input_ids, attention_mask, response_mask, *, 
     return _scored(model, input_ids, torch.ones_like(attention_mask), response_mask, temperature)
 
 
+def without_gradients(model, input_ids, attention_mask, response_mask, *, temperature=1.0):
+    """no gradient flows from the log-probs (no_grad, .detach()): they could be looked at, but not trained."""
+    return _scored(model, input_ids, attention_mask, response_mask, temperature).detach()
+
+
 def _score_cases():
     one = dict(
         model=decoder(),
@@ -339,25 +411,24 @@ def _score_cases():
 # ex05: Monte Carlo values
 
 
-def _play(function, states, successes, k):
-    """Runs the estimate on made-up completions: number n of a state is right, and finished, as its row in `successes` says."""
-    asked = dict.fromkeys(map(tuple, states), 0)
+def _play(function, states, completions, k):
+    """Runs the estimate on made-up completions: r right, w wrong, t truncated; each different state has a row of them."""
+    rows = dict(zip(dict.fromkeys(map(tuple, states)), completions, strict=True))
+    asked = dict.fromkeys(rows, 0)
 
     def rollout(some, k):
         groups = []
         for state in map(tuple, some):
-            first = asked[state]
+            marks = [rows[state][n % len(rows[state])] for n in range(asked[state], asked[state] + k)]
+            groups.append([SimpleNamespace(right=mark == "r", finished=mark != "t", state=state) for mark in marks])
             asked[state] += k
-            rows = successes[list(asked).index(state)]
-            marks = [rows[n % len(rows)] for n in range(first, first + k)]
-            groups.append([SimpleNamespace(right=mark == "r", finished=mark != "t") for mark in marks])
         return groups
 
     def reward(state, completion):
-        return float(completion.right)
+        return float(completion.right and completion.state == tuple(state))
 
-    result = function(list(states), rollout, reward, k=k)
-    return {"values": result, "rollouts": sum(asked.values())}
+    result = function(states, rollout, reward, k=k)
+    return {"values": result, "completions asked for": sum(asked.values())}
 
 
 def equal_states_apart(states, rollout, reward, *, k):
@@ -387,6 +458,11 @@ def majority(states, rollout, reward, *, k):
     return _estimate(states, rollout, reward, k, lambda group: sum(r for r, _ in group) > k / 2)
 
 
+def first_of_k(states, rollout, reward, *, k):
+    """only the first completion of each state is looked at; the value is the mean of all k."""
+    return _estimate(states, rollout, reward, k, lambda group: group[0][0])
+
+
 def best_of_k(states, rollout, reward, *, k):
     """the value is the best of the k returns; it is their mean."""
     return _estimate(states, rollout, reward, k, lambda group: max(r for r, _ in group))
@@ -404,11 +480,11 @@ def sorted_states(states, rollout, reward, *, k):
 
 def _value_cases():
     return {
-        "one state, two of four right": dict(states=[(1, 2)], successes=["rwrw"], k=4),
-        "a completion that the limit cut": dict(states=[(1, 2)], successes=["rtwr"], k=4),
-        "three states": dict(states=[(5,), (1, 2), (5, 4)], successes=["rrr", "rww", "www"], k=3),
-        "equal states": dict(states=[(1,), (7, 8), (1,), (7, 8)], successes=["rwwrrr", "wwwrrr"], k=3),
-        "k = 1": dict(states=[(4,), (3,), (4,)], successes=["rw", "wr"], k=1),
+        "one state, two of four right": dict(states=[(1, 2)], completions=["rwrw"], k=4),
+        "a completion that the limit cut": dict(states=[(1, 2)], completions=["wrtr"], k=4),
+        "three states": dict(states=[(5,), (1, 2), (5, 4)], completions=["rrr", "rww", "www"], k=3),
+        "equal states": dict(states=[(1,), (7, 8), (1,), (7, 8)], completions=["rwwrrr", "wwwrrr"], k=3),
+        "k = 1": dict(states=[(4,), (3,), (4,)], completions=["rw", "wr"], k=1),
     }
 
 
@@ -425,6 +501,8 @@ EXERCISES = [
             scored_after_top_p,
             scored_at_temperature_one,
             top_p_before_temperature,
+            in_sorted_order,
+            sum_reaches_the_number,
         ],
     ),
     Exercise(
@@ -453,6 +531,9 @@ EXERCISES = [
             blank_lines_are_steps,
             starts_at_the_first_text,
             cut_in_text,
+            newline_in_front_missed,
+            any_number_sign,
+            nothing_after_the_answer,
             end_is_a_cut,
         ],
     ),
@@ -469,14 +550,16 @@ EXERCISES = [
             end_left_out,
             nothing_masked,
             attention_mask_left_out,
+            without_gradients,
         ],
+        call=_train,
     ),
     Exercise(
         "ex05_monte_carlo_values",
         "monte_carlo_values",
         values.monte_carlo_values,
         _value_cases,
-        [equal_states_apart, truncated_left_out, majority, best_of_k, one_for_each_unique, sorted_states],
+        [equal_states_apart, truncated_left_out, majority, first_of_k, best_of_k, one_for_each_unique, sorted_states],
         call=_play,
     ),
 ]
