@@ -107,9 +107,10 @@ class _Run:
             mine = self.gradients[name]
             if right is None and mine is not None and mine.any():
                 return f"the loss is right, but a gradient flows into {name}, which is a constant here: detach it"
-            zeros = torch.zeros_like(right if mine is None else mine) if right is not None or mine is not None else None
-            mine, right = (zeros if x is None else x for x in (mine, right))
-            found = "" if zeros is None else _difference(mine, right, "")
+            if right is None:
+                continue
+            mine = torch.zeros_like(right) if mine is None else mine
+            found = _difference(mine, right, "")
             if found:
                 return (
                     f"the loss is right, its gradient with respect to {name} is not\n  expected {_show(right)}\n"
@@ -159,7 +160,8 @@ def _difference(got, expected, place: str) -> str:
             return f"{here}the shape is {list(got.shape)}, not {list(expected.shape)}"
         if got.dtype != expected.dtype and (got.is_floating_point() or expected.is_floating_point()):
             return f"{here}the dtype is {got.dtype}, not {expected.dtype}"
-        wrong = ~torch.isclose(got.to(expected.dtype), expected, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)  # the reference has no NaN
+        got = got.to(expected.dtype)  # of integers any kind will do
+        wrong = ~torch.isclose(got, expected, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)  # the reference has no NaN
         if not wrong.any():
             return ""
         index = tuple(wrong.nonzero()[0].tolist())
@@ -188,7 +190,10 @@ def _instead(got, expected) -> str:
 def _diagnosis(exercise: Exercise, function, failed: str) -> str:
     """The wrong answer that gives this outcome on the failed case, and on most of the others, as a sentence."""
     cases = exercise.cases()
-    mine = {name: _run(exercise, function, arguments) for name, arguments in cases.items()}
+    try:
+        mine = {name: _run(exercise, function, arguments) for name, arguments in cases.items()}
+    except NotImplementedError:  # half written: the stub's line still stands in some branch
+        return ""
     best, most = None, 0  # a wrong answer, and on how many cases it is the learner's
     for wrong in exercise.wrong:
         theirs = {name: _run(exercise, wrong, arguments) for name, arguments in cases.items()}
