@@ -31,6 +31,7 @@ def test_the_table_names_the_exercises_that_the_tutorials_name():
         assert in_table == set(re.findall(r"`ex(\d\d)`", path.read_text(encoding="utf-8").split("# %%")[-1])), path.name
         assert re.fullmatch(r" \d+ ", row.split("|")[5]), f"{path.name} has no time in tutorials/README.md"
         named_somewhere |= in_table
+        assert (FOLDER.parent / "results" / "tutorials" / f"{path.stem}.png").is_file()  # shown further down in the README
     assert len(named_somewhere) == len(list((FOLDER / "exercises").glob("ex*.py")))
 
 
