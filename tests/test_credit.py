@@ -1,6 +1,7 @@
 """The `credit` command: its numbers, its page, and what it refuses."""
 
 import re
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from types import SimpleNamespace
@@ -33,6 +34,16 @@ def explained():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vine_mini.tasks.arithmetic.TRAIN_SIZE", 100)
         return credit.explain(CreditConfig(k=5, group=6, truth=7, critic_iterations=1, problem=5))
+
+
+@pytest.fixture(scope="module")
+def ppo_run(tmp_path_factory):
+    run = tmp_path_factory.mktemp("ppo") / "run"
+    settings = "--algorithm ppo --iterations 2 --prompts 4 --group 1 --minibatch_size 4 --eval_problems 2 --eval_samples 1"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vine_mini.tasks.arithmetic.TRAIN_SIZE", 100)
+        assert main(["train", *settings.split(), "--lam", "0.9", "--top_p", "0.8", "--out", str(run)]) == 0
+    return run
 
 
 def test_each_column_telescopes_or_repeats(explained):
@@ -111,10 +122,8 @@ def test_the_page_says_how_the_critic_s_credit_is_made():
     assert "γ = 0.9 and λ = 1" in page.render(small_page(critic="It is.", gamma=0.9))
 
 
-def test_the_run_of_a_critic_brings_it_along(tmp_path, monkeypatch, capsys):
-    settings = "--algorithm ppo --iterations 2 --prompts 4 --group 2 --minibatch_size 8 --eval_problems 2 --eval_samples 1"
-    run = tmp_path / "run"
-    assert main(["train", *settings.split(), "--lam", "0.9", "--top_p", "0.8", "--out", str(run)]) == 0
+def test_the_run_of_a_critic_brings_it_along(ppo_run, tmp_path, capsys):
+    run = ppo_run
     found = credit.explain(CreditConfig(run=str(run), k=2, group=3, critic_iterations=5))
     assert "run's own, after 2 iterations" in found.critic and found.lam == 0.9
     assert credit._resting_trainer(CreditConfig(run=str(run))).config.top_p == 0.8  # it samples as the run did
@@ -204,11 +213,8 @@ def test_bad_input_is_one_line_and_writes_nothing(words, reason, tmp_path, monke
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_that_is_damaged_or_belongs_to_another_is_one_line(tmp_path, capsys):
-    run = tmp_path / "run"
-    settings = "--algorithm ppo --iterations 1 --prompts 2 --group 1 --minibatch_size 2 --eval_problems 1 --eval_samples 1"
-    assert main(["train", *settings.split(), "--out", str(run)]) == 0
-    capsys.readouterr()
+def test_a_run_that_is_damaged_or_belongs_to_another_is_one_line(ppo_run, tmp_path, capsys):
+    run = shutil.copytree(ppo_run, tmp_path / "run")
 
     def refused(*more) -> str:
         assert main(["credit", "--run", str(run), "--out", str(tmp_path / "x"), *more]) == 2
@@ -218,7 +224,7 @@ def test_a_run_that_is_damaged_or_belongs_to_another_is_one_line(tmp_path, capsy
 
     assert "give one of them" in refused("--preset", "arithmetic")
     config = (run / "config.yaml").read_text()
-    (run / "config.yaml").write_text(config.replace("lam: 1.0", "lam: abc"))
+    (run / "config.yaml").write_text(config.replace("lam: 0.9", "lam: abc"))
     assert "lam" in refused()
     (run / "config.yaml").write_text(config)
     state = run / "policy" / "training_state.safetensors"
