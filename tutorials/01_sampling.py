@@ -5,7 +5,9 @@
 # append it, and ask again, until the model draws the token that ends a response. Everything later in this course is made of
 # such samples, so first we draw some, by hand.
 #
-# The policy is a small Llama that does chains of sums in its head. It knows the rules, but it is careless.
+# In reinforcement learning the model that draws is called the *policy*. Ours is a small Llama that does chains of sums. It
+# knows the rules, but it is careless. (Sections are those of VinePPO, arXiv 2410.01679, the paper that tutorials 1 to 9 lead
+# through.)
 
 # %%
 import time
@@ -108,7 +110,7 @@ for T in lengths:  # we do not stop at the end of the answer: only the time matt
     print(f"{T:4} tokens: {times}; {same:.0%} of the tokens are the same")
 
 # %% [markdown]
-# If a rare line says less than 100 %, two probabilities were so close to the drawn number that rounding decided.
+# Should a line say less than 100 %: a drawn number lay so close to the border between two tokens that rounding decided.
 #
 # ## The package's sampler
 #
@@ -132,8 +134,9 @@ print(f"largest difference between sampled and scored: {(scored[b.response_mask.
 # %% [markdown]
 # ## Temperature costs accuracy
 #
-# The most likely tokens are right; each of some fifty draws has a small chance to miss. That is the policy's whole weakness, and
-# what reinforcement learning will mend: not new knowledge, but less carelessness.
+# The most likely tokens are right: at temperature 0 nothing is wrong. But a response is about forty draws, and one miss is
+# enough. (Tutorial 2 finds out where they happen.) That is the policy's whole weakness, and what reinforcement learning will
+# mend: not new knowledge, but less carelessness.
 
 # %%
 temperatures = (0.0, 1.0) if QUICK else (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
@@ -161,10 +164,11 @@ show(figure, "01_sampling")
 # %% [markdown]
 # ## Questions
 #
-# 1. Without a cache, why does the time grow faster than the number of tokens? What power do you read off the picture, and why
-#    not exactly 2?
+# 1. Without a cache, why does the time grow faster than the number of tokens? By what factor does each doubling of the tokens
+#    multiply it in the printed times? Why is it less than 4 at first? (The prompt is read again, too, and each call has a
+#    fixed cost.)
 # 2. At temperature 0 all responses to a prompt are equal. Could a policy learn from its own responses then?
-# 3. Why must the log-probs be divided by the *sampling* temperature when they are scored?
+# 3. When a response is scored, why must the logits be divided by the temperature at which it was *sampled*?
 # 4. The cache holds keys and values. Why not the queries?
 #
 # Exercises: `ex01` (choose a token), `ex02` (writing with a KV cache), `ex04` (log-probs of a response).

@@ -1,8 +1,9 @@
 # %% [markdown]
 # # 3. Monte Carlo values and their error bars
 #
-# How good is it to be in the middle of a response? The *value* of a state is the chance that the policy succeeds from there. No
-# network is needed to find it out: finish the response $K$ times from that state, and count (VinePPO, section 4):
+# How good is it to be in the middle of a response? The *value* of a state is the chance that the policy succeeds from there.
+# No network is needed to find it out: finish the response $K$ times from that state, and count (VinePPO, section 4). Each
+# such completion is a *rollout*:
 #
 # $$V_{MC}(s) = \frac{1}{K} \sum_{k=1}^{K} R(\text{completion } k)$$
 #
@@ -39,9 +40,10 @@ for name, t in (("right", right), ("wrong", wrong)):
     print(f"{name}: {' / '.join(tokenizer.decode(t.response_ids).split(chr(10)))}")
 
 # %% [markdown]
-# The two begin with the same three steps. `rollouts` finishes each of their states `k` times. It reads a trajectory once for
-# all the vines that fork off it. We do it twice, with two seeds: the first set is the *ground truth*, the second is what we cut
-# into estimates. (The paper takes 256 rollouts as the ground truth of a state.)
+# The two begin with the same three steps. `rollouts` finishes each of their states `k` times. It reads a trajectory (a
+# response with its prompt) once for all the completions, or *vines*, that fork off it. We roll out twice, with two seeds: the
+# first set is the *ground truth*, the second is what we cut into estimates. (The paper takes 256 rollouts as the ground truth
+# of a state.)
 
 
 # %%
@@ -74,9 +76,11 @@ for row, name in enumerate(("right", "wrong")):
         )
 
 # %% [markdown]
-# The mean of the estimates is the value, up to the noise of the measurement: they are *unbiased*. And this for any $K$, even
-# for $K = 1$, since the mean of all estimates does not depend on how many rollouts we put into each. Along the right response the
-# value rises with each step that went well. Along the wrong one it falls at the mistake, and then little is left to lose.
+# The mean of the estimates agrees with the value, up to the noise of both: of twelve differences, one or two near 2 standard
+# errors are no surprise (states 0 to 3 are the same for both responses, and were measured twice). A mean of $K$ fair samples
+# has the right expectation by construction: the estimates are *unbiased*. And this for any $K$, even for $K = 1$, since the
+# mean of all estimates does not depend on how many rollouts we put into each. Along the right response the value rises with
+# each step that went well. Along the wrong one it falls at the mistake, and then little is left to lose.
 #
 # ## The error falls as the square root
 #

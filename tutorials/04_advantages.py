@@ -2,8 +2,10 @@
 # # 4. GAE against Monte Carlo advantages
 #
 # An *advantage* says how much better an action was than what the policy does on average: $A(s, a) = r + V(s') - V(s)$. All it
-# takes is values. VinePPO has them from rollouts, PPO from a network, the *critic*, over whose errors it smooths with
-# generalized advantage estimation (GAE; VinePPO, section 3; arXiv 1506.02438):
+# takes is values. VinePPO has them from rollouts, PPO (proximal policy optimization, the usual algorithm) from a network, the
+# *critic*. To smooth over the critic's errors it uses generalized advantage estimation (GAE; VinePPO, section 3; arXiv
+# 1506.02438). Here $r_t$ is the reward of a token (0 but at the end), $\gamma$ discounts what comes later (1 in this course:
+# not at all), and $\lambda$ between 0 and 1 says how far ahead to look:
 #
 # $$\delta_t = r_t + \gamma V(s_{t+1}) - V(s_t), \qquad A_t = \sum_{l \ge 0} (\gamma \lambda)^l \delta_{t+l}$$
 #
@@ -47,6 +49,9 @@ for metrics, episodes, advantages in trainer.train():
         print(f"{metrics['episodes']:5} episodes: mean |V - R| a token {metrics['value_error']:.3f}", flush=True)
 
 # %% [markdown]
+# Do not wait for 0: rewards are 0 or 1, and a constant guess of 0.29 would be off by $2 \cdot 0.29 \cdot 0.71 = 0.41$ on average. The
+# critic is just beginning to do better than that.
+#
 # ## One wrong response
 #
 # The first of our responses is wrong, but begins with three right steps; the others are whatever comes. The truth is measured
@@ -71,8 +76,9 @@ def monte_carlo(cuts, k, seed):
     done = rollouts(policy, trajectories[: len(cuts)], cuts, k=k, seed=seed, **settings)
     values = [[] for _ in cuts]
     for n, (p, t) in enumerate(zip(problems[: len(cuts)], trajectories, strict=False)):
-        for c, group in zip(cuts[n], done[n], strict=True):
-            values[n].append(sum(tasks.reward(p, t.response_ids[:c] + x.response_ids, x.finished, tokenizer) for x in group) / k)
+        for c, completions in zip(cuts[n], done[n], strict=True):
+            R = [tasks.reward(p, t.response_ids[:c] + x.response_ids, x.finished, tokenizer) for x in completions]
+            values[n].append(sum(R) / k)
     return values
 
 
@@ -101,8 +107,8 @@ gap = max(abs(sum(row) - (reward - v[0])) for row, reward, v in zip(steps["K = 9
 print(f"\nsum of step advantages (K = 9) against R - V(s_0): largest gap in {len(b)} responses {gap:.1e}")
 
 # %% [markdown]
-# The truth blames the step with the mistake and praises right ones before it a little. Nine rollouts see the mistake, with noise
-# elsewhere. GAE with $\lambda = 1$ blames every step, the innocent ones too.
+# The truth blames the step with the mistake and praises two of the three right ones before it a little. Nine rollouts see the
+# mistake, with noise elsewhere. GAE with $\lambda = 1$ blames every step, the innocent ones too.
 #
 # Whatever the values, the step advantages of a response sum to $R - V(s_0)$: all in between cancels. A good test of such code.
 #
@@ -164,7 +170,7 @@ show(figure, "04_advantages")
 # 1. In truth one token has the blame, yet VinePPO blames its line. Why does that hardly matter? See the picture of tutorial 2.
 # 2. With $\lambda = 1$ innocent steps are blamed. Why can PPO learn all the same, given enough episodes?
 # 3. Train the critic for three times as many iterations. Which of the three GAEs gains most, and why?
-# 4. What would GAE with $\lambda = 1$ be if the critic were 0 everywhere? Which algorithm is that?
+# 4. What would GAE with $\lambda = 1$ be if the critic were 0 everywhere? (Tutorial 8 has a name for it.)
 #
 # Exercises: `ex06` (step advantages), `ex07` (spread to tokens), `ex08` (GAE), `ex09` (whitening).
 # Read next: `vine_mini/advantages.py`, and how `vine_mini/algorithms.py` calls it.

@@ -105,9 +105,9 @@ for tokens in (1000, 4000):
 # ## Too many steps on one batch
 #
 # That batch again: 128 responses with RLOO's credit (the reward minus the mean of the others in its group: tutorial 8). Many
-# optimizer steps on it, with the clip and without (an $\epsilon$ that nothing reaches). We watch the accuracy on test problems,
-# newly sampled; the KL from the old policy, estimated on the batch; the mean ratio; and the share of tokens that the clip has
-# silenced.
+# optimizer steps on it, with the clip and without (an $\epsilon$ that nothing reaches). We watch the accuracy on test
+# problems, newly sampled; the KL divergence from the old policy (how far the two distributions are apart, in nats; 0 if
+# nothing has changed), estimated on the batch; the mean ratio; and the share of tokens that the clip has silenced.
 
 # %%
 steps, every = (2, 2) if QUICK else (40, 5)
@@ -129,8 +129,9 @@ for name, trainer in trainers.items():
 # wall. A silenced token no longer pushes; other tokens move the same weights, and AdamW's momentum carries on. What protects a
 # run is to take few steps on each batch (two passes, in this preset), with the clip as a brake on the tokens that run ahead.
 #
-# The mean ratio tells the same. Over *fresh* responses of the old policy it is 1 for any new policy, because
-# $\sum_y \pi_{\mathrm{old}}(y)\, \rho(y) = \sum_y \pi(y) = 1$. Here it leaves 1: the policy is fitted to these very tokens.
+# The mean ratio tells the same. In any state, the *expected* ratio of a token drawn from the old policy is 1, whatever the
+# new one: $\sum_y \pi_{\mathrm{old}}(y)\, \rho(y) = \sum_y \pi(y) = 1$. Here the mean leaves 1: the policy was fitted to
+# these very tokens.
 
 # %%
 figure, axes = new_figure(2, 4)
@@ -164,7 +165,8 @@ show(figure, "05_clipped_loss")
 # 1. The first step of an iteration has ratio 1 everywhere. What does the clip do in it? And in the second?
 # 2. A token with old probability 0.9: which of the two limits, 0.8 and 1.2, can its ratio pass at all? Which tokens does the
 #    clip silence for a good response, then?
-# 3. Sample a second batch from the old policy, and follow the mean ratio on it. What do you expect?
+# 3. Sample a second batch from the old policy and follow the mean ratio, the KL and the share of silenced tokens on it. Which
+#    of the three will differ from the first batch, and why?
 # 4. What would a clip of 0 do?
 #
 # Exercises: `ex10` (the clipped loss), `ex13` (micro-batches), `ex17` (a loss that is silently wrong).

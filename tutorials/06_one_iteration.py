@@ -75,8 +75,9 @@ print(f"advantages    {list(advantages.shape)} [B, T], not 0 on {some:.1%} of th
 # %% [markdown]
 # ## 4. Update
 #
-# Two epochs of minibatches of the clipped loss (section 3) and a little KL to the reference. A minibatch goes through the network
-# in parts. As all parts are divided by one denominator, their gradients add up to that of the whole.
+# Two epochs of minibatches of the clipped loss (section 3) and a small penalty for the KL to the *reference*, the frozen
+# policy that training started from. A minibatch goes through the network in parts. As all parts are divided by one
+# denominator, their gradients add up to that of the whole.
 
 # %%
 shuffle = torch.Generator().manual_seed(config.seed)
@@ -119,16 +120,18 @@ print(f"largest difference of a weight: {gap:.0e}; the iteration moved them by u
 # %% [markdown]
 # ## The loop
 #
-# From here on it is the same again and again, each time with fresh responses of the policy as it is by then.
+# From here on it is the same again and again, each time with fresh responses of the policy as it is by then. In the last
+# table, `pass@1` is the share of right samples at temperature 1, `greedy` that of the most likely responses, `maj@4` the
+# share of problems whose most frequent answer in four samples is right, `any@4` that with at least one right sample.
 
 # %%
-print("iteration  reward  different states  with advantage  seconds")
+print("iteration  reward  different states  with advantage  seconds so far")
 rows = [metrics]
 for m, _, _ in training:
     rows.append(m)
     if m["iteration"] % 2 == 0:
         share, states = m["nonzero_advantages"], m["unique_states"]
-        print(f"{m['iteration']:9}{m['reward']:8.3f}{states:18}{share:16.0%}{m['seconds']:9.1f}", flush=True)
+        print(f"{m['iteration']:9}{m['reward']:8.3f}{states:18}{share:16.0%}{m['seconds']:16.1f}", flush=True)
 after = loop.evaluate()
 total = sum(loop.seconds.values())
 print("\ntest problems, mean ± standard error\n" + table({"before": before, "after": after}))

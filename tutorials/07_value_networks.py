@@ -1,10 +1,11 @@
 # %% [markdown]
 # # 7. Why value networks fail
 #
-# PPO asks a second network, the *critic*, for the value of every state. After each iteration it moves its guess at every token
-# towards the reward that the response got. VinePPO's authors looked at what such a critic knows (VinePPO, value prediction
-# analysis): its mean absolute error was 0.11 where Monte Carlo's was 0.03, it grew along the chain of steps, and asked which of
-# five next steps is best, the critic was near chance (about 25 %), Monte Carlo right in 70 to 90 %.
+# PPO asks a second network, the *critic*, for the value of every state. After each iteration it moves its guess at every
+# token towards the reward that the response got. VinePPO's authors looked at what such a critic knows (VinePPO, value
+# prediction analysis): its mean absolute error was 0.11 where Monte Carlo's was 0.03, it grew along the chain of steps, and
+# asked which of five next steps is best, the critic was right in about 25 %, near the 20 % of chance, and Monte Carlo in 70
+# to 90 %.
 #
 # Is it so here, with a tiny policy and six sums? We make it easy: the policy rests (learning rate 0) while the critic is
 # trained, so the critic has no moving target.
@@ -134,11 +135,11 @@ for name, guess in guesses.items():
 # The paper's findings show here, too. The critic's error is smallest at the prompt and largest at the end of the chain, Monte
 # Carlo's shrinks on the way; nine rollouts nearly always find the best step, the critic far less often.
 #
-# Why? At the prompt nothing has happened yet: all problems are about equally hard, one number will do, and there the critic even
-# *beats* nine rollouts. Later all depends on whether a slip has been made. To know, the critic must check the sums, and it is
-# taught by one reward for a whole response. It does learn (it beats the table, and a longer training would take it further), but
-# slowly, and in PPO the policy moves meanwhile. Monte Carlo needs no insight: a late state has few tokens left to write, and a
-# value near 0 or 1 has little variance.
+# Why? At the prompt nothing has happened yet: all problems are about equally hard, one number will do, and there the critic
+# even *beats* nine rollouts. Later all depends on whether a slip has been made. To know, the critic must check the sums, and
+# it is taught by one reward for a whole response. It does learn (on average it beats the table; question 2 asks what more
+# training does), but slowly, and in PPO the policy moves meanwhile. Monte Carlo needs no insight: a late state has few tokens
+# left to write, and a value near 0 or 1 has little variance.
 
 # %%
 figure, ((scatter, chain, ranking),) = new_figure(3)

@@ -116,12 +116,14 @@ for temperature in (1.0, 0.7, 0.5):
     print(f"temperature {temperature}: {r.mean():.0%} right; groups without signal: {', '.join(silent)}")
 
 # %% [markdown]
-# VinePPO is not silent in such a group: a wrong step and a lucky repair inside it still get their credit.
+# VinePPO need not be silent there: if all eight are wrong, the step that lowered the value is still blamed, and the right
+# steps before it are not.
 #
 # ## Whose credit is right?
 #
-# The correlation of each credit with the truth over tokens, in parts of the batch. It does not mind scale, so neither whitening
-# nor GRPO's division matters. The truth is noisy itself; its two halves tell what a perfect credit would reach.
+# The correlation of each credit with the truth over tokens, in parts of the batch. It does not mind a common shift or scale,
+# so whitening does not matter. GRPO divides each group by another number; that could matter, and we shall see that it hardly
+# does. The truth is noisy itself; its two halves tell what a perfect credit would reach.
 
 
 # %%
@@ -138,9 +140,9 @@ print("\n".join(f"{name:15} correlation with the truth {r:.2f} ± {error:.2f}" f
 print(f"a perfect credit would reach {perfect:.2f}")
 
 # %% [markdown]
-# With one rollout a state, an advantage is the difference of two coin flips, and no better than a group's credit. Three are
-# better, nine clearly so. What is gained is less noise, not another aim; that helps where noise limits training. Here it does not
-# (README: for the same number of episodes, all learn alike).
+# With one rollout a state, an advantage is the difference of two coin flips, and worse than a group's credit. Three are
+# better, nine clearly so. What is gained is less noise, not another aim; that helps where noise limits training. Here it does
+# not (README: for the same number of episodes, VinePPO, GRPO and PPO learn alike).
 
 # %%
 figure, ((response_axis, pull_axis, agreement_axis),) = new_figure(3)

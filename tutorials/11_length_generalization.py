@@ -44,8 +44,8 @@ for name in encodings:
         print(f"{name:5} seed {seed}: {time.perf_counter() - begin:3.0f} s; seen lengths {seen:.2f}, then {row}", flush=True)
 
 # %% [markdown]
-# NoPE goes on counting, less and less surely. RoPE falls to about zero at the first length that it has not seen, and ALiBi
-# soon after.
+# NoPE goes on counting, less and less surely. RoPE falls to zero at the first length that it has not seen, and ALiBi to
+# nearly zero one or two lengths later.
 #
 # ## What exact match asks
 #
@@ -70,8 +70,9 @@ for name in encodings:
         print(f"{name:5} length {n}: p = {p:.3f}, p^{n + 1} = {p ** (n + 1):.2f}, exact match {exact:.2f}")
 
 # %% [markdown]
-# For NoPE the formula explains a good part. For the others it does not: most tokens are right, and hardly an answer is.
-# Their failures are not accidents of single tokens. To see what they are, we let the models write, and count.
+# For NoPE the formula explains a good part. For the others it does not, just beyond training: look at RoPE and ALiBi at
+# length 11, where it promises far more than they get. (Further out it says nearly 0, too, and proves nothing.) Their failures
+# are not accidents of single tokens. To see what they are, we let the models write, and count.
 
 # %%
 written = {}  # (encoding, seed) -> length -> items written, the median over prompts
@@ -86,8 +87,8 @@ for (name, seed), model in models.items():
     print(f"{name:5} seed {seed}: asked for n items, it writes {row}")
 
 # %% [markdown]
-# RoPE never gets far beyond the counts that it knows, ALiBi lags, NoPE stays close. So for a small miss of NoPE exact match is
-# a harsh measure, and for RoPE a fair one.
+# RoPE (its median) never gets beyond the counts that it knows, ALiBi lags, NoPE stays close. So for a small miss of NoPE
+# exact match is a harsh measure, and for RoPE a fair one.
 #
 # ## How sure is this?
 #
@@ -136,7 +137,8 @@ show(figure, "11_length_generalization")
 # ## Questions
 #
 # 1. All seeds of RoPE agree. Does that make the result certain? What could all seeds have in common?
-# 2. The seen lengths of RoPE are not all at 1. Could that alone explain what follows? Which curve in the picture answers?
+# 2. At length 10 RoPE and ALiBi are about equally imperfect. Could that alone explain RoPE's zero at 11? Compare the two
+#    there.
 # 3. Which token must a model get right to be exact, if it never errs in the others? Why is there no second chance?
 # 4. Try `"rope25"` or `"hybrid"` in `encodings`: what do you expect, and what comes out?
 #

@@ -133,11 +133,12 @@ for seed in seeds:
         print(f"seed {seed}, {what:8}, {name:9}: R² after embedding and layers {seen}; on longer sequences {longer}")
 
 # %% [markdown]
-# The surprise is the first line: an *untrained* NoPE decoder tells the position almost as well as a trained one, from layer 1 on.
-# Many ways of mixing a prefix depend on its length, and random weights will do; training improves the clock mostly on longer
-# sequences. What it adds is the number that the task asks for, items to come: $2n + 3 - t$ for $n$ items. To get it, positions
-# are to be compared; it appears in layer 2, as distance does in Theorem 2, and the position then fades. On longer sequences
-# every probe gets worse: like the built weights, the trained ones flatten (picture, right).
+# The surprise is the first line: an *untrained* NoPE decoder tells the position, after layer 1 almost as well as a trained
+# one, after layers 2 and 3 even better. Many ways of mixing a prefix depend on its length, and random weights will do. On
+# longer sequences training improves only the clock of layer 1. What training adds is the number that the task asks for, items
+# to come: $2n + 3 - t$ for $n$ items. To get it, positions are to be compared; it appears in layer 2, as distance does in
+# Theorem 2, and the position then fades. On longer sequences every probe gets worse: like the built weights, the trained ones
+# flatten (picture, right).
 
 # %%
 figure, ((theory_axis, layer_axis, longer_axis),) = new_figure(3)

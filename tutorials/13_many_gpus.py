@@ -33,8 +33,9 @@ policy, batch, mask = trainer.policy, episodes.batch, episodes.batch.response_ma
 # ## Rollouts divide freely, if their seeds do
 #
 # A rollout needs the policy and a state, nothing else. But ranks that share a seed draw the same random numbers, and rollouts
-# that should be independent come as twins. A seed for each rank mends it. A seed for each *state* does more: then its value
-# does not even depend on how many ranks there are, or which of them finishes it. We play the ranks in a loop.
+# that should be independent come as twins. A seed for each rank mends it (two independent rollouts may still agree by
+# chance). A seed for each *state* does more: then its value does not even depend on how many ranks there are, or which of
+# them finishes it. We play the ranks in a loop.
 
 # %%
 t = episodes.trajectories[0]
@@ -152,9 +153,10 @@ for name, (at_once, shape) in shapes.items():
 # %% [markdown]
 # ## Tokens
 #
-# The paper's iteration has 512 episodes, with K = 9 rollouts from each state. If a response has $T$ tokens in $n$ equal steps,
-# those from state $i$ write $(n - i)/n$ of it, and an iteration writes $512\, T\, (1 + K (n + 1) / 2)$ tokens. $T$ and $n$ are
-# guesses here. The rate is what this machine did above, with one thread.
+# The paper's iteration has 512 episodes, with K = 9 rollouts from each state. If a response has $T$ tokens in $n$ equal
+# steps, those from state $i$ write $(n - i)/n$ of it, and an iteration writes at most $512\, T\, (1 + K (n + 1) / 2)$ tokens
+# (equal states, rolled out once, make it fewer). $T$ and $n$ are guesses here. The rate is what this machine did above, with
+# one thread.
 
 # %%
 T, n, small = 200, 5, sum(p.numel() for p in policy.parameters())
@@ -180,7 +182,7 @@ show(figure, "13_many_gpus")
 #
 # | here | on many GPUs | look up |
 # |---|---|---|
-# | `slots` reads a trunk once | an engine that shares prefixes and gets new weights after each update | vLLM: prefix caching |
+# | `slots.py` reads a common beginning once | an engine that shares prefixes and gets new weights each update | vLLM: prefix caching |
 # | `whiten`, one denominator | sums over ranks | `torchrun`, `all_reduce`, accelerate's `gather` |
 # | `trainer`, all weights in one place | sharded weights; a trainer that takes advantages [B, T] | FSDP2; TRL's `GRPOTrainer` |
 #
@@ -192,7 +194,8 @@ show(figure, "13_many_gpus")
 # ## Questions
 #
 # 1. DistributedDataParallel averages. By what must each rank multiply its loss, so that one denominator can stay?
-# 2. The 7B model samples 16 responses at once, the 1.1B model 256. What in the shapes makes its KV cache so large?
+# 2. A token's cache takes 2 (keys and values) times layers times key-value heads times head size numbers. TinyLlama has 4 key-value heads
+#    of size 64, the 7B model here 32 of size 128. How many times larger is a token's cache in the 7B model?
 # 3. GRPO compares the responses to one prompt. What must not happen when an iteration is divided over ranks?
 #
 # Read next: `vine_mini/memory.py`, and "Limits" in the README.
