@@ -49,8 +49,8 @@ for metrics, episodes, advantages in trainer.train():
         print(f"{metrics['episodes']:5} episodes: mean |V - R| a token {metrics['value_error']:.3f}", flush=True)
 
 # %% [markdown]
-# Do not wait for 0: rewards are 0 or 1, and a constant guess of 0.29 would be off by $2 \cdot 0.29 \cdot 0.71 = 0.41$ on average. The
-# critic is just beginning to do better than that.
+# Do not wait for 0: rewards are 0 or 1, and a constant guess of 0.29 is off by $2 \cdot 0.29 \cdot 0.71 = 0.41$ on average.
+# The critic is just beginning to do better than that.
 #
 # ## One wrong response
 #

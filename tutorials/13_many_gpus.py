@@ -33,9 +33,8 @@ policy, batch, mask = trainer.policy, episodes.batch, episodes.batch.response_ma
 # ## Rollouts divide freely, if their seeds do
 #
 # A rollout needs the policy and a state, nothing else. But ranks that share a seed draw the same random numbers, and rollouts
-# that should be independent come as twins. A seed for each rank mends it (two independent rollouts may still agree by
-# chance). A seed for each *state* does more: then its value does not even depend on how many ranks there are, or which of
-# them finishes it. We play the ranks in a loop.
+# that should be independent come as twins. A seed for each rank mends it (two may still agree by chance). A seed for each
+# *state* does more: its value then does not even depend on how many ranks there are. We play the ranks in a loop.
 
 # %%
 t = episodes.trajectories[0]
@@ -182,7 +181,7 @@ show(figure, "13_many_gpus")
 #
 # | here | on many GPUs | look up |
 # |---|---|---|
-# | `slots.py` reads a common beginning once | an engine that shares prefixes and gets new weights each update | vLLM: prefix caching |
+# | `slots.py` reads a common beginning once | an engine that shares prefixes and gets new weights | vLLM: prefix caching |
 # | `whiten`, one denominator | sums over ranks | `torchrun`, `all_reduce`, accelerate's `gather` |
 # | `trainer`, all weights in one place | sharded weights; a trainer that takes advantages [B, T] | FSDP2; TRL's `GRPOTrainer` |
 #
@@ -194,8 +193,8 @@ show(figure, "13_many_gpus")
 # ## Questions
 #
 # 1. DistributedDataParallel averages. By what must each rank multiply its loss, so that one denominator can stay?
-# 2. A token's cache takes 2 (keys and values) times layers times key-value heads times head size numbers. TinyLlama has 4 key-value heads
-#    of size 64, the 7B model here 32 of size 128. How many times larger is a token's cache in the 7B model?
+# 2. A token's cache takes 2 (keys and values) times layers times key-value heads times their size. The 1.1B model has 4 such
+#    heads of size 64, the 7B model 32 of 128. How many times larger is its cache?
 # 3. GRPO compares the responses to one prompt. What must not happen when an iteration is divided over ranks?
 #
 # Read next: `vine_mini/memory.py`, and "Limits" in the README.
