@@ -80,7 +80,7 @@ limit = 2 * config.test_lengths[1]
 for (name, seed), model in models.items():
     prompts = {n: sorted({p for p, _ in evaluation_examples(config, n, config.examples)}) for n in config.lengths()}
     flat = [encode(p) for group in prompts.values() for p in group]
-    responses = sample(model, flat, max_new_tokens=limit, temperature=0, eos_token_id=EOS, seed=0)
+    responses = sample(model, flat, max_new_tokens=limit, temperature=0, eos_token_id=EOS, seed=0, plain=True)
     items = iter([len(t.response_ids) - t.finished for t in responses])  # <eos> is no item
     written[name, seed] = {n: median(next(items) for _ in group) for n, group in prompts.items()}
     row = ", ".join(f"{n}: {written[name, seed][n]:g}" for n in (5, 10, 11, 13, 16, 20))
