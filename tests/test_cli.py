@@ -358,3 +358,8 @@ def test_a_preset_must_be_a_mapping(empty_folder):
     Path("list.yaml").write_text("- 1")
     with pytest.raises(UserError, match="field: value"):
         parse(TrainConfig, "train", ["--preset", "list.yaml"])
+
+
+def test_two_whole_configurations_at_once_are_refused(tmp_path, capsys):
+    assert main(["train", "--preset", "arithmetic", "--resume", str(tmp_path)]) == 2
+    assert "give one of them" in capsys.readouterr().err

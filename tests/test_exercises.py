@@ -89,7 +89,7 @@ def test_float32_is_refused():
     assert "dtype is torch.float32" in message(BY_NUMBER["ex11"], low)
 
 
-def test_an_error_of_a_millionth_is_noticed():
+def test_an_error_in_the_seventh_digit_is_noticed():
     exercise = BY_NUMBER["ex06"]
     said = message(exercise, lambda values, reward: [a + 1e-7 for a in exercise.reference(values, reward)])
     assert "at [0]: 0.2500001 instead of 0.25" in said

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vine_mini.steps import cut_steps
+from vine_mini.steps import cut_steps, step_texts
 
 
 class Pieces:
@@ -52,3 +52,9 @@ def test_gsm8k_shaped_text(tokenizer):
         "\n7+5=12\n",
         "12-3=9\n#### 9<eos>",
     ]
+
+
+def test_the_texts_of_the_steps_are_the_response(tokenizer):
+    ids = tokenizer.encode("1+2=3\n3*4=12\n#### 12") + [tokenizer.eos_token_id]
+    texts = step_texts(ids, cut_steps(ids, tokenizer), tokenizer)
+    assert texts == ["1+2=3\n", "3*4=12\n#### 12<eos>"]

@@ -20,7 +20,7 @@ from vine_mini.page import Credit, Page, Rollout, finding, render, summary
 from vine_mini.plots import plot_credit
 from vine_mini.runs import new_folder
 from vine_mini.sampling import sample
-from vine_mini.steps import cut_steps
+from vine_mini.steps import cut_steps, step_texts
 from vine_mini.trainer import Trainer
 from vine_mini.types import Trajectory, UserError, collate, on_response
 from vine_mini.values import standard_error
@@ -84,7 +84,7 @@ def explain(config: CreditConfig) -> Page:
         finished=trajectory.finished,
         group_rewards=rewards,
         response=chosen,
-        steps=[tokenizer.decode(ids[a:b]) for a, b in zip(cuts, [*cuts[1:], len(ids)], strict=True)],
+        steps=step_texts(ids, cuts, tokenizer),
         rollouts=rollouts,
         truth=config.truth,
         credits=credits,

@@ -14,7 +14,7 @@ from pathlib import Path
 from vine_mini import checkpoint
 from vine_mini.flags import to_yaml
 from vine_mini.plots import plot_run
-from vine_mini.steps import cut_steps
+from vine_mini.steps import cut_steps, step_texts
 from vine_mini.types import UserError
 
 SAMPLES_AN_ITERATION = 2
@@ -73,7 +73,7 @@ class Run:
             ids = episodes.trajectories[row].response_ids
             cuts = cut_steps(ids, episodes.tokenizer, every=self.config.step_tokens)
             credit = advantages[row][episodes.batch.response_mask[row].bool()].tolist()
-            texts = [episodes.tokenizer.decode(ids[a:b]) for a, b in zip(cuts, [*cuts[1:], len(ids)], strict=True)]
+            texts = step_texts(ids, cuts, episodes.tokenizer)
             sample = {
                 "iteration": self.rows[-1]["iteration"],
                 "question": episodes.problems[row].question,

@@ -41,5 +41,10 @@ def cut_steps(token_ids: list[int], tokenizer, *, every: int | None = None) -> l
     return starts
 
 
+def step_texts(token_ids: list[int], cuts: list[int], tokenizer) -> list[str]:
+    """The text of each step, special tokens included."""
+    return [tokenizer.decode(token_ids[a:b]) for a, b in zip(cuts, [*cuts[1:], len(token_ids)], strict=True)]
+
+
 def _opens_answer(pieces: list[str]) -> bool:
     return "".join(pieces).lstrip().startswith(ANSWER_MARK)
