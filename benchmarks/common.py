@@ -11,10 +11,10 @@ import transformers
 from tqdm import tqdm
 
 from vine_mini import tasks
-from vine_mini.config import TrainConfig
+from vine_mini.app.config import TrainConfig
 from vine_mini.lengthgen.report import columns
 from vine_mini.models import frozen_copy
-from vine_mini.plots import COLOURS, new_figure, save_figure
+from vine_mini.app.plots import COLOURS, new_figure, save_figure
 from vine_mini.trainer import Trainer
 
 

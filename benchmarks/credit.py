@@ -22,8 +22,8 @@ from tqdm import tqdm
 from benchmarks.common import machine, report, timed
 from vine_mini.advantages import whiten
 from vine_mini.algorithms import ALGORITHMS, WHITENED
-from vine_mini.config import TrainConfig
-from vine_mini.flags import read_preset
+from vine_mini.app.config import TrainConfig
+from vine_mini.app.flags import read_preset
 from vine_mini.trainer import Trainer
 
 WAYS = {

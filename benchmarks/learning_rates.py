@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from vine_mini.config import TrainConfig
-from vine_mini.flags import read_preset
-from vine_mini.plots import plot_seeds
+from vine_mini.app.config import TrainConfig
+from vine_mini.app.flags import read_preset
+from vine_mini.app.plots import plot_seeds
 from vine_mini.trainer import Trainer
 
 VARIANTS = {

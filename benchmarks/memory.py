@@ -24,7 +24,7 @@ def peak(algorithm: str, tokens: int, slots: int) -> dict:
     from benchmarks.common import random_trainer
     from benchmarks.train_step import SHAPES
     from benchmarks.vines import random_llama
-    from vine_mini.memory import memory_estimate
+    from vine_mini.app.memory import memory_estimate
 
     torch.set_num_threads(1)
     model = random_llama(256, 6, 8, 8, 1024, 512)

@@ -26,9 +26,9 @@ import transformers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.common import alternate, bandwidth, bars, gemm_rate, machine, report, spread, timed
-from vine_mini import algorithms, vines
-from vine_mini.config import TrainConfig
-from vine_mini.flags import read_preset
+from vine_mini import algorithms, sampling as vines
+from vine_mini.app.config import TrainConfig
+from vine_mini.app.flags import read_preset
 from vine_mini.trainer import Trainer
 from vine_mini.types import Trajectory
 
@@ -279,7 +279,7 @@ def growth(args) -> dict[str, list[tuple[int, float, float]]]:
 
 def plot_growth(curves: dict, path: Path) -> None:
     """Seconds against what grows, both axes doubling."""
-    from vine_mini.plots import COLOURS, new_figure, save_figure
+    from vine_mini.app.plots import COLOURS, new_figure, save_figure
 
     figure, axes = new_figure(len(curves))
     for axis, (what, points) in zip(axes[0], curves.items(), strict=True):

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from vine_mini import models
+from vine_mini.app.setup import SHIPPED
 from vine_mini.tasks import arithmetic
 
 torch.set_num_threads(1)  # models this small are slower with more, above all on a busy machine
@@ -88,7 +89,7 @@ def ragged_prompts(n: int = 5, longest: int = 9) -> list[list[int]]:
 
 @cache
 def shipped_tokenizer():
-    return models.load_policy(str(models.SHIPPED / "arithmetic"), "cpu")[1]
+    return models.load_policy(str(SHIPPED / "arithmetic"), "cpu")[1]
 
 
 @pytest.fixture

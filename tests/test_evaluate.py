@@ -3,7 +3,7 @@
 import pytest
 
 from vine_mini import evaluate as module
-from vine_mini.config import EvaluateConfig
+from vine_mini.app.config import EvaluateConfig
 from vine_mini.evaluate import evaluate, table
 from vine_mini.types import Problem, Trajectory
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from vine_mini.config import TrainConfig
-from vine_mini.flags import read_preset
+from vine_mini.app.config import TrainConfig
+from vine_mini.app.flags import read_preset
 from vine_mini.lengthgen.config import LengthgenConfig
 from vine_mini.lengthgen.train import evaluate, train
 from vine_mini.trainer import Trainer

@@ -1,30 +1,43 @@
 """The loop: rules that hold for every algorithm, on the shipped policy and on a random Llama."""
 
-import copy
 import warnings
 from dataclasses import replace
 
 import pytest
 import torch
 
-from vine_mini import algorithms
-from vine_mini.config import ALGORITHM_NAMES, TrainConfig
-from vine_mini.sharing import supports
+from vine_mini import algorithms, models
+from vine_mini.algorithms import ALGORITHMS, Algorithm
+from vine_mini.app.config import TrainConfig
+from vine_mini.app.memory import memory_estimate
+from vine_mini.app.setup import SHIPPED, build_trainer
+from vine_mini.losses import masked_mean
+from vine_mini.sampling.fast.probe import supports
+from vine_mini.tasks import arithmetic
 from vine_mini.trainer import Trainer
-from vine_mini.types import Trajectory, UserError, collate
+from vine_mini.types import Batch, Episodes, Trajectory, UserError, collate
 
 SMALL = TrainConfig(
     steps=2, prompts=4, group=4, minibatch_size=8, micro_batch_tokens=1024, k=2, iterations=2, eval_problems=4, eval_samples=2
 )
 
 
+def batch_of(trainer, algorithm=None, episodes=None) -> Batch:
+    """The batch of one iteration, as `Trainer.train` makes it, without whitening."""
+    episodes = episodes or trainer.sample_episodes()
+    scores, _ = trainer.score(episodes)
+    credit = ALGORITHMS[algorithm].credit if algorithm else trainer.algorithm.credit
+    advantages, returns, _ = credit(episodes, scores["values"], trainer.roll_out, trainer.config)
+    return Batch(**vars(episodes.tokens), **scores, advantages=advantages, returns=returns)
+
+
 def weights(model):
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-@pytest.mark.parametrize("name", ALGORITHM_NAMES)
+@pytest.mark.parametrize("name", ALGORITHMS)
 def test_whole_iterations_of_each_algorithm(name):
-    trainer = Trainer(replace(SMALL, algorithm=name))
+    trainer = build_trainer(replace(SMALL, algorithm=name))
     start, reference = weights(trainer.policy), weights(trainer.reference)
     rows = [metrics for metrics, _, _ in trainer.train()]
     assert [row["iteration"] for row in rows] == [1, 2]
@@ -43,7 +56,7 @@ def test_whole_iterations_of_each_algorithm(name):
 
 def test_the_same_seed_gives_the_same_run():
     def run(**changes):
-        trainer = Trainer(replace(SMALL, **changes))
+        trainer = build_trainer(replace(SMALL, **changes))
         return [(m["reward"], m["loss"], [t.response_ids for t in e.trajectories]) for m, e, _ in trainer.train()]
 
     assert run() == run()
@@ -61,15 +74,13 @@ def gradients(trainer, batch, micro):
 
 def test_gradients_do_not_depend_on_the_micro_batch():
     """Rule 4, in float64, to 1e-10: responses of unequal lengths, KL and PPO's critic included."""
-    trainer = Trainer(replace(SMALL, algorithm="ppo", kl_coef=0.1, min_steps=1))
+    trainer = build_trainer(replace(SMALL, algorithm="ppo", kl_coef=0.1, min_steps=1))
     episodes = trainer.sample_episodes()
     for network in (trainer.policy, trainer.reference, trainer.critic):
         network.double()
     torch.nn.init.normal_(trainer.critic.head.weight)
-    batch = episodes.batch
-    batch.response_mask = batch.response_mask.double()
-    trainer.score(batch, episodes.trajectories)
-    batch.advantages, _ = algorithms.ppo(episodes, trainer.config)
+    tokens = replace(episodes.tokens, response_mask=episodes.tokens.response_mask.double())
+    batch = batch_of(trainer, episodes=replace(episodes, tokens=tokens))
     with torch.no_grad():  # move off the first pass, so that ratios, clipping and KL all matter
         for p in trainer.policy.parameters():
             p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0), dtype=p.dtype))
@@ -85,15 +96,13 @@ def test_gradients_do_not_depend_on_the_micro_batch():
 def test_gradient_checkpointing_recomputes_and_changes_nothing(algorithm):
     results, calls = [], []
     for flag in (False, True):
-        trainer = Trainer(replace(SMALL, algorithm=algorithm, gradient_checkpointing=flag))
-        episodes = trainer.sample_episodes()
-        trainer.score(episodes.batch, episodes.trajectories)
-        episodes.batch.advantages, _ = algorithms.ALGORITHMS[algorithm](episodes, trainer.config)
+        trainer = build_trainer(replace(SMALL, algorithm=algorithm, gradient_checkpointing=flag))
+        batch = batch_of(trainer)
         forwards = []
         networks = [trainer.policy.base_model] + ([trainer.critic.backbone] if trainer.critic else [])
         for network in networks:
             network.layers[0].mlp.register_forward_pre_hook(lambda *_, calls=forwards: calls.append(1))
-        results.append(trainer.update(episodes.batch))
+        results.append(trainer.update(batch))
         calls.append(len(forwards))
         assert not any(network.training for network in networks)
     assert calls[1] == 2 * calls[0]  # policy and critic alike
@@ -102,7 +111,7 @@ def test_gradient_checkpointing_recomputes_and_changes_nothing(algorithm):
 
 def test_bf16_samples_the_quick_way_even_if_an_evaluation_comes_first():
     """Evaluation runs under autocast. The question whether a model can share prefixes, first asked there, got a false no."""
-    trainer = Trainer(replace(SMALL, bf16=True))
+    trainer = build_trainer(replace(SMALL, bf16=True))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         trainer.evaluate()
@@ -111,7 +120,7 @@ def test_bf16_samples_the_quick_way_even_if_an_evaluation_comes_first():
 
 def test_bf16_moves_float32_weights_that_bf16_could_not_hold():
     """At lr 1e-6 an AdamW step is far below a bf16 weight's spacing (2^-8 of it): pure bf16 would stand still."""
-    trainer = Trainer(replace(SMALL, bf16=True, lr=1e-6, warmup=0.0))
+    trainer = build_trainer(replace(SMALL, bf16=True, lr=1e-6, warmup=0.0))
     start = weights(trainer.policy)
     assert start.dtype == weights(trainer.reference).dtype == torch.float32
     next(trainer.train())
@@ -122,61 +131,59 @@ def test_bf16_moves_float32_weights_that_bf16_could_not_hold():
 
 
 def test_a_minibatch_whose_ratio_exploded_is_skipped():
-    trainer = Trainer(SMALL)
-    episodes = trainer.sample_episodes()
-    trainer.score(episodes.batch, episodes.trajectories)
-    episodes.batch.advantages, _ = algorithms.grpo(episodes, SMALL)
+    trainer = build_trainer(SMALL)
+    batch = batch_of(trainer, "grpo")
     start = weights(trainer.policy)
-    episodes.batch.old_logprobs = episodes.batch.old_logprobs - 3 * episodes.batch.response_mask  # e^3 = 20 > 10
-    assert trainer.update(episodes.batch)["skipped"] == 1.0
+    old = batch.old_logprobs - 3 * batch.response_mask  # e^3 = 20 > 10
+    assert trainer.update(replace(batch, old_logprobs=old))["skipped"] == 1.0
     assert torch.equal(weights(trainer.policy), start)
 
 
 def test_an_exploding_kl_has_finite_gradients():
     """exp(100) is infinite in float32, and the clamp after it used to make the gradient NaN."""
-    trainer = Trainer(replace(SMALL, algorithm="grpo", kl_coef=1.0))
-    episodes = trainer.sample_episodes()
-    trainer.score(episodes.batch, episodes.trajectories)
-    episodes.batch.advantages, _ = algorithms.grpo(episodes, trainer.config)
-    episodes.batch.ref_logprobs = episodes.batch.ref_logprobs + 100 * episodes.batch.response_mask
-    stats = trainer.update(episodes.batch)
+    trainer = build_trainer(replace(SMALL, algorithm="grpo", kl_coef=1.0))
+    batch = batch_of(trainer)
+    stats = trainer.update(replace(batch, ref_logprobs=batch.ref_logprobs + 100 * batch.response_mask))
     assert stats["skipped"] == 0 and stats["kl"] == pytest.approx(10.0)
 
 
 def test_the_kl_pulls_towards_the_reference():
     """With no reward at all, a policy that was moved away comes back."""
-    trainer = Trainer(replace(SMALL, algorithm="rloo", kl_coef=1.0, lr=1e-4))
+    trainer = build_trainer(replace(SMALL, algorithm="rloo", kl_coef=1.0, lr=1e-4))
     with torch.no_grad():
         for p in trainer.policy.parameters():
             p.add_(0.03 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
     episodes = trainer.sample_episodes()
     episodes.rewards.zero_()
-    trainer.score(episodes.batch, episodes.trajectories)
-    episodes.batch.advantages, _ = algorithms.rloo(episodes, trainer.config)
-    kls = [trainer.update(episodes.batch)["kl"] for _ in range(4)]
+    batch = batch_of(trainer, episodes=episodes)
+    kls = [trainer.update(batch)["kl"] for _ in range(4)]
     assert kls[0] > 0.01 and kls[-1] < 0.8 * kls[0]
 
 
 def test_without_kl_no_reference_is_kept():
-    trainer = Trainer(replace(SMALL, kl_coef=0.0))
+    trainer = build_trainer(replace(SMALL, kl_coef=0.0))
     metrics, _, _ = next(trainer.train())
     assert trainer.reference is None and "kl" not in metrics
 
 
 def test_warmup_rises_linearly():
-    trainer = Trainer(replace(SMALL, lr=1.0, warmup=0.5))  # 2 iterations x 2 epochs x 2 minibatches: 4 steps of warmup
-    seen = []
-    for _ in range(8):
-        seen.append(trainer.optimizers[0].param_groups[0]["lr"])
-        trainer.optimizers[0].step()
-        trainer.schedules[0].step()
-    assert seen == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1, 1])
+    trainer = build_trainer(replace(SMALL, lr=1e-5, warmup=0.5))  # 2 iterations x 2 epochs x 2 minibatches: 4 updates of warm-up
+    batch, seen = batch_of(trainer), []
+    trainer.optimizer.register_step_pre_hook(lambda optimizer, *_: seen.append(optimizer.param_groups[0]["lr"]))
+    for _ in range(2):
+        trainer.update(batch)
+    assert seen == pytest.approx([x * 1e-5 for x in (0.25, 0.5, 0.75, 1, 1, 1, 1, 1)])
+
+
+def test_a_learning_rate_that_is_left_out_follows_from_the_policy():
+    assert build_trainer(SMALL).config.lr == 1e-4 and build_trainer(replace(SMALL, lr=3e-5)).config.lr == 3e-5
+    assert models.default_lr(torch.nn.Linear(10_000, 1_000)) == 1e-6
 
 
 def test_problems_come_once_an_epoch():
     config = replace(SMALL, steps=1, max_number=4, prompts=8, iterations=10_000)
-    trainer = Trainer(config)
-    trainer.prompts, trainer.train_problems = trainer.prompts[:24], trainer.train_problems[:24]
+    whole = build_trainer(config)
+    trainer = Trainer(config, whole.policy, whole.tokenizer, whole.train_problems[:24], whole.test_problems)
     epochs = []
     for _ in range(2):
         seen = []
@@ -188,44 +195,66 @@ def test_problems_come_once_an_epoch():
     assert epochs[0] != epochs[1]
 
 
+def test_neighbouring_seeds_meet_different_prompts():
+    """Seeds that were added to the epoch or the iteration gave seed 0 in a later epoch the whole order of seed 1."""
+
+    def prompts(seed, epoch):
+        trainer = build_trainer(replace(SMALL, seed=seed, prompts=100, group=1, minibatch_size=100, max_new_tokens=1))
+        trainer.iteration = epoch * 3  # 300 problems
+        return [p.question for p in trainer.sample_episodes().problems]
+
+    assert prompts(0, 1) != prompts(1, 0)
+
+
 def test_vineppo_credit_is_the_change_of_value(tokenizer):
     """A policy replaced by a table: its rollouts succeed as often as the text so far deserves."""
-    trainer = Trainer(replace(SMALL, prompts=1, group=2, minibatch_size=2, k=4))
-    episodes = trainer.sample_episodes()
-    eos = tokenizer.eos_token_id
+    trainer = build_trainer(replace(SMALL, prompts=1, group=2, minibatch_size=2, k=4))
+    eos, prompt = tokenizer.eos_token_id, trainer.prompts[0]
     good, bad = tokenizer("\n1+1=2\n2+1=3\n#### 3")["input_ids"][1:], tokenizer("\n1+1=2\n2+1=4\n#### 4")["input_ids"][1:]
-    prompt = episodes.trajectories[0].prompt_ids
-    episodes.trajectories = [Trajectory(prompt, [*ids, eos], [0.0] * (len(ids) + 1), True) for ids in (good, bad)]
-    episodes.rewards = torch.tensor([[1.0, 0.0]])
-    episodes.problems = [replace(p, answer="3") for p in episodes.problems]
-    episodes.batch = collate(episodes.trajectories)
+    trajectories = [Trajectory(prompt, [*ids, eos], [0.0] * (len(ids) + 1), True) for ids in (good, bad)]
+    episodes = trainer.as_episodes([replace(trainer.train_problems[0], answer="3")] * 2, trajectories)
+    assert episodes.rewards.tolist() == [[1.0, 0.0]] and episodes.cuts == [[0, 6]] * 2
     right, wrong = ([*tokenizer("#### 3")["input_ids"], eos], True), ([*tokenizer("#### 4")["input_ids"], eos], True)
     cut_off = (tokenizer("#### 3")["input_ids"], False)
     asked = []
 
-    def fork(trajectories, cuts, k):
-        asked.append(cuts)
+    def roll_out(trajectories, cuts, k):
+        asked.append((cuts, k))
         outcomes = {0: [right, wrong, wrong, cut_off], 6: [right, right, right, wrong]}  # V = 1/4 at first, 3/4 after a step
         return [[[Trajectory([1], ids, [0.0] * len(ids), end) for ids, end in outcomes[c]] for c in row] for row in cuts]
 
-    episodes.fork = fork
-    advantages, cost = algorithms.vineppo(episodes, trainer.config)
-    assert asked == [[[0, 6], []]]  # both trajectories share both states: they are forked once
+    advantages, returns, cost = algorithms.vineppo(episodes, None, roll_out, trainer.config)
+    assert asked == [([[0, 6], []], 4)]  # both trajectories share both states: each state is rolled out once
     assert cost["states"] == 4 and cost["unique_states"] == 2 and cost["rollouts_truncated"] == pytest.approx(1 / 8)
+    assert returns is None
     for row, last in ((0, 0.25), (1, -0.75)):
-        n = len(episodes.trajectories[row].response_ids)
-        credit = advantages[row][episodes.batch.response_mask[row].bool()].tolist()
+        n = len(trajectories[row].response_ids)
+        credit = advantages[row][episodes.tokens.response_mask[row].bool()].tolist()
         assert credit == [0.5] * 6 + [last] * (n - 6)  # the end token included (rule 3)
+
+
+def test_equal_responses_to_other_problems_are_other_states(tokenizer):
+    trainer = build_trainer(replace(SMALL, k=1))
+    eos = tokenizer.eos_token_id
+    trajectories = [Trajectory(trainer.prompts[i // 2], [5, eos], [0.0] * 2, True) for i in range(4)]
+    episodes = trainer.as_episodes([trainer.train_problems[i // 2] for i in range(4)], trajectories)
+    asked = []
+
+    def roll_out(trajectories, cuts, k):
+        asked.append(cuts)
+        return [[[Trajectory([1], [eos], [0.0], True)] for _ in row] for row in cuts]
+
+    algorithms.vineppo(episodes, None, roll_out, trainer.config)
+    assert asked == [[[0], [], [0], []]]
 
 
 def test_credit_of_the_other_algorithms_by_hand():
     """Two problems, two responses each, of unequal lengths: every algorithm's advantages, token by token."""
     lengths = [2, 4, 1, 3]
     trajectories = [Trajectory([5] * (1 + i), [7] * n, [0.0] * n, True) for i, n in enumerate(lengths)]
-    batch = collate(trajectories)
-    batch.values = 0.25 * batch.response_mask
-    rewards = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
-    episodes = algorithms.Episodes([], trajectories, rewards, batch, None, None)
+    tokens, rewards = collate(trajectories), torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    mask, values = tokens.response_mask, 0.25 * tokens.response_mask
+    episodes = Episodes([], trajectories, rewards, [[0]] * 4, tokens, None, None)
     std = 0.5**0.5
     expected = {
         "grpo": [0.5 / std, -0.5 / std, 0.0, 0.0],
@@ -234,22 +263,84 @@ def test_credit_of_the_other_algorithms_by_hand():
         "ppo": [0.75, -0.25, 0.75, 0.75],  # lambda 1: the return, which comes at the last token, less the value
     }
     for name, of_rows in expected.items():
-        advantages, _ = algorithms.ALGORITHMS[name](episodes, SMALL)
+        advantages, returns, _ = ALGORITHMS[name].credit(episodes, values, None, SMALL)
         for row, (value, n) in enumerate(zip(of_rows, lengths, strict=True)):
-            assert advantages[row][batch.response_mask[row].bool()].tolist() == pytest.approx([value] * n, abs=1e-6)
-        assert (advantages * (1 - batch.response_mask)).abs().sum() == 0
-    torch.testing.assert_close(batch.returns, rewards.flatten()[:, None] * batch.response_mask)
-    advantages, _ = algorithms.ppo(episodes, replace(SMALL, lam=0.0))  # only the last token sees the reward
-    assert advantages[1][batch.response_mask[1].bool()].tolist() == [0.0, 0.0, 0.0, -0.25]
+            assert advantages[row][mask[row].bool()].tolist() == pytest.approx([value] * n, abs=1e-6)
+        assert (advantages * (1 - mask)).abs().sum() == 0
+        assert (returns is not None) == ALGORITHMS[name].needs_critic
+        if returns is not None:
+            torch.testing.assert_close(returns, rewards.flatten()[:, None] * mask)
+    advantages, _, _ = algorithms.ppo(episodes, values, None, replace(SMALL, lam=0.0))  # only the last token sees the reward
+    assert advantages[1][mask[1].bool()].tolist() == [0.0, 0.0, 0.0, -0.25]
+
+
+def test_an_algorithm_of_ones_own_is_one_record(monkeypatch):
+    """Another credit and another loss, named nowhere else: it trains, evaluates and needs no reference."""
+
+    def credit(episodes, values, roll_out, config):
+        mask = episodes.tokens.response_mask
+        return (2 * episodes.rewards - 1).reshape(-1, 1) * mask, None, {"own": 1.0}
+
+    def loss(logprobs, batch, config, denominator):
+        value = masked_mean(-batch.advantages * logprobs, batch.response_mask, denominator)
+        ratio = masked_mean((logprobs - batch.old_logprobs).exp(), batch.response_mask, denominator)
+        return value, {"ratio": ratio.item(), "approx_kl": 0.0}
+
+    monkeypatch.setitem(ALGORITHMS, "own", Algorithm(credit, loss, needs_reference=False))
+    trainer = build_trainer(replace(SMALL, algorithm="own"))
+    start = weights(trainer.policy)
+    rows = [metrics for metrics, _, _ in trainer.train()]
+    assert trainer.reference is None and rows[0]["own"] == 1.0 and rows[0]["first_ratio"] == pytest.approx(1.0, abs=1e-4)
+    assert not torch.equal(weights(trainer.policy), start) and memory_estimate(trainer)["reference"] == 0
+    assert 0 <= trainer.evaluate()["pass@1"][0] <= 1
+
+
+def test_a_task_of_ones_own_is_one_file(tmp_path):
+    """No other file knows of it: problems, prompt, grading with partial credit, answer mark and limits."""
+    path = tmp_path / "parity.py"
+    path.write_text(
+        """
+from vine_mini.types import Problem
+
+TEMPLATE = "{question}\\n"
+ANSWER_MARK = "="
+DEFAULTS = {"max_new_tokens": 12, "eval_temperature": 0.5}
+
+
+def problems(config):
+    every = [Problem(f"Mia has {n} pens.", f"={n % 2}", str(n % 2)) for n in range(40)]
+    return every[8:], every[:8]
+
+
+def extract_answer(text):
+    return text.strip()[-1:] or None
+
+
+def reward(problem, response):
+    return 1.0 if extract_answer(response) == problem.answer else 0.25 * (len(response) % 2)
+"""
+    )
+    model = str(SHIPPED / arithmetic.__name__.split(".")[-1])
+    config = TrainConfig(
+        task=str(path), model=model, prompts=4, group=4, minibatch_size=8, k=2, iterations=1, eval_samples=2, eval_problems=4
+    )
+    assert config.max_new_tokens == 12 and config.eval_temperature == 0.5
+    trainer = build_trainer(config)
+    [(metrics, episodes, _)] = list(trainer.train())
+    assert set(episodes.rewards.flatten().tolist()) <= {0.0, 0.25, 1.0} and metrics["rollouts"] > 0
+    assert trainer.evaluate()["pass@1"][1] is not None
 
 
 @pytest.mark.parametrize(
     "name, whitened", [("vineppo", True), ("ppo", True), ("reinforce", True), ("grpo", False), ("rloo", False)]
 )
 def test_which_advantages_are_whitened(name, whitened):
-    _, episodes, raw = next(Trainer(replace(SMALL, algorithm=name)).train())
-    mask = episodes.batch.response_mask.bool()
-    used = episodes.batch.advantages[mask]
+    trainer, batches = build_trainer(replace(SMALL, algorithm=name)), []
+    update = trainer.update
+    trainer.update = lambda batch: batches.append(batch) or update(batch)
+    _, episodes, raw = next(trainer.train())
+    mask = episodes.tokens.response_mask.bool()
+    used = batches[0].advantages[mask]
     if whitened:
         assert used.mean().abs() < 1e-5 and (used.std() - 1).abs() < 1e-3
     else:
@@ -257,7 +348,7 @@ def test_which_advantages_are_whitened(name, whitened):
 
 
 def test_truncated_responses_fail():
-    trainer = Trainer(replace(SMALL, max_new_tokens=5))
+    trainer = build_trainer(replace(SMALL, max_new_tokens=5))
     metrics, episodes, _ = next(trainer.train())
     assert metrics["truncated"] == 1.0 and episodes.rewards.sum() == 0 and metrics["rollouts_truncated"] == 1.0
 
@@ -269,42 +360,47 @@ def test_what_cannot_work_is_refused():
         ({"task": "gsm8k", "data": "nowhere"}, "cannot read"),
     ):
         with pytest.raises(UserError, match=says):
-            Trainer(replace(SMALL, **changes))
+            build_trainer(replace(SMALL, **changes))
 
 
 def test_evaluation_counts(tokenizer):
-    trainer = Trainer(SMALL)
+    trainer = build_trainer(SMALL)
     result = trainer.evaluate()
     assert set(result) == {"pass@1", "greedy", "maj@2", "any@2", "length", "truncated", "kl"}
     assert result["any@2"][0] >= result["maj@2"][0] >= 0 and result["any@2"][0] >= result["pass@1"][0]
     assert result["kl"][0] == pytest.approx(0, abs=1e-6)
-    other = copy.deepcopy(trainer)
     with torch.no_grad():
-        for p in other.policy.parameters():
+        for p in trainer.policy.parameters():
             p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
-    assert other.evaluate()["kl"][0] > 1e-4
+    assert trainer.evaluate()["kl"][0] > 1e-4
 
 
 def test_the_memory_estimate_counts_weights_and_moments_exactly():
-    trainer = Trainer(replace(SMALL, algorithm="ppo"))
-    parts = trainer.memory()
+    trainer = build_trainer(replace(SMALL, algorithm="ppo"))
+    parts = memory_estimate(trainer)
     next(trainer.train())
-    for network, optimizer, name in zip(
-        (trainer.policy, trainer.critic), trainer.optimizers, ("policy: weights, AdamW", "critic: weights, AdamW"), strict=True
-    ):
-        held = [*network.parameters(), *(x for slots in optimizer.state.values() for x in slots.values())]
+    names = ("policy: weights, AdamW", "critic: weights, AdamW")
+    for network, name in zip((trainer.policy, trainer.critic), names, strict=True):
+        moments = [x for p in network.parameters() for x in trainer.optimizer.state[p].values()]
+        held = [*network.parameters(), *moments]
         assert parts[name] == pytest.approx(sum(x.numel() * x.element_size() for x in held), rel=0.01)
-    smaller = Trainer(replace(SMALL, algorithm="ppo", micro_batch_tokens=100, sample_batch_size=4)).memory()
+    smaller = memory_estimate(build_trainer(replace(SMALL, algorithm="ppo", micro_batch_tokens=100, sample_batch_size=4)))
     assert smaller["peak"] < parts["peak"] < sum(parts.values())
 
 
-def test_each_call_of_fork_draws_its_own_random_numbers():
-    episodes = Trainer(SMALL).sample_episodes()
-    cuts = [[0] for _ in episodes.trajectories]
-    first, second = (episodes.fork(episodes.trajectories, cuts, 3) for _ in range(2))
-    pairs = [
-        (a.response_ids, b.response_ids) for x, y in zip(first, second, strict=True) for a, b in zip(x[0], y[0], strict=True)
-    ]
-    assert sum(a == b for a, b in pairs) < len(pairs) / 2
-    again = Trainer(SMALL).sample_episodes().fork(episodes.trajectories, cuts, 3)
-    assert [t.response_ids for t in again[0][0]] == [t.response_ids for t in first[0][0]]
+def test_rollouts_draw_their_own_random_numbers():
+    """Other calls in an iteration, and other iterations, draw other numbers; the same call repeats."""
+    hot = replace(SMALL, temperature=2.0)  # the shipped policy repeats itself at temperature 1
+    trainer = build_trainer(hot)
+    trajectories = trainer.sample_episodes().trajectories
+    cuts = [[0] for _ in trajectories]
+
+    def texts(trainer, *name):
+        return [r.response_ids for row in trainer.roll_out(trajectories, cuts, 3, *name) for group in row for r in group]
+
+    first, named, again = texts(trainer), texts(trainer, "truth"), texts(build_trainer(hot))
+    trainer.iteration += 1
+    later = texts(trainer)
+    assert first == again
+    for other in (named, later):
+        assert sum(a == b for a, b in zip(first, other, strict=True)) < len(first) / 2

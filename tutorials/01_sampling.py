@@ -16,10 +16,10 @@ import torch
 from lesson import QUICK, show, start
 from transformers import DynamicCache
 
-from vine_mini.decoding import choose
+from vine_mini.sampling.plain import choose
 from vine_mini.evaluate import grade
 from vine_mini.logprobs import response_logprobs
-from vine_mini.plots import new_figure
+from vine_mini.app.plots import new_figure
 from vine_mini.sampling import sample
 from vine_mini.types import collate
 

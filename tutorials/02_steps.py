@@ -16,7 +16,7 @@ from lesson import QUICK, show, start
 
 from vine_mini.evaluate import grade
 from vine_mini.logprobs import response_logprobs
-from vine_mini.plots import new_figure
+from vine_mini.app.plots import new_figure
 from vine_mini.sampling import sample
 from vine_mini.steps import cut_steps
 from vine_mini.types import Trajectory, collate

@@ -18,11 +18,11 @@ from lesson import QUICK, show, start
 
 from vine_mini import tasks
 from vine_mini.evaluate import grade
-from vine_mini.plots import new_figure
+from vine_mini.app.plots import new_figure
 from vine_mini.sampling import sample
 from vine_mini.steps import cut_steps
 from vine_mini.values import monte_carlo_values
-from vine_mini.vines import rollouts
+from vine_mini.sampling import rollouts
 
 trainer = start()
 policy, tokenizer, eos = trainer.policy, trainer.tokenizer, trainer.eos

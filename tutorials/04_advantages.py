@@ -19,11 +19,11 @@ from vine_mini import tasks
 from vine_mini.advantages import gae, spread_to_tokens, step_advantages, whiten
 from vine_mini.evaluate import grade
 from vine_mini.logprobs import response_values
-from vine_mini.plots import new_figure
+from vine_mini.app.plots import new_figure
 from vine_mini.sampling import sample
 from vine_mini.steps import cut_steps
 from vine_mini.types import collate
-from vine_mini.vines import rollouts
+from vine_mini.sampling import rollouts
 
 r, V, lambdas = [0.0, 0.0, 1.0], [0.5, 0.6, 0.2], (1.0, 0.95, 0.0)
 delta = [r[0] + V[1] - V[0], r[1] + V[2] - V[1], r[2] + 0 - V[2]]  # gamma is 1, and the end is worth 0

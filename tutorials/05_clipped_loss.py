@@ -22,7 +22,7 @@ from lesson import QUICK, show, start
 from vine_mini.algorithms import ALGORITHMS
 from vine_mini.logprobs import response_logprobs
 from vine_mini.losses import clipped_policy_loss
-from vine_mini.plots import new_figure
+from vine_mini.app.plots import new_figure
 
 CLIP = 0.2
 

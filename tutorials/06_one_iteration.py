@@ -13,7 +13,7 @@ from vine_mini.advantages import spread_to_tokens, step_advantages, whiten
 from vine_mini.evaluate import table
 from vine_mini.logprobs import response_logprobs
 from vine_mini.losses import clipped_policy_loss, kl_penalty, masked_mean
-from vine_mini.plots import COLOURS, PHASES, new_figure, smooth
+from vine_mini.app.plots import COLOURS, PHASES, new_figure, smooth
 from vine_mini.steps import cut_steps
 from vine_mini.types import on_response
 

@@ -14,9 +14,9 @@
 import torch
 from lesson import QUICK, show, start
 
-from vine_mini import tasks, vines
+from vine_mini import tasks, sampling as vines
 from vine_mini.logprobs import response_values
-from vine_mini.plots import new_figure
+from vine_mini.app.plots import new_figure
 from vine_mini.sampling import sample
 from vine_mini.steps import cut_steps
 from vine_mini.types import Trajectory, collate

@@ -23,7 +23,7 @@ from lesson import QUICK, show, start
 from vine_mini.advantages import group_relative, leave_one_out, step_advantages, whiten
 from vine_mini.algorithms import ALGORITHMS
 from vine_mini.evaluate import grade
-from vine_mini.plots import new_figure
+from vine_mini.app.plots import new_figure
 from vine_mini.sampling import sample
 from vine_mini.steps import cut_steps
 

@@ -18,12 +18,12 @@ import torch
 from lesson import QUICK, show
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
-from vine_mini.config import TrainConfig
+from vine_mini.app.config import TrainConfig
 from vine_mini.evaluate import table
-from vine_mini.flags import read_preset
-from vine_mini.memory import format_memory, memory_estimate
+from vine_mini.app.flags import read_preset
+from vine_mini.app.memory import format_memory, memory_estimate
 from vine_mini.models import SHIPPED
-from vine_mini.plots import COLOURS, PHASES, new_figure
+from vine_mini.app.plots import COLOURS, PHASES, new_figure
 from vine_mini.tasks import arithmetic, gsm8k, reward
 from vine_mini.trainer import Trainer
 from vine_mini.types import Problem

@@ -11,9 +11,9 @@ import math
 import torch
 from lesson import QUICK, show
 
-from vine_mini.lengthgen.model import Decoder, DecoderConfig
-from vine_mini.lengthgen.positions import alibi_bias, alibi_slopes, rope_turns, rotate, t5_bucket
-from vine_mini.plots import new_figure
+from vine_mini.decoder.model import Decoder, DecoderConfig
+from vine_mini.decoder.positions import alibi_bias, alibi_slopes, rope_turns, rotate, t5_bucket
+from vine_mini.app.plots import new_figure
 
 T, V, D, H = 24, 32, 64, 4  # tokens, vocabulary, width, heads
 d = D // H

@@ -18,7 +18,7 @@ from vine_mini.lengthgen.report import by_length
 from vine_mini.lengthgen.results import load_results
 from vine_mini.lengthgen.tasks import EOS, TASKS, encode, tokens
 from vine_mini.lengthgen.train import collate, evaluate, evaluation_examples, target_logits, train
-from vine_mini.plots import new_figure
+from vine_mini.app.plots import new_figure
 from vine_mini.sampling import sample
 
 encodings, seeds, steps = (["nope", "rope"], [0], 20) if QUICK else (["nope", "rope", "alibi"], [0, 1], 500)

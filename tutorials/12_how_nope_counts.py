@@ -10,11 +10,11 @@ from lesson import QUICK, show
 from tqdm import tqdm
 
 from vine_mini.lengthgen.config import LengthgenConfig
-from vine_mini.lengthgen.model import Decoder
+from vine_mini.decoder.model import Decoder
 from vine_mini.lengthgen.tasks import COUNTED
 from vine_mini.lengthgen.theory import BOS, VOCAB, attention_of_alibi, attention_of_second_layer, build, read_positions
 from vine_mini.lengthgen.train import collate, decoder_config, train
-from vine_mini.plots import new_figure
+from vine_mini.app.plots import new_figure
 
 T = 32  # positions that the weights are built for; <bos> is position 1
 

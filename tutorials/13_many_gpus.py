@@ -15,14 +15,14 @@ from lesson import QUICK, ROOT, show, start
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from vine_mini.advantages import whiten
-from vine_mini.config import TrainConfig
-from vine_mini.flags import read_preset
+from vine_mini.app.config import TrainConfig
+from vine_mini.app.flags import read_preset
 from vine_mini.logprobs import response_logprobs
 from vine_mini.losses import clipped_policy_loss
-from vine_mini.memory import memory_estimate
-from vine_mini.plots import new_figure
+from vine_mini.app.memory import memory_estimate
+from vine_mini.app.plots import new_figure
 from vine_mini.steps import cut_steps
-from vine_mini.vines import rollouts
+from vine_mini.sampling import rollouts
 
 ranks = 4
 trainer = start(prompts=4 if QUICK else 32, minibatch_size=16, epochs=1, lr=0.0)  # the policy stays as it is

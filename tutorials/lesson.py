@@ -8,9 +8,9 @@ sys.path.insert(0, str(ROOT))  # so that a script runs from any folder without b
 
 import torch  # noqa: E402
 
-from vine_mini.config import TrainConfig  # noqa: E402
-from vine_mini.flags import read_preset  # noqa: E402
-from vine_mini.plots import save_figure  # noqa: E402
+from vine_mini.app.config import TrainConfig  # noqa: E402
+from vine_mini.app.flags import read_preset  # noqa: E402
+from vine_mini.app.plots import save_figure  # noqa: E402
 from vine_mini.trainer import Trainer  # noqa: E402
 
 QUICK = "--quick" in sys.argv  # smaller numbers, so that tests can run every tutorial; the curves are too rough to learn from

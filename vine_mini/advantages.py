@@ -1,7 +1,7 @@
 """Advantages: how much better an action was than what the policy does on average. Pure functions.
 
-Deviations from the papers: GRPO and whitening divide by the sample standard deviation (n - 1), as the field's
-libraries do; the papers do not say which. Whitened or scaled numbers have EPS added to their divisor.
+Deviations from the papers: GRPO and whitening divide by the sample standard deviation (n - 1), as the field's libraries do;
+the papers do not say which. EPS is added to the divisor of whitened and scaled numbers.
 """
 
 import torch
@@ -35,11 +35,8 @@ def gae(rewards, values, mask, *, gamma: float = 1.0, lam: float = 1.0):
 def step_advantages(values: list[float], reward: float) -> list[float]:
     """VinePPO's advantage of each step (section 4; gamma = 1): A_i = r_i + V(s_{i+1}) - V(s_i).
 
-    Args:
-        values: V(s_0) .. V(s_{n-1}), the state before each of the n steps.
-        reward: R of the finished response, paid at the last step. The terminal state is worth 0.
-    Returns:
-        n advantages; they telescope: their sum is R - V(s_0).
+    `values` are V(s_0) .. V(s_{n-1}), of the states before each of the n steps. The reward R of the response is paid at the
+    last step. The value of the terminal state is 0. The n advantages telescope: their sum is R - V(s_0).
     """
     if not values:
         raise ValueError("a response has at least one step, so at least the value of its prompt is needed")
@@ -47,14 +44,9 @@ def step_advantages(values: list[float], reward: float) -> list[float]:
 
 
 def spread_to_tokens(step_advantages: list[float], cuts: list[int], length: int) -> list[float]:
-    """Give every token the advantage of its step.
+    """Give each of the `length` tokens of a response the advantage of its step.
 
-    Args:
-        step_advantages: one for each step.
-        cuts: the token index at which each step starts; cuts[0] = 0.
-        length: tokens in the response, the end-of-sequence token included (it belongs to the last step).
-    Returns:
-        `length` floats.
+    `cuts` are the token indices at which the steps start; cuts[0] = 0. The end-of-sequence token belongs to the last step.
     """
     ends = [*cuts[1:], length]
     if len(step_advantages) != len(cuts) or cuts[0] != 0 or any(a >= b for a, b in zip(cuts, ends, strict=True)):
@@ -63,13 +55,10 @@ def spread_to_tokens(step_advantages: list[float], cuts: list[int], length: int)
 
 
 def group_relative(rewards, *, scale_by_std: bool = True):
-    """GRPO's advantage: the reward against the mean of its group, in units of the group's standard deviation.
+    """GRPO's advantage: the reward minus the mean of its group, in units of the group's standard deviation. [N, G] -> [N, G]
 
-    Args:
-        rewards: [N, G], G >= 2 responses to each of N prompts.
-        scale_by_std: False leaves out the division (Dr. GRPO, arXiv 2503.20783).
-    Returns:
-        [N, G]; zero where all rewards of a group are equal. Source: DeepSeekMath, arXiv 2402.03300, section 4.1.
+    The advantage is zero where all rewards of a group are equal. `scale_by_std=False` leaves out the division (Dr. GRPO, arXiv
+    2503.20783). Source: DeepSeekMath, arXiv 2402.03300, section 4.1.
     """
     _needs_group(rewards)
     centred = rewards - rewards.mean(dim=1, keepdim=True)
@@ -77,13 +66,7 @@ def group_relative(rewards, *, scale_by_std: bool = True):
 
 
 def leave_one_out(rewards):
-    """RLOO's advantage: the reward against the mean of the other members of its group (arXiv 2402.14740).
-
-    Args:
-        rewards: [N, G], G >= 2.
-    Returns:
-        [N, G].
-    """
+    """RLOO's advantage: the reward minus the mean of the other members of its group (arXiv 2402.14740). [N, G] -> [N, G]"""
     _needs_group(rewards)
     others = (rewards.sum(dim=1, keepdim=True) - rewards) / (rewards.shape[1] - 1)
     return rewards - others

@@ -1,16 +1,14 @@
-"""What makes the algorithms differ, and only that: how an iteration's rewards become the advantages of its tokens.
+"""What makes the algorithms differ, and only that. One record holds all of it; no other module asks for an algorithm's name.
 
-    vineppo    the step's change of Monte Carlo value: A = V(after) - V(before)       VinePPO, section 4
-    ppo        GAE over a value network                                               VinePPO, section 3
-    grpo       (R - mean of the group) / std of the group, for the whole response     arXiv 2402.03300
-    rloo       R - mean of the rest of the group, for the whole response              arXiv 2402.14740
-    reinforce  R, for the whole response; whitening makes the iteration's mean the baseline
+    vineppo    V(after) - V(before) of each step, with Monte Carlo values      VinePPO, section 4
+    ppo        GAE over a value network, for each token                        VinePPO, section 3
+    grpo       (R - mean of the group) / std of the group, for all tokens      arXiv 2402.03300
+    rloo       R - mean of the rest of the group, for all tokens               arXiv 2402.14740
+    reinforce  R for all tokens; whitening subtracts the mean of the iteration
 
-Deviations from the paper: no cap on the number of steps that get a value (the official code stops at 25), and steps are
-cut in the sampled tokens, not in text.
+Deviations from the paper: every step gets a value (the official code stops at 25), and steps are cut in the sampled tokens.
 """
 
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,109 +16,106 @@ import torch
 
 from vine_mini import tasks
 from vine_mini.advantages import gae, group_relative, leave_one_out, spread_to_tokens, step_advantages
-from vine_mini.steps import cut_steps
-from vine_mini.types import Batch, Problem, Trajectory, on_response
-from vine_mini.values import monte_carlo_values, where_values_move
+from vine_mini.losses import clipped_policy_loss, kl_penalty, masked_mean
+from vine_mini.types import Batch, Episodes, on_response
+from vine_mini.values import monte_carlo_values
+
+MAX_KL = 10.0  # the KL of a token counts no more than this in the loss, as in the official code
 
 
-@dataclass
-class Episodes:
-    """An iteration's experience before credit is given: N problems with G responses each, B = N G rows.
+def vineppo(episodes: Episodes, values, roll_out, config):
+    """Monte Carlo credit: the advantage of a step is the change that it makes to the expected reward (section 4)."""
+    trajectories, cuts, tokenizer = episodes.trajectories, episodes.cuts, episodes.tokenizer
+    # A step starts in a state: the prompt and the response so far. Equal states have equal values, so keep each of them once.
+    states = [[(tuple(t.prompt_ids), tuple(t.response_ids[:c])) for c in row] for t, row in zip(trajectories, cuts, strict=True)]
+    place = {}  # state -> where it occurs first, in the order of rows and cuts
+    for row, of_row in enumerate(states):
+        for state, cut in zip(of_row, cuts[row], strict=True):
+            place.setdefault(state, (row, cut))
+    distinct = [[] for _ in trajectories]  # the cuts to roll out from
+    for row, cut in place.values():
+        distinct[row].append(cut)
+    # Roll out each distinct state K times and grade the responses that result.
+    rollouts = [group for of_row in roll_out(trajectories, distinct, config.k) for group in of_row]  # [state][K]
+    rewards = [
+        [tasks.grade(episodes.task, episodes.problems[row], [*so_far, *r.response_ids], r.finished, tokenizer) for r in group]
+        for ((_, so_far), (row, _)), group in zip(place.items(), rollouts, strict=True)
+    ]
+    value = dict(zip(place, monte_carlo_values(rewards), strict=True))
+    # The advantage of a step is the difference of the values around it. Each of its tokens gets it.
+    advantages = []
+    for t, row, of_row, R in zip(trajectories, cuts, states, episodes.rewards.flatten().tolist(), strict=True):
+        of_steps = step_advantages([value[state] for state in of_row], R)
+        advantages.append(spread_to_tokens(of_steps, row, len(t.response_ids)))
+    every = [r for group in rollouts for r in group]
+    stats = {
+        "states": sum(map(len, states)),
+        "unique_states": len(place),
+        "rollouts": len(every),
+        "rollout_tokens": sum(len(r.response_ids) for r in every),
+        "rollouts_truncated": sum(not r.finished for r in every) / len(every),
+    }
+    return on_response(advantages, episodes.tokens.response_mask), None, stats
 
-    `fork(trajectories, cuts, k)` is `vines.rollouts` of the policy that sampled them, with the same settings; new
-    completions in every call.
+
+def ppo(episodes: Episodes, values, roll_out, config):
+    """The credit of a value network. The reward is paid at the last token."""
+    lengths, R = [len(t.response_ids) for t in episodes.trajectories], episodes.rewards.flatten().tolist()
+    mask = episodes.tokens.response_mask
+    rewards = on_response([[0.0] * (n - 1) + [r] for n, r in zip(lengths, R, strict=True)], mask)  # [B, T]
+    return *gae(rewards, values, mask, gamma=config.gamma, lam=config.lam), {}
+
+
+def whole_response(advantage: Callable):
+    """The credit of an algorithm that gives all tokens of a response the same advantage. advantage: [N, G] -> [N, G]"""
+
+    def credit(episodes: Episodes, values, roll_out, config):
+        mask = episodes.tokens.response_mask  # [B, T]
+        return advantage(episodes.rewards).reshape(-1, 1).to(mask) * mask, None, {}
+
+    return credit
+
+
+def clipped_loss_with_kl(logprobs, batch: Batch, config, denominator):
+    """PPO's clipped loss, plus kl_coef times the KL to the reference where there is one. -> (scalar loss, stats)"""
+    mask = batch.response_mask
+    loss, stats = clipped_policy_loss(
+        logprobs, batch.old_logprobs, batch.advantages, mask, clip=config.clip, denominator=denominator
+    )
+    if batch.ref_logprobs is not None:
+        # Bounded before exp: the clamp after it would turn an infinite k3 into a NaN gradient.
+        reference = torch.minimum(batch.ref_logprobs, logprobs.detach() + 2 * MAX_KL)
+        kl = masked_mean(kl_penalty(logprobs, reference, kind=config.kl_kind).clamp(max=MAX_KL), mask, denominator)
+        loss, stats["kl"] = loss + config.kl_coef * kl, kl.item()
+    return loss, stats
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """All that differs between the algorithms.
+
+    Attributes:
+        credit: (episodes, critic's values [B, T] or None, roll_out, config) -> (advantages [B, T], returns [B, T] or None for
+            the critic to learn, numbers for the metrics). `roll_out` is `Trainer.roll_out`.
+        loss: (logprobs [B, T], batch, config, denominator) -> (scalar loss, numbers for the metrics).
+        whitened: the advantages are whitened over all response tokens of the iteration, as in the paper.
+        needs_rollouts, needs_critic, needs_group, needs_reference: what `credit` and `loss` use. A group has two or more
+            responses to each problem. The reference is the start policy, kept for the KL.
     """
 
-    problems: list[Problem]  # of each row
-    trajectories: list[Trajectory]
-    rewards: torch.Tensor  # [N, G]
-    batch: Batch  # with old log-probs, and the critic's values for ppo
-    tokenizer: object
-    fork: Callable
+    credit: Callable
+    loss: Callable = clipped_loss_with_kl
+    whitened: bool = False
+    needs_rollouts: bool = False
+    needs_critic: bool = False
+    needs_group: bool = False
+    needs_reference: bool = True
 
 
-def vineppo(episodes: Episodes, config) -> tuple[torch.Tensor, dict]:
-    """Monte Carlo credit: each step is worth the change it makes to the chance of success."""
-    trajectories, stats = episodes.trajectories, defaultdict(int)
-    cuts = [cut_steps(t.response_ids, episodes.tokenizer, every=config.step_tokens) for t in trajectories]
-    met_first = {}  # state -> row and cut. A state is a prompt and the response so far; equal ones are forked once
-
-    def state(row, i):
-        t, cut = trajectories[row], cuts[row][i]
-        key = tuple(t.prompt_ids), tuple(t.response_ids[:cut])
-        met_first.setdefault(key, (row, cut))
-        return key
-
-    def rollout(unique, k):
-        where = sorted(range(len(unique)), key=lambda n: met_first[unique[n]])  # the order in which they come back
-        forks_at = [[] for _ in trajectories]
-        for n in where:
-            row, cut = met_first[unique[n]]
-            forks_at[row].append(cut)
-        groups = [group for row in episodes.fork(trajectories, forks_at, k) for group in row]  # [state][k]
-        stats["rollouts"] += k * len(unique)
-        stats["rollout_tokens"] += sum(len(c.response_ids) for group in groups for c in group)
-        stats["rollouts_truncated"] += sum(not c.finished for group in groups for c in group)
-        return [group for _, group in sorted(zip(where, groups, strict=True), key=lambda pair: pair[0])]
-
-    def reward(state, completion):
-        problem = episodes.problems[met_first[state][0]]
-        response = [*state[1], *completion.response_ids]
-        return tasks.reward(problem, response, completion.finished, episodes.tokenizer)
-
-    value = {}
-
-    def estimate(points):
-        states = [state(row, i) for row, i in points]
-        new = [s for s in dict.fromkeys(states) if s not in value]
-        value.update(zip(new, monte_carlo_values(new, rollout, reward, k=config.k, k_first=config.k_first), strict=True))
-        return [value[s] for s in states]
-
-    n_states, rewards = [len(starts) for starts in cuts], episodes.rewards.flatten().tolist()
-    if config.bisect:
-        values = where_values_move(n_states, rewards, estimate, k=config.k)
-    else:
-        flat = iter(estimate([(row, i) for row, n in enumerate(n_states) for i in range(n)]))
-        values = [{i: next(flat) for i in range(n)} for n in n_states]
-    advantages = []
-    for t, starts, known, R in zip(trajectories, cuts, values, rewards, strict=True):
-        of_steps = step_advantages(list(known.values()), R)
-        advantages.append(spread_to_tokens(of_steps, [starts[i] for i in known], len(t.response_ids)))
-    stats["rollouts_truncated"] /= stats["rollouts"]
-    stats |= {"states": sum(n_states), "valued_states": sum(map(len, values)), "unique_states": len(value)}
-    return on_response(advantages, episodes.batch.response_mask), dict(stats)
-
-
-def ppo(episodes: Episodes, config) -> tuple[torch.Tensor, dict]:
-    """A value network's credit. Also fills in the returns that the network is trained on."""
-    batch, R = episodes.batch, episodes.rewards.flatten()  # [B]
-    rewards = torch.zeros_like(batch.response_mask)
-    last = batch.attention_mask.sum(dim=1) - 1  # column of the last response token, which earns the reward
-    rewards[torch.arange(len(R)), last] = R.to(rewards)
-    advantages, batch.returns = gae(rewards, batch.values, batch.response_mask, gamma=config.gamma, lam=config.lam)
-    return advantages, {}
-
-
-def grpo(episodes: Episodes, config) -> tuple[torch.Tensor, dict]:
-    """Credit relative to the group, the same for every token."""
-    return _whole_response(group_relative(episodes.rewards), episodes), {}
-
-
-def rloo(episodes: Episodes, config) -> tuple[torch.Tensor, dict]:
-    """Credit against the other responses to the same problem, the same for every token."""
-    return _whole_response(leave_one_out(episodes.rewards), episodes), {}
-
-
-def reinforce(episodes: Episodes, config) -> tuple[torch.Tensor, dict]:
-    """The reward itself, for every token."""
-    return _whole_response(episodes.rewards, episodes), {}
-
-
-def _whole_response(advantages, episodes: Episodes):
-    """[N, G] -> [B, T]"""
-    mask = episodes.batch.response_mask
-    return advantages.reshape(-1, 1).to(mask) * mask
-
-
-ALGORITHMS = {f.__name__: f for f in (vineppo, ppo, grpo, rloo, reinforce)}
-WHITENED = ("vineppo", "ppo", "reinforce")  # over all response tokens of the iteration, as in the paper
+ALGORITHMS = {
+    "vineppo": Algorithm(vineppo, whitened=True, needs_rollouts=True),
+    "ppo": Algorithm(ppo, whitened=True, needs_critic=True),
+    "grpo": Algorithm(whole_response(group_relative), needs_group=True),
+    "rloo": Algorithm(whole_response(leave_one_out), needs_group=True),
+    "reinforce": Algorithm(whole_response(lambda rewards: rewards), whitened=True),
+}

@@ -2,11 +2,11 @@
 
 import sys
 
-from vine_mini import commands
-from vine_mini.config import CreditConfig, DemoConfig, EvaluateConfig, ExercisesConfig, SampleConfig, SFTConfig, TrainConfig
-from vine_mini.credit import credit
-from vine_mini.exercises import exercises
-from vine_mini.flags import parse
+from vine_mini.app import commands
+from vine_mini.app.config import CreditConfig, DemoConfig, EvaluateConfig, ExercisesConfig, SampleConfig, SFTConfig, TrainConfig
+from vine_mini.app.exercises import exercises
+from vine_mini.app.flags import parse
+from vine_mini.credit_page.command import credit
 from vine_mini.lengthgen import commands as lengthgen
 from vine_mini.types import UserError
 

@@ -1,6 +1,11 @@
-"""Evaluation: how often a policy is right, sampled and greedy, with standard errors over problems."""
+"""Evaluation: how often a policy is right, sampled and greedy, with standard errors that respect problems.
+
+Samples of one problem are not independent. Every measure is therefore averaged over the samples of a problem first, and the
+standard error is the error of a mean over problems.
+"""
 
 from collections import Counter
+from dataclasses import replace
 
 import torch
 
@@ -8,64 +13,62 @@ from vine_mini import tasks
 from vine_mini.logprobs import response_logprobs
 from vine_mini.losses import kl_penalty, masked_mean
 from vine_mini.sampling import sample
-from vine_mini.tasks.gsm8k import extract_answer, is_correct
-from vine_mini.types import Problem, Trajectory, collate
+from vine_mini.types import Problem, Sampling, Trajectory, collate
 
 
 def evaluate(
     model,
     tokenizer,
+    task,
     problems: list[Problem],
-    prompts,
-    config,
+    prompts: list[list[int]],
+    sampling: Sampling,
     *,
-    eos,
-    n,
-    temperature,
-    top_p=1.0,
-    seed=0,
+    n: int,
+    seed: int = 0,
     reference=None,
     sampler=None,
     progress=None,
-):
-    """Samples n responses a problem and one greedy response, and grades them.
+) -> dict[str, tuple[float, float | None]]:
+    """Samples n responses to each problem and one greedy response, and grades them.
 
     Args:
+        task: the task module that grades the responses.
         problems, prompts: the problems and their prompt token ids, [P].
-        config: for `max_new_tokens` and `sample_batch_size`.
-        n: samples a problem. temperature, top_p: of those samples; at temperature 0 all n would be equal.
-        reference: with it, also the KL to it on the samples, in nats a response token (k3), of the distributions at
-            `temperature`; none at temperature 0.
-        sampler: the copy of the model that samples, if another one does.
+        sampling: of the n responses. At temperature 0 all n are equal.
+        n: sampled responses to each problem.
+        reference: adds the KL to this model on the samples, in nats a response token (k3), of the distributions at the
+            sampling temperature. There is no KL at temperature 0.
+        sampler: the copy of the model that samples, if it is not the model itself.
     Returns:
-        name -> (mean, standard error). `pass@1` is the mean over the n samples, `greedy` that of the most likely
-        response, `maj@n` the share of problems whose most frequent answer is right (ties: the one seen first), `any@n`
-        that with at least one right sample; `length` is in tokens, `truncated` the share of samples cut by the limit.
-        The standard error is that of a mean over problems; samples of one problem are not independent of each other.
+        name -> (mean, standard error; None for a single problem). `pass@1` is the mean reward of the n samples, `greedy` the
+        mean reward of the most likely response, `maj@n` the reward of the most frequent answer (of equally frequent ones: the
+        one seen first), `any@n` the largest reward of the n samples. `length` is in tokens. `truncated` is the share of
+        samples that the limit cut.
     """
-    common = dict(max_new_tokens=config.max_new_tokens, eos_token_id=eos, batch_size=config.sample_batch_size, progress=progress)
     sampler = model if sampler is None else sampler
     repeated = [p for p in prompts for _ in range(n)]
-    flat = sample(sampler, repeated, temperature=temperature, top_p=top_p, seed=seed, **common)
-    greedy = sample(sampler, prompts, temperature=0, seed=seed, **common)
+    flat = sample(sampler, repeated, sampling, seed=seed, progress=progress)
+    greedy = sample(sampler, prompts, replace(sampling, temperature=0.0), seed=seed, progress=progress)
     groups = [flat[i : i + n] for i in range(0, len(flat), n)]  # [P][n]
-    right = [[grade(p, t, tokenizer) for t in group] for p, group in zip(problems, groups, strict=True)]
+    rewards = [[grade(task, p, t, tokenizer) for t in group] for p, group in zip(problems, groups, strict=True)]
     result = {
-        "pass@1": _mean([sum(row) / n for row in right]),
-        "greedy": _mean([grade(p, t, tokenizer) for p, t in zip(problems, greedy, strict=True)]),
-        f"maj@{n}": _mean([_majority_is_right(p, group, tokenizer) for p, group in zip(problems, groups, strict=True)]),
-        f"any@{n}": _mean([max(row) for row in right]),
+        "pass@1": _mean([sum(row) / n for row in rewards]),
+        "greedy": _mean([grade(task, p, t, tokenizer) for p, t in zip(problems, greedy, strict=True)]),
+        f"maj@{n}": _mean([_majority_reward(task, *pair, tokenizer) for pair in zip(groups, rewards, strict=True)]),
+        f"any@{n}": _mean([max(row) for row in rewards]),
         "length": _mean([sum(len(t.response_ids) for t in group) / n for group in groups]),
         "truncated": _mean([sum(not t.finished for t in group) / n for group in groups]),
     }
-    if reference is not None and temperature > 0:
-        result["kl"] = _mean(kl_to_reference(model, reference, flat, temperature))
+    if reference is not None and sampling.temperature > 0:
+        kl = kl_to_reference(model, reference, flat, sampling.temperature)
+        result["kl"] = _mean([sum(kl[i : i + n]) / n for i in range(0, len(kl), n)])
     return result
 
 
-def grade(problem: Problem, trajectory: Trajectory, tokenizer) -> float:
-    """The reward of a whole response: 1.0 or 0.0."""
-    return tasks.reward(problem, trajectory.response_ids, trajectory.finished, tokenizer)
+def grade(task, problem: Problem, trajectory: Trajectory, tokenizer) -> float:
+    """The reward of a whole response, from 0 to 1."""
+    return tasks.grade(task, problem, trajectory.response_ids, trajectory.finished, tokenizer)
 
 
 @torch.no_grad()
@@ -83,7 +86,7 @@ def kl_to_reference(model, reference, trajectories, temperature: float, rows: in
     return out
 
 
-def table(columns: dict[str, dict[str, tuple[float, float]]]) -> str:
+def table(columns: dict[str, dict[str, tuple[float, float | None]]]) -> str:
     """Evaluations side by side, as text: a row for each measure, a column for each evaluation."""
     measures = list(dict.fromkeys(name for result in columns.values() for name in result))
     width = max(18, *(len(name) + 2 for name in columns))
@@ -102,11 +105,13 @@ def _cell(measure: str, mean: float, error: float | None) -> str:
 
 def _mean(per_problem: list[float]) -> tuple[float, float | None]:
     x = torch.tensor(per_problem, dtype=torch.float64)
-    error = x.std().item() / len(x) ** 0.5 if len(x) > 1 else None  # one problem tells nothing of the spread
+    error = x.std().item() / len(x) ** 0.5 if len(x) > 1 else None  # one problem does not show the spread
     return x.mean().item(), error
 
 
-def _majority_is_right(problem: Problem, group: list[Trajectory], tokenizer) -> float:
-    answers = [extract_answer(tokenizer.decode(t.response_ids, skip_special_tokens=True)) for t in group if t.finished]
+def _majority_reward(task, group: list[Trajectory], rewards: list[float], tokenizer) -> float:
+    """The reward of the first response that gives the most frequent answer; 0 where no response answers."""
+    texts = [tokenizer.decode(t.response_ids, skip_special_tokens=True) for t in group]
+    answers = [task.extract_answer(text) if t.finished else None for t, text in zip(group, texts, strict=True)]
     votes = Counter(a for a in answers if a is not None).most_common(1)
-    return float(bool(votes) and is_correct(f"#### {votes[0][0]}", problem.answer))
+    return rewards[answers.index(votes[0][0])] if votes else 0.0

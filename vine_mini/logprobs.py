@@ -1,27 +1,30 @@
-"""Log-probs and values of the response tokens that a batch holds: the only shift by one in the code base.
+"""Log-probs and values of the response tokens of a batch. The only shift by one in the code base is made here.
 
-A causal model's output at position t - 1 speaks of the token at t. Here, and nowhere else, the two are lined up, so
-that in every [B, T] tensor of this package column t speaks of the token at t.
+A causal model's output at position t - 1 predicts the token at t. The functions below line the two up, so that in every
+[B, T] tensor of this package column t belongs to the token at t.
+
+Both heads are computed in float32, outside autocast. In bfloat16 a head would round its output, and the error of a log-ratio
+would be larger than the log-ratio itself.
 """
 
 import torch
+import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-LOGITS = 1 << 25  # that exist at once: 134 MB in float32
+LOGITS = 1 << 25  # logits that exist at once: 134 MB in float32
 
 
 def response_logprobs(model, input_ids, attention_mask, response_mask, *, temperature: float = 1.0):
-    """log p(token | all before it) of each response token, under softmax(logits / temperature).
+    """log p(token | all tokens before it) of each response token, under softmax(logits / temperature).
 
-    The logits of prompt and padding are never computed, and those of the response only some tokens at a time (with
-    gradients: computed again in the backward pass), so memory does not grow with batch x vocabulary.
+    The logits of prompt and padding are never computed. Those of the response are computed for a limited number of tokens at
+    a time (with gradients: computed again in the backward pass), so memory does not grow with batch x vocabulary.
 
     Args:
-        model: a Hugging Face causal LM whose logits are lm_head(hidden states), soft-capped if its config says so.
+        model: a Hugging Face causal LM whose logits are a linear head of its hidden states, soft-capped if its config says so.
         input_ids, attention_mask, response_mask: [B, T]; padding on either side. Column 0 cannot be a response token.
         temperature: the one that sampled the tokens; greedy tokens (temperature 0) are scored at 1.
-    Returns:
-        [B, T] float32, zero outside the response.
+    Returns: [B, T] float32, zero outside the response.
     """
     hidden = hidden_before(model.base_model, input_ids, attention_mask, response_mask)  # [n, D]
     tokens = input_ids[response_mask.bool()]  # [n]
@@ -33,18 +36,18 @@ def response_logprobs(model, input_ids, attention_mask, response_mask, *, temper
     pieces = list(zip(hidden.split(size), tokens.split(size), strict=True))
     recompute = len(pieces) > 1 and torch.is_grad_enabled()
     scores = [checkpoint(score, *p, use_reentrant=False) if recompute else score(*p) for p in pieces]
-    return _back_in_place(torch.cat(scores), response_mask)
+    return _in_place(torch.cat(scores), response_mask)
 
 
 def response_values(critic, input_ids, attention_mask, response_mask):
     """V(s_t) at each response token t: the critic's value of the state before that token. Shapes as above."""
     hidden = hidden_before(critic.backbone, input_ids, attention_mask, response_mask)  # [n, D]
-    return _back_in_place(_upcast(critic.head(hidden)[:, 0]), response_mask)
+    return _in_place(_linear(critic.head, hidden)[:, 0], response_mask)
 
 
 def logits_of(model, hidden):
     """Hidden states [n, D] -> logits [n, V] in float32 (float64 for a float64 model)."""
-    logits = _upcast(model.get_output_embeddings()(hidden))
+    logits = _linear(model.get_output_embeddings(), hidden)
     cap = getattr(model.config, "final_logit_softcapping", None)  # Gemma 2 and 3
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
@@ -60,21 +63,21 @@ def position_ids(attention_mask):
 
 
 def hidden_before(backbone, input_ids, attention_mask, response_mask):
-    """The hidden state that predicts each response token, rows in order. -> [n, D]. Arguments as in `response_logprobs`."""
+    """The hidden state that predicts each response token, row by row. -> [n, D]. Arguments as in `response_logprobs`."""
     if bool(response_mask[:, 0].any()):
         raise ValueError("a response token in column 0 has nothing before it to be predicted from")
-    hidden = backbone(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        position_ids=position_ids(attention_mask),
-        use_cache=False,
-    ).last_hidden_state  # [B, T, D]
-    return hidden[:, :-1][response_mask[:, 1:].bool()]
+    positions = position_ids(attention_mask)
+    out = backbone(input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False)
+    return out.last_hidden_state[:, :-1][response_mask[:, 1:].bool()]  # [B, T, D] -> [n, D]: the shift by one
 
 
-def _back_in_place(flat, response_mask):
+def _linear(head, hidden):
+    """A linear head in float32 or wider. [n, D] -> [n, V]"""
+    with torch.autocast(hidden.device.type, enabled=False):
+        dtype = torch.promote_types(head.weight.dtype, torch.float32)
+        bias = None if head.bias is None else head.bias.to(dtype)
+        return F.linear(hidden.to(dtype), head.weight.to(dtype), bias)
+
+
+def _in_place(flat, response_mask):
     return torch.zeros_like(response_mask, dtype=flat.dtype).masked_scatter(response_mask.bool(), flat)
-
-
-def _upcast(x):
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,18 +1,18 @@
 """Losses: pure functions of [B, T] tensors.
 
-Each loss divides by ONE denominator. Left out, it is the number of masked tokens in the call; a trainer that splits
-a minibatch into micro-batches passes the whole minibatch's count, so that neither the gradients nor the statistics,
-which add up too, depend on the split.
+Each loss divides by one denominator. The default is the number of masked tokens in the call. A trainer that splits a minibatch
+into micro-batches passes the count of the whole minibatch. Then neither the gradients nor the statistics, which add up as well,
+depend on the split.
 
-Deviation from the paper's code: policy loss and KL share the token-mean normaliser there is here; the official code
-averages the first over tokens and sums the second over each sequence, so that its KL weight grows with length.
+Deviation from the paper's code: here the policy loss and the KL are both means over tokens. The official code sums the KL over
+each sequence, so its KL weight grows with the length of the responses.
 """
 
 import torch
 
 
 def masked_mean(x, mask, denominator=None):
-    """sum(x * mask) / denominator; the denominator is the mask's own sum unless given. [B, T] -> scalar."""
+    """sum(x * mask) / denominator. The default denominator is the sum of the mask. [B, T] -> scalar"""
     return (x * mask).sum() / (mask.sum() if denominator is None else denominator)
 
 
@@ -24,10 +24,10 @@ def clipped_policy_loss(logprobs, old_logprobs, advantages, mask, *, clip: float
     Args:
         logprobs, old_logprobs, advantages, mask: [B, T]. Gradients flow through `logprobs` only.
         clip: how far the ratio may move in its favoured direction.
-        denominator: what the sum over tokens is divided by; see the module's first lines.
+        denominator: see the first lines of the module.
     Returns:
-        (scalar loss, stats). stats: `ratio` (mean), `clip_frac` (share of tokens whose gradient the clip stopped) and
-        `approx_kl` (KL from the old policy, k3), each divided by the same denominator.
+        (scalar loss, stats): `ratio` (mean), `clip_frac` (share of tokens whose gradient the clip stopped) and `approx_kl` (KL
+        from the old policy, k3), each divided by the same denominator.
     """
     log_ratio = (logprobs - old_logprobs.detach()) * mask  # 0 on padding, so that exp cannot overflow there
     ratio = log_ratio.exp()
@@ -47,35 +47,27 @@ def clipped_policy_loss(logprobs, old_logprobs, advantages, mask, *, clip: float
 def value_loss(values, old_values, returns, mask, *, clip: float = 0.2, denominator=None):
     """PPO's clipped value loss: 0.5 * mean of max((v - R)^2, (v_clipped - R)^2); v_clipped stays within `clip` of the old value.
 
-    Args:
-        values, old_values, returns, mask: [B, T]. Gradients flow through `values` only.
-    Returns:
-        (scalar loss, stats). stats: `value_clip_frac` and `value_error`, the mean absolute error against the returns.
+    All tensors are [B, T]. Gradients flow through `values` only. -> (scalar loss, stats): `value_clip_frac` and `value_error`,
+    the mean absolute error against the returns.
     """
     old_values, returns = old_values.detach(), returns.detach()
     clipped = old_values + (values - old_values).clamp(-clip, clip)
     plain_error, clipped_error = (values - returns).square(), (clipped - returns).square()
     loss = 0.5 * masked_mean(torch.maximum(plain_error, clipped_error), mask, denominator)
     with torch.no_grad():
-        stats = {
-            "value_clip_frac": masked_mean((clipped_error > plain_error).to(values.dtype), mask, denominator).item(),
-            "value_error": masked_mean((values - returns).abs(), mask, denominator).item(),
-        }
-    return loss, stats
+        clip_frac = masked_mean((clipped_error > plain_error).to(values.dtype), mask, denominator).item()
+        error = masked_mean((values - returns).abs(), mask, denominator).item()
+    return loss, {"value_clip_frac": clip_frac, "value_error": error}
 
 
 def kl_penalty(logprobs, ref_logprobs, *, kind: str = "k3"):
-    """An estimate, at each token, of KL(policy || reference), for tokens sampled from the policy.
+    """An estimate of KL(policy || reference) at each token, for tokens sampled from the policy.
 
     With d = ref_logprobs - logprobs:  k1 = -d (unbiased, noisy, can be negative);  k2 = d^2 / 2 (biased, never negative);
     k3 = exp(d) - d - 1 (unbiased, never negative). Source: J. Schulman, "Approximating KL Divergence", 2020.
-    As a term of a loss, that is, differentiated: on average the gradient of k1 is zero, that of k2 is the
-    gradient of KL(policy || reference), and that of k3 is the gradient of KL(reference || policy). VinePPO uses k3.
-
-    Args:
-        logprobs, ref_logprobs: any equal shapes. kind: "k1", "k2" or "k3".
-    Returns:
-        The same shape, in nats.
+    A loss differentiates the estimate. On average the gradient of k1 is zero, the gradient of k2 is the gradient of
+    KL(policy || reference), and the gradient of k3 is the gradient of KL(reference || policy). VinePPO uses k3.
+    Shapes are equal and kept. The result is in nats.
     """
     d = ref_logprobs - logprobs
     if kind == "k1":
@@ -85,8 +77,3 @@ def kl_penalty(logprobs, ref_logprobs, *, kind: str = "k3"):
     if kind == "k3":
         return d.exp() - d - 1
     raise ValueError(f"kind = {kind!r}: k1, k2 or k3")
-
-
-def nll_loss(logprobs, mask, *, denominator=None):
-    """Supervised fine-tuning: the mean negative log-likelihood of the masked tokens, in nats. [B, T] -> scalar."""
-    return masked_mean(-logprobs, mask, denominator)

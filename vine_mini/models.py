@@ -1,4 +1,4 @@
-"""Policies, tokenizers and the critic: everything that is loaded, built or written as a Hugging Face folder."""
+"""Policies, tokenizers and the critic: what is loaded, copied, built and written as a Hugging Face folder."""
 
 import copy
 import shutil
@@ -10,11 +10,14 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers import logging as hf_logging
 
-from vine_mini.lengthgen.model import Decoder  # noqa: F401  tells the Auto classes of it
+from vine_mini.decoder.model import Decoder  # noqa: F401  registers it with the Auto classes
 from vine_mini.logprobs import logits_of
 from vine_mini.types import UserError
 
-SHIPPED = Path(__file__).parent / "policies"  # one folder a task, made by `python -m vine_mini sft`
+PICKLED = (
+    "{} has its weights only as .bin files, which are pickle and can run code when they are read: if you trust them, load the "
+    "model with transformers, save it with save_pretrained into a folder, and give that folder as --model"
+)
 
 hf_logging.set_verbosity_error()
 hf_logging.disable_progress_bar()
@@ -30,15 +33,6 @@ def pick_device(name: str) -> torch.device:
         return device
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {name!r} is not there ({str(error).splitlines()[0][:100]}); try --device auto") from error
-
-
-def policy_name(config) -> str:
-    """`config.model`, or the folder of the policy that ships for the task. Raises UserError where none does."""
-    if config.model is not None:
-        return config.model
-    if not (SHIPPED / config.task).is_dir():
-        raise UserError(f"no policy ships for {config.task}: give one with --model (a Hub name or a folder)")
-    return str(SHIPPED / config.task)
 
 
 def load_policy(name: str, device) -> tuple[nn.Module, PreTrainedTokenizerFast]:
@@ -59,6 +53,8 @@ def load_policy(name: str, device) -> tuple[nn.Module, PreTrainedTokenizerFast]:
             name, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
     except Exception as error:  # the Hub client, configuration, tokenizer and safetensors each have their own kinds
+        if "cannot be loaded with `safetensors`" in str(error):
+            raise UserError(PICKLED.format(name)) from error
         raise UserError(f"cannot load the policy {name!r}: {' '.join(str(error).split())[:300]}") from error
     if report["missing_keys"]:  # transformers would fill them with random numbers
         raise UserError(f"the weights of {name!r} lack {sorted(report['missing_keys'])[0]} and maybe more: not the whole model")
@@ -70,6 +66,8 @@ def load_policy(name: str, device) -> tuple[nn.Module, PreTrainedTokenizerFast]:
 def _check_folder(folder: Path):
     if not folder.is_dir():
         raise UserError(f"no model folder {folder}")
+    if any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
+        raise UserError(PICKLED.format(folder))
     needed = {"config.json": "configuration", "*.safetensors": "weights", "tokenizer*": "tokenizer"}
     for pattern, what in needed.items():
         if not any(folder.glob(pattern)):
@@ -84,7 +82,7 @@ def _check_model(model, tokenizer, name):
         raise UserError(
             f"{name}: the tokenizer has {len(tokenizer)} tokens, the model {model.get_input_embeddings().num_embeddings}"
         )
-    ids = torch.tensor([[1, 2, 3]], device=model.device)
+    ids = torch.arange(min(3, model.get_input_embeddings().num_embeddings), device=model.device)[None]
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
     logits = model(input_ids=ids, use_cache=False).logits[0].float()
     if not torch.isfinite(logits).all():
@@ -115,9 +113,34 @@ def checkpoint_activations(model) -> None:
         model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
+def default_lr(policy) -> float:
+    """The learning rate where the user gives none: the paper's 1e-6, or 1e-4 for policies of less than ten million parameters."""
+    return 1e-4 if sum(p.numel() for p in policy.parameters()) < 10_000_000 else 1e-6
+
+
 def frozen_copy(model):
     """A copy that shares no storage with the model and takes no gradients: the KL's reference."""
     return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+def bfloat16_copy(model):
+    """A frozen copy that samples in bfloat16. The head stays the model's own float32 head, because logits need its precision.
+
+    Only weights are cast. Buffers stay float32: a rounded frequency of RoPE turns late positions by a wrong angle.
+    """
+    low = frozen_copy(model)
+    for parameter in low.parameters():
+        parameter.data = parameter.data.bfloat16()
+    low.set_output_embeddings(model.get_output_embeddings())
+    return low
+
+
+@torch.no_grad()
+def refresh(low, model):
+    """Copies the model's present weights into its bfloat16 copy. -> the copy"""
+    for name, parameter in low.named_parameters():
+        parameter.copy_(model.get_parameter(name))
+    return low
 
 
 def autocast(device: torch.device, bf16: bool):

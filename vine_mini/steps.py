@@ -2,27 +2,26 @@
 
 from functools import lru_cache
 
-ANSWER_MARK = "####"
-
 
 @lru_cache(maxsize=1 << 18)
 def _text(tokenizer, token_id: int) -> str:
     return tokenizer.decode([token_id], skip_special_tokens=True)
 
 
-def cut_steps(token_ids: list[int], tokenizer, *, every: int | None = None) -> list[int]:
-    """Where each reasoning step of a response starts.
+def cut_steps(token_ids: list[int], tokenizer, *, every: int | None = None, answer_mark: str | None = None) -> list[int]:
+    """The token index at which each reasoning step of a response starts.
 
-    A step is a line. Blank lines belong to the step before them (the first ones to the first step), and the
-    closing `#### answer` line and the end-of-sequence token to the last step. A token with text on two lines belongs
-    to the first of them.
+    A step is a line. Blank lines belong to the step before them; blank lines at the start belong to the first step. A line
+    that begins with the answer mark, and the end-of-sequence token, belong to the last step. A token with text on two lines
+    belongs to the first of them.
 
     Args:
         token_ids: the sampled response tokens.
-        tokenizer: used to look at the text of single tokens; unused when `every` is given.
+        tokenizer: decodes single tokens; unused when `every` is given.
         every: cut every so many tokens instead.
+        answer_mark: what the task's answer line begins with, such as "####"; None: answer lines are steps of their own.
     Returns:
-        Ascending token indices, the first of which is 0.
+        Ascending token indices. The first is 0.
     """
     if every is not None:
         if every < 1:
@@ -35,7 +34,7 @@ def cut_steps(token_ids: list[int], tokenizer, *, every: int | None = None) -> l
         line_ended = line_ended or "\n" in piece[: len(piece) - len(visible)]
         if not visible:
             continue
-        if line_ended and step_has_text and not _opens_answer(pieces[i : i + len(ANSWER_MARK)]):
+        if line_ended and step_has_text and not _begins_with(pieces[i : i + len(answer_mark or "")], answer_mark):
             starts.append(i)
         step_has_text, line_ended = True, "\n" in visible
     return starts
@@ -46,5 +45,5 @@ def step_texts(token_ids: list[int], cuts: list[int], tokenizer) -> list[str]:
     return [tokenizer.decode(token_ids[a:b]) for a, b in zip(cuts, [*cuts[1:], len(token_ids)], strict=True)]
 
 
-def _opens_answer(pieces: list[str]) -> bool:
-    return "".join(pieces).lstrip().startswith(ANSWER_MARK)
+def _begins_with(pieces: list[str], mark: str | None) -> bool:
+    return bool(mark) and "".join(pieces).lstrip().startswith(mark)

@@ -1,60 +1,62 @@
-"""The training loop: one iteration of VinePPO on one screen, and its baselines through the same door.
+"""The training loop. One iteration of VinePPO fits on one screen (`Trainer.train`), and its baselines run through the same loop.
 
-Deviations from the paper: no top-p while sampling, because the log-probs that the ratio needs are those of the whole
-distribution. The old log-probs are the sampler's own. Only in bfloat16, where its rounding would show in the ratio, are they
-computed again by the training forward pass. (`sampler_gap` is their mean difference in both cases.)
+Deviations from the paper: sampling uses no top-p, because the ratio needs log-probs of the whole distribution. The learning
+rate stays constant after its warm-up. The old log-probs are the sampler's own. Only in bfloat16, where the sampler's rounding
+would show in the ratio, the training forward pass computes them again. (`sampler_gap` is the mean difference in both cases.)
 """
 
-import itertools
 import math
-import random
 import time
 from collections import defaultdict
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from tqdm import tqdm
 
-from vine_mini import models, tasks, vines
+from vine_mini import models, tasks
 from vine_mini.advantages import whiten
-from vine_mini.algorithms import ALGORITHMS, WHITENED, Episodes
-from vine_mini.evaluate import evaluate, grade
+from vine_mini.algorithms import ALGORITHMS
+from vine_mini.evaluate import evaluate
 from vine_mini.logprobs import response_logprobs, response_values
-from vine_mini.losses import clipped_policy_loss, kl_penalty, masked_mean, value_loss
-from vine_mini.memory import memory_estimate
-from vine_mini.sampling import sample
-from vine_mini.types import Batch, UserError, collate, on_response
+from vine_mini.losses import masked_mean, value_loss
+from vine_mini.sampling import rollouts, sample
+from vine_mini.steps import cut_steps
+from vine_mini.types import Batch, Episodes, Sampling, Tokens, UserError, collate, derive_seed, on_response
 
-MAX_KL = 10.0  # a token's KL counts no more than this in the loss, as in the official code
+BAR = dict(leave=False, position=1, dynamic_ncols=True, delay=2)  # progress below the bar of the run, after two seconds
 
 
 class Trainer:
-    """A policy and what its training needs; `train()` runs the loop, `evaluate()` measures the policy."""
+    """A policy and what its training needs: `train()` runs the loop, `evaluate()` measures the policy on the test problems."""
 
-    def __init__(self, config):
-        self.config, self.device = config, models.pick_device(config.device)
-        self.train_problems, self.test_problems = tasks.load_problems(config)
-        policy, tokenizer = models.load_policy(models.policy_name(config), self.device)
-        self.policy, self.tokenizer = policy, tokenizer
-        self.eos = models.eos_ids(policy, tokenizer)
-        self.prompts = tasks.prompt_ids(self.train_problems, tokenizer, config)
-        self.test_problems = self.test_problems[: config.eval_problems or None]
-        self.test_prompts = tasks.prompt_ids(self.test_problems, tokenizer, config)
+    def __init__(self, config, policy, tokenizer, train_problems, test_problems):
+        if config.lr is None:
+            config = replace(config, lr=models.default_lr(policy))
+        self.config = config
+        self.policy, self.tokenizer, self.device = policy, tokenizer, policy.device
+        self.algorithm, self.task = ALGORITHMS[config.algorithm], tasks.get(config.task)
+        eos = tuple(models.eos_ids(policy, tokenizer))
+        self.sampling = Sampling(config.max_new_tokens, eos, config.temperature, config.top_p, config.sample_batch_size)
+        self.train_problems, self.test_problems = train_problems, test_problems
+        self.prompts = tasks.prompt_ids(train_problems, tokenizer, config)
+        self.test_prompts = tasks.prompt_ids(test_problems, tokenizer, config)
         tasks.check_prompts(self.prompts + self.test_prompts, models.context_length(policy), config.max_new_tokens)
         if config.prompts > len(self.prompts):
             raise UserError(f"prompts = {config.prompts}, but there are only {len(self.prompts)} training problems")
         if config.gradient_checkpointing:
             models.checkpoint_activations(policy)
-        self.reference = models.frozen_copy(policy) if config.kl_coef else None
-        self.low_precision = models.frozen_copy(policy).bfloat16() if config.bf16 else None
-        self.critic = models.Critic(policy) if config.algorithm == "ppo" else None
-        self.optimizers = [self._optimizer(policy, config.lr)]
-        if self.critic:
-            self.optimizers.append(self._optimizer(self.critic, config.lr if config.critic_lr is None else config.critic_lr))
-        updates = config.iterations * config.epochs * config.prompts * config.group // config.minibatch_size
-        warmup = max(1, round(config.warmup * updates))
-        self.schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda n: min(1.0, (n + 1) / warmup)) for o in self.optimizers]
-        self.iteration, self.seconds = 0, defaultdict(float)
+        with_reference = self.algorithm.needs_reference and config.kl_coef > 0
+        self.reference = models.frozen_copy(policy) if with_reference else None
+        self.low_precision = models.bfloat16_copy(policy) if config.bf16 else None
+        self.critic = models.Critic(policy) if self.algorithm.needs_critic else None
+        critic_lr = config.lr if config.critic_lr is None else config.critic_lr
+        networks = [(policy, config.lr)] + ([(self.critic, critic_lr)] if self.critic else [])
+        groups = [{"params": list(network.parameters()), "peak_lr": lr} for network, lr in networks]
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
+        planned = config.iterations * config.epochs * config.prompts * config.group // config.minibatch_size
+        self.warmup = max(1, round(config.warmup * planned))  # in updates; a checkpoint keeps it when a run is extended
+        self.iteration, self.updates, self.seconds = 0, 0, defaultdict(float)
 
     @property
     def done(self) -> bool:
@@ -63,174 +65,157 @@ class Trainer:
         return self.iteration >= config.iterations or 0 < config.max_seconds <= sum(self.seconds.values())
 
     def train(self):
-        """Yields (metrics, episodes, advantages) after each iteration, until done."""
-        config = self.config
+        """Yields (metrics, episodes, advantages before whitening [B, T]) after each iteration, until done."""
         while not self.done:
             clock = defaultdict(float)
             with self._phase(clock, "sample"):
                 episodes = self.sample_episodes()
             with self._phase(clock, "score"):
-                score_stats = self.score(episodes.batch, episodes.trajectories)
-            with self._phase(clock, "rollouts"):  # where credit is given; only VinePPO spends time here
-                advantages, credit_stats = ALGORITHMS[config.algorithm](episodes, config)  # [B, T]
-            mask = episodes.batch.response_mask
-            episodes.batch.advantages = whiten(advantages, mask) if config.algorithm in WHITENED else advantages
+                scores, score_stats = self.score(episodes)
+            with self._phase(clock, "rollouts"):  # credit; only VinePPO spends time here
+                advantages, returns, credit_stats = self.algorithm.credit(episodes, scores["values"], self.roll_out, self.config)
+            used = whiten(advantages, episodes.tokens.response_mask) if self.algorithm.whitened else advantages
+            batch = Batch(**vars(episodes.tokens), **scores, advantages=used, returns=returns)
             with self._phase(clock, "update"):
-                stats = self.update(episodes.batch)
+                update_stats = self.update(batch)
             self.iteration += 1
             for phase, seconds in clock.items():
                 self.seconds[phase] += seconds
-            metrics = self._metrics(episodes, advantages) | credit_stats | stats | score_stats
+            metrics = self._metrics(episodes, advantages, batch) | credit_stats | update_stats | score_stats
             yield metrics | {f"seconds_{phase}": s for phase, s in clock.items()}, episodes, advantages
 
     def sample_episodes(self) -> Episodes:
-        """The next N problems, G sampled responses to each, and their rewards."""
+        """G responses to each of the next N problems, their rewards and steps."""
         config, n, size = self.config, self.config.prompts, len(self.prompts)
-        # Problems come in a new random order each epoch; an iteration never holds one twice.
+        # Problems come in a new random order each epoch. An iteration never holds one twice.
         epoch, place = divmod(self.iteration, size // n)
-        order = torch.randperm(size, generator=torch.Generator().manual_seed(config.seed + epoch)).tolist()
-        chosen = [i for i in order[place * n : (place + 1) * n] for _ in range(config.group)]
-        settings = dict(
-            max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature,
-            top_p=config.top_p,
-            eos_token_id=self.eos,
-            batch_size=config.sample_batch_size,
-        )
+        shuffle = torch.Generator().manual_seed(derive_seed(config.seed, "problems", epoch))
+        order = torch.randperm(size, generator=shuffle)[place * n : (place + 1) * n].tolist()
+        chosen = [i for i in order for _ in range(config.group)]  # [B]
+        problems, seed = [self.train_problems[i] for i in chosen], derive_seed(config.seed, self.iteration, "responses")
+        with tqdm(total=len(chosen), desc="sample", **BAR) as bar:
+            prompts = [self.prompts[i] for i in chosen]
+            trajectories = sample(self.sampler(), prompts, self.sampling, seed=seed, progress=bar.update)
+        return self.as_episodes(problems, trajectories)
 
-        def seed(call: int) -> int:  # PyTorch's generator looks at 32 bits only
-            return random.Random(f"{config.seed} {self.iteration} {call}").getrandbits(32)
+    def as_episodes(self, problems, trajectories) -> Episodes:
+        """Grades the responses, G to each problem, and cuts them into steps. No other place does so."""
+        task, tokenizer, every = self.task, self.tokenizer, self.config.step_tokens
+        graded = zip(problems, trajectories, strict=True)
+        rewards = torch.tensor([tasks.grade(task, p, t.response_ids, t.finished, tokenizer) for p, t in graded])  # [B]
+        cuts = [cut_steps(t.response_ids, tokenizer, every=every, answer_mark=task.ANSWER_MARK) for t in trajectories]
+        tokens = collate(trajectories, self.device)
+        return Episodes(problems, trajectories, rewards.view(-1, self.config.group), cuts, tokens, task, tokenizer)
 
-        problems = [self.train_problems[i] for i in chosen]
-        model = self.sampler()
-        with self._bar("sample", len(chosen)) as progress:
-            trajectories = sample(model, [self.prompts[i] for i in chosen], seed=seed(0), progress=progress, **settings)
-        rewards = torch.tensor([grade(p, t, self.tokenizer) for p, t in zip(problems, trajectories, strict=True)])
+    def roll_out(self, trajectories, cuts, k: int, name: str = "rollouts"):
+        """K rollouts from each cut of each trajectory, sampled as the trajectories were. -> [B][cut][K]
 
-        calls = itertools.count(1)
-
-        def fork(trajectories, cuts, k):
-            own = seed(next(calls))
-            with self._bar("rollouts", k * sum(map(len, cuts))) as progress:
-                return vines.rollouts(model, trajectories, cuts, k=k, seed=own, progress=progress, **settings)
-
-        batch = collate(trajectories, self.device)
-        return Episodes(problems, trajectories, rewards.view(n, config.group), batch, self.tokenizer, fork)
+        Calls in one iteration draw the same random numbers unless their names differ.
+        """
+        seed = derive_seed(self.config.seed, self.iteration, name)
+        with tqdm(total=k * sum(map(len, cuts)), desc=name, **BAR) as bar:
+            return rollouts(self.sampler(), trajectories, cuts, self.sampling, k=k, seed=seed, progress=bar.update)
 
     @torch.no_grad()
-    def score(self, batch: Batch, trajectories) -> dict:
-        """Fills in old and reference log-probs and the critic's values, each once an iteration."""
-        sampled = on_response([t.logprobs for t in trajectories], batch.response_mask)
-        batch.old_logprobs = sampled.clone()
-        batch.ref_logprobs = torch.zeros_like(sampled) if self.reference else None
-        batch.values = torch.zeros_like(sampled) if self.critic else None
-        if not (self.low_precision or self.reference or self.critic):
-            return {}
-        with self._bar("score", len(batch)) as progress:
-            for rows in batch.micro_batches(torch.arange(len(batch)), self.config.micro_batch_tokens):
-                b = batch.rows(rows)
-                inputs, width = (b.input_ids, b.attention_mask, b.response_mask), b.input_ids.shape[1]
-                if self.low_precision:
-                    batch.old_logprobs[rows, :width] = self._logprobs(self.policy, inputs)
-                if self.reference:
-                    batch.ref_logprobs[rows, :width] = self._logprobs(self.reference, inputs)
-                if self.critic:
-                    batch.values[rows, :width] = self._values(inputs)
-                progress(len(rows))
-        gap = masked_mean((sampled - batch.old_logprobs).abs(), batch.response_mask).item()
-        return {"sampler_gap": gap} if self.low_precision else {}
+    def score(self, episodes: Episodes) -> tuple[dict, dict]:
+        """-> {old log-probs, reference log-probs, critic's values}, each [B, T] or None; numbers for the metrics"""
+        tokens = episodes.tokens
+        sampled = on_response([t.logprobs for t in episodes.trajectories], tokens.response_mask)
+        policy = self.policy if self.low_precision else None  # see the first lines of the module
+        models_of = {"old_logprobs": policy, "ref_logprobs": self.reference, "values": self.critic}
+        scores = {name: None if model is None else torch.zeros_like(sampled) for name, model in models_of.items()}
+        with tqdm(total=len(tokens), desc="score", **BAR) as bar:
+            for rows in tokens.micro_batches(torch.arange(len(tokens)), self.config.micro_batch_tokens):
+                part = tokens.rows(rows)
+                for name, model in models_of.items():
+                    if model is not None:
+                        scores[name][rows, : part.input_ids.shape[1]] = self._forward(model, part)
+                bar.update(len(rows))
+        if scores["old_logprobs"] is None:
+            return scores | {"old_logprobs": sampled}, {}
+        gap = (sampled - scores["old_logprobs"]).abs()
+        return scores, {"sampler_gap": masked_mean(gap, tokens.response_mask).item()}
 
     def update(self, batch: Batch) -> dict:
-        """Epochs of minibatches of clipped policy (and value) loss. -> statistics, means over the optimizer steps"""
+        """Epochs of minibatches, with one update for each. -> statistics, means over the updates"""
         config, log = self.config, defaultdict(list)
-        shuffle = torch.Generator().manual_seed(config.seed + self.iteration)
-        minibatches = [
-            rows
-            for _ in range(config.epochs)
-            for rows in torch.randperm(len(batch), generator=shuffle).split(config.minibatch_size)
-        ]
-        with self._bar("update", len(minibatches)) as progress:
+        shuffle = torch.Generator().manual_seed(derive_seed(config.seed, self.iteration, "minibatches"))
+        orders = [torch.randperm(len(batch), generator=shuffle) for _ in range(config.epochs)]
+        minibatches = [rows for order in orders for rows in order.split(config.minibatch_size)]
+        with tqdm(total=len(minibatches), desc="update", **BAR) as bar:
             for rows in minibatches:
                 stats = self._accumulate_gradients(batch, rows)
                 stats["skipped"] = float(not self._step(stats))
                 for name, value in stats.items():
                     log[name].append(value)
-                progress(1)
+                bar.update()
         first = {f"first_{name}": log[name][0] for name in ("ratio", "approx_kl")}  # 1 and 0, or the scores are wrong
-        first["sampler_gap"] = log.pop("gap")[0]  # the policy has not moved yet
-        first["lr"] = self.schedules[0].get_last_lr()[0]
+        first |= {"sampler_gap": log.pop("gap")[0], "lr": log.pop("lr")[-1]}  # the policy has not moved at the first gap
         return first | {name: sum(values) / len(values) for name, values in log.items()}
 
-    def _step(self, stats: dict) -> bool:
-        """One optimizer step of each network. -> whether it was taken: not where ratio or gradients have exploded"""
-        norms = [
-            torch.nn.utils.clip_grad_norm_(o.param_groups[0]["params"], self.config.max_grad_norm).item() for o in self.optimizers
-        ]
-        stats["grad_norm"] = norms[0]
-        sound = stats["ratio"] <= self.config.max_ratio and all(math.isfinite(norm) for norm in norms)
-        for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
-            if sound:
-                optimizer.step()
-                schedule.step()
-            optimizer.zero_grad(set_to_none=True)
-        return sound
-
     def _accumulate_gradients(self, batch: Batch, rows) -> dict:
-        """Gradients of one minibatch; the denominator is fixed first, so micro-batches only add up."""
-        config, stats = self.config, defaultdict(float)
-        denominator = batch.response_mask[rows].sum()
-        for micro in batch.micro_batches(rows, config.micro_batch_tokens):
+        """Gradients of one minibatch. The denominator is fixed first, so micro-batches only add up."""
+        stats, denominator = defaultdict(float), batch.response_mask[rows].sum()
+        for micro in batch.micro_batches(rows, self.config.micro_batch_tokens):
             b = batch.rows(micro)
-            inputs, mask = (b.input_ids, b.attention_mask, b.response_mask), b.response_mask
-            logprobs = self._logprobs(self.policy, inputs)  # [b, T]
-            loss, parts = clipped_policy_loss(
-                logprobs, b.old_logprobs, b.advantages, mask, clip=config.clip, denominator=denominator
-            )
-            if self.reference:
-                # Bounded before exp: the clamp after it would turn an infinite k3 into a NaN gradient.
-                reference = torch.minimum(b.ref_logprobs, logprobs.detach() + 2 * MAX_KL)
-                penalty = kl_penalty(logprobs, reference, kind=config.kl_kind).clamp(max=MAX_KL)
-                kl = masked_mean(penalty, mask, denominator)
-                parts["kl"] = kl.item()
-                loss = loss + config.kl_coef * kl
-            parts["loss"] = loss.item()
-            parts["gap"] = masked_mean((logprobs.detach() - b.old_logprobs).abs(), mask, denominator).item()
+            logprobs = self._forward(self.policy, b)  # [b, T]
+            loss, parts = self.algorithm.loss(logprobs, b, self.config, denominator)
+            gap = masked_mean((logprobs.detach() - b.old_logprobs).abs(), b.response_mask, denominator)
+            parts |= {"loss": loss.item(), "gap": gap.item()}
             loss.backward()
             if self.critic:
-                values = self._values(inputs)
-                loss, more = value_loss(values, b.values, b.returns, mask, clip=config.value_clip, denominator=denominator)
+                values, clip = self._forward(self.critic, b), self.config.value_clip
+                loss, more = value_loss(values, b.values, b.returns, b.response_mask, clip=clip, denominator=denominator)
                 loss.backward()
                 parts |= more | {"value_loss": loss.item()}
             for name, value in parts.items():
                 stats[name] += value
         return stats
 
-    def evaluate(self, reference=True) -> dict:
+    def _step(self, stats: dict) -> bool:
+        """One update of policy and critic. -> whether it was made: it is not where the ratio or the gradients have exploded"""
+        groups, limit = self.optimizer.param_groups, self.config.max_grad_norm
+        norms = [torch.nn.utils.clip_grad_norm_(group["params"], limit).item() for group in groups]
+        warm = min(1.0, (self.updates + 1) / self.warmup)  # the learning rate rises linearly over the warm-up
+        stats |= {"grad_norm": norms[0], "lr": warm * self.config.lr}
+        sound = stats["ratio"] <= self.config.max_ratio and all(map(math.isfinite, norms))
+        if sound:
+            for group in groups:
+                group["lr"] = warm * group["peak_lr"]
+            self.optimizer.step()
+            self.updates += 1
+        self.optimizer.zero_grad(set_to_none=True)
+        return sound
+
+    def evaluate(self, with_kl: bool = True) -> dict:
         """Accuracy on the test problems; see `evaluate.evaluate`."""
-        config = self.config
-        with self._autocast(), self._bar("evaluate", len(self.test_prompts) * (config.eval_samples + 1)) as progress:
-            return evaluate(
-                self.policy,
-                self.tokenizer,
-                self.test_problems,
-                self.test_prompts,
-                config,
-                eos=self.eos,
-                n=config.eval_samples,
-                temperature=config.eval_temperature,
-                seed=config.seed,
-                reference=self.reference if reference else None,
-                sampler=self.sampler(),
-                progress=progress,
-            )
+        n, sampling = self.config.eval_samples, replace(self.sampling, temperature=self.config.eval_temperature, top_p=1.0)
+        parts = self.policy, self.tokenizer, self.task, self.test_problems, self.test_prompts, sampling
+        models_of = {"reference": self.reference if with_kl else None, "sampler": self.sampler()}
+        total = len(self.test_prompts) * (n + 1)
+        with models.autocast(self.device, self.config.bf16), tqdm(total=total, desc="evaluate", **BAR) as bar:
+            return evaluate(*parts, n=n, seed=self.config.seed, progress=bar.update, **models_of)
 
-    def memory(self) -> dict[str, int]:
-        """Bytes that a run needs, part by part; see `memory.memory_estimate`."""
-        longest = max(map(len, self.prompts))
-        return memory_estimate(self.policy, self.config, longest, critic=bool(self.critic), reference=bool(self.reference))
+    def sampler(self):
+        """The model that samples: the policy itself, or its copy in bfloat16, brought up to date."""
+        if self.low_precision is None:
+            return self.policy
+        return models.refresh(self.low_precision, self.policy)
 
-    def _metrics(self, episodes: Episodes, advantages) -> dict:
-        trajectories, mask = episodes.trajectories, episodes.batch.response_mask
+    def _forward(self, model, tokens: Tokens):
+        """Log-probs of a policy, or values of the critic, [b, T]. Checkpointing works in train mode only; dropout is zero."""
+        inputs = tokens.input_ids, tokens.attention_mask, tokens.response_mask
+        model.train(self.config.gradient_checkpointing)
+        try:
+            with models.autocast(self.device, self.config.bf16):
+                if model is self.critic:
+                    return response_values(model, *inputs)
+                return response_logprobs(model, *inputs, temperature=self.config.temperature)
+        finally:
+            model.eval()
+
+    def _metrics(self, episodes: Episodes, advantages, batch: Batch) -> dict:
+        trajectories, mask = episodes.trajectories, batch.response_mask
         return {
             "iteration": self.iteration,
             "episodes": self.iteration * len(trajectories),
@@ -239,40 +224,8 @@ class Trainer:
             "length": sum(len(t.response_ids) for t in trajectories) / len(trajectories),
             "truncated": sum(not t.finished for t in trajectories) / len(trajectories),
             "nonzero_advantages": masked_mean((advantages.abs() > 1e-6).float(), mask).item(),
-            "entropy": -masked_mean(episodes.batch.old_logprobs, mask).item(),
+            "entropy": -masked_mean(batch.old_logprobs, mask).item(),
         }
-
-    def _logprobs(self, model, inputs):
-        with self._autocast(), self._train_mode(model):
-            return response_logprobs(model, *inputs, temperature=self.config.temperature)
-
-    def _values(self, inputs):
-        with self._autocast(), self._train_mode(self.critic):
-            return response_values(self.critic, *inputs)
-
-    @contextmanager
-    def _train_mode(self, model):
-        """Gradient checkpointing works in train mode only; dropout is zero in both."""
-        model.train(self.config.gradient_checkpointing)
-        try:
-            yield
-        finally:
-            model.eval()
-
-    def sampler(self):
-        """What samples: the policy itself, or its copy in bfloat16, brought up to date."""
-        if self.low_precision is None:
-            return self.policy
-        with torch.no_grad():
-            for copy, original in zip(self.low_precision.parameters(), self.policy.parameters(), strict=True):
-                copy.copy_(original)
-        return self.low_precision
-
-    def _optimizer(self, model, lr: float):
-        return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=self.config.weight_decay, fused=True)
-
-    def _autocast(self):
-        return models.autocast(self.device, self.config.bf16)
 
     @contextmanager
     def _phase(self, clock, name: str):
@@ -281,8 +234,3 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         clock[name] += time.perf_counter() - start
-
-    @contextmanager
-    def _bar(self, name: str, total: int):
-        with tqdm(total=total, desc=f"  {name}", leave=False, position=1, dynamic_ncols=True, delay=2) as bar:
-            yield bar.update

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from vine_mini.app.runs import check_writable, new_folder
 from vine_mini.lengthgen import pictures, report
 from vine_mini.lengthgen.attention import distances_to_nope, summary
 from vine_mini.lengthgen.config import AttentionConfig, LengthgenConfig, RankConfig, TemperatureConfig, TheoryConfig
@@ -12,7 +13,6 @@ from vine_mini.lengthgen.results import load_model, load_results, write_json
 from vine_mini.lengthgen.sweep import sweep
 from vine_mini.lengthgen.theory import demonstrate
 from vine_mini.lengthgen.train import evaluate
-from vine_mini.runs import check_writable, new_folder
 from vine_mini.types import UserError
 
 

@@ -1,9 +1,10 @@
 """Every knob of the `lengthgen` commands once, as in `vine_mini.config`."""
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
-from vine_mini.config import at_least, knob, one_of
-from vine_mini.lengthgen.positions import ENCODINGS
+from vine_mini.app.config import Amount, Count, Positive, Range, check_ranges, knob, one_of
+from vine_mini.decoder.positions import ENCODINGS
 from vine_mini.lengthgen.scratchpad import STEPS, WITHOUT_VARIABLE, parts_of
 from vine_mini.lengthgen.tasks import TASKS
 from vine_mini.types import UserError
@@ -33,17 +34,17 @@ class LengthgenConfig:
     )
     train_lengths: list[int] | None = knob(None, "Shortest and longest length to learn from. Left out: the task's own.")
     test_lengths: list[int] | None = knob(None, "Shortest and longest length to be tested on. Left out: to about twice that.")
-    steps: int | None = knob(None, "Optimizer steps of a run. Left out: the task's own.")
-    lr: float | None = knob(None, "Peak learning rate of AdamW. Left out: the task's own.")
-    batch_size: int = knob(32, "Examples in a step, all of one length.")
-    weight_decay: float = knob(0.05, "AdamW's weight decay (paper: 0.05).")
-    layers: int = knob(3, "Layers of the decoder.")
+    steps: Count | None = knob(None, "Optimizer steps of a run. Left out: the task's own.")
+    lr: Positive | None = knob(None, "Peak learning rate of AdamW. Left out: the task's own.")
+    batch_size: Count = knob(32, "Examples in a step, all of one length.")
+    weight_decay: Amount = knob(0.05, "AdamW's weight decay (paper: 0.05).")
+    layers: Count = knob(3, "Layers of the decoder.")
     hidden: int = knob(64, "Its hidden size.")
-    heads: int = knob(4, "Its attention heads.")
-    nope_every: int = knob(3, "hybrid: every n-th layer is without position encoding.")
-    max_positions: int = knob(256, "learned: rows of its table, in tokens.")
-    examples: int = knob(200, "Examples of each length in the evaluation.")
-    processes: int | None = knob(None, "Runs trained side by side, one thread each. Left out: one for each core; 1 on a GPU.")
+    heads: Count = knob(4, "Its attention heads.")
+    nope_every: Annotated[int, Range(2)] = knob(3, "hybrid: every n-th layer is without position encoding.")
+    max_positions: Count = knob(256, "learned: rows of its table, in tokens.")
+    examples: Count = knob(200, "Examples of each length in the evaluation.")
+    processes: Count | None = knob(None, "Runs trained side by side, one thread each. Left out: one for each core; 1 on a GPU.")
     device: str = knob("cpu", "auto, cpu, cuda, cuda:1, ...")
     out: str | None = knob(None, "Folder for results, picture and models; a new one under runs/ when left out.")
 
@@ -66,11 +67,7 @@ class LengthgenConfig:
             raise UserError(f"the paper gives {self.task} no scratchpad; those that have one: {', '.join(STEPS)}")
         if self.scratchpad == "v" and self.task in WITHOUT_VARIABLE:
             raise UserError(f"the scratchpad of {self.task} keeps no variable: v alone would write nothing")
-        at_least(self, 1, "steps", "batch_size", "layers", "heads", "max_positions", "examples", "processes")
-        at_least(self, 2, "nope_every")
-        at_least(self, 0, "weight_decay")
-        if self.lr is not None and not 0 < self.lr < float("inf"):
-            raise UserError(f"lr = {self.lr}: must be above 0")
+        check_ranges(self)
         if self.hidden < 2 * self.heads or self.hidden % (2 * self.heads):
             raise UserError(f"hidden = {self.hidden}, heads = {self.heads}: hidden must be a multiple of 2 x heads, and not 0")
         if "rope25" in self.positions and self.hidden % (8 * self.heads):
@@ -135,10 +132,10 @@ class AttentionConfig:
     """How far the attention of each encoding is from NoPE's, on the sequences of a `lengthgen` folder."""
 
     results: list[str] = _list((), "The folder; it must hold NoPE with at least two seeds.")
-    examples: int = knob(10, "Sequences of each length (paper: 10).")
+    examples: Count = knob(10, "Sequences of each length (paper: 10).")
 
     def __post_init__(self):
-        at_least(self, 1, "examples")
+        check_ranges(self)
         _one_folder(self, "attention")
 
 
@@ -159,12 +156,11 @@ class TemperatureConfig:
 class TheoryConfig:
     """Build NoPE models that count (Theorem 1) and attend by distance (Theorem 2) from explicit weights, then break them."""
 
-    length: int = knob(63, "Positions after <bos> that the weights are built for.")
+    length: Annotated[int, Range(2, 511)] = knob(63, "Positions after <bos> that the weights are built for.")
     out: str | None = knob(None, "Folder for theory.png; a new one under runs/ when left out.")
 
     def __post_init__(self):
-        if not 2 <= self.length <= 511:
-            raise UserError(f"length = {self.length}: must be between 2 and 511")
+        check_ranges(self)
 
 
 def _one_folder(config, command: str):

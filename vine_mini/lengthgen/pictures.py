@@ -3,10 +3,10 @@
 from pathlib import Path
 from statistics import mean, stdev
 
+from vine_mini.app.plots import new_figure, save_figure
 from vine_mini.lengthgen import paper
 from vine_mini.lengthgen.report import by_length, mean_reciprocal_rank, name_of, queries
 from vine_mini.lengthgen.tasks import TASKS
-from vine_mini.plots import new_figure, save_figure
 
 STYLES = {
     "nope": ("NoPE", "#0072B2", "o"),

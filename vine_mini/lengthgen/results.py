@@ -9,8 +9,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from vine_mini.decoder.model import Decoder
 from vine_mini.lengthgen.config import LengthgenConfig
-from vine_mini.lengthgen.model import Decoder
 from vine_mini.lengthgen.train import decoder_config
 from vine_mini.types import UserError
 

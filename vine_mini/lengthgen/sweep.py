@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from vine_mini.decoder.model import word_tokenizer
 from vine_mini.lengthgen import results
 from vine_mini.lengthgen.config import LengthgenConfig
-from vine_mini.lengthgen.model import word_tokenizer
 from vine_mini.lengthgen.tasks import IDS, TOKEN
 from vine_mini.lengthgen.train import evaluate, longest_sequence, train
 from vine_mini.models import pick_device, save_policy

@@ -17,8 +17,8 @@ was built for (the paper only cites that MLPs approximate anything) and flattens
 import torch
 from torch import nn
 
-from vine_mini.lengthgen.model import Decoder, DecoderConfig
-from vine_mini.lengthgen.positions import alibi_slopes
+from vine_mini.decoder.model import Decoder, DecoderConfig
+from vine_mini.decoder.positions import alibi_slopes
 
 ONE, IS_BOS, POSITION, LARGE = 0, 1, 2, 3  # coordinates of the residual stream; the others are content
 BOS, VOCAB = 0, 32

@@ -12,13 +12,13 @@ from random import Random
 import torch
 import torch.nn.functional as F
 
+from vine_mini.decoder.model import Decoder, DecoderConfig
 from vine_mini.lengthgen.config import LengthgenConfig
-from vine_mini.lengthgen.model import Decoder, DecoderConfig
 from vine_mini.lengthgen.scratchpad import expand, final_answer, parts_of
 from vine_mini.lengthgen.tasks import EOS, PAD, TASKS, VOCABULARY, decode, encode
 from vine_mini.logprobs import hidden_before, logits_of
 from vine_mini.sampling import sample
-from vine_mini.types import UserError
+from vine_mini.types import Sampling, UserError
 
 EVAL_SEED = 1_000_003  # the examples of an evaluation are the same for every run
 FEWEST_HELD_OUT = 10  # prompts
@@ -114,7 +114,7 @@ def _right_targets(model, config, examples) -> list[bool]:
 def _right_answers(model, config, examples) -> list[bool]:
     prompts = [encode(prompt) for prompt, _ in examples]
     room = max(len(encode(target)) for _, target in examples) + SPARE
-    written = sample(model, prompts, max_new_tokens=room, temperature=0, eos_token_id=EOS, seed=0, plain=True)
+    written = sample(model, prompts, Sampling(room, (EOS,), temperature=0.0), seed=0, plain=True)
     answers = [final_answer(decode(t.response_ids[:-1]), parts_of(config.scratchpad)) for t in written]
     check = TASKS[config.task].check
     rows = zip(examples, written, answers, strict=True)

@@ -1,18 +1,29 @@
-"""Tasks: where problems come from, how they become prompts, and what counts as right.
+"""The protocol of tasks: what a task module holds, and how the rest of the package asks it for problems, prompts and rewards.
 
-A task module has `load(config) -> (train problems, test problems)`, a `TEMPLATE` for its prompts and
-`demonstration(problem, error_rate, rng)` for supervised fine-tuning.
+A task is a Python module with these names. Built in are `arithmetic`, `gsm8k` and `jsonl`. `--task path/to/my_task.py` loads a
+user's own file. No module outside this folder knows how a task grades or what its answers look like.
+
+    TEMPLATE: str                                   the prompt, with {question} in it
+    ANSWER_MARK: str | None                         what an answer line begins with; None where there is no such line
+    DEFAULTS: dict                                  of the config fields that depend on the task: max_new_tokens, eval_temperature
+    problems(config) -> (train, test)               two lists of Problem
+    extract_answer(text) -> str | None              the answer of a response; equal answers have equal text (for majority votes)
+    reward(problem, text) -> float                  from 0 to 1, for the text of a response that ended by itself
+    demonstration(problem, error_rate, rng) -> str  optional: what supervised fine-tuning imitates, instead of problem.solution
 """
 
-from vine_mini.tasks import arithmetic, gsm8k
+from numbers import Real
+
+from vine_mini.tasks.chat import user_turns
+from vine_mini.tasks.loading import BUILT_IN, get
 from vine_mini.types import Problem, UserError
 
-TASKS = {"arithmetic": arithmetic, "gsm8k": gsm8k}
+__all__ = ["BUILT_IN", "check_prompts", "demonstration", "get", "grade", "load_problems", "prompt_ids"]
 
 
 def load_problems(config) -> tuple[list[Problem], list[Problem]]:
-    """(train, test) problems of `config.task`. Raises UserError where there are none."""
-    train, test = TASKS[config.task].load(config)
+    """The (train, test) problems of `config.task`. Raises UserError where a split is empty."""
+    train, test = get(config.task).problems(config)
     for split, problems in (("train", train), ("test", test)):
         if not problems:
             raise UserError(f"the {split} split of {config.task} is empty")
@@ -20,22 +31,23 @@ def load_problems(config) -> tuple[list[Problem], list[Problem]]:
 
 
 def prompt_ids(problems: list[Problem], tokenizer, config) -> list[list[int]]:
-    """The tokens of each s_0: the question in the prompt template, or that as a user's turn of the chat template."""
-    template = config.prompt or TASKS[config.task].TEMPLATE
+    """The token ids of each problem's prompt, which is the first state s_0 of its episodes.
+
+    The question stands in `config.prompt`, or in the task's TEMPLATE where that is None. With `config.chat`, the result is
+    the user's turn in the tokenizer's chat template.
+    """
+    template = config.prompt or get(config.task).TEMPLATE
     texts = [template.replace("{question}", problem.question) for problem in problems]
     if config.chat:
-        if tokenizer.chat_template is None:
-            raise UserError("this tokenizer has no chat template; leave out --chat")
-        turns = [[{"role": "user", "content": text}] for text in texts]
-        texts = [tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False) for turn in turns]
+        texts = user_turns(texts, tokenizer, config.date)
     try:
-        return tokenizer(texts, add_special_tokens=not config.chat)["input_ids"]
+        return tokenizer(texts, add_special_tokens=not config.chat)["input_ids"]  # a chat template has its own special tokens
     except Exception as error:  # the tokenizers library raises nothing more special
         raise UserError(f"this tokenizer has no tokens for the prompt {texts[0][:60]!r}...: {error}; see --prompt") from error
 
 
 def check_prompts(prompts: list[list[int]], context: int | None, max_new_tokens: int) -> None:
-    """Raises UserError where a prompt and its response might not fit into the model's context."""
+    """Raises UserError where a prompt is empty, or where a prompt and its response might not fit into the model's context."""
     longest = max(map(len, prompts))
     if not all(prompts):
         raise UserError("a prompt without tokens: there is nothing to respond to")
@@ -46,7 +58,20 @@ def check_prompts(prompts: list[list[int]], context: int | None, max_new_tokens:
         )
 
 
-def reward(problem: Problem, response_ids: list[int], finished: bool, tokenizer) -> float:
-    """1.0 for a response that ended by itself with the right answer, else 0.0: cut by the limit is a failure."""
-    text = tokenizer.decode(response_ids, skip_special_tokens=True)
-    return float(finished and gsm8k.is_correct(text, problem.answer))
+def grade(task, problem: Problem, response_ids: list[int], finished: bool, tokenizer) -> float:
+    """The reward of a response, from 0 to 1. A response that the length limit cut (`finished` is False) gets 0."""
+    if not finished:
+        return 0.0
+    reward = task.reward(problem, tokenizer.decode(response_ids, skip_special_tokens=True))
+    if not isinstance(reward, Real) or not 0 <= reward <= 1:  # a NaN fails the comparison
+        raise UserError(f"the task's reward() must return a number from 0 to 1, not {reward!r}")
+    return float(reward)
+
+
+def demonstration(task, problem: Problem, error_rate: float, rng) -> str:
+    """The text that supervised fine-tuning imitates. Raises UserError for an `error_rate` in a task that makes no errors."""
+    if hasattr(task, "demonstration"):
+        return task.demonstration(problem, error_rate, rng)
+    if error_rate:
+        raise UserError("only a task with its own demonstration() makes errors: this one needs --error_rate 0")
+    return problem.solution

@@ -1,4 +1,4 @@
-"""Generated chains of arithmetic in GSM8K's form: the task that a tiny policy learns on a CPU.
+"""Generated chains of arithmetic in the form of GSM8K: the task that a tiny policy learns on a CPU.
 
     Mia has 7 pens, buys 5, loses 3. How many pens now?
 
@@ -6,24 +6,29 @@
     12-3=9
     #### 9
 
-The dial is `steps` (operations a problem) and `max_number` (no number on the way is larger). Train and test problems
-are disjoint by construction: a checksum of the question says which split it belongs to.
+Two settings make the problems harder: `steps`, the number of operations, and `max_number`, the largest number in a solution.
+The train and test splits share no problem, because a checksum of the question says which split a problem belongs to.
 """
 
 import random
 import zlib
 
+from vine_mini.tasks import gsm8k
 from vine_mini.types import Problem, UserError
 
 TEMPLATE = "{question}\n"
+DEFAULTS = {"max_new_tokens": 64, "eval_temperature": 1.0}
+ANSWER_MARK, extract_answer, reward = gsm8k.ANSWER_MARK, gsm8k.extract_answer, gsm8k.reward  # answers are stated as in GSM8K
 TRAIN_SIZE, TEST_SIZE = 10_000, 500
 NAMES = ("Mia", "Tom", "Ana", "Leo", "Zoe", "Sam")
 THINGS = ("pens", "coins", "cards", "shells", "stamps", "beads")
 GAINS, LOSSES = ("buys", "finds", "gets"), ("loses", "sells", "drops")
 
 
-def load(config) -> tuple[list[Problem], list[Problem]]:
-    """Train and test problems; the same (seed 0) whatever the run's own seed, so that runs can be compared."""
+def problems(config) -> tuple[list[Problem], list[Problem]]:
+    """Train and test problems. They do not depend on the run's seed, so that runs with other seeds can be compared."""
+    if config.data is not None:
+        raise UserError("arithmetic makes its own problems: leave out --data, or name another --task")
     steps = (config.steps if config.min_steps is None else config.min_steps, config.steps)
     return (
         generate("train", TRAIN_SIZE, steps=steps, max_number=config.max_number, seed=0),
@@ -32,26 +37,29 @@ def load(config) -> tuple[list[Problem], list[Problem]]:
 
 
 def generate(split: str, n: int, *, steps: tuple[int, int], max_number: int, seed: int) -> list[Problem]:
-    """n different problems of a split (fewer where the dial leaves fewer), with steps[0] to steps[1] operations."""
+    """At most n different problems of a split, each with steps[0] to steps[1] operations. Easy settings have fewer problems.
+
+    Raises UserError for settings that allow no problem.
+    """
     if not 1 <= steps[0] <= steps[1] or max_number < 3:
         raise UserError(f"arithmetic needs 1 <= min_steps <= steps and max_number >= 3, not {steps} and {max_number}")
     rng = random.Random(f"{split} {steps} {max_number} {seed}")
-    problems: dict[str, Problem] = {}
+    found: dict[str, Problem] = {}
     for _ in range(50 * n):
-        if len(problems) == n:
+        if len(found) == n:
             break
         problem = _problem(rng, rng.randint(*steps), max_number)
         if (zlib.crc32(problem.question.encode()) % 10 == 0) == (split == "test"):
-            problems.setdefault(problem.question, problem)
-    return list(problems.values())
+            found.setdefault(problem.question, problem)
+    return list(found.values())
 
 
 def demonstration(problem: Problem, error_rate: float, rng: random.Random) -> str:
-    """The solution as a careless person writes it: each step's result is, with probability `error_rate`, a random number
-    no larger than the problem's largest.
+    """The solution with random mistakes. Each step's result is wrong with probability about `error_rate`.
 
-    Later lines go on from the number that was written, as in a solution with a mistake in the middle. A policy that
-    imitates many of these has the right result as its most likely token, and errs when it samples.
+    A mistake is a random number from 0 to the largest result of the problem, which is sometimes the right one. Later steps go
+    on from the number that was written. A policy that imitates many of these demonstrations has the right result as its most
+    likely token, and makes mistakes when it samples.
     """
     lines, current = [], None
     top = max(int(line.split("=")[1]) for line in problem.solution.split("\n")[:-1])
@@ -60,7 +68,7 @@ def demonstration(problem: Problem, error_rate: float, rng: random.Random) -> st
         left = left if current is None else current
         current = rng.randint(0, top) if rng.random() < error_rate else _apply(left, operator, right)
         lines.append(f"{left}{operator}{right}={current}")
-    return "\n".join([*lines, f"#### {current}"])
+    return "\n".join([*lines, f"{ANSWER_MARK} {current}"])
 
 
 def _problem(rng: random.Random, n_steps: int, max_number: int) -> Problem:
@@ -74,11 +82,11 @@ def _problem(rng: random.Random, n_steps: int, max_number: int) -> Problem:
         lines.append(f"{current}{operator}{right}={result}")
         current = result
     question = f"{', '.join(story)}. How many {thing} now?"
-    return Problem(question, "\n".join([*lines, f"#### {current}"]), str(current))
+    return Problem(question, "\n".join([*lines, f"{ANSWER_MARK} {current}"]), str(current))
 
 
 def _operation(rng: random.Random, current: int, max_number: int) -> tuple[str, str, int]:
-    """An operation whose result stays within 0..max_number: (words, operator, right-hand number)."""
+    """A random operation whose result lies in 0..max_number: (words of the story, operator, right-hand number)."""
     choices = []
     if current < max_number:
         choices.append("+")

@@ -1,23 +1,36 @@
-"""GSM8K (Cobbe et al. 2021): grade-school word problems, and the grader that every task here uses."""
+"""GSM8K (Cobbe et al. 2021, arXiv 2110.14168): grade-school word problems, and the grader for answers that are numbers.
+
+Whatever a policy writes is right or wrong, never an error. A response gets one guess: all its answer lines must state the same
+number, and a line with two numbers makes the whole response wrong.
+"""
 
 import json
 import re
+import unicodedata
 from fractions import Fraction
 from pathlib import Path
 
 from vine_mini.types import Problem, UserError
 
 TEMPLATE = "[MATH_TASK] Problem:\n{question}\n\nSolution:"  # the one that the paper's checkpoints were tuned on
-CALCULATOR = re.compile(r"<<[^<>\n]*>>")
-# A number as people write it: sign and currency in either order, thousands separators, decimals, or a fraction.
+ANSWER_MARK = "####"
+DEFAULTS = {"max_new_tokens": 512, "eval_temperature": 0.35}  # the temperature is the paper's
+
+CALCULATOR = re.compile(r"<<[^<>\n]*>>")  # annotations of the data set, as in 48/2=<<48/2=24>>24
+# A number as people write it. re.ASCII: \d alone would match the digits of every script.
 NUMBER = re.compile(
-    r"(?P<sign>-?(?:\$ ?)?-?)(?P<digits>[1-9]\d{0,2}(?:,\d{3})+(?!\d)|\d+|(?=\.\d))(?P<decimals>(?:\.\d+)?)(?P<below>(?:/\d+)?)"
+    r"(?P<sign>-?(?:[$\u20ac\u00a3] ?)?-?)"  # minus and currency in either order
+    r"(?P<digits>[1-9]\d{0,2}(?:,\d{3})+(?!\d)|\d+|(?=\.\d))"  # 1,000 or 1000, or nothing before a decimal point
+    r"(?P<decimals>(?:\.\d+)?)(?P<below>(?:/\d+)?)",  # .50 or /2
+    re.ASCII,
 )
-CHANGED = re.compile(r"\d ?(?:k|dozen|hundred|thousand|million|billion)\b|\d[\u00b2\u00b3^]", re.IGNORECASE)  # 72k is not 72
+CHANGED = re.compile(r"\d ?(?:k|dozen|hundred|thousand|million|billion)\b|\d\^", re.IGNORECASE)  # 72k is not 72
 LONGEST = 60  # characters of a number; a policy that babbles digits must not stall the grader
+LIST_NUMBER = re.compile(r"\d+[.)]\W*[^\W\d_]")  # of a heading: `1. Find the cost`
+BEFORE_ANSWER = ("answer", "is", "usd")  # `The answer is 18` states a number, `Step 18` does not
 
 
-def load(config) -> tuple[list[Problem], list[Problem]]:
+def problems(config) -> tuple[list[Problem], list[Problem]]:
     """Train and test problems from `config.data`, a folder with train.jsonl and test.jsonl, or from the Hub."""
     if config.data is not None:
         return tuple(read_jsonl(Path(config.data) / f"{split}.jsonl") for split in ("train", "test"))
@@ -32,71 +45,102 @@ def load(config) -> tuple[list[Problem], list[Problem]]:
     return tuple([parse_row(row, f"openai/gsm8k {split}") for row in hub[split]] for split in ("train", "test"))
 
 
-def read_jsonl(path: Path) -> list[Problem]:
-    """Problems from a file with one {"question": ..., "answer": ...} a line."""
+def parse_row(row, where: str) -> Problem:
+    """One row of GSM8K -> Problem, without the calculator annotations. `where` names the row in messages."""
+    question, solution = text_field(row, "question", where), CALCULATOR.sub("", text_field(row, "answer", where))
+    answer = extract_answer(solution)
+    if answer is None:
+        raise UserError(f"{where}: 'answer' must end in a line '#### number'")
+    return Problem(question, solution, answer)
+
+
+def text_field(row, name: str, where: str) -> str:
+    """`row[name]`. Raises UserError where that is not a text or is blank."""
+    if not isinstance(row, dict) or not isinstance(row.get(name), str) or not row[name].strip():
+        raise UserError(f"{where}: needs a text field {name!r}")
+    return row[name]
+
+
+def read_jsonl(path: Path, parse=parse_row) -> list[Problem]:
+    """Problems from a file with one JSON object a line. `parse(row, where)` makes a Problem of one of them."""
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: JSON strings may hold U+2028
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: --data needs a folder with train.jsonl and test.jsonl in UTF-8") from error
-    problems = []
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise UserError(f"cannot read {path} ({reason}); a folder for --data holds train.jsonl and test.jsonl") from error
+    rows = []
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}, line {number}: not JSON ({error.msg})") from error
-            problems.append(parse_row(row, f"{path}, line {number}"))
-    return problems
+            except ValueError as error:
+                raise UserError(f"{path}, line {number}: not JSON ({error})") from error
+            rows.append(parse(row, f"{path}, line {number}"))
+    return rows
 
 
-def parse_row(row, where: str) -> Problem:
-    """One row of GSM8K -> Problem, without the calculator annotations `<<48/2=24>>`."""
-    for name in ("question", "answer"):
-        if not isinstance(row, dict) or not isinstance(row.get(name), str) or not row[name].strip():
-            raise UserError(f"{where}: needs a text field {name!r}")
-    solution = CALCULATOR.sub("", row["answer"])
-    answer = extract_answer(solution)
-    if answer is None:
-        raise UserError(f"{where}: 'answer' must end in a line '#### number'")
-    return Problem(row["question"], solution, answer)
-
-
-def demonstration(problem: Problem, error_rate: float, rng) -> str:
-    """What supervised fine-tuning imitates: the human solution. `error_rate` has no meaning for text and must be 0."""
-    if error_rate:
-        raise UserError("error_rate makes wrong steps in generated arithmetic; gsm8k's human solutions need --error_rate 0")
-    return problem.solution
-
-
-def extract_answer(text: str) -> str | None:
-    """The number on a response's `#### ...` line as plain digits, or None where there is not exactly one.
-
-    Separators, currency, units and a closing full stop do not matter: `#### $1,000.00 dollars.` gives `1000`. Lines that
-    disagree, or a line with two numbers, answer nothing: a list of guesses earns no reward.
-    """
-    answers = {_only_number(line) for line in re.findall(r"####([^\n]*)", CALCULATOR.sub("", text))}
-    return answers.pop() if len(answers) == 1 else None
+def reward(problem: Problem, text: str) -> float:
+    """1.0 where a response states the problem's answer, else 0.0."""
+    return float(is_correct(text, problem.answer))
 
 
 def is_correct(response: str, answer: str) -> bool:
     """Whether the response's `####` line states the same number as `answer` (a number, or text with a `####` line)."""
     given = extract_answer(response)
-    return given is not None and given == (extract_answer(answer) if "####" in answer else _only_number(answer))
+    return given is not None and given == (extract_answer(answer) if ANSWER_MARK in answer else read_number(answer))
 
 
-def _only_number(text: str) -> str | None:
-    """The one number in a piece of text in lowest terms: '$1,000.50' -> '2001/2', '-7.0' -> '-7'; None if not exactly one."""
-    text = " ".join(text.replace("\N{MINUS SIGN}", "-").replace("\N{EN DASH}", "-").split())
-    text = text.replace("- ", "-", 1) if text.startswith("- ") else text
+def extract_answer(text: str) -> str | None:
+    """The number on a response's `#### ...` line in canonical form, or None where there is not exactly one.
+
+    Separators, currency, units and a closing full stop do not matter: `#### $1,000.00 dollars.` gives `1000`. A line that
+    states no number, such as `#### Step 1`, is no answer line. Answer lines that disagree answer nothing. An answer line that
+    cannot be read, such as `#### 17 or 18` or `#### 72k`, answers nothing either, whatever the other lines say.
+    """
+    answers = {read_number(line) for line in answer_lines(text) if _states_a_number(_plain(line))}
+    return answers.pop() if len(answers) == 1 else None
+
+
+def answer_lines(text: str) -> list[str]:
+    """What follows #### on each line that has it. Calculator annotations are removed first."""
+    return re.findall(f"{ANSWER_MARK}(.*)", CALCULATOR.sub("", text))
+
+
+def read_number(text: str) -> str | None:
+    """The one number in a text, in lowest terms: '$1,000.50' -> '2001/2', '-7.0' -> '-7'. None where there is not exactly one.
+
+    Digits of other scripts, superscripts and characters such as the fraction one half are numbers too, but they are not read.
+    """
+    text = _plain(text)
     match = NUMBER.search(text)
     if match is None or len(match[0]) > LONGEST or CHANGED.search(text):
         return None
-    if re.search(r"\d", text[: match.start()] + text[match.end() :]):
+    if _first_digit(text[: match.start()] + text[match.end() :]) is not None:
         return None
-    number = match["digits"].replace(",", "") + match["decimals"]
-    if match["below"]:
-        if set(match["below"]) <= {"/", "0"} or str(Fraction(number + match["below"])) != number + match["below"]:
-            return None  # 144/2 leaves the last step to the reader
-        number += match["below"]
-    value = Fraction(number)
-    return str(-value if "-" in match["sign"] else value)
+    number, below = match["digits"].replace(",", "") + match["decimals"], match["below"]
+    if below and (match["decimals"] or int(below[1:]) == 0 or str(Fraction(number + below)) != number + below):
+        return None  # 144/2 leaves the last step to the reader
+    value = Fraction(number + below)
+    canonical = str(-value if "-" in match["sign"] else value)
+    return canonical if len(canonical) <= LONGEST else None
+
+
+def _states_a_number(line: str) -> bool:
+    """False for a heading: no digit, a word right before the first one (`Step 1`), or a list number (`1. Find the cost`)."""
+    first = _first_digit(line)
+    if first is None:
+        return False
+    before = line[:first].removesuffix("-").rstrip(" .*_#('\"")
+    word = re.split(r"[\W_]", before)[-1].lower()  # empty where a symbol stands between: `Total: 18`, `x = 18`, `Cost $18`
+    return (not word or word in BEFORE_ANSWER) and not LIST_NUMBER.match(line[first:])
+
+
+def _plain(text: str) -> str:
+    """The text with single spaces and ASCII minus signs."""
+    text = " ".join(text.replace("\N{MINUS SIGN}", "-").replace("\N{EN DASH}", "-").split())
+    return "-" + text[2:] if text.startswith("- ") else text
+
+
+def _first_digit(text: str) -> int | None:
+    """Where the first digit or other numeral of any script stands. Chinese numerals are letters to Unicode, and here too."""
+    return next((i for i, c in enumerate(text) if unicodedata.category(c)[0] == "N"), None)

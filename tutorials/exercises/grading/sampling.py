@@ -7,8 +7,9 @@ import torch
 from transformers import DynamicCache
 
 from grading.engine import Exercise
-from vine_mini import decoding, logprobs, sampling, steps, values
-from vine_mini.lengthgen.model import Decoder, DecoderConfig
+from vine_mini.sampling import plain as decoding
+from vine_mini import logprobs, sampling, steps, values
+from vine_mini.decoder.model import Decoder, DecoderConfig
 
 
 def random(*shape, seed=0):

@@ -1,0 +1,251 @@
+"""The `credit` command: its numbers, its page, and what it refuses."""
+
+import re
+import shutil
+from dataclasses import replace
+from html.parser import HTMLParser
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from vine_mini.credit_page import command as credit, page
+from vine_mini import models
+from vine_mini.app import plots
+from vine_mini.advantages import group_relative
+from vine_mini.cli import main
+from vine_mini.app.config import CreditConfig
+from vine_mini.credit_page.page import Credit, Page, Rollout
+from vine_mini.types import Trajectory
+from vine_mini.values import standard_error
+
+HOSTILE = '<script>document.title = "taken"</script></details></td></table>"><img src=x onerror=alert(1)>&lt;\u202egnorw\x00'
+SMALL = ["--k", "3", "--group", "4", "--critic_iterations", "0"]
+
+
+def small_page(**changes) -> Page:
+    rollouts = [[Rollout("3*4=12\n#### 12", 1.0, True), Rollout(HOSTILE, 0.0, False)], [Rollout("", 0.0, True)] * 2]
+    credits = [Credit("vineppo", [-0.5, 0.0], [0.5, 0.0], [0.3, 0.2]), Credit("grpo", [-1.25, -1.25])]
+    whole = Page("How many?", "12", "Policy x.", "", 1.0, 1.0, True, [0.0, 1.0], 0, ["1+2=4\n", HOSTILE], rollouts, 0, credits)
+    return replace(whole, **changes)
+
+
+@pytest.fixture(scope="module")
+def explained():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vine_mini.tasks.arithmetic.TRAIN_SIZE", 100)
+        return credit.explain(CreditConfig(k=5, group=6, truth=7, critic_iterations=1, problem=5))
+
+
+@pytest.fixture(scope="module")
+def ppo_run(tmp_path_factory):
+    run = tmp_path_factory.mktemp("ppo") / "run"
+    settings = "--algorithm ppo --iterations 2 --prompts 4 --group 1 --minibatch_size 4 --eval_problems 2 --eval_samples 1"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vine_mini.tasks.arithmetic.TRAIN_SIZE", 100)
+        assert main(["train", *settings.split(), "--lam", "0.9", "--top_p", "0.8", "--out", str(run)]) == 0
+    return run
+
+
+def test_each_column_telescopes_or_repeats(explained):
+    vineppo, ppo, grpo, truth = explained.credits
+    n = len(explained.steps)
+    for column, k in ((vineppo, 5), (truth, 7)):
+        assert sum(column.advantages) == pytest.approx(explained.reward - column.values[0])
+        assert all(round(v * k, 6) == round(v * k) for v in column.values)
+        assert all(0 < error < 0.5 for error in column.errors)  # also where none of k were right
+    assert len(ppo.values) == len(ppo.advantages) == n and ppo.errors is None
+    rewards = torch.tensor([explained.group_rewards])
+    assert grpo.advantages == [pytest.approx(group_relative(rewards)[0, explained.response].item())] * n
+
+
+def test_values_are_the_shares_of_right_rollouts(explained):
+    assert [len(state) for state in explained.rollouts] == [5] * len(explained.steps)
+    shares = [sum(r.reward for r in state) / 5 for state in explained.rollouts]
+    assert shares == explained.credits[0].values
+
+
+def test_the_first_wrong_response_is_shown(explained):
+    assert explained.response == explained.group_rewards.index(0.0) and explained.reward == 0.0
+    config = CreditConfig(k=1, group=6, critic_iterations=0, problem=5, response=1)
+    assert credit.explain(config).response == 1
+
+
+def test_the_steps_are_the_response(explained):
+    assert "".join(explained.steps).endswith("<eos>") and explained.steps[0].endswith("\n")
+
+
+def test_the_standard_error_of_none_of_nine_is_not_0():
+    assert standard_error(0.0, 9) == pytest.approx((0.05 * 0.95 / 9) ** 0.5)
+    assert standard_error(0.5, 9) == pytest.approx(0.5 / 3)
+
+
+@pytest.mark.parametrize(
+    ("gamma", "lam", "by_hand"),
+    [
+        (1.0, 1.0, [1 - 0.25, 1 - (0.5 + 0.75) / 2]),  # the reward less the mean guess
+        (1.0, 0.0, [0.5 - 0.25, ((0.75 - 0.5) + (1 - 0.75)) / 2]),  # the next guess less this one
+        (0.5, 1.0, [0.25 - 0.25, ((0.5 - 0.5) + (1 - 0.75)) / 2]),
+    ],
+)
+def test_the_critic_s_credit_by_hand(gamma, lam, by_hand):
+    """Three tokens, guesses 1/4, 1/2, 3/4 before them, steps of one and of two tokens, reward 1."""
+
+    def score(batch, trajectories):
+        batch.values = torch.tensor([[0.0, 0.0, 0.25, 0.5, 0.75]])
+
+    resting = SimpleNamespace(device="cpu", score=score, config=SimpleNamespace(gamma=gamma, lam=lam))
+    trajectory = Trajectory([5, 6], [7, 8, 9], [0.0] * 3, True)
+    found = credit._critics_credit(resting, trajectory, [0, 1], 1.0)
+    assert found.values == [0.25, 0.5] and found.advantages == pytest.approx(by_hand)
+
+
+def test_the_policy_rests_while_its_critic_learns():
+    config = CreditConfig(critic_iterations=1)
+    trainer = credit._resting_trainer(config)
+    policy, critic = ({k: x.clone() for k, x in m.state_dict().items()} for m in (trainer.policy, trainer.critic))
+    assert "128 responses" in credit._train_critic(trainer, config)
+    assert all(torch.equal(x, policy[k]) for k, x in trainer.policy.state_dict().items())
+    assert not all(torch.equal(x, critic[k]) for k, x in trainer.critic.state_dict().items())
+
+
+def test_the_page_names_no_path_of_this_machine(explained):
+    assert explained.made.startswith("The shipped policy, test problem 5 of arithmetic, response ")
+
+
+def test_a_step_on_one_line_of_the_picture():
+    assert plots._one_line("a  b\nc", 9) == "a b c"
+    assert plots._one_line("x" * 100, 9) == "xxxxxx..." and plots._one_line("$5 \x00", 20) == "$5 ⟨U+0000⟩"
+
+
+def test_the_page_says_how_the_critic_s_credit_is_made():
+    assert "reward less the guess" in page.render(small_page(critic="It is."))
+    assert "γ = 0.9 and λ = 1" in page.render(small_page(critic="It is.", gamma=0.9))
+
+
+def test_the_run_of_a_critic_brings_it_along(ppo_run, tmp_path, capsys):
+    run = ppo_run
+    found = credit.explain(CreditConfig(run=str(run), k=2, group=3, critic_iterations=5))
+    assert "run's own, after 2 iterations" in found.critic and found.lam == 0.9
+    assert credit._resting_trainer(CreditConfig(run=str(run))).config.top_p == 0.8  # it samples as the run did
+    assert f"{run}/policy" in found.made
+    assert main(["credit", "--run", str(run), *SMALL, "--out", str(tmp_path / "page")]) == 0
+    assert "PPO" in capsys.readouterr().out
+    assert main(["credit", "--run", str(run), "--policy", "elsewhere", "--out", str(tmp_path / "x")]) == 2
+
+
+def test_the_command_writes_a_page_and_a_picture(tmp_path, capsys):
+    out = tmp_path / "credit"
+    assert main(["credit", "--problem", "5", *SMALL, "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "VinePPO" in said and str(out / "credit.html") in said
+    assert sorted(p.name for p in out.iterdir()) == ["credit.html", "credit.png"]
+    assert (out / "credit.png").read_bytes().startswith(b"\x89PNG")
+    again = tmp_path / "again"
+    assert main(["credit", "--problem", "5", *SMALL, "--out", str(again)]) == 0
+    assert (again / "credit.html").read_text() == (out / "credit.html").read_text()  # the same seed, the same page
+
+
+class Tags(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.open, self.text = [], [], ""
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_is_well_formed_and_what_a_model_wrote_stays_text():
+    html = page.render(small_page(question=HOSTILE, answer=HOSTILE))
+    tags = Tags()
+    tags.feed(html)
+    assert not tags.open
+    assert {"script", "img"}.isdisjoint(tag for tag, _ in tags.tags)
+    assert not any(name.startswith("on") for _, attributes in tags.tags for name in attributes)
+    assert tags.text.count('<script>document.title = "taken"</script>') == 4
+    assert "\u202e" not in html and "\x00" not in html and "⟨U+202E⟩" in html and "⟨U+0000⟩" in html
+
+
+def test_the_page_loads_nothing():
+    html = page.render(small_page(steps=["1+2=4", "4*3=12"], rollouts=[[Rollout("12", 1.0, True)]] * 2))
+    assert not re.search(r"https?:|//|src=|href=|url\(|@import", html)
+    assert "default-src 'none'" in html
+
+
+def test_what_the_page_says_of_noise():
+    assert "may be noise" in page.finding(small_page())
+    sure = small_page(credits=[Credit("vineppo", [-0.5, 0.0], [0.5, 0.0], [0.01, 0.01])])
+    assert page.finding(sure).endswith("from 0.50 ± 0.01 to 0.00 ± 0.01.")
+    assert (
+        page.finding(small_page(credits=[Credit("vineppo", [0.0, 0.0], [0.0, 0.0], [0.1, 0.1])]))
+        == "VinePPO's value moves nowhere."
+    )
+    assert "it says nothing" in page.render(small_page(group_rewards=[0.0, 0.0]))
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--problem", "500"], "there are 500 test problems"),
+        (["--problem", "-1"], "problem = -1"),
+        (["--response", "8"], "there are 8 responses"),
+        (["--group", "1"], "at least 2"),
+        (["--k", "0"], "k = 0"),
+        (["--truth", "-1"], "truth = -1"),
+        (["--run", "nowhere"], "there is no nowhere/config.yaml"),
+        (["--policy", "./nowhere"], "no model folder nowhere"),
+        (["--temperature", "0"], "temperature"),
+        (["--critic", "x"], "--critic"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(words, reason, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["credit", *words]) == 2
+    said = capsys.readouterr().err.strip()
+    assert reason in said and "\n" not in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_is_damaged_or_belongs_to_another_is_one_line(ppo_run, tmp_path, capsys):
+    run = shutil.copytree(ppo_run, tmp_path / "run")
+
+    def refused(*more) -> str:
+        assert main(["credit", "--run", str(run), "--out", str(tmp_path / "x"), *more]) == 2
+        said = capsys.readouterr().err.strip()
+        assert "\n" not in said and not (tmp_path / "x").exists()
+        return said
+
+    assert "give one of them" in refused("--preset", "arithmetic")
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("lam: 0.9", "lam: abc"))
+    assert "lam" in refused()
+    (run / "config.yaml").write_text(config)
+    state = run / "policy" / "training_state.safetensors"
+    small = {"critic.head.weight": torch.zeros(1, 3)}
+    save_file(small, state)
+    assert "is damaged" in refused()
+    save_file(small, state, {"counters": '{"iteration": 1, "updates": 1, "seconds": {}}'})
+    assert "belongs to another model" in refused()
+    (run / "policy").rename(run / "elsewhere")
+    assert "nothing was saved there yet" in refused()
+
+
+def test_a_folder_that_holds_something_is_not_overwritten(tmp_path, capsys):
+    (tmp_path / "mine").write_text("x")
+    assert main(["credit", "--out", str(tmp_path)]) == 2
+    assert "already holds something" in capsys.readouterr().err
+
+
+def test_other_commands_know_the_flag_policy_too(tmp_path, capsys):
+    policy = str(models.SHIPPED / "arithmetic")
+    assert main(["sample", "--policy", policy, "--n", "1"]) == 0
+    assert "--- 1:" in capsys.readouterr().out

@@ -1,0 +1,472 @@
+"""Training and measuring decoders, the commands from end to end, and what they say to bad input."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+import zlib
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+
+from vine_mini import cli
+from vine_mini.app.config import TrainConfig
+from vine_mini.lengthgen import report, tasks
+from vine_mini.lengthgen.config import LengthgenConfig
+from vine_mini.decoder.model import Decoder, DecoderConfig
+from vine_mini.lengthgen.results import load_model, load_results
+from vine_mini.lengthgen.sweep import check_learned_table, sweep
+from vine_mini.lengthgen.train import (
+    collate,
+    decoder_config,
+    evaluate,
+    evaluation_examples,
+    example,
+    longest_sequence,
+    target_logits,
+    train,
+)
+from vine_mini.models import load_policy, save_policy
+from vine_mini.sampling import sample
+from vine_mini.trainer import Trainer
+from vine_mini.types import UserError
+
+SMALL = {"hidden": 32, "layers": 2, "heads": 2, "examples": 12, "steps": 3}
+
+
+@pytest.fixture
+def run(capsys):
+    def go(*words):
+        code = cli.main(["lengthgen", *map(str, words)])
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return go
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A finished run of four encodings and two seeds, too short to have learned anything."""
+    path = tmp_path_factory.mktemp("runs") / "copy"
+    config = LengthgenConfig(
+        positions=["nope", "rope", "hybrid", "learned"],
+        seeds=[0, 1],
+        train_lengths=[2, 4],
+        processes=1,
+        **SMALL | {"nope_every": 2},
+    )
+    sweep(config, path)
+    return path
+
+
+# --- examples and loss -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["copy", "addition", "scan", "pcfg"])
+def test_training_never_meets_a_held_out_prompt(task):
+    """But for the lengths that have too few prompts to hold one out (some of SCAN's have four)."""
+    config = LengthgenConfig(task=task)
+    lengths = tasks.TASKS[task].lengths(*config.train_lengths)
+    rng = Random(0)
+    drawn = {example(config, rng.choice(lengths), rng, held_out=False)[0] for _ in range(1000)}
+    assert len(drawn) > 100 and all(zlib.crc32(prompt.encode()) % 10 for prompt in drawn)
+    tested = [[prompt for prompt, _ in evaluation_examples(config, n, 30)] for n in lengths]
+    mixed = [any(zlib.crc32(prompt.encode()) % 10 for prompt in prompts) for prompts in tested]
+    assert all(mixed) if task == "copy" else sum(mixed) < len(mixed) / 2  # 16 prompts a length cannot spare a tenth
+    if task == "addition":
+        assert sum(mixed) <= 1  # one digit: a hundred prompts
+
+
+def test_collate_marks_target_and_end():
+    ids, mask = collate([("Copy: a [SEP] ", "a"), ("Copy: a b [SEP] ", "a b")], "cpu")
+    assert [tasks.decode(row) for row in ids.tolist()] == ["Copy : a [SEP] a <eos> <pad> <pad>", "Copy : a b [SEP] a b <eos>"]
+    assert mask.tolist() == [[0, 0, 0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 0, 1, 1, 1]]
+
+
+@pytest.mark.parametrize("positions", ["nope", "t5", "rope", "learned"])
+def test_target_logits_are_those_of_each_row_alone(positions):
+    """Rows of different lengths in one batch, padded on the right, and only the last columns computed."""
+    config = LengthgenConfig(task="addition")
+    torch.manual_seed(0)
+    model = Decoder(decoder_config(config, positions)).eval()
+    examples = [example(config, n, Random(n), None) for n in (1, 5, 8)]
+    ids, mask = collate(examples, "cpu")
+    alone = []
+    for prompt, target in examples:
+        p, t = tasks.encode(prompt), [*tasks.encode(target), tasks.EOS]
+        alone.append(model(input_ids=torch.tensor([p + t])).logits[0, len(p) - 1 : -1])
+    torch.testing.assert_close(target_logits(model, ids, mask), torch.cat(alone), rtol=1e-4, atol=1e-4)
+
+
+def test_one_forward_pass_measures_what_greedy_decoding_writes():
+    """Half trained, so that some answers are right: the same count from decoding each prompt token by token."""
+    config = LengthgenConfig(
+        task="copy", steps=250, batch_size=16, train_lengths=[2, 3], test_lengths=[4, 5], lr=3e-3, examples=40, hidden=32, heads=2
+    )
+    model = train(config, "alibi", 0)
+    accuracy = evaluate(model, config)
+    for length in (2, 3, 4, 5):
+        examples = evaluation_examples(config, length, 40)
+        written = sample(
+            model, [tasks.encode(p) for p, _ in examples], max_new_tokens=20, temperature=0, eos_token_id=tasks.EOS, seed=0
+        )
+        right = [
+            t.finished and tasks.TASKS["copy"].check(p, tasks.decode(t.response_ids[:-1]))
+            for (p, _), t in zip(examples, written, strict=True)
+        ]
+        assert accuracy[length] == pytest.approx(sum(right) / 40)
+    assert 0 < sum(accuracy.values()) < 4
+
+
+def test_with_a_scratchpad_the_answer_counts_and_not_the_steps(monkeypatch):
+    config = LengthgenConfig(task="parity", scratchpad="co", test_lengths=[9, 9], train_lengths=[8, 8], examples=6)
+    shown = {}
+
+    def writes(model, prompts, **_):
+        from vine_mini.types import Trajectory
+
+        answers = [model(tasks.decode(p)) for p in prompts]
+        return [
+            Trajectory(p, [*tasks.encode(a), tasks.EOS], [0.0] * (len(tasks.encode(a)) + 1), shown.get("ends", True))
+            for p, a in zip(prompts, answers, strict=True)
+        ]
+
+    def parity(prompt):
+        return "Yes" if prompt[prompt.index("[") :].count("1") % 2 == 0 else "No"
+
+    monkeypatch.setattr("vine_mini.lengthgen.train.sample", writes)
+    right = lambda p: f"Thinking step by step: comp 7 . Thus, The answer is {parity(p)}."  # noqa: E731
+    assert evaluate(right, config) == {8: 1.0, 9: 1.0}
+    assert evaluate(lambda p: f"The answer is {parity(p)}.", config) == {8: 0.0, 9: 0.0}
+    assert evaluate(lambda p: right(p) + " Thus, The answer is Yes.", config) == {8: 0.0, 9: 0.0}
+    shown["ends"] = False  # cut by the limit
+    assert evaluate(right, config) == {8: 0.0, 9: 0.0}
+
+
+def test_training_repeats_exactly_and_seeds_differ():
+    config = LengthgenConfig(positions=["nope"], **SMALL)
+    one, again, other = (train(config, "nope", seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    assert not torch.equal(one["lm_head.weight"], other["lm_head.weight"])
+
+
+def test_variants_become_configurations():
+    config = LengthgenConfig(nope_every=3)
+    assert decoder_config(config, "rope25").rope_share == 0.25 and decoder_config(config, "rope").rope_share == 1.0
+    hybrid = Decoder(decoder_config(config, "hybrid"))
+    assert [layer.without_encoding for layer in hybrid.model.layers] == [False, False, True]
+    assert decoder_config(config, "learned").max_position_embeddings == 256
+
+
+# --- a decoder as a policy -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("positions", ["nope", "hybrid", "t5"])
+def test_vineppo_trains_it(positions, tokenizer, tmp_path):
+    """Saved, loaded through the Auto classes, sampled, scored, rolled out and updated like any other policy."""
+    torch.manual_seed(0)
+    more = {"positions": "rope", "nope_every": 2} if positions == "hybrid" else {"positions": positions}
+    model = Decoder(
+        DecoderConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            num_hidden_layers=2,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=0,
+            **more,
+        )
+    )
+    save_policy(model, tokenizer, tmp_path / "policy")
+    config = TrainConfig(
+        model=str(tmp_path / "policy"),
+        prompts=4,
+        group=2,
+        k=2,
+        minibatch_size=8,
+        iterations=1,
+        epochs=1,
+        max_new_tokens=12,
+        step_tokens=4,
+        gradient_checkpointing=True,
+    )
+    trainer = Trainer(config)
+    [(metrics, episodes, _)] = list(trainer.train())
+    assert metrics["ratio"] == pytest.approx(1, abs=1e-4) and metrics["sampler_gap"] < 1e-4
+    assert len(episodes.trajectories) == 8
+
+
+# --- commands --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_leaves_results_table_picture_and_models(run, tmp_path):
+    out = tmp_path / "run"
+    code, text, _ = run(
+        "--positions",
+        "nope",
+        "t5",
+        "--seeds",
+        0,
+        3,
+        "--train_lengths",
+        2,
+        3,
+        "--test_lengths",
+        4,
+        5,
+        "--processes",
+        2,
+        "--out",
+        out,
+        *[w for k, v in SMALL.items() for w in (f"--{k}", v)],
+    )
+    assert code == 0 and "copy, length = items in the input: exact match in %" in text and "98.6" in text and str(out) in text
+    results = json.loads((out / "results.json").read_text())
+    assert [(r["positions"], r["seed"]) for r in results["runs"]] == [("nope", 0), ("nope", 3), ("t5", 0), ("t5", 3)]
+    assert list(results["runs"][0]["accuracy"]) == ["2", "3", "4", "5"]
+    assert (out / "accuracy.png").stat().st_size > 5000 and (out / "table.md").read_text().strip() in text
+    model, tokenizer = load_policy(str(out / "models" / "t5-3"), "cpu")  # the weights of that run, in a folder like any other
+    assert model.config.positions == "t5" and tokenizer("Copy: a")["input_ids"] == tasks.encode("Copy: a")
+    again = train(LengthgenConfig(**results["settings"]), "t5", 3)
+    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), model.state_dict().values(), strict=True))
+
+
+def test_a_sweep_that_was_interrupted_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    config = LengthgenConfig(positions=["nope", "alibi"], seeds=[0, 1], train_lengths=[2, 3], processes=1, **SMALL)
+    trained = []
+
+    interruptions = [KeyboardInterrupt(), BrokenProcessPool()]
+
+    def counted(config, name, seed, *rest):
+        if len(trained) == 2 and interruptions:
+            raise interruptions.pop(0)
+        trained.append((name, seed))
+        return train(config, name, seed, *rest)
+
+    monkeypatch.setattr("vine_mini.lengthgen.sweep.train", counted)
+    for says in ("2 of 4 runs are kept", "lack of memory"):
+        with pytest.raises((KeyboardInterrupt, UserError)) as raised:
+            sweep(config, out)
+        assert says in capsys.readouterr().err + str(raised.value)
+    assert trained == [("nope", 0), ("alibi", 0)]
+    with pytest.raises(UserError, match="2 of 4 runs are missing"):
+        load_results(out)
+    sweep(config, out)
+    assert trained[2:] == [("nope", 1), ("alibi", 1)]
+    monkeypatch.undo()
+    whole = sweep(LengthgenConfig(**load_results(out)["settings"] | {"processes": 1}), tmp_path / "whole")
+    assert [r["accuracy"] for r in whole["runs"]] == [r["accuracy"] for r in load_results(out)["runs"]]
+    with pytest.raises(UserError, match="holds a run with steps = 3"):
+        sweep(LengthgenConfig(**load_results(out)["settings"] | {"steps": 4}), out)
+
+
+def test_an_interrupted_sweep_without_a_finished_run_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("vine_mini.lengthgen.sweep.train", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        sweep(LengthgenConfig(processes=1, **SMALL), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_that_diverges_is_told(run, tmp_path):
+    code, _, err = run(
+        "--lr", 1e30, "--positions", "nope", "--seeds", 0, "--steps", 5, "--processes", 1, "--out", tmp_path / "run"
+    )
+    assert code == 2 and "training diverged at step" in err and "lower --lr" in err and not (tmp_path / "run").exists()
+
+
+def test_broken_or_foreign_models_are_refused(run, folder, tmp_path):
+    for change in ("truncated", "deeper", "other"):
+        copy = tmp_path / change
+        shutil.copytree(folder, copy)
+        model = copy / "models" / "nope-0"
+        if change == "truncated":
+            weights = (model / "model.safetensors").read_bytes()
+            (model / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+        elif change == "deeper":  # transformers would fill the third layer with random numbers
+            config = json.loads((model / "config.json").read_text())
+            (model / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+        else:
+            shutil.rmtree(model)
+            shutil.copytree(copy / "models" / "rope-0", model)
+        code, _, err = run("temperature", copy, "--temperatures", 1)
+        last = err.strip().splitlines()[-1]
+        assert code == 2 and "nope-0" in last and ("cannot be loaded" in last or "not the model" in last), change
+
+
+def test_an_unknown_token_in_a_prompt_is_told(folder, capsys):
+    assert cli.main(["sample", "--model", str(folder / "models" / "nope-0"), "--question", "Zoe has 25 pens"]) == 2
+    assert "no tokens for the prompt" in capsys.readouterr().err
+    arguments = ["--prompt", "{question}", "--question", "Copy: a a [SEP]", "--temperature", "0", "--max_new_tokens", "5"]
+    assert cli.main(["sample", "--model", str(folder / "models" / "nope-0"), *arguments]) == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="reads Linux's /proc")
+def test_workers_end_with_a_parent_that_is_killed():
+    """They used to stay for ever, waiting for more to do."""
+    code = """
+import multiprocessing, os, time
+from vine_mini.lengthgen.sweep import _start_worker
+def work(counter, pids):
+    _start_worker(counter)
+    pids.put(os.getpid())
+    time.sleep(60)
+fork = multiprocessing.get_context("fork")
+pids = fork.SimpleQueue()
+fork.Process(target=work, args=(fork.Value("q", 0), pids)).start()
+print(pids.get(), flush=True)
+os.kill(os.getpid(), 9)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    worker = Path(f"/proc/{int(done.stdout)}")
+    for _ in range(50):
+        if not worker.exists() or "(zombie)" in (worker / "status").read_text():
+            return
+        time.sleep(0.1)
+    raise AssertionError("the worker is still there")
+
+
+def test_attention_temperature_and_rank_read_a_run(run, folder, tmp_path):
+    code, text, _ = run("attention", folder, "--examples", 2)
+    assert code == 0 and "nope, other seed" in text and (folder / "attention.png").stat().st_size > 5000
+    distances = json.loads((folder / "attention.json").read_text())
+    assert all(0 < distances[name]["all layers"] < 0.6932 for name in ("nope", "rope", "hybrid", "learned"))
+    code, text, _ = run("temperature", folder, "--temperatures", 1, 0.5)
+    assert code == 0 and (folder / "temperature.png").stat().st_size > 5000
+    config = LengthgenConfig(**load_results(folder)["settings"])
+    at = json.loads((folder / "temperature.json").read_text())["nope"]
+    stored = report.by_length(load_results(str(folder)))["nope"]
+    assert at["1.0"] == {str(length): shares for length, shares in stored.items()}  # 1 is what was trained
+    code, text, _ = run("rank", folder, "--out", tmp_path / "rank")
+    assert code == 0 and "mean reciprocal rank" in text and (tmp_path / "rank" / "rank.png").stat().st_size > 5000
+    assert (
+        load_model(folder, config, "nope", 0, attention_temperature=0.5).model.layers[0].attention.scale
+        == 2 * load_model(folder, config, "nope", 0).model.layers[0].attention.scale
+    )
+
+
+def test_defaults_fit_the_task():
+    assert LengthgenConfig(task="scan", train_lengths=[1, 30]).test_lengths == [31, 48]
+    assert LengthgenConfig(task="lego", train_lengths=[2, 14]).test_lengths == [15, 26]
+    assert LengthgenConfig(train_lengths=[2, 20]).test_lengths == [21, 40]
+    assert LengthgenConfig(test_lengths=[11, 13]).lengths() == list(range(2, 14))
+
+
+@pytest.mark.parametrize("more", [{"task": "copy"}, {"task": "parity", "scratchpad": "co"}])
+def test_a_learned_table_may_be_exactly_as_long_as_the_longest_sequence(more):
+    config = LengthgenConfig(positions=["learned"], train_lengths=[2, 3], test_lengths=[4, 6], **SMALL | more)
+    config.max_positions = longest_sequence(config)
+    check_learned_table(config)
+    model = Decoder(decoder_config(config, "learned")).eval()
+    evaluate(model, config)  # nothing is past the end of the table
+    config.max_positions -= 1
+    with pytest.raises(UserError, match=f"give --max_positions {config.max_positions + 1}"):
+        check_learned_table(config)
+
+
+def test_theory_command(run, tmp_path):
+    code, text, _ = run("theory", "--length", 15, "--out", tmp_path / "theory")
+    assert code == 0 and "Theorem 2" in text and (tmp_path / "theory" / "theory.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["--task", "multiply"], "unknown task 'multiply': choose from copy"),
+        (["--positions", "absolute"], "unknown position encoding 'absolute': choose from nope"),
+        (["--positions", "nope", "nope"], "each of them once"),
+        (["--scratchpad", "long", "--task", "addition"], "unknown scratchpad 'long'"),
+        (["--scratchpad", "full"], "gives copy no scratchpad"),
+        (["--train_lengths", "9", "3"], "train_lengths = 9 3: the shortest"),
+        (["--train_lengths", "5"], "two numbers"),
+        (["--test_lengths", "20", "11"], "test_lengths = 20 11"),
+        (["--test_lengths", "8", "20"], "above the longest train length, 10"),
+        (["--task", "scan", "--test_lengths", "34", "35"], "no example of such a length"),
+        (["--task", "lego", "--test_lengths", "9", "27"], "lego ends at 26"),
+        (["--max_positions", "30"], "past the 30 of the learned table"),
+        (["--hidden", "30"], "multiple of 2 x heads"),
+        (["--steps", "0"], "steps = 0"),
+        (["--lr", "nan"], "lr = nan"),
+        (["--seeds", "-1"], "seeds"),
+        (["--device", "warp"], "'warp'"),
+        (["--positions", "hybrid", "--nope_every", "9"], "nope_every = 9"),
+        (["--colour", "red"], "unrecognized"),
+        (["train"], "unknown command 'train': choose from rank"),
+        (["theory", "63"], "unrecognized arguments: 63"),
+        (["--out", ""], "--out is empty"),
+        (["--heads", "3"], "heads = 3"),
+        (["rank"], "name at least one folder"),
+        (["rank", "nowhere"], "nowhere has no results.json"),
+        (["attention", "nowhere"], "nowhere has no results.json"),
+        (["attention"], "name one folder"),
+        (["temperature", "nowhere"], "nowhere has no results.json"),
+        (["temperature", "nowhere", "--temperatures", "0"], "temperatures = [0.0]"),
+        (["temperature", "nowhere", "--temperatures", "1", "1"], "named once"),
+        (["attention", "nowhere", "--examples", "0"], "examples = 0"),
+        (["--task", "lego", "--scratchpad", "v"], "would write nothing"),
+        (["--task", "lego", "--train_lengths", "2", "26"], "which leaves none to test"),
+        (["--positions", "hybrid", "--nope_every", "1"], "nope_every = 1"),
+        (["theory", "--length", "1"], "length = 1"),
+    ],
+)
+def test_bad_input_gets_one_line(run, words, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*words)
+    assert code == 2 and says in err and err.count("\n") == 1 and not out
+    assert not list(Path().rglob("*"))  # nothing half-written
+
+
+def test_foreign_and_unfinished_results_are_refused(run, folder, tmp_path):
+    foreign = tmp_path / "results.json"
+    for text in ("", "[]", "{}", '{"runs": [{"accuracy": {"x": 1}}]}'):
+        foreign.write_text(text)
+        assert run("rank", tmp_path)[0] == 2
+    results = json.loads((folder / "results.json").read_text())
+    for broken in (
+        results | {"runs": results["runs"][:-1]},
+        results | {"runs": [*results["runs"][:-1], results["runs"][0]]},
+        results | {"task": "reverse"},
+        results | {"settings": results["settings"] | {"colour": "red"}},
+        results | {"settings": results["settings"] | {"test_lengths": [5, 9]}},
+        results | {"settings": results["settings"] | {"examples": 10.5}},
+    ):
+        foreign.write_text(json.dumps(broken))
+        code, _, err = run("rank", tmp_path)
+        assert code == 2 and err.count("\n") == 1
+    code, _, err = run("rank", folder, folder)
+    assert code == 2 and "two results are of copy" in err
+
+
+# --- ranks -----------------------------------------------------------------------------------------------------------------
+
+
+def test_mean_reciprocal_rank_by_hand():
+    queries = [{"a": 0.9, "b": 0.5, "c": 0.1}, {"a": 0.2, "b": 0.8, "c": 0.0}]
+    assert report.mean_reciprocal_rank(queries) == pytest.approx({"a": 0.75, "b": 0.75, "c": 1 / 3})
+    tied = [{"a": 0.0, "b": 0.9, "c": 0.0}]
+    assert report.mean_reciprocal_rank(tied) == pytest.approx({"a": 1 / 2.5, "b": 1.0, "c": 1 / 2.5})
+    assert report.mean_reciprocal_rank([{"c": 0.0, "b": 0.9, "a": 0.0}]) == pytest.approx(report.mean_reciprocal_rank(tied))
+
+
+def test_the_paper_s_means_rank_as_its_figure_says():
+    """0.696, 0.574 and 0.475 are those of the unrounded means; rounded, T5 and RoPE tie on PCFG, which takes 1/3 of 1/17 from T5."""
+    from vine_mini.lengthgen.paper import ACCURACY, COLUMNS, MEAN_RECIPROCAL_RANK
+
+    ranks = report.mean_reciprocal_rank([dict(zip(COLUMNS, row, strict=True)) for row in ACCURACY.values()])
+    assert ranks["nope"] == pytest.approx(0.696, abs=1e-3) and ranks["t5"] == pytest.approx(0.574 - 1 / 51, abs=1e-3)
+    assert ranks["alibi"] == pytest.approx(0.475, abs=1e-3)
+    assert [*ranks] == sorted(ranks, key=ranks.get, reverse=True)
+    assert list(MEAN_RECIPROCAL_RANK) == sorted(MEAN_RECIPROCAL_RANK, reverse=True)
+    assert set(ACCURACY) == set(tasks.TASKS)
+
+
+def test_tables_average_lengths_and_seeds(folder):
+    results = load_results(str(folder))
+    for k, run in enumerate(results["runs"]):
+        run["accuracy"] = {2: 1.0, 3: 1.0, 4: 1.0, 5: 0.6, 6: 0.2 + 0.1 * (k % 2), 7: 0.0, 8: 0.0}
+    table = report.accuracy_table(results)
+    assert "| nope    | 100.0 ± 0.0 | 60.0 ± 0.0 | 25.0 ± 7.1" in table and "2 seeds, 3 steps" in table
+    assert report.extrapolation(results)["nope"] == pytest.approx({0: 0.2, 1: 0.225})

@@ -1,0 +1,43 @@
+"""The progress board of the `exercises` command: which exercises are done, and which one to do next."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import grading
+
+
+def show() -> int:
+    """Grades every exercise and prints one line for each. -> exit code"""
+    rows = [(exercise, *verdict(exercise)) for exercise in grading.EXERCISES]
+    for exercise, state, remark in rows:
+        mark = {"done": "✓", "failing": "✗", "untouched": "·"}[state]
+        print(f"{mark} {exercise.file:26}{state:11}{remark}".rstrip())
+    todo = [(exercise, state) for exercise, state, _ in rows if state != "done"]
+    print(f"\n{len(rows) - len(todo)} of {len(rows)} done")
+    if todo:
+        exercise, state = next((row for row in todo if row[1] == "failing"), todo[0])
+        place, python = _from_here(exercise.path), shlex.quote(str(_from_here(Path(sys.executable))))
+        print(f"{'mend' if state == 'failing' else 'next'}: {place}")
+        print(f"grade: {python} -m pytest {shlex.quote(str(place.parent))} -k {exercise.file[:4]}")
+    return 0
+
+
+def _from_here(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def verdict(exercise) -> tuple[str, str]:
+    """-> "done", "failing" or "untouched"; and a short reason for a failure"""
+    try:
+        grading.grade(exercise, grading.load(exercise))
+    except NotImplementedError:
+        return "untouched", ""
+    except AssertionError as error:
+        lines = str(error).split("\n")
+        case = re.search(r'on "(.*)":$', lines[0])
+        reason = lines[-1].strip().replace("This is what comes out if", "as if")
+        remark = f"{case[1]}: {reason}" if case and not reason.startswith("as if") else reason
+        return "failing", remark if len(remark) <= 110 else f"{remark[:107]}..."
+    return "done", ""

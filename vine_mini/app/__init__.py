@@ -1,0 +1,1 @@
+"""What a command line needs: settings, runs, checkpoints, pictures."""

@@ -1,0 +1,265 @@
+"""The settings of each command: one dataclass for each, and one line of explanation for each field. `flags` reads them.
+
+The type of a field says which numbers it may have.
+"""
+
+import datetime
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, get_args, get_type_hints
+
+from vine_mini import tasks
+from vine_mini.algorithms import ALGORITHMS
+from vine_mini.types import UserError
+
+
+@dataclass(frozen=True)
+class Range:
+    """The finite numbers from `low` to `high`; without `low` itself if `above`."""
+
+    low: float
+    high: float = math.inf
+    above: bool = False
+
+    def __contains__(self, x) -> bool:
+        return self.low <= x <= self.high and x < math.inf and not (self.above and x == self.low)  # a NaN fails as well
+
+    def __str__(self):
+        start = f"above {self.low}" if self.above else f"at least {self.low}"
+        return start if self.high == math.inf else f"{start} and at most {self.high}"
+
+
+Count = Annotated[int, Range(1)]
+Whole = Annotated[int, Range(0)]
+Amount = Annotated[float, Range(0)]
+Positive = Annotated[float, Range(0, above=True)]
+Share = Annotated[float, Range(0, 1)]
+PositiveShare = Annotated[float, Range(0, 1, above=True)]
+Seed = Annotated[int, Range(0, 2**31)]
+
+
+def check_ranges(config) -> None:
+    """Raises UserError for a number that the type of its field does not allow."""
+    for name, hint in get_type_hints(type(config), include_extras=True).items():
+        value = getattr(config, name)
+        for part in (hint, *get_args(hint)):  # of `Count | None`, the part `Count`
+            for limits in getattr(part, "__metadata__", ()):
+                if value is not None and value not in limits:
+                    raise UserError(f"{name} = {value}: must be {limits}")
+
+
+def one_of(config, name: str, choices) -> None:
+    """Raises UserError for a field that is none of the choices."""
+    if getattr(config, name) not in choices:
+        raise UserError(f"unknown {name} {getattr(config, name)!r}: choose from {', '.join(choices)}")
+
+
+def knob(default, why: str, **more):
+    """A dataclass field whose one line of explanation is also its `--help`."""
+    return field(default=default, metadata={"help": why, **more})
+
+
+@dataclass
+class Common:
+    """What every command needs to know: the problems, the policy and the machine."""
+
+    task: str = knob(
+        next(iter(tasks.BUILT_IN)), f"Problems: {', '.join(tasks.BUILT_IN)}, or the path of a task file of your own (.py)."
+    )
+    data: str | None = knob(
+        None, "Folder or file of the problems, for tasks that read them. Left out: the Hub, if they are there."
+    )
+    steps: Count = knob(6, "Generated tasks: operations in a problem.")
+    min_steps: Count | None = knob(None, "Generated tasks: fewest operations, if problems of several lengths are wanted.")
+    max_number: Annotated[int, Range(3)] = knob(20, "Generated tasks: no number in a solution is larger.")
+    prompt: str | None = knob(None, "Prompt with {question} in it. Left out: the task's own.")
+    chat: bool = knob(False, "Put the prompt into the tokenizer's chat template, for instruction-tuned models.")
+    date: str | None = knob(None, "The date that chat templates see, as 2025-01-31. Left out: the day on which the run starts.")
+    model: str | None = knob(
+        None, "Policy: a Hub name or a folder. Left out: the one shipped for the task.", aliases=["--policy"]
+    )
+    device: str = knob("auto", "auto, cpu, cuda, cuda:1, ...")
+    bf16: bool = knob(False, "Sample and compute in bfloat16; the weights that are updated stay float32.")
+    seed: Seed = knob(0, "Seed of everything random.")
+    sample_batch_size: Count = knob(512, "Responses decoded at once; bounds the memory of the KV cache.")
+    max_new_tokens: Count | None = knob(
+        None, "Length limit of a response; one that it cuts counts as wrong. Left out: the task's own."
+    )
+
+    def __post_init__(self):
+        if self.task.endswith(".py"):
+            self.task = str(Path(self.task).absolute())  # a run can then be resumed from any folder
+        for name, value in tasks.get(self.task).DEFAULTS.items():
+            if getattr(self, name, value) is None:
+                setattr(self, name, value)
+        check_ranges(self)
+        if self.prompt is not None and "{question}" not in self.prompt:
+            raise UserError("--prompt must contain {question}")
+        if self.chat and self.date is None:
+            self.date = datetime.date.today().isoformat()
+        try:
+            datetime.date.fromisoformat(self.date or "2025-01-31")
+        except ValueError as error:
+            raise UserError(f"date = {self.date}: write it as 2025-01-31") from error
+
+
+@dataclass
+class TrainConfig(Common):
+    """Train a policy by reinforcement learning."""
+
+    algorithm: str = knob("vineppo", f"{', '.join(ALGORITHMS)}: they differ only in how they compute advantages.")
+    out: str | None = knob(None, "Run folder, which must not hold another run; a new one under runs/ when left out.")
+    resume: str | None = knob(None, "Go on with this run folder, with the fields of its config.yaml.")
+    iterations: Count = knob(60, "Rounds of sampling, credit and updates.")
+    max_seconds: Amount = knob(0, "Stop after so many seconds of training, evaluations not counted; 0: no limit.")
+    prompts: Count = knob(32, "Different problems in an iteration.")
+    group: Count = knob(4, "Responses to each problem.")
+    k: Count = knob(9, "vineppo: Monte Carlo rollouts for each state (paper: 9).")
+    step_tokens: Count | None = knob(None, "vineppo: cut a step every so many tokens instead of at newlines.")
+    temperature: Positive = knob(1.0, "Of responses and rollouts; log-probs are taken at it too.")
+    top_p: PositiveShare = knob(
+        1.0, "Nucleus sampling. Below 1 the ratio is biased: log-probs are those of the whole distribution."
+    )
+    epochs: Count = knob(2, "Passes over an iteration's episodes.")
+    minibatch_size: Count = knob(64, "Episodes in an update.")
+    micro_batch_tokens: Count = knob(8192, "Tokens in a forward pass, padding included; fewer: less memory, same gradients.")
+    lr: Amount | None = knob(None, "AdamW's learning rate. Left out: 1e-6, or 1e-4 for less than ten million parameters.")
+    critic_lr: Amount | None = knob(None, "ppo: the critic's learning rate. Left out: the policy's.")
+    warmup: Share = knob(0.03, "Share of the planned updates over which the learning rate rises. It is constant afterwards.")
+    weight_decay: Amount = knob(0.0, "AdamW's weight decay.")
+    max_grad_norm: Positive = knob(1.0, "Gradients are scaled down to this norm.")
+    clip: Amount = knob(0.2, "How far a token's probability ratio may move.")
+    value_clip: Amount = knob(0.2, "ppo: how far a value may move from the old one.")
+    gamma: Share = knob(1.0, "ppo: discount.")
+    lam: Share = knob(1.0, "ppo: GAE's lambda (paper: 1.0).")
+    kl_coef: Amount = knob(1e-4, "Weight of the KL to the reference in the loss; 0: no reference is kept.")
+    kl_kind: str = knob("k3", "KL estimator: k1, k2 or k3.")
+    max_ratio: Annotated[float, Range(1)] = knob(10.0, "A minibatch whose mean ratio is above this is skipped.")
+    gradient_checkpointing: bool = knob(False, "Compute activations again in the backward pass: slower, less memory.")
+    eval_every: Whole = knob(0, "Evaluate every so many iterations; 0: only before and after.")
+    eval_problems: Whole = knob(200, "Test problems in an evaluation; 0: all.")
+    eval_samples: Count = knob(4, "Samples for each test problem in an evaluation.")
+    eval_temperature: Amount | None = knob(None, "Of those samples. Left out: the task's own.")
+    save_every: Count = knob(40, "Save the policy every so many iterations; it is saved at the end in any case.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        one_of(self, "algorithm", ALGORITHMS)
+        one_of(self, "kl_kind", ("k1", "k2", "k3"))
+        if ALGORITHMS[self.algorithm].needs_group and self.group < 2:
+            raise UserError(f"{self.algorithm} compares the responses to one problem: group must be at least 2")
+        if (self.prompts * self.group) % self.minibatch_size:
+            episodes = self.prompts * self.group
+            raise UserError(f"minibatch_size = {self.minibatch_size} does not divide prompts x group = {episodes}")
+
+
+@dataclass
+class SFTConfig(Common):
+    """Make a starting policy by imitating solutions; from scratch when no --model is given."""
+
+    out: str | None = knob(None, "Folder for the policy, which must not exist; a new one under runs/ when left out.")
+    updates: Whole = knob(3000, "Updates of the weights; 0 writes the untrained model.")
+    batch_size: Count = knob(64, "Demonstrations in an update.")
+    micro_batch_tokens: Count = knob(8192, "Tokens in a forward pass, padding included; fewer: less memory, same gradients.")
+    lr: Amount | None = knob(None, "Peak of a one-cycle schedule. Left out: 3e-3 for a new model, or 10 times that of `train`.")
+    weight_decay: Amount = knob(0.0, "AdamW's weight decay.")
+    max_grad_norm: Positive = knob(1.0, "Gradients are scaled down to this norm.")
+    error_rate: Share = knob(0.0, "Generated tasks: probability that a demonstrated step's result is a random number.")
+    hidden: int = knob(64, "New model: hidden size, a multiple of 16.")
+    layers: Count = knob(3, "New model: layers.")
+    vocab_size: Annotated[int, Range(258)] = knob(400, "New model: tokens of its byte-level BPE.")
+    eval_problems: Whole = knob(200, "Test problems in the evaluation at the end; 0: all.")
+    eval_samples: Count = knob(4, "Samples for each of them.")
+    eval_temperature: Amount = knob(1.0, "Of those samples.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.hidden < 16 or self.hidden % 16:
+            raise UserError(f"hidden = {self.hidden}: must be a multiple of 16, the size of a head")
+
+
+@dataclass
+class EvaluateConfig(Common):
+    """Measure a policy on test problems: pass@1, greedy, majority vote, any-hit, length, truncation, KL."""
+
+    n: Count = knob(16, "Samples for each problem (paper: 16).")
+    temperature: Amount = knob(0.35, "Of those samples (paper: 0.35).")
+    top_p: PositiveShare = knob(1.0, "Nucleus sampling (paper: 0.9).")
+    problems: Whole = knob(0, "Test problems; 0: all.")
+    reference: str | None = knob(None, "Also measure the KL to this policy (a Hub name or a folder).")
+    out: str | None = knob(None, "Also write the numbers to this JSON file.")
+
+
+@dataclass
+class SampleConfig(Common):
+    """Print responses of a policy, to your question or to a test problem."""
+
+    question: str | None = knob(None, "Your own question; left out: a test problem, and its responses are graded.")
+    problem: Whole = knob(0, "Number of the test problem.")
+    n: Count = knob(4, "Responses.")
+    temperature: Amount = knob(1.0, "0 gives the one most likely response.")
+    top_p: PositiveShare = knob(1.0, "Nucleus sampling.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.question is not None and not self.question.strip():
+            raise UserError("--question is empty")
+
+
+@dataclass
+class CreditConfig(Common):
+    """Show on one page which advantages VinePPO, PPO and GRPO give to the steps of one response."""
+
+    run: str | None = knob(None, "A run folder: its policy, the fields of its config.yaml and, if it trained one, its critic.")
+    problem: Whole = knob(0, "Number of the test problem.")
+    group: Annotated[int, Range(2)] = knob(
+        8, "Responses to it, which grpo compares. In a small group, all are often equally wrong."
+    )
+    response: Whole | None = knob(None, "Number of the response in the group. Left out: the first wrong one, or else the first.")
+    k: Count = knob(9, "vineppo: Monte Carlo rollouts for each state (paper: 9).")
+    truth: Whole = knob(0, "Rollouts for each state of a column to compare with, such as 256; 0: no such column.")
+    temperature: Positive = knob(1.0, "Of responses and rollouts.")
+    step_tokens: Count | None = knob(None, "Cut a step every so many tokens instead of at newlines.")
+    critic_iterations: Whole = knob(
+        20, "ppo: so many iterations a critic learns while the policy rests (a ppo run brings its own); 0: no column for ppo."
+    )
+    out: str | None = knob(None, "Folder for the page and the picture; a new one under runs/ when left out.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.response is not None and self.response >= self.group:
+            raise UserError(f"response = {self.response}: there are {self.group} responses in the group, counted from 0")
+        if self.run is not None:
+            if self.model not in (None, f"{self.run}/policy"):
+                raise UserError("--run and --policy: a run brings its own policy, so leave out one of them")
+            self.model = f"{self.run}/policy"
+            if not Path(self.model).is_dir():
+                raise UserError(f"there is no folder {self.model}: nothing was saved there yet")
+
+
+@dataclass
+class DemoConfig:
+    """Train VinePPO, PPO and GRPO from the shipped policy for the same time each, and compare them."""
+
+    seconds: Positive = knob(45, "Training time of each algorithm.")
+    algorithms: list[str] = field(
+        default_factory=lambda: ["vineppo", "ppo", "grpo"], metadata={"help": "Which algorithms, and in which order."}
+    )
+    problems: Count = knob(200, "Test problems in each evaluation.")
+    out: str | None = knob(None, "Folder for the picture and the runs; a new one under runs/ when left out.")
+    device: str = knob("cpu", "The shipped policy is so small that a GPU would not be faster.")
+    seed: Seed = knob(0, "Seed of everything random.")
+
+    def __post_init__(self):
+        check_ranges(self)
+        if len(set(self.algorithms)) < len(self.algorithms):
+            raise UserError("algorithms: name each of them once")
+        for name in self.algorithms:
+            if name not in ALGORITHMS:
+                raise UserError(f"unknown algorithm {name!r}: choose from {', '.join(ALGORITHMS)}")
+
+
+@dataclass
+class ExercisesConfig:
+    """Show which exercises of the tutorials are done, and the next one to do."""

@@ -1,0 +1,18 @@
+"""The `exercises` command. The exercises, their graders and the progress board belong to the tutorials, not to the package."""
+
+import importlib
+import sys
+from pathlib import Path
+
+from vine_mini.types import UserError
+
+
+def exercises(config) -> int:
+    """Shows the progress board of the clone that the working folder lies in, or else of the clone that holds this package."""
+    here = Path.cwd()
+    for folder in (here, *here.parents, Path(__file__).parents[2]):
+        place = folder / "tutorials" / "exercises"
+        if (place / "grading" / "board.py").is_file():
+            sys.path.insert(0, str(place))
+            return importlib.import_module("grading.board").show()
+    raise UserError("the exercises are part of the repository: clone it and run this command in the clone")

@@ -1,0 +1,109 @@
+"""The folder of a training run.
+
+config.yaml     every field; `--preset RUN/config.yaml` starts the same run again
+metrics.jsonl   one line an iteration; evaluations under "eval", the first of them in the line of iteration 0
+samples.jsonl   a few responses an iteration, cut into steps, each step with its advantage
+curves.png      reward, length, KL, seconds
+policy          a link to the newest checkpoint, which is a Hugging Face folder; `train --resume RUN` goes on from it
+"""
+
+import json
+import os
+from pathlib import Path
+
+from vine_mini.app import checkpoint
+from vine_mini.app.flags import to_yaml
+from vine_mini.app.plots import plot_run
+from vine_mini.app.setup import task_name
+from vine_mini.steps import step_texts
+from vine_mini.types import UserError
+
+SAMPLES_AN_ITERATION = 2
+
+
+def new_folder(out: str | None, name: str) -> Path:
+    """The folder that `--out` names, which must not hold anything, or a free one under runs/. Nothing is created yet.
+
+    Raises UserError where a run could not be written, so that nobody finds out after hours.
+    """
+    if out is None:
+        tries = (Path("runs") / (name if n == 1 else f"{name}-{n}") for n in range(1, 10_000))
+        path = next(path for path in tries if not path.exists())
+        check_writable(path)
+        return path
+    path = Path(out)
+    if not out.strip():
+        raise UserError("--out is empty: name a folder, or leave it out")
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} already holds something: choose another --out, or remove it")
+    check_writable(path)
+    return path
+
+
+def check_writable(path: Path) -> None:
+    """Raises UserError where `path` could not be created: its nearest existing parent is no folder, or a protected one."""
+    parent = next(p for p in path.absolute().parents if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(f"{path} cannot be written: {parent} is not a folder that may be written to")
+
+
+class Run:
+    """The folder of one training run. Made when the run is ready to start, so that a failed start leaves nothing."""
+
+    def __init__(self, folder: Path, config, iteration: int = 0):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        self.folder, self.config = folder, config
+        for path in (folder / "metrics.jsonl", folder / "samples.jsonl"):
+            if path.exists():  # a resumed run drops what came after its checkpoint
+                kept = [row for row in _read(path) if row["iteration"] <= iteration]
+                fresh = path.with_name(f"{path.name}.partial")
+                fresh.write_text("".join(map(_line, kept)), encoding="utf-8")
+                fresh.replace(path)
+        self.rows = _read(folder / "metrics.jsonl")
+
+    def log(self, metrics: dict) -> None:
+        """One line of metrics.jsonl."""
+        self.rows.append(metrics)
+        _append(self.folder / "metrics.jsonl", metrics)
+
+    def log_samples(self, episodes, advantages) -> None:
+        """The first response to each of the iteration's first problems, as steps with their advantages (before whitening)."""
+        group = episodes.rewards.shape[1]
+        for row in range(0, min(SAMPLES_AN_ITERATION * group, len(episodes.trajectories)), group):
+            cuts = episodes.cuts[row]
+            credit = advantages[row][episodes.tokens.response_mask[row].bool()].tolist()
+            texts = step_texts(episodes.trajectories[row].response_ids, cuts, episodes.tokenizer)
+            sample = {
+                "iteration": self.rows[-1]["iteration"],
+                "question": episodes.problems[row].question,
+                "answer": episodes.problems[row].answer,
+                "reward": episodes.rewards.flatten()[row].item(),
+                "finished": episodes.trajectories[row].finished,
+                "steps": [{"text": text, "advantage": round(credit[cut], 4)} for text, cut in zip(texts, cuts, strict=True)],
+            }
+            _append(self.folder / "samples.jsonl", sample)
+
+    def save(self, trainer) -> None:
+        """A checkpoint and the curves so far."""
+        checkpoint.save(trainer, self.folder)
+        plot_run(self.rows, self.folder / "curves.png", f"{self.config.algorithm} on {task_name(self.config)}")
+
+
+def _read(path: Path) -> list[dict]:
+    rows = []
+    for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:  # the end of the file, or a line that a crash cut short
+            continue
+    return rows
+
+
+def _append(path: Path, row: dict) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(_line(row))
+
+
+def _line(row: dict) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"

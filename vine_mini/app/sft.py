@@ -1,0 +1,105 @@
+"""Supervised fine-tuning: makes the policy that reinforcement learning starts from, by imitation of solutions."""
+
+import random
+
+import torch
+from tqdm import tqdm
+
+from vine_mini import tasks
+from vine_mini.logprobs import response_logprobs
+from vine_mini.losses import masked_mean
+from vine_mini.models import autocast, build_tiny, context_length, default_lr, eos_ids, load_policy, pick_device
+from vine_mini.types import Trajectory, UserError, collate
+
+
+def sft(config):
+    """Runs supervised fine-tuning. -> (model, tokenizer, mean loss of the last hundredth of the updates in nats a token)
+
+    With no `config.model`, starts from a small new Llama whose tokenizer is trained on the task's text.
+    """
+    device = pick_device(config.device)
+    train, _ = tasks.load_problems(config)
+    rng = random.Random(config.seed)
+    task = tasks.get(config.task)
+    tasks.demonstration(task, train[0], config.error_rate, rng)  # a setting that the task refuses fails here, before long work
+    model, tokenizer = _start(config, train, rng, device)
+    prompts = tasks.prompt_ids(train, tokenizer, config)
+    longest = 1 + max(map(len, tokenizer([p.solution for p in train], add_special_tokens=False)["input_ids"]))
+    if longest > config.max_new_tokens:
+        raise UserError(f"the longest solution has {longest} tokens: raise --max_new_tokens (now {config.max_new_tokens})")
+    tasks.check_prompts(prompts, context_length(model), config.max_new_tokens)
+    eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else eos_ids(model, tokenizer)[0]
+
+    lr = config.lr
+    if lr is None:
+        lr = 3e-3 if config.model is None else 10 * default_lr(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(config.updates, 2), pct_start=0.05)
+    losses = []
+    bar = tqdm(range(config.updates), desc="sft", dynamic_ncols=True)
+    for _ in bar:
+        rows = [
+            _demonstration_ids(train[i], prompts[i], task, tokenizer, eos, config, rng)
+            for i in rng.choices(range(len(train)), k=config.batch_size)
+        ]
+        batch = collate(rows, device)
+        denominator = batch.response_mask.sum()
+        total = 0.0
+        for micro in batch.micro_batches(torch.arange(len(batch)), config.micro_batch_tokens):
+            m = batch.rows(micro)
+            with autocast(device, config.bf16):
+                logprobs = response_logprobs(model, m.input_ids, m.attention_mask, m.response_mask)
+            loss = masked_mean(-logprobs, m.response_mask, denominator)  # nats a token
+            loss.backward()
+            total += loss.item()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(total)
+        bar.set_postfix(loss=f"{total:.4f}")
+    tail = losses[-max(1, len(losses) // 100) :]
+    return model, tokenizer, sum(tail) / max(len(tail), 1)
+
+
+def _start(config, train, rng, device):
+    """The model and tokenizer to tune: the ones that were asked for, or a small new Llama with its own tokenizer."""
+    if config.model is not None:
+        return load_policy(config.model, device)
+    task = tasks.get(config.task)
+    texts = [p.question + "\n" + tasks.demonstration(task, p, config.error_rate, rng) for p in train]
+    model, tokenizer = build_tiny(
+        texts, hidden=config.hidden, layers=config.layers, vocab_size=config.vocab_size, seed=config.seed
+    )
+    return model.to(device), tokenizer
+
+
+def _demonstration_ids(problem, prompt, task, tokenizer, eos, config, rng) -> Trajectory:
+    """One demonstration as a trajectory: imitation learns the same tokens, the end-of-sequence token included."""
+    text = tasks.demonstration(task, problem, config.error_rate, rng)
+    ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], eos]
+    return Trajectory(prompt, ids, [0.0] * len(ids), finished=True)
+
+
+def model_card(config, command: str, loss: float, results: str) -> str:
+    """The README.md that lies beside a policy made here: what it is, how it was made, what it measures."""
+    start = "from scratch" if config.model is None else f"from {config.model}"
+    mistakes = (
+        f", in which each step's result is a random number with probability {config.error_rate}" if config.error_rate else ""
+    )
+    return f"""---
+library_name: transformers
+license: mit
+---
+# Policy for the task `{config.task}`
+
+Trained {start} to imitate demonstrations{mistakes}: a start for reinforcement learning. Made by
+
+    {command}
+
+Loss at the end: {loss:.4f} nats a token. On {config.eval_problems or "all"} test problems (mean ± standard error):
+
+```
+{results}
+```
+"""

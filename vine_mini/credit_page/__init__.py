@@ -1,0 +1,1 @@
+"""The page of credit: the advantages of each method on one response."""

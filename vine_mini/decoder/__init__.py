@@ -1,0 +1,1 @@
+"""A small transformer with a choice of position encodings."""

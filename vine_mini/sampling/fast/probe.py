@@ -1,0 +1,65 @@
+"""Which models the fast way supports. Each model is tried out, because a list of architectures would soon be out of date."""
+
+import copy
+import warnings
+import weakref
+
+import torch
+from transformers import DynamicCache
+
+from vine_mini.logprobs import logits_of
+from vine_mini.sampling.fast import complete
+from vine_mini.sampling.fast.attention import use_attention
+from vine_mini.sampling.plain import Request
+from vine_mini.types import Sampling
+
+_ANSWERS = weakref.WeakKeyDictionary()  # model -> bool
+
+
+def supports(model) -> bool:
+    """Whether the fast way gives the right result for this model. It is tried once for each model; a failure is a warning."""
+    if model not in _ANSWERS:
+        why = ""
+        try:
+            with torch.autocast(model.device.type, enabled=False):  # the caller may be in an autocast to bfloat16
+                _ANSWERS[model] = _is_exact(model)
+        except Exception as error:  # an architecture with another kind of attention or cache can raise anything here
+            _ANSWERS[model], why = False, f" ({type(error).__name__})"
+        if not _ANSWERS[model]:
+            warnings.warn(f"{type(model).__name__} cannot share prefixes{why}: it samples the plain, slower way", stacklevel=2)
+    return _ANSWERS[model]
+
+
+@torch.no_grad()
+def _is_exact(model) -> bool:
+    """Samples two requests on one trunk and compares their log-probs with a forward pass over prefix and response.
+
+    The trunk may be shorter than a sliding window. So each layer must also pass its window on to the attention function.
+    """
+    if any(p.dtype != torch.float32 for p in model.parameters()):
+        model = copy.deepcopy(model).float()  # rounding could hide a difference or look like one
+    trunk = [i % model.get_input_embeddings().num_embeddings for i in range(1, 7)]
+    if _windows(model, trunk) != [getattr(layer, "sliding_window", None) for layer in DynamicCache(config=model.config).layers]:
+        return False
+    requests, uniforms = [Request(0, 4, 4), Request(0, 2, 6)], torch.tensor([[0.4] * 6, [0.7] * 6])
+    never = Sampling(max_new_tokens=6, eos_token_id=(-1,), batch_size=2)
+    gap = 0.0
+    for t in complete(model, [trunk], requests, uniforms, never, lambda n: None):
+        ids = torch.tensor([t.prompt_ids + t.response_ids], device=model.device)
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0, len(t.prompt_ids) - 1 : -1]
+        scores = logits_of(model, hidden).log_softmax(dim=-1).gather(1, ids[0, len(t.prompt_ids) :, None])[:, 0]  # [n]
+        gap += float((scores - torch.tensor(t.logprobs, device=model.device)).abs().sum())
+    return gap < 1e-2
+
+
+def _windows(model, ids: list[int]) -> list:
+    """The sliding window that each layer passes to its attention function, None where there is no window."""
+    windows = []
+
+    def attend(module, query, key, value, attention_mask, sliding_window=None, **kwargs):
+        windows.append(sliding_window)
+        return query.transpose(1, 2), None  # any numbers of the right shape
+
+    with use_attention(model, attend):
+        model.base_model(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
+    return windows

@@ -1,0 +1,79 @@
+"""A user's own questions and answers from JSON lines: `--task jsonl --data PATH`. No Python is needed.
+
+PATH is a folder with train.jsonl and test.jsonl, or one file. Of one file, the questions whose checksum is divisible by ten are
+the test split: about a tenth, always the same ones. A line is {"question": ..., "answer": ...}. The answer is the answer alone,
+or a solution that ends in `#### answer`, as in GSM8K.
+
+How a response is graded:
+- An answer that is a number alone (sign, currency and % aside) is graded as a number, with the rules of `gsm8k`: `#### $1,000`
+  and `#### 1000 eggs` are both right for 1000.
+- Any other answer is graded as exact text. Only the amount of white space does not matter: `#### paris` is wrong for Paris.
+- The answer is what follows #### on its line. Several such lines that disagree are wrong: a response gets one guess.
+- Calculator annotations of GSM8K, as in 48/2=<<48/2=24>>24, are removed from data and responses.
+"""
+
+import zlib
+from pathlib import Path
+
+from vine_mini.tasks import gsm8k
+from vine_mini.types import Problem, UserError
+
+TEMPLATE = '{question}\n\nThink step by step, one short line for each step. End with one line "#### answer".\n'
+ANSWER_MARK = gsm8k.ANSWER_MARK
+DEFAULTS = gsm8k.DEFAULTS
+OF_NUMBERS = set("0123456789.,/$\u20ac\u00a3%+- \N{MINUS SIGN}\N{EN DASH}")  # an answer of other characters is text
+
+
+def problems(config) -> tuple[list[Problem], list[Problem]]:
+    """Train and test problems from `config.data`, a folder or a file."""
+    if config.data is None:
+        raise UserError("--task jsonl needs --data: a folder with train.jsonl and test.jsonl, or one file")
+    path = Path(config.data)
+    if path.is_dir():
+        return tuple(gsm8k.read_jsonl(path / f"{split}.jsonl", parse_row) for split in ("train", "test"))
+    splits = ([], [])
+    for problem in gsm8k.read_jsonl(path, parse_row):
+        splits[zlib.crc32(problem.question.encode()) % 10 == 0].append(problem)
+    if splits[0] and not splits[1]:
+        raise UserError(f"{path}: about a tenth of the questions are for testing, and of so few none is; use a folder instead")
+    return splits
+
+
+def parse_row(row, where: str) -> Problem:
+    """One line -> Problem. The answer may be a JSON number. `where` names the line in messages."""
+    if isinstance(row, dict) and type(row.get("answer")) in (int, float):
+        row = row | {"answer": str(row["answer"])}
+    question, answer = gsm8k.text_field(row, "question", where), gsm8k.text_field(row, "answer", where)
+    solution = gsm8k.CALCULATOR.sub("", answer if ANSWER_MARK in answer else f"{ANSWER_MARK} {answer}")
+    problem = Problem(question, solution, _canonical(solution.split(ANSWER_MARK)[-1]))
+    if not reward(problem, solution):
+        raise UserError(f"{where}: 'answer' must be one line, or end in one line '#### answer'")
+    return problem
+
+
+def reward(problem: Problem, text: str) -> float:
+    """1.0 where a response states the problem's answer, else 0.0."""
+    if _is_number(problem.answer):
+        return gsm8k.reward(problem, text)
+    return float(_stated(text) == problem.answer)
+
+
+def extract_answer(text: str) -> str | None:
+    """The answer of a response: a number in the canonical form of `gsm8k` where it is one, else text. None: no one answer."""
+    stated = _stated(text)
+    return gsm8k.extract_answer(text) if stated is None else _canonical(stated)  # beside headings, only a number can be told
+
+
+def _stated(text: str) -> str | None:
+    """What the answer lines say, with single spaces. None where they say nothing or disagree."""
+    answers = {" ".join(line.split()) for line in gsm8k.answer_lines(text)} - {""}
+    return answers.pop() if len(answers) == 1 else None
+
+
+def _canonical(text: str) -> str:
+    text = " ".join(text.split())
+    return gsm8k.read_number(text) if _is_number(text) else text
+
+
+def _is_number(text: str) -> bool:
+    return set(text) <= OF_NUMBERS and gsm8k.read_number(text) is not None
