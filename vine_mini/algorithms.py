@@ -26,36 +26,38 @@ MAX_KL = 10.0  # the KL of a token counts no more than this in the loss, as in t
 def vineppo(episodes: Episodes, values, roll_out, config):
     """Monte Carlo credit: the advantage of a step is the change that it makes to the expected reward (section 4)."""
     trajectories, cuts, tokenizer = episodes.trajectories, episodes.cuts, episodes.tokenizer
-    # A step starts in a state: the prompt and the response so far. Equal states have equal values, so keep each of them once.
+    # Each response is cut into steps. The state before a step is the prompt and the response so far.
     states = [[(tuple(t.prompt_ids), tuple(t.response_ids[:c])) for c in row] for t, row in zip(trajectories, cuts, strict=True)]
-    place = {}  # state -> where it occurs first, in the order of rows and cuts
+    # Equal states have equal values. Keep each distinct state once, with the row and the cut at which it occurs first.
+    first = {}
     for row, of_row in enumerate(states):
         for state, cut in zip(of_row, cuts[row], strict=True):
-            place.setdefault(state, (row, cut))
-    distinct = [[] for _ in trajectories]  # the cuts to roll out from
-    for row, cut in place.values():
-        distinct[row].append(cut)
-    # Roll out each distinct state K times and grade the responses that result.
-    rollouts = [group for of_row in roll_out(trajectories, distinct, config.k) for group in of_row]  # [state][K]
+            first.setdefault(state, (row, cut))
+    # Roll out each distinct state K times.
+    distinct_cuts = [[] for _ in trajectories]
+    for row, cut in first.values():
+        distinct_cuts[row].append(cut)
+    rollouts = [group for of_row in roll_out(trajectories, distinct_cuts, config.k) for group in of_row]  # [state][K]
+    # Grade the response that each rollout completes.
     rewards = [
         [tasks.grade(episodes.task, episodes.problems[row], [*so_far, *r.response_ids], r.finished, tokenizer) for r in group]
-        for ((_, so_far), (row, _)), group in zip(place.items(), rollouts, strict=True)
+        for ((_, so_far), (row, _)), group in zip(first.items(), rollouts, strict=True)
     ]
-    value = dict(zip(place, monte_carlo_values(rewards), strict=True))
-    # The advantage of a step is the difference of the values around it. Each of its tokens gets it.
+    # The value of a state is the mean of its K rewards.
+    value = dict(zip(first, monte_carlo_values(rewards), strict=True))
+    # The advantage of a step is the value after it minus the value before it. Every token of the step gets this advantage.
     advantages = []
-    for t, row, of_row, R in zip(trajectories, cuts, states, episodes.rewards.flatten().tolist(), strict=True):
+    for t, starts, of_row, R in zip(trajectories, cuts, states, episodes.rewards.flatten().tolist(), strict=True):
         of_steps = step_advantages([value[state] for state in of_row], R)
-        advantages.append(spread_to_tokens(of_steps, row, len(t.response_ids)))
+        advantages.append(spread_to_tokens(of_steps, starts, len(t.response_ids)))
+    return on_response(advantages, episodes.tokens.response_mask), None, _rollout_stats(states, rollouts)
+
+
+def _rollout_stats(states, rollouts) -> dict:
     every = [r for group in rollouts for r in group]
-    stats = {
-        "states": sum(map(len, states)),
-        "unique_states": len(place),
-        "rollouts": len(every),
-        "rollout_tokens": sum(len(r.response_ids) for r in every),
-        "rollouts_truncated": sum(not r.finished for r in every) / len(every),
-    }
-    return on_response(advantages, episodes.tokens.response_mask), None, stats
+    truncated = sum(not r.finished for r in every) / len(every)
+    counts = {"states": sum(map(len, states)), "unique_states": len(rollouts), "rollouts": len(every)}
+    return counts | {"rollout_tokens": sum(len(r.response_ids) for r in every), "rollouts_truncated": truncated}
 
 
 def ppo(episodes: Episodes, values, roll_out, config):
@@ -79,9 +81,8 @@ def whole_response(advantage: Callable):
 def clipped_loss_with_kl(logprobs, batch: Batch, config, denominator):
     """PPO's clipped loss, plus kl_coef times the KL to the reference where there is one. -> (scalar loss, stats)"""
     mask = batch.response_mask
-    loss, stats = clipped_policy_loss(
-        logprobs, batch.old_logprobs, batch.advantages, mask, clip=config.clip, denominator=denominator
-    )
+    sampled = batch.old_logprobs, batch.advantages, mask
+    loss, stats = clipped_policy_loss(logprobs, *sampled, clip=config.clip, denominator=denominator)
     if batch.ref_logprobs is not None:
         # Bounded before exp: the clamp after it would turn an infinite k3 into a NaN gradient.
         reference = torch.minimum(batch.ref_logprobs, logprobs.detach() + 2 * MAX_KL)

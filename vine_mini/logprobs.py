@@ -17,8 +17,8 @@ LOGITS = 1 << 25  # logits that exist at once: 134 MB in float32
 def response_logprobs(model, input_ids, attention_mask, response_mask, *, temperature: float = 1.0):
     """log p(token | all tokens before it) of each response token, under softmax(logits / temperature).
 
-    The logits of prompt and padding are never computed. Those of the response are computed for a limited number of tokens at
-    a time (with gradients: computed again in the backward pass), so memory does not grow with batch x vocabulary.
+    Only logits of the response are computed, for a limited number of tokens at a time (with gradients: again in the backward
+    pass), so memory does not grow with batch x vocabulary.
 
     Args:
         model: a Hugging Face causal LM whose logits are a linear head of its hidden states, soft-capped if its config says so.
@@ -66,9 +66,9 @@ def hidden_before(backbone, input_ids, attention_mask, response_mask):
     """The hidden state that predicts each response token, row by row. -> [n, D]. Arguments as in `response_logprobs`."""
     if bool(response_mask[:, 0].any()):
         raise ValueError("a response token in column 0 has nothing before it to be predicted from")
-    positions = position_ids(attention_mask)
-    out = backbone(input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False)
-    return out.last_hidden_state[:, :-1][response_mask[:, 1:].bool()]  # [B, T, D] -> [n, D]: the shift by one
+    inputs = dict(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids(attention_mask))
+    hidden = backbone(**inputs, use_cache=False).last_hidden_state  # [B, T, D]
+    return hidden[:, :-1][response_mask[:, 1:].bool()]  # [n, D]: the shift by one
 
 
 def _linear(head, hidden):

@@ -19,9 +19,8 @@ def cut_steps(token_ids: list[int], tokenizer, *, every: int | None = None, answ
         token_ids: the sampled response tokens.
         tokenizer: decodes single tokens; unused when `every` is given.
         every: cut every so many tokens instead.
-        answer_mark: what the task's answer line begins with, such as "####"; None: answer lines are steps of their own.
-    Returns:
-        Ascending token indices. The first is 0.
+        answer_mark: what the task's answer line begins with, such as "####"; None: the line is a step of its own.
+    Returns: ascending token indices. The first is 0.
     """
     if every is not None:
         if every < 1:

@@ -1,4 +1,4 @@
-"""The training loop. One iteration of VinePPO fits on one screen (`Trainer.train`), and its baselines run through the same loop.
+"""The training loop. `Trainer.train` is one iteration on one screen, for VinePPO and its baselines alike.
 
 Deviations from the paper: sampling uses no top-p, because the ratio needs log-probs of the whole distribution. The learning
 rate stays constant after its warm-up. The old log-probs are the sampler's own. Only in bfloat16, where the sampler's rounding
@@ -61,8 +61,7 @@ class Trainer:
     @property
     def done(self) -> bool:
         """Whether the iterations or the seconds are used up."""
-        config = self.config
-        return self.iteration >= config.iterations or 0 < config.max_seconds <= sum(self.seconds.values())
+        return self.iteration >= self.config.iterations or 0 < self.config.max_seconds <= sum(self.seconds.values())
 
     def train(self):
         """Yields (metrics, episodes, advantages before whitening [B, T]) after each iteration, until done."""
@@ -92,11 +91,10 @@ class Trainer:
         shuffle = torch.Generator().manual_seed(derive_seed(config.seed, "problems", epoch))
         order = torch.randperm(size, generator=shuffle)[place * n : (place + 1) * n].tolist()
         chosen = [i for i in order for _ in range(config.group)]  # [B]
-        problems, seed = [self.train_problems[i] for i in chosen], derive_seed(config.seed, self.iteration, "responses")
+        prompts, seed = [self.prompts[i] for i in chosen], derive_seed(config.seed, self.iteration, "responses")
         with tqdm(total=len(chosen), desc="sample", **BAR) as bar:
-            prompts = [self.prompts[i] for i in chosen]
             trajectories = sample(self.sampler(), prompts, self.sampling, seed=seed, progress=bar.update)
-        return self.as_episodes(problems, trajectories)
+        return self.as_episodes([self.train_problems[i] for i in chosen], trajectories)
 
     def as_episodes(self, problems, trajectories) -> Episodes:
         """Grades the responses, G to each problem, and cuts them into steps. No other place does so."""
@@ -104,14 +102,11 @@ class Trainer:
         graded = zip(problems, trajectories, strict=True)
         rewards = torch.tensor([tasks.grade(task, p, t.response_ids, t.finished, tokenizer) for p, t in graded])  # [B]
         cuts = [cut_steps(t.response_ids, tokenizer, every=every, answer_mark=task.ANSWER_MARK) for t in trajectories]
-        tokens = collate(trajectories, self.device)
-        return Episodes(problems, trajectories, rewards.view(-1, self.config.group), cuts, tokens, task, tokenizer)
+        rewards, tokens = rewards.view(-1, self.config.group), collate(trajectories, self.device)
+        return Episodes(problems, trajectories, rewards, cuts, tokens, task, tokenizer)
 
     def roll_out(self, trajectories, cuts, k: int, name: str = "rollouts"):
-        """K rollouts from each cut of each trajectory, sampled as the trajectories were. -> [B][cut][K]
-
-        Calls in one iteration draw the same random numbers unless their names differ.
-        """
+        """K rollouts from each cut of each trajectory, sampled as the trajectories were; the name seeds them. -> [B][cut][K]"""
         seed = derive_seed(self.config.seed, self.iteration, name)
         with tqdm(total=k * sum(map(len, cuts)), desc=name, **BAR) as bar:
             return rollouts(self.sampler(), trajectories, cuts, self.sampling, k=k, seed=seed, progress=bar.update)
@@ -131,10 +126,9 @@ class Trainer:
                     if model is not None:
                         scores[name][rows, : part.input_ids.shape[1]] = self._forward(model, part)
                 bar.update(len(rows))
-        if scores["old_logprobs"] is None:
+        if policy is None:
             return scores | {"old_logprobs": sampled}, {}
-        gap = (sampled - scores["old_logprobs"]).abs()
-        return scores, {"sampler_gap": masked_mean(gap, tokens.response_mask).item()}
+        return scores, {"sampler_gap": masked_mean((sampled - scores["old_logprobs"]).abs(), tokens.response_mask).item()}
 
     def update(self, batch: Batch) -> dict:
         """Epochs of minibatches, with one update for each. -> statistics, means over the updates"""
@@ -191,16 +185,14 @@ class Trainer:
         """Accuracy on the test problems; see `evaluate.evaluate`."""
         n, sampling = self.config.eval_samples, replace(self.sampling, temperature=self.config.eval_temperature, top_p=1.0)
         parts = self.policy, self.tokenizer, self.task, self.test_problems, self.test_prompts, sampling
-        models_of = {"reference": self.reference if with_kl else None, "sampler": self.sampler()}
-        total = len(self.test_prompts) * (n + 1)
+        reference, total = self.reference if with_kl else None, len(self.test_prompts) * (n + 1)
+        more = {"n": n, "seed": self.config.seed, "reference": reference, "sampler": self.sampler()}
         with models.autocast(self.device, self.config.bf16), tqdm(total=total, desc="evaluate", **BAR) as bar:
-            return evaluate(*parts, n=n, seed=self.config.seed, progress=bar.update, **models_of)
+            return evaluate(*parts, **more, progress=bar.update)
 
     def sampler(self):
         """The model that samples: the policy itself, or its copy in bfloat16, brought up to date."""
-        if self.low_precision is None:
-            return self.policy
-        return models.refresh(self.low_precision, self.policy)
+        return models.refresh(self.low_precision, self.policy) if self.low_precision else self.policy
 
     def _forward(self, model, tokens: Tokens):
         """Log-probs of a policy, or values of the critic, [b, T]. Checkpointing works in train mode only; dropout is zero."""
@@ -215,14 +207,14 @@ class Trainer:
             model.eval()
 
     def _metrics(self, episodes: Episodes, advantages, batch: Batch) -> dict:
-        trajectories, mask = episodes.trajectories, batch.response_mask
+        B, mask = len(batch), batch.response_mask
         return {
             "iteration": self.iteration,
-            "episodes": self.iteration * len(trajectories),
+            "episodes": self.iteration * B,
             "seconds": sum(self.seconds.values()),
             "reward": episodes.rewards.mean().item(),
-            "length": sum(len(t.response_ids) for t in trajectories) / len(trajectories),
-            "truncated": sum(not t.finished for t in trajectories) / len(trajectories),
+            "length": mask.sum().item() / B,
+            "truncated": sum(not t.finished for t in episodes.trajectories) / B,
             "nonzero_advantages": masked_mean((advantages.abs() > 1e-6).float(), mask).item(),
             "entropy": -masked_mean(batch.old_logprobs, mask).item(),
         }

@@ -14,8 +14,8 @@ user's own file. No module outside this folder knows how a task grades or what i
 
 from numbers import Real
 
-from vine_mini.tasks.chat import user_turns
 from vine_mini.tasks.loading import BUILT_IN, get
+from vine_mini.tasks.prompts import check_prompts, prompt_ids
 from vine_mini.types import Problem, UserError
 
 __all__ = ["BUILT_IN", "check_prompts", "demonstration", "get", "grade", "load_problems", "prompt_ids"]
@@ -28,34 +28,6 @@ def load_problems(config) -> tuple[list[Problem], list[Problem]]:
         if not problems:
             raise UserError(f"the {split} split of {config.task} is empty")
     return train, test
-
-
-def prompt_ids(problems: list[Problem], tokenizer, config) -> list[list[int]]:
-    """The token ids of each problem's prompt, which is the first state s_0 of its episodes.
-
-    The question stands in `config.prompt`, or in the task's TEMPLATE where that is None. With `config.chat`, the result is
-    the user's turn in the tokenizer's chat template.
-    """
-    template = config.prompt or get(config.task).TEMPLATE
-    texts = [template.replace("{question}", problem.question) for problem in problems]
-    if config.chat:
-        texts = user_turns(texts, tokenizer, config.date)
-    try:
-        return tokenizer(texts, add_special_tokens=not config.chat)["input_ids"]  # a chat template has its own special tokens
-    except Exception as error:  # the tokenizers library raises nothing more special
-        raise UserError(f"this tokenizer has no tokens for the prompt {texts[0][:60]!r}...: {error}; see --prompt") from error
-
-
-def check_prompts(prompts: list[list[int]], context: int | None, max_new_tokens: int) -> None:
-    """Raises UserError where a prompt is empty, or where a prompt and its response might not fit into the model's context."""
-    longest = max(map(len, prompts))
-    if not all(prompts):
-        raise UserError("a prompt without tokens: there is nothing to respond to")
-    if context is not None and longest + max_new_tokens > context:
-        raise UserError(
-            f"the longest prompt has {longest} tokens and max_new_tokens is {max_new_tokens}, but the model sees only {context}: "
-            f"{'lower --max_new_tokens' if longest < context else 'use a model with a longer context'}"
-        )
 
 
 def grade(task, problem: Problem, response_ids: list[int], finished: bool, tokenizer) -> float:

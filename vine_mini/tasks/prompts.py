@@ -1,0 +1,60 @@
+"""From problems to the token ids of their prompts, with the same tokens on every day."""
+
+import re
+from datetime import date
+
+from vine_mini.tasks.loading import get
+from vine_mini.types import Problem, UserError
+
+TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")  # how a template asks for today's date, with a literal format
+
+
+def prompt_ids(problems: list[Problem], tokenizer, config) -> list[list[int]]:
+    """The token ids of each problem's prompt, which is the first state s_0 of its episodes.
+
+    The question stands in `config.prompt`, or in the task's TEMPLATE where that is None. With `config.chat`, the result is
+    the user's turn in the tokenizer's chat template.
+    """
+    template = config.prompt or get(config.task).TEMPLATE
+    texts = [template.replace("{question}", problem.question) for problem in problems]
+    if config.chat:
+        texts = _user_turns(texts, tokenizer, config.date)
+    try:
+        return tokenizer(texts, add_special_tokens=not config.chat)["input_ids"]  # a chat template has its own special tokens
+    except Exception as error:  # the tokenizers library raises nothing more special
+        raise UserError(f"this tokenizer has no tokens for the prompt {texts[0][:60]!r}...: {error}; see --prompt") from error
+
+
+def check_prompts(prompts: list[list[int]], context: int | None, max_new_tokens: int) -> None:
+    """Raises UserError where a prompt is empty, or where a prompt and its response might not fit into the model's context."""
+    longest = max(map(len, prompts))
+    if not all(prompts):
+        raise UserError("a prompt without tokens: there is nothing to respond to")
+    if context is not None and longest + max_new_tokens > context:
+        raise UserError(
+            f"the longest prompt has {longest} tokens and max_new_tokens is {max_new_tokens}, but the model sees only {context}: "
+            f"{'lower --max_new_tokens' if longest < context else 'use a model with a longer context'}"
+        )
+
+
+def _user_turns(texts: list[str], tokenizer, day: str) -> list[str]:
+    """Each text as a user's turn, followed by the start of the assistant's turn.
+
+    A template that thinks by default is asked not to: `enable_thinking` is False, which other templates ignore.
+
+    Args:
+        day: the date of the run's start, as YYYY-MM-DD. The template gets it in place of today's date, since a resumed run
+            must have the prompts that it started with.
+    Raises:
+        UserError: there is no chat template, or it asks for today's date in a way that cannot be replaced.
+    """
+    if tokenizer.chat_template is None:
+        raise UserError("this tokenizer has no chat template; leave out --chat")
+    # Transformers lets no function into a template, so the date replaces the calls in the template's text.
+    template = TODAY.sub(lambda call: repr(date.fromisoformat(day).strftime(call[2])), tokenizer.get_chat_template())
+    if "strftime_now(" in template:
+        raise UserError("this tokenizer's chat template contains today's date in a form that cannot be fixed; leave out --chat")
+    turns = [[{"role": "user", "content": text}] for text in texts]
+    return tokenizer.apply_chat_template(
+        turns, chat_template=template, add_generation_prompt=True, tokenize=False, enable_thinking=False
+    )
