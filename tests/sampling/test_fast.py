@@ -1,34 +1,39 @@
-"""The quick way writes what the plain way writes, on every architecture, with any number of slots."""
+"""The fast way gives what the plain way gives, on every architecture, with any number of slots."""
 
+import copy
 import gc
 import warnings
 import weakref
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
 from conftest import ARCHITECTURES, VOCAB, ragged_prompts, tiny_model
 from transformers import AutoModelForCausalLM, Gemma2Config, GptOssConfig
 
-from vine_mini.sampling.fast import slots
 from vine_mini.decoder.model import Decoder, DecoderConfig
-from vine_mini.sampling import sample
+from vine_mini.sampling import fast, rollouts, sample
+from vine_mini.sampling.fast import graphs
 from vine_mini.sampling.fast.probe import supports
-from vine_mini.types import Trajectory, UserError
-from vine_mini.sampling import rollouts
+from vine_mini.sampling.fast.scheduler import _assign
+from vine_mini.sampling.plain import Request
+from vine_mini.sampling.plain import complete as complete_plain
+from vine_mini.types import Sampling, Trajectory, UserError
 
-EOS = [3, 7, 11]
+EOS = (3, 7, 11)
+NO_EOS = (VOCAB + 1,)
 
 
-def vines_of(model, **changes):
-    """Ragged trajectories, some with an end, and states anywhere in them."""
-    settings = dict(temperature=1.0, top_p=1.0, eos_token_id=EOS, seed=3) | changes
-    start = {name: settings[name] for name in ("temperature", "top_p", "eos_token_id")}
+def rollouts_of(model, *, plain=False, **changes):
+    """Rollouts from states anywhere in ragged trajectories, some of which end."""
+    sampling = Sampling(**dict(max_new_tokens=14, eos_token_id=EOS) | changes)
     prompts = ragged_prompts(4) + ragged_prompts(1)  # the first twice: two trajectories of one prompt
-    trajectories = sample(model, prompts, max_new_tokens=12, seed=1, plain=True, **start)
+    trajectories = sample(
+        model, prompts, Sampling(**dict(eos_token_id=EOS) | changes | dict(max_new_tokens=12)), seed=1, plain=True
+    )
     cuts = [list(range(0, len(t.response_ids), 3)) for t in trajectories]
     cuts[1] = []
-    return rollouts(model, trajectories, cuts, k=3, max_new_tokens=14, **settings), trajectories, cuts
+    return rollouts(model, trajectories, cuts, sampling, k=3, seed=3, plain=plain), trajectories, cuts
 
 
 def flat(groups):
@@ -43,11 +48,22 @@ def assert_same(quick, plain):
         assert a.logprobs == pytest.approx(b.logprobs, abs=2e-4)
 
 
+@contextmanager
+def no_garbage_collection():
+    """Inside this context only what nothing refers to is freed. A cycle of references stays in memory."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize("temperature, top_p", [(0, 1.0), (1.0, 1.0), (0.6, 0.7)])
-def test_vines_equal_the_plain_way(any_model, temperature, top_p):
-    plain, trajectories, cuts = vines_of(any_model, temperature=temperature, top_p=top_p, plain=True)
-    for size in (4, None):
-        quick, _, _ = vines_of(any_model, temperature=temperature, top_p=top_p, batch_size=size)
+def test_rollouts_equal_the_plain_way(any_model, temperature, top_p):
+    plain, trajectories, cuts = rollouts_of(any_model, temperature=temperature, top_p=top_p, plain=True)
+    for size in (4, 512):
+        quick, _, _ = rollouts_of(any_model, temperature=temperature, top_p=top_p, batch_size=size)
         assert [[len(group) for group in row] for row in quick] == [[3] * len(row) for row in cuts]
         assert_same(flat(quick), flat(plain))
     for row, t, at in zip(quick, trajectories, cuts, strict=True):
@@ -55,58 +71,61 @@ def test_vines_equal_the_plain_way(any_model, temperature, top_p):
 
 
 def test_samples_equal_the_plain_way(any_model):
-    prompts = ragged_prompts(4) * 3
-    settings = dict(max_new_tokens=[12, 3, 1] * 4, eos_token_id=EOS, seed=2)
-    assert_same(sample(any_model, prompts, batch_size=5, **settings), sample(any_model, prompts, plain=True, **settings))
+    """Several samples of a prompt, with a limit for each."""
+    prompts = ragged_prompts(4)
+    requests = [Request(n % 4, len(prompts[n % 4]), (12, 3, 1)[n % 3]) for n in range(12)]
+    uniforms = torch.rand(12, 12, generator=torch.Generator().manual_seed(2))
+    rest = Sampling(max_new_tokens=12, eos_token_id=EOS, batch_size=5), lambda n: None
+    quick, slow = (complete(any_model, prompts, requests, uniforms, *rest) for complete in (fast.complete, complete_plain))
+    assert_same(quick, slow)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "gpt2"])
 def test_fixed_shapes_as_on_a_gpu(architecture, monkeypatch):
-    """The same code with padded tensors, each shape "captured" by a stand-in that runs the step again."""
+    """The same code with padded tensors, each shape "captured" by a stand-in that runs the function again."""
     model, captured = tiny_model(architecture), []
-    plain, *_ = vines_of(model, plain=True)
+    plain, *_ = rollouts_of(model, plain=True)
 
-    def capture(step, pool):
-        captured.append(step)
-        return step
+    def capture(function, pool):
+        captured.append(function)
+        return function
 
-    create = slots.Slots.__init__
+    create, step = graphs.Graphs.__init__, fast._next_position
 
-    def fixed(self, *args):
-        create(self, *args)
-        self.static = True
+    def fixed(self, device):
+        create(self, device)
+        self.fixed = True
 
-    monkeypatch.setattr(slots.torch.cuda, "device", lambda device: nullcontext())
-
-    monkeypatch.setattr(slots, "_capture", capture)
-    monkeypatch.setattr(slots.Slots, "__init__", fixed)
+    monkeypatch.setattr(fast.torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(graphs, "_capture", capture)
+    monkeypatch.setattr(graphs.Graphs, "__init__", fixed)
     for size in (4, 50):
         addresses: dict = {}
-        step = slots.Slots._step
 
-        def watch(self, step=step, addresses=addresses):
-            tensors = self.member, self.slot_of, self.lead, *self.keys
-            addresses.setdefault(id(self), set()).add((len(self.member), *(x.data_ptr() for x in tensors)))
-            working = self.forks.trunk[self.member[self.member != self.forks.nobody]]
-            assert self.shape[1] <= 8 * -(-int(torch.bincount(working).max()) // 8)  # places in the grid for them alone
-            return step(self)
+        def watch(model, table, cache, slots, shape, addresses=addresses):
+            tensors = slots.member, slots.slot_of, slots.lead, *cache.keys
+            addresses.setdefault(id(slots), set()).add((len(slots.member), *(x.data_ptr() for x in tensors)))
+            working = table.trunk[slots.member[slots.member != table.spare]]
+            # places in the grid for the slots in use and one for the others
+            assert shape.crowd <= 8 * -(-int(torch.bincount(working).max()) // 8) + 1
+            return step(model, table, cache, slots, shape)
 
-        monkeypatch.setattr(slots.Slots, "_step", watch)
-        quick, *_ = vines_of(model, batch_size=size)
-        monkeypatch.setattr(slots.Slots, "_step", step)
+        monkeypatch.setattr(fast, "_next_position", watch)
+        quick, *_ = rollouts_of(model, batch_size=size)
+        monkeypatch.setattr(fast, "_next_position", step)
         assert_same(flat(quick), flat(plain))
         for of_run in addresses.values():  # a graph reads and writes where it was captured; tensors move only when halved
             assert len(of_run) == len({size for size, *_ in of_run})
     assert captured
 
 
-def test_what_a_trunk_says_costs_nothing(llama, monkeypatch):
-    """Greedy vines of greedy trajectories write the trajectories again, without one decoding step."""
-    prompts = ragged_prompts(4)
-    trajectories = sample(llama, prompts, max_new_tokens=10, temperature=0, eos_token_id=EOS, seed=0)
-    monkeypatch.setattr(slots.Slots, "_step", None)
+def test_following_a_trunk_costs_nothing(llama, monkeypatch):
+    """Greedy rollouts of greedy trajectories sample the trajectories again, without decoding one position."""
+    greedy = Sampling(max_new_tokens=10, eos_token_id=EOS, temperature=0)
+    trajectories = sample(llama, ragged_prompts(4), greedy, seed=0)
+    monkeypatch.setattr(fast, "_next_position", None)
     cuts = [[0, 1, len(t.response_ids) - 1] for t in trajectories]
-    done = rollouts(llama, trajectories, cuts, k=2, max_new_tokens=10, temperature=0, eos_token_id=EOS, seed=0)
+    done = rollouts(llama, trajectories, cuts, greedy, k=2, seed=0)
     for t, row, at in zip(trajectories, done, cuts, strict=True):
         for c, group in zip(at, row, strict=True):
             for r in group:
@@ -114,25 +133,35 @@ def test_what_a_trunk_says_costs_nothing(llama, monkeypatch):
                 assert r.logprobs == pytest.approx(t.logprobs[c:], abs=1e-4)
 
 
-def test_equal_forks_share_a_slot_and_slots_are_bounded(llama, monkeypatch):
-    used = []
+def test_equal_requests_share_a_slot_and_slots_are_bounded(llama, monkeypatch):
+    used, step = [], fast._next_position
     assert supports(llama)  # asked before anything is counted
-    step = slots.Slots._step
-    monkeypatch.setattr(slots.Slots, "_step", lambda self: (used.append((len(self.lead), len(self.member))), step(self))[1])
-    sample(llama, [[5, 6, 7]] * 6, max_new_tokens=8, temperature=0, eos_token_id=[VOCAB + 1], seed=0, batch_size=4)
-    assert used == [(1, 4)] * 7 + [(1, 2)] * 7  # greedy copies are one row all the way; at most four forks at a time
+
+    def count(model, table, cache, slots, shape):
+        used.append((len(slots.lead), len(slots.member)))
+        return step(model, table, cache, slots, shape)
+
+    monkeypatch.setattr(fast, "_next_position", count)
+    sample(llama, [[5, 6, 7]] * 6, Sampling(max_new_tokens=8, eos_token_id=NO_EOS, temperature=0, batch_size=4), seed=0)
+    assert used == [(1, 4)] * 7 + [(1, 2)] * 7  # greedy copies are one row all the way; at most four requests at a time
     used.clear()
-    vines_of(llama, batch_size=5)
+    rollouts_of(llama, batch_size=5)
     assert max(m for _, m in used) == 5 and all(n <= m for n, m in used)
 
 
-def test_an_end_inside_the_trunk_ends_the_fork(llama):
-    """A trunk from anywhere: tokens after an end are not written, and a prompt may hold the end token."""
-    greedy = sample(llama, [[5, 3, 6]], max_new_tokens=6, temperature=0, eos_token_id=[VOCAB + 1], seed=0)[0]
-    end = greedy.response_ids[2]
-    [[[fork]]] = rollouts(llama, [greedy], [[0]], k=1, max_new_tokens=6, temperature=0, eos_token_id=[end, 3], seed=0)
-    n = next(i for i, token in enumerate(greedy.response_ids) if token in (end, 3)) + 1
-    assert fork.response_ids == greedy.response_ids[:n] and fork.finished
+def test_slots_are_assigned_without_gaps():
+    """Groups from slots 0, 0, 2, 5 and two that were waiting (places from 8 on): six slots, and no group moves without need."""
+    assert _assign(torch.tensor([0, 0, 2, 5, 8, 9])).tolist() == [0, 1, 2, 5, 3, 4]
+    assert _assign(torch.tensor([3, 7])).tolist() == [0, 1]
+
+
+def test_an_end_inside_the_trunk_ends_the_request(llama):
+    """A trunk from anywhere: tokens after an end are not sampled, and a prompt may hold the end token."""
+    [greedy] = sample(llama, [[5, 3, 6]], Sampling(max_new_tokens=6, eos_token_id=NO_EOS, temperature=0), seed=0)
+    ends = (greedy.response_ids[2], 3)
+    [[[rollout]]] = rollouts(llama, [greedy], [[0]], Sampling(max_new_tokens=6, eos_token_id=ends, temperature=0), k=1, seed=0)
+    n = next(i for i, token in enumerate(greedy.response_ids) if token in ends) + 1
+    assert rollout.response_ids == greedy.response_ids[:n] and rollout.finished
 
 
 def test_soft_capped_logits():
@@ -143,7 +172,7 @@ def test_soft_capped_logits():
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
     assert supports(model)
-    assert_same(flat(vines_of(model)[0]), flat(vines_of(model, plain=True)[0]))
+    assert_same(flat(rollouts_of(model)[0]), flat(rollouts_of(model, plain=True)[0]))
 
 
 def _sinks():
@@ -161,7 +190,7 @@ def _own_attention():
 
 
 def _silent_window():
-    model = tiny_model("llama")  # says that its layers slide, and does not tell its attention
+    model = tiny_model("llama")  # its configuration has a sliding window that its attention does not get
     model.config.layer_types, model.config.sliding_window = ["sliding_attention"] * 2, 4
     return model
 
@@ -171,40 +200,52 @@ def test_what_cannot_share_falls_back_and_says_so_once(make):
     """Attention sinks, a model that does not ask AttentionInterface, a window that the attention is not told."""
     torch.manual_seed(0)
     model = make()
-    settings = dict(max_new_tokens=6, eos_token_id=EOS, seed=0)
+    sampling = Sampling(max_new_tokens=6, eos_token_id=EOS)
     with pytest.warns(UserWarning, match="cannot share prefixes"):
-        quick = sample(model, ragged_prompts(), **settings)
+        quick = sample(model, ragged_prompts(), sampling, seed=0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        again = sample(model, ragged_prompts(), **settings)
-    assert_same(quick, sample(model, ragged_prompts(), plain=True, **settings))
+        again = sample(model, ragged_prompts(), sampling, seed=0)
+    assert_same(quick, sample(model, ragged_prompts(), sampling, seed=0, plain=True))
     assert_same(again, quick)
 
 
 def test_the_model_keeps_its_own_attention(llama, monkeypatch):
     before = llama.config._attn_implementation
     assert supports(llama)
-    vines_of(llama)
+    rollouts_of(llama)
     assert llama.config._attn_implementation == before
-    monkeypatch.setattr(slots.Slots, "_step", lambda self: 1 / 0)
+    monkeypatch.setattr(fast, "_next_position", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        vines_of(llama)
+        rollouts_of(llama)
     assert llama.config._attn_implementation == before
+
+
+def _gap(exact, done) -> float:
+    """The mean distance between the rollouts' log-probs and those of the exact model for the same tokens."""
+    gaps = []
+    for t in done:
+        with torch.no_grad():
+            logits = exact(input_ids=torch.tensor([t.prompt_ids + t.response_ids])).logits[0, len(t.prompt_ids) - 1 : -1]
+        scores = logits.log_softmax(-1).gather(1, torch.tensor(t.response_ids)[:, None])[:, 0]
+        gaps.append((scores - torch.tensor(t.logprobs)).abs().mean())
+    return float(torch.stack(gaps).mean())
 
 
 def test_bfloat16(llama):
     """Rollouts in half precision: log-probs near those of the float32 model for the same tokens."""
     low = tiny_model("llama").bfloat16()
     assert supports(low)
-    done = flat(vines_of(low)[0])
-    ids = [torch.tensor([t.prompt_ids + t.response_ids]) for t in done]
-    with torch.no_grad():
-        exact = [llama(input_ids=i).logits[0, len(t.prompt_ids) - 1 : -1].log_softmax(-1) for i, t in zip(ids, done, strict=True)]
-    gaps = [
-        (lp.gather(1, torch.tensor(t.response_ids)[:, None])[:, 0] - torch.tensor(t.logprobs)).abs().mean()
-        for lp, t in zip(exact, done, strict=True)
-    ]
-    assert 0 < torch.stack(gaps).mean() < 0.5  # logits of this model are as large as 40
+    assert 0 < _gap(llama, flat(rollouts_of(low)[0])) < 0.5  # logits of this model are as large as 40
+
+
+def test_bfloat16_with_a_float32_head(llama):
+    """The trainer's sampler in half precision. Here `model(...)` itself would raise."""
+    low = tiny_model("llama").bfloat16()
+    low.lm_head.float()
+    assert supports(low)
+    for plain in (False, True):
+        assert 0 < _gap(llama, flat(rollouts_of(low, plain=plain)[0])) < 0.5
 
 
 def test_a_diverged_policy_is_reported(llama):
@@ -214,13 +255,14 @@ def test_a_diverged_policy_is_reported(llama):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with pytest.raises(UserError, match="diverged"):
-                sample(llama, [[1, 2]], max_new_tokens=3, eos_token_id=EOS, seed=0, plain=plain)
+                sample(llama, [[1, 2]], Sampling(max_new_tokens=3, eos_token_id=NO_EOS), seed=0, plain=plain)
 
 
-def test_progress_counts_every_fork(llama):
-    seen = []
+@pytest.mark.parametrize("plain", [False, True])
+def test_progress_counts_every_request(llama, plain):
+    seen, sampling = [], Sampling(max_new_tokens=9, eos_token_id=NO_EOS)
     trajectory = Trajectory([1, 2], [4, 5, 6, 8], [0.0] * 4, False)
-    rollouts(llama, [trajectory], [[0, 2]], k=4, max_new_tokens=9, eos_token_id=EOS, seed=0, progress=seen.append)
+    rollouts(llama, [trajectory], [[0, 2]], sampling, k=4, seed=0, progress=seen.append, plain=plain)
     assert sum(seen) == 8 and min(seen) >= 0
 
 
@@ -229,10 +271,41 @@ def test_every_architecture_is_quick():
     assert all(supports(tiny_model(name)) for name in ARCHITECTURES)
 
 
+@pytest.mark.parametrize("vocabulary", [1, 2, 3, 6])
+def test_a_vocabulary_smaller_than_the_probe(vocabulary):
+    config, changes = ARCHITECTURES["llama"]
+    sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, bos_token_id=None)
+    model = AutoModelForCausalLM.from_config(config(vocab_size=vocabulary, eos_token_id=None, **sizes, **changes)).float().eval()
+    assert supports(model)
+    sampling = Sampling(max_new_tokens=6, eos_token_id=NO_EOS)
+    assert_same(*(sample(model, [[0]] * 4, sampling, seed=0, plain=plain) for plain in (False, True)))
+
+
 def test_the_cache_is_gone_afterwards(llama, monkeypatch):
-    made = []
-    create = slots.Slots.__init__
-    monkeypatch.setattr(slots.Slots, "__init__", lambda self, *args: (made.append(weakref.ref(self)), create(self, *args))[1])
-    vines_of(llama)
-    gc.collect()
-    assert made and not any(ref() for ref in made)
+    made, create = [], fast.SlotCache.__init__
+
+    def note(self, *args, **kwargs):
+        made.append(weakref.ref(self))
+        create(self, *args, **kwargs)
+
+    monkeypatch.setattr(fast.SlotCache, "__init__", note)
+    with no_garbage_collection():
+        rollouts_of(llama)
+        assert made and not any(ref() for ref in made)
+
+
+@pytest.mark.parametrize("make", [lambda: tiny_model("llama"), _sinks, _own_attention, _silent_window])
+def test_nothing_of_the_probe_survives(make, monkeypatch):
+    """In bfloat16 the probe asks a float32 copy of the model. The copy is twice as large as the model itself."""
+    model, made, copied = make().bfloat16(), [], copy.deepcopy
+
+    def deepcopy(x, memo=None):
+        y = copied(x, memo)
+        made.extend([weakref.ref(y)] if x is model else [])
+        return y
+
+    monkeypatch.setattr(copy, "deepcopy", deepcopy)
+    with no_garbage_collection(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        supports(model)
+        assert made and not any(ref() for ref in made)

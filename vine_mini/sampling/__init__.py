@@ -1,7 +1,7 @@
 """Sampling: token ids go in, trajectories come out.
 
-`sample` continues prompts. `rollouts` continues states of trajectories (VinePPO, section 4). Both turn their arguments into
-requests. `plain.py` completes requests in the simplest way and is the reference. `fast/` gives the same tokens in less time.
+`sample` continues prompts. `rollouts` continues states of trajectories. Both turn their arguments into requests. `plain.py`
+completes requests in the simplest way and is the reference. `fast/` gives the same tokens, up to rounding, in less time.
 """
 
 import torch
@@ -16,17 +16,15 @@ from vine_mini.types import Sampling, Trajectory, UserError
 def sample(
     model, prompts: list[list[int]], sampling: Sampling, *, seed: int, progress=None, plain: bool = False
 ) -> list[Trajectory]:
-    """One response to each prompt.
+    """One response to each prompt, in the order of the prompts.
 
     Args:
         model: a Hugging Face causal LM in eval mode.
         prompts: token ids, of any lengths but none empty. Equal prompts are read once.
-        seed: of the random numbers. All of them are drawn before sampling starts: number t of row i decides token t of
-            response i. Another batch size therefore gives the same tokens, except where rounding moves a logit's last bits.
+        seed: of the random numbers. All numbers are drawn before sampling starts: number t of row i decides token t of
+            response i. Another batch size therefore gives the same tokens, except where rounding changes a logit.
         progress: called now and then with the number of responses completed since the last call.
         plain: sample in the plain way. Architectures that the fast way does not support always take the plain way.
-    Returns:
-        Trajectories in the order of the prompts.
     Raises:
         ValueError: for a model in train mode, an empty prompt, or a limit below 1.
         UserError: for logits that are NaN, because the policy has diverged.
@@ -45,14 +43,14 @@ def rollouts(
     k: int,
     seed: int,
     progress=None,
-    plain: bool = False,
+    plain=False,
 ) -> list[list[list[Trajectory]]]:
-    """k rollouts from the state before token c of each trajectory, for each c in the trajectory's cuts.
+    """k rollouts from the state before token c of each trajectory, for each c in its cuts (VinePPO, section 4).
 
     Args:
         cuts: for each trajectory the token indices of its states. Index 0 is the state that holds the prompt alone.
         sampling: as for the trajectories. A rollout from cut c has at most max_new_tokens - c tokens.
-        Other arguments and errors are described at `sample`.
+        Other arguments and errors are those of `sample`.
     Returns:
         [trajectory][cut][k] of Trajectory. The `prompt_ids` of a rollout are the token ids of its state.
     """
@@ -68,7 +66,7 @@ def rollouts(
 
 
 def _complete(model, trunks, requests, sampling, seed, progress, plain) -> list[Trajectory]:
-    """Checks the requests, draws the random numbers and takes the fast way or the plain one."""
+    """Checks the requests, draws the random numbers and takes the fast way or the plain way."""
     if model.training:
         raise ValueError("call model.eval() before sampling: dropout would change the distribution")
     if any(r.start < 1 for r in requests):

@@ -1,7 +1,6 @@
 """The plain way to sample: continue token sequences with a KV cache. The fast way must give the same tokens.
 
-The sampler is asked for *requests*. A request continues the first tokens of a *trunk*, which is any token sequence. Several
-requests may continue the same prefix. The prefix is then read once and its cache is copied.
+The sampler is asked for *requests*. A request continues the first tokens of a *trunk*, which is any token sequence.
 """
 
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from vine_mini.types import Sampling, Trajectory
 
 @dataclass(frozen=True)
 class Request:
-    """One continuation of the first `start` tokens of trunk number `trunk`. It has at most `budget` tokens."""
+    """One continuation of the first `start` tokens of trunk number `trunk`, with at most `budget` tokens."""
 
     trunk: int
     start: int
@@ -31,29 +30,28 @@ def complete(model, trunks: list[list[int]], requests: list[Request], uniforms, 
         progress: called after each batch with its number of requests.
     """
     prefixes = [trunks[r.trunk][: r.start] for r in requests]
-    # A batch gets prefixes of similar length, which saves padding. Equal prefixes meet in the same batch.
+    # Sorting puts prefixes of similar length into one batch, which saves padding, and equal prefixes side by side.
     order = sorted(range(len(requests)), key=lambda i: (len(prefixes[i]), prefixes[i], i))
     done = {}
     for rows in (order[i : i + sampling.batch_size] for i in range(0, len(order), sampling.batch_size)):
         budgets = torch.tensor([requests[i].budget for i in rows])
-        batch = _decode(model, [prefixes[i] for i in rows], budgets, uniforms[rows], sampling)
-        done |= zip(rows, batch, strict=True)
+        done |= zip(rows, _decode(model, [prefixes[i] for i in rows], budgets, uniforms[rows], sampling), strict=True)
         progress(len(rows))
     return [done[i] for i in range(len(requests))]
 
 
 def _decode(model, prefixes, budgets, uniforms, sampling):
-    """One batch of B requests, position by position. A row that has ended leaves the batch. A: the rows still in it."""
+    """One batch of B requests. A request that has ended leaves the batch; A requests are left."""
     budgets, uniforms = budgets.to(model.device), uniforms.to(model.device)  # [B], [B, longest budget]
     eos = torch.tensor(sampling.eos_token_id, device=model.device)
-    logits, mask, cache = _prefill(model, prefixes)  # [B, V], [B, L]
     response_ids, logprobs = [[] for _ in prefixes], [[] for _ in prefixes]
-    alive = torch.arange(len(prefixes), device=model.device)  # [A] the request of each row
+    logits, mask, cache = _prefill(model, prefixes)  # [B, V], [B, L]
+    alive = torch.arange(len(prefixes), device=model.device)  # [A] the requests that are left
     for t in range(int(budgets.max())):
         token, logprob = choose(logits, uniforms[alive, t], sampling.temperature, sampling.top_p)  # [A], [A]
-        for request, sampled, score in zip(alive.tolist(), token.tolist(), logprob.tolist(), strict=True):
-            response_ids[request].append(sampled)
-            logprobs[request].append(score)
+        for i, new, score in zip(alive.tolist(), token.tolist(), logprob.tolist(), strict=True):
+            response_ids[i].append(new)
+            logprobs[i].append(score)
         keep = (~torch.isin(token, eos) & (budgets[alive] > t + 1)).nonzero()[:, 0]
         if len(keep) == 0:
             break
@@ -80,7 +78,7 @@ def _prefill(model, prefixes):
 
 
 def _forward(model, ids, mask, cache):
-    """Adds the tokens ids [A, n] to the cache. The mask [A, tokens so far] includes them. -> logits of the next token [A, V]"""
+    """Reads the tokens ids [A, n]. The mask [A, L] covers them and the cache's tokens. -> logits of the next token [A, V]"""
     positions = position_ids(mask)[:, -ids.shape[1] :]
     out = model.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
     return logits_of(model, out.last_hidden_state[:, -1]).float()
@@ -89,15 +87,16 @@ def _forward(model, ids, mask, cache):
 def choose(logits, uniform, temperature: float, top_p: float):
     """Picks one token in each row. logits [A, V], uniform [A] in [0, 1) -> token [A], its log-prob [A]
 
-    The token is the one whose interval of the cumulative distribution holds the uniform number. The log-prob is always under
-    the whole distribution softmax(logits / temperature). Greedy tokens (temperature 0) are scored at temperature 1.
+    A token is picked when the uniform number falls into the token's interval of the cumulative distribution. The log-prob is
+    the token's under softmax(logits / temperature), whatever top_p is. Temperature 0 picks the most likely token and scores
+    it at temperature 1.
     """
     logprobs = (logits / (temperature or 1.0)).log_softmax(dim=-1)  # [A, V]
     if temperature == 0:
         token = logprobs.argmax(dim=-1)
     else:
         token = torch.searchsorted(cumulative(logprobs, top_p), uniform[:, None], right=True)[:, 0]
-        token = token.clamp(max=logits.shape[-1] - 1)  # only logits that are NaN need this; `sample` reports them
+        token = token.clamp(max=logits.shape[-1] - 1)  # NaN has no interval; `sample` reports it
     return token, logprobs.gather(1, token[:, None])[:, 0]
 
 
@@ -106,7 +105,7 @@ def cumulative(logprobs, top_p: float):
     probs = logprobs.exp()
     if top_p < 1.0:
         ranked, index = probs.sort(dim=-1, descending=True)
-        outside = ranked.cumsum(dim=-1) - ranked >= top_p  # the tokens ranked before already reach top_p
+        outside = ranked.cumsum(dim=-1) - ranked >= top_p  # the more likely tokens alone reach top_p
         probs = probs.masked_fill(outside.gather(1, index.argsort(dim=-1)), 0.0)
     cdf = probs.cumsum(dim=-1)
-    return cdf.div_(cdf[:, -1:].clone())  # the last number is exactly 1, so every uniform number falls into an interval
+    return cdf.div_(cdf[:, -1:].clone())  # ends with exactly 1, so every uniform number falls into an interval

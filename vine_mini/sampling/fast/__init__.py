@@ -1,22 +1,24 @@
 r"""The fast way to sample. It gives the tokens of `plain.py`, up to rounding, with less work.
 
-A trunk is a token sequence. A request starts at one of the trunk's tokens and samples from there. Five requests on two trunks:
+A request starts at a token of its trunk and is sampled from there. Here are five requests on two trunks:
 
     trunk 0   q q q q | a a a \n b b b \n c c <eos>
-                      |           └ request 2: y y y
-                      ├ request 0: x x
-                      └ request 1: a a a \n z z
+                      |         └ request 0: y y y
+                      ├ request 1: x x
+                      └ request 2: a a a \n z z
     trunk 1   q q q | a a <eos>
                     ├ request 3: w w w v
                     └ request 4: w w w u u
 
-- The keys and values of a trunk are computed once. All requests on the trunk attend to them (`trunks`, `attention`).
-- Request 1 first samples four tokens that are the trunk's own tokens. These cost no forward pass (`trunks`).
-- A request that has left its trunk is decoded in a *slot*, a row of the decoding batch. The slot keeps the keys and values
-  of the request's own tokens (`cache`).
-- Requests 3 and 4 sample the same three tokens. They share one slot until their tokens differ (`scheduler`).
-- A request that is complete leaves the batch. A waiting request takes its place at the next position (`scheduler`).
-- On a GPU each shape of a forward pass is captured as a CUDA graph, which saves the launching of kernels (`graphs`).
+- The keys and values of a trunk are computed once (`trunks`). All requests on the trunk attend to them (`layout`, `attention`).
+- Request 2 first samples four tokens that are also the trunk's. These tokens need no forward pass of their own (`trunks`).
+- A request that has left its trunk is decoded in a *slot*, which is a row of the decoding batch. The slot holds the keys and
+  values of the tokens that are the request's own (`cache`).
+- Requests 3 and 4 sample three equal tokens. They share a slot until their tokens differ (`scheduler`).
+- When a request is done, a waiting request takes its place at the next position (`scheduler`).
+- On a GPU each shape of the forward pass becomes a CUDA graph (`graphs`).
+
+`table` holds what the requests ask for and what they have sampled. `probe` finds out which models the fast way supports.
 """
 
 from collections import defaultdict
@@ -27,30 +29,30 @@ from functools import partial
 import torch
 
 from vine_mini.logprobs import logits_of
-from vine_mini.sampling.fast.attention import Layout, attend, use_attention
+from vine_mini.sampling.fast.attention import attend, use_attention
 from vine_mini.sampling.fast.cache import SlotCache
 from vine_mini.sampling.fast.graphs import Graphs, shape_of
+from vine_mini.sampling.fast.layout import Layout
 from vine_mini.sampling.fast.scheduler import Slots
 from vine_mini.sampling.fast.table import Table
 from vine_mini.sampling.fast.trunks import read
 from vine_mini.sampling.plain import Request
 from vine_mini.types import Sampling, Trajectory
 
-REQUESTS_PER_SLOT = 8  # in a chunk: enough that slots are seldom empty, few enough that a chunk stands on few trunks
+REQUESTS_PER_SLOT = 8  # in a chunk: enough that slots are seldom empty, few enough that few trunks are in memory
 
 
 @torch.no_grad()
 def complete(model, trunks: list[list[int]], requests: list[Request], uniforms, sampling: Sampling, progress) -> list[Trajectory]:
     """Samples every request. Arguments and result are those of `plain.complete`.
 
-    At most `sampling.batch_size` requests are decoded at once. The keys and values of as many trunks are in memory.
+    At most `sampling.batch_size` requests are decoded at once. At most as many trunks are in memory at once.
     """
     done = {}
     for numbers, rows in _chunks(requests, sampling.batch_size):
         place = {number: i for i, number in enumerate(numbers)}
-        table = Table(
-            [replace(requests[i], trunk=place[requests[i].trunk]) for i in rows], uniforms[rows], sampling, model.device
-        )
+        here = [replace(requests[i], trunk=place[requests[i].trunk]) for i in rows]
+        table = Table(here, uniforms[rows], sampling, model.device)
         keys, values = read(model, [trunks[number] for number in numbers], table)
         _decode(model, table, keys, values, sampling.batch_size, progress)
         for i, result in zip(rows, table.results(), strict=True):
@@ -59,24 +61,24 @@ def complete(model, trunks: list[list[int]], requests: list[Request], uniforms, 
 
 
 def _chunks(requests, size: int):
-    """Parts of the requests that are worked on together. Yields the numbers of some trunks and of all their requests."""
+    """Divides the work. Each chunk is the numbers of some trunks and the numbers of all requests on these trunks."""
     of_trunk = defaultdict(list)
     for i, request in enumerate(requests):
         of_trunk[request.trunk].append(i)
     numbers, rows = [], []
-    # Trunks with many requests come first: few trunks fill all slots, and attention has little padding.
+    # Trunks with many requests come first. Then few trunks fill the slots, and the grid of attention has few empty places.
     for trunk in sorted(of_trunk, key=lambda trunk: (len(of_trunk[trunk]), trunk), reverse=True):
         if numbers and (len(numbers) == size or len(rows) + len(of_trunk[trunk]) > REQUESTS_PER_SLOT * size):
             yield numbers, rows
             numbers, rows = [], []
         numbers.append(trunk)
-        rows += sorted(of_trunk[trunk], key=lambda i: requests[i].start)  # those with most tokens left to sample first
+        rows += sorted(of_trunk[trunk], key=lambda i: requests[i].start)  # the longest responses first
     if numbers:
         yield numbers, rows
 
 
 def _decode(model, table: Table, keys, values, size: int, progress) -> None:
-    """Completes the requests that have left their trunk, at most `size` at once. keys, values: of the trunks, see `read`"""
+    """Completes the requests that have left their trunk. keys, values: of the trunks, see `read`"""
     waiting = (~table.done(slice(None))).nonzero()[:, 0]
     progress(table.spare - len(waiting))
     if len(waiting) == 0:
@@ -89,7 +91,7 @@ def _decode(model, table: Table, keys, values, size: int, progress) -> None:
     with on_device, use_attention(model, partial(attend, cache)):
         while len(slots.rows):
             if slots.halve():
-                graphs.clear()
+                graphs.replays.clear()  # they read the tensors that halving has replaced
             slots.fill(cache)
             shape = shape_of(table, slots.lead, cache, graphs.fixed)
             done = graphs.run(shape, partial(_next_position, model, table, cache, slots, shape))

@@ -5,73 +5,16 @@ these slots with the trunk's keys, which are read from memory once.
 """
 
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import torch
 from transformers import AttentionInterface
 
 from vine_mini.sampling.fast.cache import SlotCache
-from vine_mini.sampling.fast.table import Table
-
-NEVER = -1e30  # added to a logit; minus infinity could make a NaN
+from vine_mini.sampling.fast.layout import NEVER
 
 
-class Shape(NamedTuple):
-    """The sizes of the tensors at one position.
-
-    Attributes:
-        own: W, the own tokens of a slot that attention reads.
-        crowd: R, the slots that the grid has for a trunk.
-        seen: L, the tokens of a trunk that attention reads.
-        first, last: the grid has the trunks from `first` up to `last`, which is excluded.
-    """
-
-    own: int
-    crowd: int
-    seen: int
-    first: int
-    last: int
-
-
-class Layout:
-    """Where the n slots, of which `lead` [n] gives one request each, have their tokens at one position.
-
-    Attributes:
-        position: [n] of the newest token.
-        newest: slot and index of the newest own token, [n] each: where its keys and values are stored.
-        grid: trunk and rank of each slot in the grid, [n] each.
-        mask: [n, 1, 1, L + W] to be added to the logits, NEVER where a column holds no token of the slot.
-        distance: [n, 1, L + W] from the newest token back to each column's token.
-    """
-
-    def __init__(self, table: Table, lead, shape: Shape):
-        self.shape = shape
-        device, slot = lead.device, torch.arange(len(lead), device=lead.device)
-        branch, trunk = table.branch[lead], table.trunk[lead]  # [n]
-        self.position = table.start[lead] + table.length[lead] - 1
-        self.newest = slot, (self.position - branch).clamp(min=0)
-
-        ordered, order = trunk.sort()
-        rank = torch.empty_like(order)
-        rank[order] = slot - torch.searchsorted(ordered, ordered)  # among the slots of the same trunk
-        rank = torch.where(trunk < 0, shape.crowd - 1, rank)  # unused slots share the last rank
-        self.grid = (trunk - shape.first).clamp(min=0), rank
-
-        of_trunk = torch.arange(shape.seen, device=device).expand(len(lead), -1)  # [n, L] positions of the trunk's columns
-        of_slot = branch[:, None] + torch.arange(shape.own, device=device)  # [n, W]
-        no_token = torch.cat([of_trunk >= branch[:, None], of_slot > self.position[:, None]], dim=1)  # [n, L + W]
-        mask = torch.zeros(no_token.shape, device=device).masked_fill_(no_token, NEVER)
-        self.mask = mask[:, None, None]  # with four dimensions the model passes it on as it is
-        self.distance = (self.position[:, None] - torch.cat([of_trunk, of_slot], dim=1))[:, None]
-
-
-def attend(
-    cache: SlotCache, module, query, key, value, attention_mask, scaling=None, sliding_window=None, softcap=None, **kwargs
-):
-    """Called by the model's layers, with the interface of transformers. query [n, heads, 1, d] -> [n, 1, heads, d]
-
-    H heads of keys and values serve g query heads each.
-    """
+def attend(cache: SlotCache, module, query, key, value, attention_mask, scaling=None, sliding_window=None, softcap=None, **_):
+    """Called by the model's layers. query [n, heads, 1, d] -> [n, 1, heads, d]. Each of H heads of keys serves g query heads."""
     (W, R, L, first, last), (trunk, rank) = cache.layout.shape, cache.layout.grid
     n, heads, _, d = query.shape
     trunk_keys = cache.trunk_keys[cache.layer][first:last, ..., :L].flatten(0, 1)  # [G H, d, L]
@@ -82,8 +25,8 @@ def attend(
     q = (query * (scaling or d**-0.5)).view(n, H, -1, d)  # [n, H, g, d]
 
     def on_trunks(x, y):
-        """x [n, H, g, i] of each slot times the matrix of its trunk, y [G H, i, j]. -> [n, H, g, j]"""
-        grid = x.new_empty(last - first, H, R, *x.shape[2:])  # [G, H, R, g, i]; the result of empty places is not read
+        """Each slot's x [n, H, g, i] times the matrix of its trunk in y [G H, i, j]. -> [n, H, g, j]"""
+        grid = x.new_empty(last - first, H, R, *x.shape[2:])  # [G, H, R, g, i]; products of empty places are not read
         grid[trunk, :, rank] = x
         return (grid.view(len(y), -1, y.shape[1]) @ y).view(*grid.shape[:4], -1)[trunk, :, rank]
 
@@ -110,4 +53,4 @@ def use_attention(model, function):
         yield
     finally:
         model.config._attn_implementation = before
-        AttentionInterface.register("vine_mini", None)  # otherwise transformers would keep the function and its cache
+        AttentionInterface.register("vine_mini", None)  # otherwise the function and its cache would stay in memory

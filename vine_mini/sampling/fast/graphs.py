@@ -6,8 +6,8 @@ CPU nothing is captured and shapes are exact.
 
 import torch
 
-from vine_mini.sampling.fast.attention import Shape
 from vine_mini.sampling.fast.cache import SlotCache
+from vine_mini.sampling.fast.layout import Shape
 from vine_mini.sampling.fast.table import Table
 
 
@@ -41,10 +41,6 @@ class Graphs:
         if self.replays[shape] is None:
             self.replays[shape] = _capture(function, self.pool)
         return self.replays[shape]()
-
-    def clear(self) -> None:
-        """Forgets all graphs, because the tensors that they read have been replaced."""
-        self.replays.clear()
 
 
 def _capture(function, pool):

@@ -17,7 +17,7 @@ _ANSWERS = weakref.WeakKeyDictionary()  # model -> bool
 
 
 def supports(model) -> bool:
-    """Whether the fast way gives the right result for this model. It is tried once for each model; a failure is a warning."""
+    """Whether the fast way is right for this model. Each model is tried once. A model that fails causes a warning."""
     if model not in _ANSWERS:
         why = ""
         try:
@@ -34,7 +34,8 @@ def supports(model) -> bool:
 def _is_exact(model) -> bool:
     """Samples two requests on one trunk and compares their log-probs with a forward pass over prefix and response.
 
-    The trunk may be shorter than a sliding window. So each layer must also pass its window on to the attention function.
+    A sliding window is often longer than these few tokens. Each layer must therefore pass its window to the attention
+    function as well.
     """
     if any(p.dtype != torch.float32 for p in model.parameters()):
         model = copy.deepcopy(model).float()  # rounding could hide a difference or look like one

@@ -7,30 +7,28 @@ from vine_mini.sampling.fast.table import Table
 
 
 class Slots:
-    """The requests that are not done, and the slots of those that are decoded now (the members).
+    """The requests that are not done. The first `size` of them are the *members*, which are decoded now.
 
-    Attributes:
-        member: [m] rows of the table, at most `size`.
-        slot_of: [m] the slot of each member. Members with equal tokens so far share a slot. Slots 0 to n - 1 are in use.
-        lead: [n] one member of each slot. Any member will do, because the members of a slot are equal.
+    `member` [m] are the members' rows in the table. `slot_of` [m] is the slot of each member. Members with equal tokens share
+    a slot. Slots 0 to n - 1 are in use, and `lead` [n] is one member of each slot.
 
-    With `fixed` the three tensors keep their size and their place in memory, because CUDA graphs read them there. Places
-    that are not in use then hold the table's spare row.
+    With `fixed` these three tensors keep their size and their place in memory, because CUDA graphs read them. Places that
+    are not in use then hold the table's spare row.
     """
 
     def __init__(self, table: Table, waiting, size: int, fixed: bool):
         self.table, self.size, self.fixed = table, size, fixed
         self.member, self.slot_of, self.lead = (waiting.new_zeros(size) for _ in range(3))
-        # Requests that left the same trunk at the same position with the same token will start in one slot. Until then
-        # their common place is a number from `size` on.
-        columns = table.trunk[waiting], table.branch[waiting], table.newest(waiting)
-        groups: dict[tuple, int] = {}
-        place = [groups.setdefault(key, size + len(groups)) for key in zip(*(c.tolist() for c in columns), strict=True)]
-        self.place, order = waiting.new_tensor(place).sort(stable=True)
-        self.rows = waiting[order]  # all requests that are not done; the first `size` of them are the next members
+        # The place of a member is its slot. The place of a waiting request is a number from `size` on. Requests that left the
+        # same trunk at the same position with the same token have the same place and will start in one slot.
+        left = zip(*(x.tolist() for x in (table.trunk[waiting], table.branch[waiting], table.newest(waiting))), strict=True)
+        places: dict[tuple, int] = {}
+        place = waiting.new_tensor([places.setdefault(key, size + len(places)) for key in left])
+        self.place, order = place.sort(stable=True)
+        self.rows = waiting[order]
 
     def fill(self, cache: SlotCache) -> None:
-        """Chooses the members of the next position, and gives a slot to each group of equal members."""
+        """Chooses the members of the next position and gives a slot to each group of equal members."""
         member, place = self.rows[: self.size], self.place[: self.size]
         # Members that shared a slot and have now sampled different tokens become several groups.
         groups, group = torch.unique(place << 32 | self.table.newest(member), return_inverse=True)
@@ -39,8 +37,8 @@ class Slots:
         moves = ((source < self.size) & (source != target)).nonzero()[:, 0]
         cache.copy(source[moves], target[moves])
         if self.fixed:
-            self.member.fill_(self.table.spare)[: len(member)] = member
-            self.slot_of.zero_()[: len(member)] = target[group]
+            self.member[: len(member)], self.member[len(member) :] = member, self.table.spare
+            self.slot_of[: len(member)], self.slot_of[len(member) :] = target[group], 0
             self.lead.fill_(self.table.spare)
         else:
             self.member, self.slot_of, self.lead = member, target[group], torch.zeros_like(source)
@@ -54,21 +52,18 @@ class Slots:
         return working - len(going)
 
     def halve(self) -> bool:
-        """Halves the tensors of fixed size if the requests that are left fit into one half. -> whether it did"""
+        """Halves the tensors of fixed size if all requests that are left fit into one half. -> whether it did"""
         half = len(self.member) // 2
         if not self.fixed or len(self.rows) > half:
             return False
-        self.member, self.slot_of, self.lead = (x.new_zeros(half) for x in (self.member, self.slot_of, self.lead))
+        self.member, self.slot_of, self.lead = (self.member.new_zeros(half) for _ in range(3))
         return True
 
 
 def _assign(source):
-    """A slot for each of n groups, so that the slots 0 to n - 1 are in use and few groups move.
+    """A slot for each of n groups, so that the slots 0 to n - 1 are in use. source [n], ascending: where the groups come from
 
     The first group of a slot keeps the slot if its number is below n. The other groups take the free slots.
-
-    Args:
-        source: [n] the slot that each group comes from, in ascending order.
     """
     keeps = source < len(source)
     keeps[1:] &= source[1:] != source[:-1]

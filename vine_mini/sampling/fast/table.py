@@ -1,4 +1,4 @@
-"""The requests of a chunk as tensors, so that all of them are updated at once."""
+"""The requests of a chunk as tensors."""
 
 import torch
 
@@ -7,29 +7,21 @@ from vine_mini.types import Sampling
 
 
 class Table:
-    """What R requests ask for and what they have sampled. A token's position counts from the first token of its trunk.
+    """What R requests ask for and what they have sampled, one row each.
 
-    Row R is a spare row. It is always done. Tensors of fixed size point to it where they have more places than requests.
-
-    Attributes, each with R + 1 rows:
-        trunk, start, budget: the fields of `Request`.
-        branch: the position of the request's first own token. The tokens before it are the trunk's tokens.
-        length: the number of sampled tokens.
-        tokens, logprobs: [R + 1, longest budget] the sampled tokens and their log-probs.
-        finished: whether the request sampled an end token.
+    Row R is a spare row, which is always done. Tensors of fixed size point to the spare row from places that are not in use.
     """
 
     def __init__(self, requests: list[Request], uniforms, sampling: Sampling, device):
+        self.sampling, self.eos, self.spare = sampling, torch.tensor(sampling.eos_token_id, device=device), len(requests)
         columns = zip(*[(r.trunk, r.start, r.budget) for r in requests], (-1, 1, 0), strict=True)
-        self.trunk, self.start, self.budget = (torch.tensor(column, device=device) for column in columns)
+        self.trunk, self.start, self.budget = (torch.tensor(column, device=device) for column in columns)  # [R + 1]
+        self.branch = self.start.clone()  # [R + 1] number of the trunk's tokens before the request's own tokens
+        self.length = torch.zeros_like(self.start)  # [R + 1] number of sampled tokens
+        self.finished = torch.zeros_like(self.start, dtype=torch.bool)  # [R + 1] whether an end token was sampled
         self.uniforms = torch.cat([uniforms, uniforms[:1]]).to(device)  # [R + 1, longest budget]
-        self.spare = len(requests)
-        self.sampling, self.eos = sampling, torch.tensor(sampling.eos_token_id, device=device)
-        self.tokens = torch.zeros(self.uniforms.shape, dtype=torch.long, device=device)
+        self.tokens = torch.zeros(self.uniforms.shape, dtype=torch.long, device=device)  # sampled tokens
         self.logprobs = torch.zeros(self.uniforms.shape, device=device)
-        self.length = torch.zeros_like(self.start)
-        self.branch = self.start.clone()
-        self.finished = torch.zeros_like(self.start, dtype=torch.bool)
 
     def newest(self, rows):
         """The last sampled token of each of these requests. rows [n] -> [n]"""
@@ -45,7 +37,7 @@ class Table:
         self.length[self.spare] = 0
 
     def done(self, rows):
-        """Whether each of these requests is done. rows [n] -> [n]"""
+        """Whether each of these requests has ended. rows [n] -> [n]"""
         return self.finished[rows] | (self.length[rows] >= self.budget[rows])
 
     def results(self) -> list[tuple[list[int], list[float], bool]]:

@@ -1,8 +1,8 @@
 """Reads trunks: computes their keys and values, and samples each request up to its first token that is not the trunk's.
 
-The random number of every token is drawn before sampling. A request therefore samples the trunk's next token exactly when
-its number falls into that token's interval of the cumulative distribution. One forward pass over the trunk gives the
-intervals at all positions, and so tells how many of the trunk's tokens each request samples.
+The random number of every token is drawn before sampling. A request samples the trunk's next token exactly when the
+request's number falls into that token's interval of the cumulative distribution. One forward pass over the trunk gives the
+intervals of all its tokens. Comparing numbers with intervals then tells how far each request follows its trunk.
 """
 
 import torch
@@ -20,61 +20,58 @@ def read(model, trunks: list[list[int]], table: Table):
 
     -> keys, values: for each layer [G, H, d, L] and [G, H, L, d]
     """
-    keys: list = []
-    values: list = []
-    longest = max(map(len, trunks))
-    rows_at_once = max(1, READ_TOKENS // longest)
-    for first in range(0, len(trunks), rows_at_once):
-        part = trunks[first : first + rows_at_once]  # b trunks
+    keys, values, L = [], [], max(map(len, trunks))
+    at_once = max(1, READ_TOKENS // L)
+    for first in range(0, len(trunks), at_once):
+        part = trunks[first : first + at_once]  # b trunks
         lengths = torch.tensor([len(t) for t in part], device=model.device)  # [b]
-        width, last = max(map(len, part)), first + len(part)
+        last, width = first + len(part), max(map(len, part))
         ids = torch.tensor([t + [0] * (width - len(t)) for t in part], device=model.device)  # [b, w]
         cache = DynamicCache()  # without the model's config, so that layers with a sliding window keep all tokens
         hidden = model.base_model(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state  # [b, w, D]
-        for n, layer in enumerate(cache.layers):
+        for n, (k, v, *_) in enumerate(cache):  # [b, H, w, d] for each layer
             if first == 0:
-                keys.append(layer.keys.new_zeros(len(trunks), layer.keys.shape[1], layer.keys.shape[3], longest))
-                values.append(layer.values.new_zeros(len(trunks), layer.values.shape[1], longest, layer.values.shape[3]))
-            keys[n][first:last, :, :, :width] = layer.keys.mT
-            values[n][first:last, :, :width] = layer.values
+                keys.append(k.new_zeros(len(trunks), k.shape[1], k.shape[3], L))
+                values.append(v.new_zeros(len(trunks), v.shape[1], L, v.shape[3]))
+            keys[n][first:last, :, :, :width] = k.mT
+            values[n][first:last, :, :width] = v
         rows = ((table.trunk >= first) & (table.trunk < last)).nonzero()[:, 0]  # [r] the requests on these trunks
         _follow(model, table, rows, table.trunk[rows] - first, ids, lengths, hidden)
         for own in rows[~table.done(rows)].split(rows_of_logits(model)):
-            before = hidden[table.trunk[own] - first, table.branch[own] - 1]  # at the last token that request and trunk share
-            table.write(own, logits_of(model, before))
+            shared = hidden[table.trunk[own] - first, table.branch[own] - 1]  # at the last token shared with the trunk
+            table.write(own, logits_of(model, shared))
     return keys, values
 
 
 def _follow(model, table: Table, rows, trunk, ids, lengths, hidden) -> None:
-    """Writes the trunk's tokens for as long as each request samples them.
+    """Writes the trunk's tokens into the table for as long as each request samples them.
 
-    rows [r]: requests, and trunk [r]: the row of each request's trunk in ids [b, w], lengths [b] and hidden [b, w, D].
+    rows [r]: requests; trunk [r]: the row of each request's trunk in ids [b, w], lengths [b] and hidden [b, w, D]
     """
-    begin = lengths.scatter_reduce(0, trunk, table.start[rows], "amin")  # [b] the first token that a request may sample
+    start, budget = table.start[rows, None], table.budget[rows, None]  # [r, 1]
+    begin = lengths.scatter_reduce(0, trunk, start[:, 0], "amin")  # [b] the first token that some request samples
     column = torch.arange(ids.shape[1], device=ids.device)
-    asked = (column >= begin[:, None]) & (column < lengths[:, None])  # [b, w]
-    intervals = torch.zeros(3, *ids.shape, device=ids.device)  # empty where nothing is asked
-    size = rows_of_logits(model)
+    asked = (column >= begin[:, None]) & (column < lengths[:, None])  # [b, w] the tokens whose intervals are needed
+    intervals, size = torch.zeros(3, *ids.shape, device=ids.device), rows_of_logits(model)
     pieces = zip(hidden[:, :-1][asked[:, 1:]].split(size), ids[asked].split(size), strict=True)
-    intervals[:, asked] = torch.cat([_interval(model, table, *piece) for piece in pieces], dim=1)
+    intervals[:, asked] = torch.cat([_intervals(model, table, *piece) for piece in pieces], dim=1)
 
-    start = table.start[rows]  # [r]
-    J = min(table.tokens.shape[1], int((lengths[trunk] - start).max()))  # no request can follow its trunk further
-    own = torch.arange(J, device=ids.device)  # index in the response
-    at = trunk[:, None], (start[:, None] + own).clamp(max=ids.shape[1] - 1)  # the same token in the trunk, [r, J]
+    J = min(table.tokens.shape[1], int((lengths[trunk] - start[:, 0]).max()))  # no request follows further
+    own = torch.arange(J, device=ids.device)  # index of a token in the response
+    at = trunk[:, None], (start + own).clamp(max=ids.shape[1] - 1)  # [r, J] the same token in the trunk
     low, high, logprob = intervals[:, *at]
-    u, is_eos = table.uniforms[rows, :J], torch.isin(ids, table.eos)[at]
-    possible = (own < table.budget[rows, None]) & (start[:, None] + own < lengths[trunk, None])
-    possible[:, 1:] &= ~is_eos[:, :-1]  # nothing comes after an end token
-    follows = (possible & (low <= u) & (u < high)).cumprod(dim=1)  # [r, J] 1 up to the first token that differs
+    number, is_eos = table.uniforms[rows, :J], torch.isin(ids, table.eos)[at]
+    agrees = (own < budget) & (start + own < lengths[trunk, None]) & (low <= number) & (number < high)
+    agrees[:, 1:] &= ~is_eos[:, :-1]  # nothing comes after an end token
+    follows = agrees.cumprod(dim=1)  # [r, J] 1 up to the first token that differs
     table.tokens[rows, :J], table.logprobs[rows, :J] = ids[at] * follows, logprob * follows
     table.length[rows] = follows.sum(dim=1)
-    table.branch[rows] = start + table.length[rows]
+    table.branch[rows] = start[:, 0] + table.length[rows]
     table.finished[rows] = (follows.bool() & is_eos).any(dim=1)
 
 
-def _interval(model, table: Table, hidden, tokens):
-    """The numbers from low to high with which `choose` takes these tokens. hidden [n, D] -> low, high, log-prob [3, n]"""
+def _intervals(model, table: Table, hidden, tokens):
+    """`choose` picks a token for numbers from low up to high. hidden [n, D], tokens [n] -> low, high, log-prob [3, n]"""
     temperature, at = table.sampling.temperature, tokens[:, None]
     logprobs = (logits_of(model, hidden) / (temperature or 1.0)).log_softmax(dim=-1)  # [n, V]
     if temperature == 0:
