@@ -1,12 +1,20 @@
-"""`python -m vine_mini`."""
+"""`python -m vine_mini`, and the `vine-mini` script of an installed package."""
 
 import sys
+from io import TextIOWrapper
 
-if __name__ == "__main__":  # not in the processes that `lengthgen` starts, which import this file too
+
+def main() -> int:
+    """Runs the command line of this process. -> exit code"""
     try:
-        from vine_mini.cli import main  # takes some seconds: torch and transformers
+        from vine_mini.cli import main  # takes some seconds, in which Ctrl-C must not print a traceback
 
-        sys.stdout.reconfigure(errors="replace")  # a terminal that knows no ± gets a question mark, not an error
-        sys.exit(main())
+        if isinstance(sys.stdout, TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # a terminal without ± shows a question mark
+        return main()
     except KeyboardInterrupt:
-        sys.exit(130)
+        return 130
+
+
+if __name__ == "__main__":  # processes that `lengthgen` starts import this file under another name
+    sys.exit(main())

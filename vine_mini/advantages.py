@@ -1,12 +1,11 @@
 """Advantages: how much better an action was than what the policy does on average. Pure functions.
 
-Deviations from the papers: GRPO and whitening divide by the sample standard deviation (n - 1), as the field's libraries do;
-the papers do not say which. EPS is added to the divisor of whitened and scaled numbers.
+Deviation: GRPO and whitening divide by the sample standard deviation (n - 1). The papers do not say which one they use.
 """
 
 import torch
 
-EPS = 1e-8
+EPS = 1e-8  # added to these divisors
 
 
 def gae(rewards, values, mask, *, gamma: float = 1.0, lam: float = 1.0):

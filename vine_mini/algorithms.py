@@ -55,16 +55,16 @@ def vineppo(episodes: Episodes, values, roll_out, config):
 
 def _rollout_stats(states, rollouts) -> dict:
     every = [r for group in rollouts for r in group]
-    truncated = sum(not r.finished for r in every) / len(every)
+    tokens, truncated = sum(len(r.response_ids) for r in every), sum(not r.finished for r in every) / len(every)
     counts = {"states": sum(map(len, states)), "unique_states": len(rollouts), "rollouts": len(every)}
-    return counts | {"rollout_tokens": sum(len(r.response_ids) for r in every), "rollouts_truncated": truncated}
+    return counts | {"rollout_tokens": tokens, "rollouts_truncated": truncated}
 
 
 def ppo(episodes: Episodes, values, roll_out, config):
     """The credit of a value network. The reward is paid at the last token."""
-    lengths, R = [len(t.response_ids) for t in episodes.trajectories], episodes.rewards.flatten().tolist()
-    mask = episodes.tokens.response_mask
-    rewards = on_response([[0.0] * (n - 1) + [r] for n, r in zip(lengths, R, strict=True)], mask)  # [B, T]
+    mask, R = episodes.tokens.response_mask, episodes.rewards.flatten().tolist()
+    rows = [[0.0] * (len(t.response_ids) - 1) + [r] for t, r in zip(episodes.trajectories, R, strict=True)]
+    rewards = on_response(rows, mask)  # [B, T]
     return *gae(rewards, values, mask, gamma=config.gamma, lam=config.lam), {}
 
 
@@ -93,24 +93,15 @@ def clipped_loss_with_kl(logprobs, batch: Batch, config, denominator):
 
 @dataclass(frozen=True)
 class Algorithm:
-    """All that differs between the algorithms.
+    """All that differs between the algorithms."""
 
-    Attributes:
-        credit: (episodes, critic's values [B, T] or None, roll_out, config) -> (advantages [B, T], returns [B, T] or None for
-            the critic to learn, numbers for the metrics). `roll_out` is `Trainer.roll_out`.
-        loss: (logprobs [B, T], batch, config, denominator) -> (scalar loss, numbers for the metrics).
-        whitened: the advantages are whitened over all response tokens of the iteration, as in the paper.
-        needs_rollouts, needs_critic, needs_group, needs_reference: what `credit` and `loss` use. A group has two or more
-            responses to each problem. The reference is the start policy, kept for the KL.
-    """
-
-    credit: Callable
-    loss: Callable = clipped_loss_with_kl
-    whitened: bool = False
+    credit: Callable  # (episodes, critic's values or None, Trainer.roll_out, config) -> advantages, returns or None, stats
+    loss: Callable = clipped_loss_with_kl  # (logprobs [b, T], batch, config, denominator) -> scalar loss, stats
+    whitened: bool = False  # the advantages are whitened over all response tokens of the iteration, as in the paper
     needs_rollouts: bool = False
     needs_critic: bool = False
-    needs_group: bool = False
-    needs_reference: bool = True
+    needs_group: bool = False  # two or more responses to each problem
+    needs_reference: bool = True  # the frozen start policy, for the KL
 
 
 ALGORITHMS = {

@@ -1,6 +1,7 @@
 """The command line: `python -m vine_mini [command]`, `--help` after each command."""
 
 import sys
+from collections.abc import Callable
 
 from vine_mini.app import commands
 from vine_mini.app.config import CreditConfig, DemoConfig, EvaluateConfig, ExercisesConfig, SampleConfig, SFTConfig, TrainConfig
@@ -12,7 +13,7 @@ from vine_mini.types import UserError
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command. -> exit code: 0, 2 for something the user can mend, 130 after Ctrl-C."""
+    """Runs one command. -> exit code: 0, 2 for a mistake that the user can correct, 130 after Ctrl-C"""
     argv = sys.argv[1:] if argv is None else argv
     name, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("demo", argv)
     if argv and argv[0] in ("-h", "--help"):
@@ -38,7 +39,7 @@ def _overview() -> str:
     return "usage: python -m vine_mini [command] [--help]\n\n" + "\n".join(lines) + "\n\nWithout a command: demo."
 
 
-COMMANDS = {
+COMMANDS: dict[str, tuple[Callable, type]] = {
     "demo": (commands.demo, DemoConfig),
     "sft": (commands.sft, SFTConfig),
     "train": (commands.train, TrainConfig),

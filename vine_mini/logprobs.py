@@ -1,10 +1,8 @@
 """Log-probs and values of the response tokens of a batch. The only shift by one in the code base is made here.
 
 A causal model's output at position t - 1 predicts the token at t. The functions below line the two up, so that in every
-[B, T] tensor of this package column t belongs to the token at t.
-
-Both heads are computed in float32, outside autocast. In bfloat16 a head would round its output, and the error of a log-ratio
-would be larger than the log-ratio itself.
+[B, T] tensor of this package column t belongs to the token at t. Both heads are computed in float32, outside autocast: in
+bfloat16 a head would round its output, and the error of a log-ratio would be larger than the log-ratio itself.
 """
 
 import torch
@@ -15,7 +13,7 @@ LOGITS = 1 << 25  # logits that exist at once: 134 MB in float32
 
 
 def response_logprobs(model, input_ids, attention_mask, response_mask, *, temperature: float = 1.0):
-    """log p(token | all tokens before it) of each response token, under softmax(logits / temperature).
+    """log p(token | all tokens before it) of each response token, under softmax(logits / temperature). -> [B, T] float32
 
     Only logits of the response are computed, for a limited number of tokens at a time (with gradients: again in the backward
     pass), so memory does not grow with batch x vocabulary.
@@ -24,7 +22,6 @@ def response_logprobs(model, input_ids, attention_mask, response_mask, *, temper
         model: a Hugging Face causal LM whose logits are a linear head of its hidden states, soft-capped if its config says so.
         input_ids, attention_mask, response_mask: [B, T]; padding on either side. Column 0 cannot be a response token.
         temperature: the one that sampled the tokens; greedy tokens (temperature 0) are scored at 1.
-    Returns: [B, T] float32, zero outside the response.
     """
     hidden = hidden_before(model.base_model, input_ids, attention_mask, response_mask)  # [n, D]
     tokens = input_ids[response_mask.bool()]  # [n]
@@ -73,10 +70,9 @@ def hidden_before(backbone, input_ids, attention_mask, response_mask):
 
 def _linear(head, hidden):
     """A linear head in float32 or wider. [n, D] -> [n, V]"""
+    dtype, bias = torch.promote_types(head.weight.dtype, torch.float32), head.bias
     with torch.autocast(hidden.device.type, enabled=False):
-        dtype = torch.promote_types(head.weight.dtype, torch.float32)
-        bias = None if head.bias is None else head.bias.to(dtype)
-        return F.linear(hidden.to(dtype), head.weight.to(dtype), bias)
+        return F.linear(hidden.to(dtype), head.weight.to(dtype), None if bias is None else bias.to(dtype))
 
 
 def _in_place(flat, response_mask):

@@ -1,8 +1,7 @@
 """Losses: pure functions of [B, T] tensors.
 
-Each loss divides by one denominator. The default is the number of masked tokens in the call. A trainer that splits a minibatch
-into micro-batches passes the count of the whole minibatch. Then neither the gradients nor the statistics, which add up as well,
-depend on the split.
+Each loss divides by one denominator: the number of masked tokens in the call, or the number in the whole minibatch, which a
+trainer passes for each of its micro-batches. Then neither the gradients nor the statistics depend on the split.
 
 Deviation from the paper's code: here the policy loss and the KL are both means over tokens. The official code sums the KL over
 each sequence, so its KL weight grows with the length of the responses.

@@ -4,6 +4,7 @@ import copy
 import shutil
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -35,7 +36,7 @@ def pick_device(name: str) -> torch.device:
         raise UserError(f"device {name!r} is not there ({str(error).splitlines()[0][:100]}); try --device auto") from error
 
 
-def load_policy(name: str, device) -> tuple[nn.Module, PreTrainedTokenizerFast]:
+def load_policy(name: str, device) -> tuple[Any, Any]:
     """A causal LM in float32 (the master weights) and its tokenizer, from a folder or the Hub.
 
     Dropout is set to zero in the configuration: a policy is sampled, scored and updated as one distribution.
@@ -49,13 +50,14 @@ def load_policy(name: str, device) -> tuple[nn.Module, PreTrainedTokenizerFast]:
             if ("dropout" in key or "pdrop" in key) and isinstance(value, float):
                 setattr(config, key, 0.0)
         tokenizer = AutoTokenizer.from_pretrained(name)
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             name, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
     except Exception as error:  # the Hub client, configuration, tokenizer and safetensors each have their own kinds
         if "cannot be loaded with `safetensors`" in str(error):
             raise UserError(PICKLED.format(name)) from error
         raise UserError(f"cannot load the policy {name!r}: {' '.join(str(error).split())[:300]}") from error
+    model, report = loaded
     if report["missing_keys"]:  # transformers would fill them with random numbers
         raise UserError(f"the weights of {name!r} lack {sorted(report['missing_keys'])[0]} and maybe more: not the whole model")
     model = model.to(device).eval()

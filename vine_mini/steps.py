@@ -9,18 +9,16 @@ def _text(tokenizer, token_id: int) -> str:
 
 
 def cut_steps(token_ids: list[int], tokenizer, *, every: int | None = None, answer_mark: str | None = None) -> list[int]:
-    """The token index at which each reasoning step of a response starts.
+    """The token indices, ascending from 0, at which the reasoning steps of a response start.
 
-    A step is a line. Blank lines belong to the step before them; blank lines at the start belong to the first step. A line
-    that begins with the answer mark, and the end-of-sequence token, belong to the last step. A token with text on two lines
-    belongs to the first of them.
+    A step is a line. Blank lines belong to the step before them, and to the first step at the start. A line that begins with
+    the answer mark, and the end-of-sequence token, belong to the last step. A token on two lines belongs to the first.
 
     Args:
         token_ids: the sampled response tokens.
         tokenizer: decodes single tokens; unused when `every` is given.
         every: cut every so many tokens instead.
         answer_mark: what the task's answer line begins with, such as "####"; None: the line is a step of its own.
-    Returns: ascending token indices. The first is 0.
     """
     if every is not None:
         if every < 1:

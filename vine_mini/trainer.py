@@ -1,8 +1,7 @@
 """The training loop. `Trainer.train` is one iteration on one screen, for VinePPO and its baselines alike.
 
 Deviations from the paper: sampling uses no top-p, because the ratio needs log-probs of the whole distribution. The learning
-rate stays constant after its warm-up. The old log-probs are the sampler's own. Only in bfloat16, where the sampler's rounding
-would show in the ratio, the training forward pass computes them again. (`sampler_gap` is the mean difference in both cases.)
+rate stays constant after its warm-up. The old log-probs are the sampler's own; in bfloat16 the policy computes them again.
 """
 
 import math
@@ -10,6 +9,7 @@ import time
 from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -31,9 +31,7 @@ class Trainer:
     """A policy and what its training needs: `train()` runs the loop, `evaluate()` measures the policy on the test problems."""
 
     def __init__(self, config, policy, tokenizer, train_problems, test_problems):
-        if config.lr is None:
-            config = replace(config, lr=models.default_lr(policy))
-        self.config = config
+        self.config = config = replace(config, lr=models.default_lr(policy) if config.lr is None else config.lr)
         self.policy, self.tokenizer, self.device = policy, tokenizer, policy.device
         self.algorithm, self.task = ALGORITHMS[config.algorithm], tasks.get(config.task)
         eos = tuple(models.eos_ids(policy, tokenizer))
@@ -116,17 +114,16 @@ class Trainer:
         """-> {old log-probs, reference log-probs, critic's values}, each [B, T] or None; numbers for the metrics"""
         tokens = episodes.tokens
         sampled = on_response([t.logprobs for t in episodes.trajectories], tokens.response_mask)
-        policy = self.policy if self.low_precision else None  # see the first lines of the module
-        models_of = {"old_logprobs": policy, "ref_logprobs": self.reference, "values": self.critic}
-        scores = {name: None if model is None else torch.zeros_like(sampled) for name, model in models_of.items()}
+        policy = self.policy if self.low_precision else None  # the sampler's rounding would show in the ratio
+        networks = {"old_logprobs": policy, "ref_logprobs": self.reference, "values": self.critic}
+        scores: dict[str, Any] = {name: torch.zeros_like(sampled) if network else None for name, network in networks.items()}
         with tqdm(total=len(tokens), desc="score", **BAR) as bar:
             for rows in tokens.micro_batches(torch.arange(len(tokens)), self.config.micro_batch_tokens):
                 part = tokens.rows(rows)
-                for name, model in models_of.items():
-                    if model is not None:
-                        scores[name][rows, : part.input_ids.shape[1]] = self._forward(model, part)
+                for name in [name for name, network in networks.items() if network]:
+                    scores[name][rows, : part.input_ids.shape[1]] = self._forward(networks[name], part)
                 bar.update(len(rows))
-        if policy is None:
+        if not policy:
             return scores | {"old_logprobs": sampled}, {}
         return scores, {"sampler_gap": masked_mean((sampled - scores["old_logprobs"]).abs(), tokens.response_mask).item()}
 
@@ -185,10 +182,10 @@ class Trainer:
         """Accuracy on the test problems; see `evaluate.evaluate`."""
         n, sampling = self.config.eval_samples, replace(self.sampling, temperature=self.config.eval_temperature, top_p=1.0)
         parts = self.policy, self.tokenizer, self.task, self.test_problems, self.test_prompts, sampling
-        reference, total = self.reference if with_kl else None, len(self.test_prompts) * (n + 1)
-        more = {"n": n, "seed": self.config.seed, "reference": reference, "sampler": self.sampler()}
-        with models.autocast(self.device, self.config.bf16), tqdm(total=total, desc="evaluate", **BAR) as bar:
-            return evaluate(*parts, **more, progress=bar.update)
+        more = {"seed": self.config.seed, "reference": self.reference if with_kl else None, "sampler": self.sampler()}
+        bar = tqdm(total=len(self.test_prompts) * (n + 1), desc="evaluate", **BAR)
+        with models.autocast(self.device, self.config.bf16), bar:
+            return evaluate(*parts, n=n, **more, progress=bar.update)
 
     def sampler(self):
         """The model that samples: the policy itself, or its copy in bfloat16, brought up to date."""

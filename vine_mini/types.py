@@ -1,4 +1,4 @@
-"""The data that passes between the stages of an iteration. Each dataclass checks its lengths and shapes when it is made.
+"""The data that passes between the stages of an iteration. Lengths and shapes are checked when the data is made.
 
 Letters for shapes, in all files: N prompts, G responses to each of them, B = N G sequences, T tokens, K rollouts of a state.
 A *state* is a prompt and a response so far. A *step* is a reasoning step. A *rollout* is a response sampled from a state to its
@@ -61,10 +61,7 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Trajectories as tensors. A row holds a prompt, a response, then padding.
-
-    Every field, also of subclasses, is [B, T], and column t belongs to the token at t.
-    """
+    """Trajectories as [B, T] tensors. A row holds a prompt, a response, then padding. Column t belongs to the token at t."""
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor

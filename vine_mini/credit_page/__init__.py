@@ -1,1 +1,1 @@
-"""The page of credit: the advantages of each method on one response."""
+"""The page of credit: the advantages by each method on one response."""

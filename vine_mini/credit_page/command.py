@@ -1,17 +1,16 @@
-"""The `credit` command: the advantages that VinePPO, PPO and GRPO give to the steps of one response, beside the truth if asked.
+"""The `credit` command: the advantages that VinePPO, PPO and GRPO give to the steps of one response.
 
-The functions that train compute everything: `sampling.rollouts`, `advantages`, the trainer's critic. This module only chooses
-the response. Deviation from training: the advantages are shown before they are whitened over a batch.
+The functions that train also compute every number on the page. This module chooses the response.
+Deviation from training: the page shows advantages before whitening.
 """
 
 from dataclasses import fields
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from vine_mini import models, tasks
-from vine_mini.advantages import group_relative, step_advantages
+from vine_mini.advantages import step_advantages
 from vine_mini.algorithms import ALGORITHMS
 from vine_mini.app import checkpoint
 from vine_mini.app.config import Common, CreditConfig, TrainConfig
@@ -20,11 +19,10 @@ from vine_mini.app.runs import new_folder
 from vine_mini.app.setup import policy_name, task_name
 from vine_mini.credit_page.page import Credit, Page, Rollout, finding, render, summary
 from vine_mini.credit_page.picture import plot_credit
-from vine_mini.evaluate import grade
-from vine_mini.sampling import rollouts, sample
-from vine_mini.steps import cut_steps, step_texts
+from vine_mini.sampling import sample
+from vine_mini.steps import step_texts
 from vine_mini.trainer import Trainer
-from vine_mini.types import Episodes, Trajectory, UserError, collate, derive_seed
+from vine_mini.types import Episodes, Trajectory, UserError, derive_seed
 from vine_mini.values import monte_carlo_values, standard_errors
 
 
@@ -42,40 +40,22 @@ def credit(config: CreditConfig) -> int:
 
 
 def explain(config: CreditConfig) -> Page:
-    """Samples the responses, picks one, and has every method say what its steps are worth. Raises UserError."""
+    """Samples a group of responses, picks one, and computes the advantages of its steps by each method. Raises UserError."""
     trainer = _resting_trainer(config)
     if config.problem >= len(trainer.test_problems):
         raise UserError(f"problem = {config.problem}: there are {len(trainer.test_problems)} test problems, counted from 0")
-    critic = _train_critic(trainer, config)
-    problem, prompt = trainer.test_problems[config.problem], trainer.test_prompts[config.problem]
-    model, tokenizer, task = trainer.sampler(), trainer.tokenizer, trainer.task
-    group = sample(model, [prompt] * config.group, trainer.sampling, seed=derive_seed(config.seed, "group"))
-    rewards = [grade(task, problem, t, tokenizer) for t in group]
-    first_wrong = next((i for i, R in enumerate(rewards) if not R), 0)
+    problem, prompts = trainer.test_problems[config.problem], [trainer.test_prompts[config.problem]] * config.group
+    group = sample(trainer.sampler(), prompts, trainer.sampling, seed=derive_seed(config.seed, "group"))
+    episodes = trainer.as_episodes([problem] * config.group, group)
+    rewards = episodes.rewards[0].tolist()
+    first_wrong = next((i for i, R in enumerate(rewards) if R < 1), 0)
     chosen = first_wrong if config.response is None else config.response
-    trajectory, R = group[chosen], rewards[chosen]
-    ids = trajectory.response_ids
-    cuts = cut_steps(ids, tokenizer, every=config.step_tokens, answer_mark=task.ANSWER_MARK)
 
-    def monte_carlo(name: str, k: int) -> tuple[list[list[Rollout]], Credit]:
-        with tqdm(total=k * len(cuts), desc=name, dynamic_ncols=True) as bar:
-            seed = derive_seed(config.seed, name)
-            [states] = rollouts(model, [trajectory], [cuts], trainer.sampling, k=k, seed=seed, progress=bar.update)
-        shown = [  # [n][k]
-            [_graded(task, problem, ids[:cut], rollout, tokenizer) for rollout in state]
-            for cut, state in zip(cuts, states, strict=True)
-        ]
-        rewards = [[r.reward for r in state] for state in shown]
-        values = monte_carlo_values(rewards)
-        return shown, Credit(name, step_advantages(values, R), values, standard_errors(rewards))
-
-    shown, vineppo = monte_carlo("vineppo", config.k)
-    credits = [vineppo]
-    if critic:
-        credits.append(_critics_credit(trainer, trajectory, cuts, R))
-    credits.append(Credit("grpo", [group_relative(torch.tensor([rewards]))[0, chosen].item()] * len(cuts)))
-    if config.truth:
-        credits.append(monte_carlo("truth", config.truth)[1])
+    rollouts, vineppo = _monte_carlo(trainer, episodes, chosen, "vineppo", config.k)
+    truth = [_monte_carlo(trainer, episodes, chosen, "truth", config.truth)[1]] if config.truth else []
+    critic = _train_critic(trainer, config)
+    ppo = [_whole_group(trainer, episodes, chosen, "ppo", trainer.score(episodes)[0]["values"])] if critic else []
+    grpo = _whole_group(trainer, episodes, chosen, "grpo")
     return Page(
         question=problem.question,
         answer=problem.answer,
@@ -83,25 +63,47 @@ def explain(config: CreditConfig) -> Page:
         critic=critic,
         gamma=trainer.config.gamma,
         lam=trainer.config.lam,
-        finished=trajectory.finished,
+        finished=group[chosen].finished,
         group_rewards=rewards,
         response=chosen,
-        steps=step_texts(ids, cuts, tokenizer),
-        rollouts=shown,
+        steps=step_texts(group[chosen].response_ids, episodes.cuts[chosen], trainer.tokenizer),
+        rollouts=rollouts,
         truth=config.truth,
-        credits=credits,
+        credits=[vineppo, *ppo, grpo, *truth],
     )
 
 
-def _graded(task, problem, ids_before: list[int], rollout: Trajectory, tokenizer) -> Rollout:
-    """A rollout as text, with the reward of the whole response: the tokens before the state and the rollout."""
-    text = tokenizer.decode(rollout.response_ids, skip_special_tokens=True)
-    response = [*ids_before, *rollout.response_ids]
-    return Rollout(text, tasks.grade(task, problem, response, rollout.finished, tokenizer), rollout.finished)
+def _monte_carlo(trainer: Trainer, episodes: Episodes, chosen: int, name: str, k: int) -> tuple[list[list[Rollout]], Credit]:
+    """VinePPO's credit of one response, and the k rollouts from before each of its steps, [n][k]."""
+    trajectory, cuts, R = episodes.trajectories[chosen], episodes.cuts[chosen], episodes.rewards[0, chosen].item()
+    [states] = trainer.roll_out([trajectory], [cuts], k, name)
+    rollouts = [[_graded(episodes, chosen, cut, rollout) for rollout in state] for cut, state in zip(cuts, states, strict=True)]
+    rewards = [[rollout.reward for rollout in state] for state in rollouts]  # [n][k]
+    values = monte_carlo_values(rewards)
+    return rollouts, Credit(name, step_advantages(values, R), values, standard_errors(rewards))
+
+
+def _graded(episodes: Episodes, chosen: int, cut: int, rollout: Trajectory) -> Rollout:
+    """A rollout as text, with the reward of the response that it completes."""
+    text = episodes.tokenizer.decode(rollout.response_ids, skip_special_tokens=True)
+    response = [*episodes.trajectories[chosen].response_ids[:cut], *rollout.response_ids]
+    reward = tasks.grade(episodes.task, episodes.problems[chosen], response, rollout.finished, episodes.tokenizer)
+    return Rollout(text, reward, rollout.finished)
+
+
+def _whole_group(trainer: Trainer, episodes: Episodes, chosen: int, name: str, values=None) -> Credit:
+    """The credit of an algorithm without rollouts. A step has the mean advantage of its tokens, and the value before it.
+
+    values: [G, T] of the critic, if the algorithm has one.
+    """
+    advantages, _, _ = ALGORITHMS[name].credit(episodes, values, None, trainer.config)  # [G, T]
+    mask, cuts = episodes.tokens.response_mask[chosen].bool(), episodes.cuts[chosen]
+    of_steps = [tokens.mean().item() for tokens in advantages[chosen][mask].tensor_split(cuts[1:])]
+    return Credit(name, of_steps, None if values is None else values[chosen][mask][cuts].tolist())
 
 
 def _settings(config: CreditConfig, chosen: int) -> str:
-    """What was looked at, in a line; without a path of this machine, unless the user named one."""
+    """The settings in one line. It has no path of this machine, unless the user named a path."""
     policy = f"Policy {config.model}" if config.model else "The shipped policy"
     cut = f", a step every {config.step_tokens} tokens" if config.step_tokens else ""
     return (
@@ -111,32 +113,35 @@ def _settings(config: CreditConfig, chosen: int) -> str:
 
 
 def _resting_trainer(config: CreditConfig) -> Trainer:
-    """A trainer whose policy does not change, with a new critic or, if the run trained one, with the run's."""
+    """A trainer whose policy does not change. Its critic is new, or comes from the run if the run has trained one."""
     saved = parse(TrainConfig, "train", ["--preset", f"{config.run}/config.yaml"]) if config.run else TrainConfig()
-    has_critic = ALGORITHMS[saved.algorithm].needs_critic and config.critic_iterations > 0
+    problems = tasks.load_problems(config)
+    policy, tokenizer = models.load_policy(policy_name(config), models.pick_device(config.device))
+    prompts = min(2 * max(1, 64 // config.group), len(problems[0]))  # about 128 responses in an iteration of the critic
+    responses = prompts * config.group
     settings = {field.name: getattr(config, field.name) for field in fields(Common)} | {
         "algorithm": "ppo" if config.critic_iterations else "reinforce",
         "lr": 0.0,
+        "critic_lr": 10 * models.default_lr(policy),
         "kl_coef": 0.0,
         "lam": saved.lam,
         "gamma": saved.gamma,
         "top_p": saved.top_p,
         "temperature": config.temperature,
+        "step_tokens": config.step_tokens,
         "iterations": max(1, config.critic_iterations),
-        "eval_problems": 0,  # all: `problem` may be any of them
+        "prompts": prompts,
+        "group": config.group,
+        "minibatch_size": responses // 2 if responses % 2 == 0 else responses,
     }
-    problems = tasks.load_problems(config)
-    policy = models.load_policy(policy_name(config), models.pick_device(config.device))
-    n = 1 if has_critic or not config.critic_iterations else min(32, len(problems[0]))
-    settings |= {"critic_lr": 10 * models.default_lr(policy[0]), "prompts": n, "group": 4, "minibatch_size": 2 * n}
-    trainer = Trainer(TrainConfig(**settings), *policy, *problems)
-    if has_critic:
+    trainer = Trainer(TrainConfig(**settings), policy, tokenizer, *problems)
+    if config.critic_iterations and ALGORITHMS[saved.algorithm].needs_critic:
         checkpoint.resume(trainer, Path(config.run))
     return trainer
 
 
 def _train_critic(trainer: Trainer, config: CreditConfig) -> str:
-    """Trains the critic unless there is none, or it comes trained from its run. -> where it comes from, for the page"""
+    """Trains the critic, if there is one and it does not come from the run. -> the critic's origin, for the page"""
     if not trainer.critic:
         return ""
     if trainer.iteration:
@@ -145,15 +150,4 @@ def _train_critic(trainer: Trainer, config: CreditConfig) -> str:
         for metrics, _, _ in trainer.train():
             episodes = metrics["episodes"]
             bar.update()
-    return f"The network was trained on {episodes:,} responses of this policy, while the policy rested."
-
-
-def _critics_credit(trainer: Trainer, trajectory, cuts: list[int], reward: float) -> Credit:
-    """GAE over the critic's values: the value before each step, and the mean advantage of its tokens."""
-    tokens = collate([trajectory], trainer.device)
-    episodes = Episodes([], [trajectory], torch.tensor([[reward]]), [cuts], tokens, trainer.task, trainer.tokenizer)
-    values = trainer.score(episodes)[0]["values"]  # [1, T]
-    advantages, _, _ = trainer.algorithm.credit(episodes, values, trainer.roll_out, trainer.config)
-    mask = tokens.response_mask.bool()
-    means = [part.mean().item() for part in advantages[mask].tensor_split(cuts[1:])]
-    return Credit("ppo", means, values[mask][cuts].tolist())
+    return f"The network was trained on {episodes:,} responses of this policy, which did not change meanwhile."

@@ -8,12 +8,9 @@ from vine_mini.credit_page.page import NAMES, STRONG, signed, visible
 
 
 def plot_credit(page, path: Path) -> None:
-    """The steps of a `page.Page` as rows; for each method the advantage as a coloured cell with its number."""
-    from matplotlib.colors import LinearSegmentedColormap
-
+    """Draws the steps of a `page.Page` as rows, and the advantages by each method as a column of coloured cells."""
     texts = [_one_line(text, 56) for text in page.steps]
     n, wide, text_wide = len(page.steps), 1.3, 0.095 * max(map(len, texts)) + 0.2  # inches
-    colours = LinearSegmentedColormap.from_list("credit", [COLOURS["ppo"], "white", COLOURS["vineppo"]])
     figure, ((axis,),) = new_figure(1)
     figure.set_size_inches(text_wide + wide * len(page.credits), 1.3 + 0.42 * n)
     axis.set(xlim=(-text_wide, wide * len(page.credits)), ylim=(n, -1))
@@ -24,8 +21,9 @@ def plot_credit(page, path: Path) -> None:
         left = wide * column
         axis.text(left + wide / 2, -0.35, NAMES[credit.name], ha="center", va="center", weight="bold")
         for row, advantage in enumerate(credit.advantages):
-            colour = colours(0.5 + 0.3 * max(-1.0, min(1.0, advantage / STRONG)))  # never so dark that the number cannot be read
-            axis.fill_between([left, left + wide], row, row + 1, color=colour, edgecolor="white")
+            colour = COLOURS["vineppo" if advantage > 0 else "ppo"]
+            strength = 0.6 * min(1.0, abs(advantage) / STRONG)  # light enough to read the number
+            axis.fill_between([left, left + wide], row, row + 1, facecolor=(colour, strength), edgecolor="white")
             axis.text(left + wide / 2, row + 0.5, signed(advantage), ha="center", va="center")
     title = _one_line(page.question, int(11 * figure.get_figwidth()))
     figure.suptitle(f"{title}\nreward {page.reward:g}; the advantage of each step", fontsize=10, parse_math=False)
@@ -35,6 +33,6 @@ def plot_credit(page, path: Path) -> None:
 
 
 def _one_line(text: str, most: int) -> str:
-    """The text on one line of at most so many characters; unlike textwrap's `shorten`, also where it has no spaces."""
+    """The text on one line of at most `most` characters. Unlike `textwrap.shorten`, it also shortens text without spaces."""
     text = " ".join(visible(text).split())
     return text if len(text) <= most else text[: most - 3] + "..."

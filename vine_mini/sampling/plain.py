@@ -23,16 +23,14 @@ class Request:
 
 @torch.no_grad()
 def complete(model, trunks: list[list[int]], requests: list[Request], uniforms, sampling: Sampling, progress) -> list[Trajectory]:
-    """Samples every request.
+    """Samples every request. Number t of row r of `uniforms` [R, longest budget], in [0, 1), decides token t of request r.
 
-    Args:
-        uniforms: [R, longest budget] random numbers in [0, 1). Number t of row r decides token t of request r.
-        progress: called after each batch with its number of requests.
+    `progress` is called after each batch with its number of requests.
     """
     prefixes = [trunks[r.trunk][: r.start] for r in requests]
     # Sorting puts prefixes of similar length into one batch, which saves padding, and equal prefixes side by side.
     order = sorted(range(len(requests)), key=lambda i: (len(prefixes[i]), prefixes[i], i))
-    done = {}
+    done: dict[int, Trajectory] = {}
     for rows in (order[i : i + sampling.batch_size] for i in range(0, len(order), sampling.batch_size)):
         budgets = torch.tensor([requests[i].budget for i in rows])
         done |= zip(rows, _decode(model, [prefixes[i] for i in rows], budgets, uniforms[rows], sampling), strict=True)
