@@ -1,46 +1,48 @@
 # %% [markdown]
 # # 1. Sampling, and what a KV cache saves
 #
-# A language model gives a probability to every token that could come next. To *sample* a response is to draw a token,
-# append it, and ask again, until the model draws the token that ends a response. Everything later in this course is made of
-# such samples, so first we draw some, by hand.
+# A language model gives a probability to every token that could come next. To *sample* a response, we draw a token from these
+# probabilities and append it to the text. We repeat this until the model draws the token that ends a response. All data in this
+# course are samples, so in this tutorial we draw some by hand.
 #
-# In reinforcement learning the model that draws is called the *policy*. Ours is a small Llama that does chains of sums. It
-# knows the rules, but it is careless. (Sections are those of VinePPO, arXiv 2410.01679, the paper that tutorials 1 to 9 lead
-# through.)
+# In reinforcement learning the model that draws is called the *policy*. Our policy is a small Llama that solves chains of
+# arithmetic. The policy's most likely tokens are right, but many samples contain a mistake.
+#
+# Tutorials 1 to 9 teach the paper VinePPO (arXiv 2410.01679). Section numbers in them refer to this paper.
 
 # %%
 import time
+from dataclasses import replace
 
 import torch
-from lesson import QUICK, show, start
+from lesson import QUICK, mean_and_error, show, start
 from transformers import DynamicCache
 
-from vine_mini.sampling.plain import choose
+from vine_mini.app.plots import new_figure
 from vine_mini.evaluate import grade
 from vine_mini.logprobs import response_logprobs
-from vine_mini.app.plots import new_figure
 from vine_mini.sampling import sample
+from vine_mini.sampling.plain import choose
 from vine_mini.types import collate
 
 trainer = start()
-policy, tokenizer, eos = trainer.policy, trainer.tokenizer, trainer.eos
+policy, tokenizer = trainer.policy, trainer.tokenizer
 problem, prompt = trainer.test_problems[0], trainer.test_prompts[0]
 print(problem.question, "\n")
 print(problem.solution, "\n")
 print("the prompt in tokens:", [tokenizer.decode([i]) for i in prompt])
-first_sum = tokenizer.encode(problem.solution.split("=")[0] + "=")  # "1-1=": where the next token takes some thought
+first_sum = tokenizer.encode(problem.solution.split("=")[0] + "=")  # "1-1=": the next token is the result
 
 # %% [markdown]
 # ## One token
 #
-# The model reads the prompt and the first sum as far as its equals sign, and returns a row of logits for each token. Only the
-# last row speaks of what comes next:
+# The model reads the prompt and the first operation up to its equals sign. For each token that it reads, the model returns a row
+# of logits. The last row gives the distribution of the next token:
 #
 # $$\pi(y_t \mid s_t) = \mathrm{softmax}(\mathrm{logits} / \tau)$$
 #
-# where the state $s_t$ is the prompt and all tokens so far (VinePPO, section 2), and $\tau$ is the temperature: below 1 the
-# likely tokens become likelier, above 1 all become alike.
+# The state $s_t$ is the prompt with all response tokens so far (VinePPO, section 2). The temperature $\tau$ changes the
+# distribution. Below 1, likely tokens become more likely. Above 1, all tokens become more alike.
 
 # %%
 with torch.no_grad():
@@ -53,12 +55,12 @@ for temperature in (0.5, 1.0, 2.0):
 # %% [markdown]
 # ## A response, without and with a cache
 #
-# To choose token $t$, attention needs the keys and values of all tokens before it. They do not change when a token is appended.
-# Without a cache we compute all of them again for every new token: $T$ tokens cost $1 + 2 + \dots + T$ readings. With a cache we
-# read every token once.
+# To choose token $t$, attention needs the keys and values of all tokens before it. These keys and values do not change when a
+# token is appended. Without a cache, the model computes all keys and values again for every new token. For a response of $T$
+# tokens it then reads $1 + 2 + \dots + T$ tokens. With a cache, the model reads every token once.
 #
-# `choose` is the package's: it looks a uniform number up in the cumulative distribution, so the same numbers give the same
-# tokens, and we can see that the cache changes nothing but the time.
+# The package's function `choose` finds a uniform random number in the cumulative distribution. Equal random numbers therefore
+# give equal tokens, and we can check that the cache changes nothing but the time.
 
 
 # %%
@@ -78,7 +80,7 @@ def with_cache(prompts, uniforms):
     """The same with a KV cache."""
     cache, new, tokens = DynamicCache(config=policy.config), prompts, []
     for u in uniforms.T.contiguous():
-        logits = policy(new, past_key_values=cache).logits[:, -1]  # reads only what is new
+        logits = policy(new, past_key_values=cache).logits[:, -1]  # only the new tokens are read
         token, _ = choose(logits, u, temperature=1.0, top_p=1.0)
         tokens.append(token)
         new = token[:, None]
@@ -86,7 +88,7 @@ def with_cache(prompts, uniforms):
 
 
 def seconds(function, *inputs):
-    """-> result, the better of two times"""
+    """-> the result, and the shorter of two measured times"""
     times = []
     for _ in range(2):
         begin = time.perf_counter()
@@ -100,29 +102,31 @@ lengths = (16, 32) if QUICK else (32, 64, 128, 256)
 prompts = torch.tensor([prompt] * rows)
 uniforms = torch.rand(rows, max(lengths), generator=torch.Generator().manual_seed(0))
 slow, fast = [], []
-for T in lengths:  # we do not stop at the end of the answer: only the time matters here
+for T in lengths:  # sampling goes on after the end of the answer, because only the time matters here
     a, slow_seconds = seconds(without_cache, prompts, uniforms[:, :T])
     b, fast_seconds = seconds(with_cache, prompts, uniforms[:, :T])
     slow.append(slow_seconds)
     fast.append(fast_seconds)
     same = (a == b).float().mean().item()
-    times = f"{slow_seconds:5.2f} s without, {fast_seconds:5.2f} s with: {slow_seconds / fast_seconds:.1f} times"
-    print(f"{T:4} tokens: {times}; {same:.0%} of the tokens are the same")
+    factor = f"{slow_seconds / fast_seconds:.1f} times faster"
+    print(f"{T:4} tokens: {slow_seconds:5.2f} s without a cache, {fast_seconds:5.2f} s with one, {factor}; ", end="")
+    print(f"{same:.0%} of the tokens are the same")
 
 # %% [markdown]
-# Should a line say less than 100 %: a drawn number lay so close to the border between two tokens that rounding decided.
+# A line can show less than 100 %. Then a random number lay so close to the border between two tokens that rounding decided.
 #
 # ## The package's sampler
 #
-# `sample` does this for many prompts at once, lets a row that has ended leave the batch, and keeps the log-probability of each
-# token that it drew. Training will need them, and they must be those of the distribution that drew: the training code, which
-# reads a whole response at once, has to find the same numbers.
+# `sample` does the same for many prompts at once. A row that has ended leaves the batch. `sample` also keeps the log-probability
+# (log-prob) of each sampled token, because training needs them.
+#
+# These log-probs must come from the distribution that the tokens were drawn from. The training code reads a whole response at
+# once, and it must find the same numbers. We check this.
 
 # %%
-settings = dict(max_new_tokens=64, eos_token_id=eos, seed=0)
-trajectories = sample(policy, [prompt] * 4, **settings)
+trajectories = sample(policy, [prompt] * 4, trainer.sampling, seed=0)
 for t in trajectories:
-    verdict = "right" if grade(problem, t, tokenizer) else "wrong"
+    verdict = "right" if grade(trainer.task, problem, t, tokenizer) else "wrong"
     print(f"{verdict}, log-prob {sum(t.logprobs):6.2f}: {' / '.join(tokenizer.decode(t.response_ids).split(chr(10)))}")
 
 b = collate(trajectories)
@@ -134,9 +138,12 @@ print(f"largest difference between sampled and scored: {(scored[b.response_mask.
 # %% [markdown]
 # ## Temperature costs accuracy
 #
-# The most likely tokens are right: at temperature 0 nothing is wrong. But a response is about forty draws, and one miss is
-# enough. (Tutorial 2 finds out where they happen.) That is the policy's whole weakness, and what reinforcement learning will
-# mend: not new knowledge, but less carelessness.
+# At temperature 0 the sampler takes the most likely token each time, and all 100 answers are right. At temperature 1 a response
+# is a sequence of about 40 random draws. One unlucky draw can make the answer wrong, and only about a third of the answers are
+# right. Tutorial 2 shows at which tokens this happens.
+#
+# So the policy knows how to calculate, and its only weakness is sampling. Reinforcement learning will make the right tokens more
+# likely.
 
 # %%
 temperatures = (0.0, 1.0) if QUICK else (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
@@ -144,12 +151,12 @@ n_problems, n_samples = (20, 2) if QUICK else (100, 8)
 accuracy, errors = [], []
 for temperature in temperatures:
     repeated = [p for p in trainer.test_prompts[:n_problems] for _ in range(n_samples)]
-    responses = sample(policy, repeated, temperature=temperature, **settings)
-    graded = [grade(trainer.test_problems[i // n_samples], t, tokenizer) for i, t in enumerate(responses)]
-    by_problem = torch.tensor(graded).view(n_problems, n_samples).mean(dim=1)  # samples of one problem are not independent
-    accuracy.append(by_problem.mean().item())
-    errors.append(by_problem.std().item() / n_problems**0.5)
-    print(f"temperature {temperature:4.2f}: {100 * accuracy[-1]:5.1f} ± {100 * errors[-1]:.1f} % right")
+    responses = sample(policy, repeated, replace(trainer.sampling, temperature=temperature), seed=0)
+    graded = [grade(trainer.task, trainer.test_problems[i // n_samples], t, tokenizer) for i, t in enumerate(responses)]
+    share, error = mean_and_error(torch.tensor(graded).view(n_problems, n_samples))  # respects that samples share a problem
+    accuracy.append(share)
+    errors.append(error)
+    print(f"temperature {temperature:4.2f}: {100 * share:5.1f} ± {100 * error:.1f} % right")
 
 # %%
 figure, ((time_axis, temperature_axis),) = new_figure(2)
@@ -158,18 +165,18 @@ time_axis.plot(lengths, fast, "s-", color="#0072B2", label="with a cache")
 time_axis.set(xlabel="tokens sampled", ylabel=f"seconds for {rows} responses", title="What a KV cache saves", ylim=(0, None))
 time_axis.legend(frameon=False)
 temperature_axis.errorbar(temperatures, accuracy, yerr=errors, fmt="o-", color="#0072B2", capsize=3)
-temperature_axis.set(xlabel="temperature", ylabel="share of right answers", title="What carelessness costs", ylim=(-0.02, 1.02))
+temperature_axis.set(xlabel="temperature", ylabel="share of right answers", title="What random draws cost", ylim=(-0.02, 1.02))
 show(figure, "01_sampling")
 
 # %% [markdown]
 # ## Questions
 #
-# 1. Without a cache, why does the time grow faster than the number of tokens? By what factor does each doubling of the tokens
-#    multiply it in the printed times? Why is it less than 4 at first? (The prompt is read again, too, and each call has a
+# 1. Without a cache, the time grows faster than the number of tokens. In the printed times, by what factor does it grow when the
+#    number of tokens doubles? Why is the factor below 4 at first? (The prompt is read each time as well, and each call has a
 #    fixed cost.)
-# 2. At temperature 0 all responses to a prompt are equal. Could a policy learn from its own responses then?
-# 3. When a response is scored, why must the logits be divided by the temperature at which it was *sampled*?
-# 4. The cache holds keys and values. Why not the queries?
+# 2. At temperature 0 all responses to a prompt are equal. Could a policy learn from its own responses at temperature 0?
+# 3. When a response is scored, the logits must be divided by the temperature at which the response was *sampled*. Why?
+# 4. The cache holds keys and values. Why does it not hold queries?
 #
-# Exercises: `ex01` (choose a token), `ex02` (writing with a KV cache), `ex04` (log-probs of a response).
-# Read next: `vine_mini/decoding.py`, the plain sampler, 110 lines.
+# Exercises: `ex01` (choose a token), `ex02` (decode with a KV cache), `ex04` (log-probs of a response).
+# Read next: `vine_mini/sampling/plain.py`, the plain sampler.

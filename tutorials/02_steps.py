@@ -1,45 +1,51 @@
 # %% [markdown]
 # # 2. A response as states and steps
 #
-# To say which part of a response was good, we need words for its parts. Reinforcement learning has them: an *episode* is a
-# chain of *states* and *actions*. In VinePPO (section 2) they are as plain as can be:
+# We want to say which part of a response was good, so we need names for its parts. In reinforcement learning an *episode* is a
+# sequence of *states* and *actions*. VinePPO (section 2) defines them for a language model:
 #
 # $$s_0 = x, \qquad a_t = y_t, \qquad s_{t+1} = s_t \oplus y_t$$
 #
-# The first state is the prompt $x$. An action is the next token $y_t$. The next state is the old one with the token appended:
-# nothing is random but the choice of the token. The reward is 0 until the end, and then 1 if the answer is right, else 0.
-# A response that the length limit cuts has no end, so it earns 0.
+# The first state is the prompt $x$. An action is the next token $y_t$. The next state is the old state with this token appended.
+# Only the choice of the token is random.
+#
+# The reward is 0 at every token but the last. At the last token the reward is 1 if the answer is right and 0 if it is wrong. A
+# response that the length limit cuts has reward 0.
 
 # %%
-import torch
-from lesson import QUICK, show, start
+from dataclasses import replace
 
+import torch
+from lesson import QUICK, mean_and_error, show, start
+
+from vine_mini.app.plots import new_figure
 from vine_mini.evaluate import grade
 from vine_mini.logprobs import response_logprobs
-from vine_mini.app.plots import new_figure
 from vine_mini.sampling import sample
 from vine_mini.steps import cut_steps
 from vine_mini.types import Trajectory, collate
 
 trainer = start()
-policy, tokenizer, eos = trainer.policy, trainer.tokenizer, trainer.eos
-settings = dict(max_new_tokens=64, eos_token_id=eos, seed=0)
+policy, tokenizer, task = trainer.policy, trainer.tokenizer, trainer.task
 
 problem, prompt = trainer.test_problems[3], trainer.test_prompts[3]
-group = sample(policy, [prompt] * 8, **settings)  # a group: several responses to one prompt
-rewards = [grade(problem, t, tokenizer) for t in group]
+group = sample(policy, [prompt] * 8, trainer.sampling, seed=0)  # a group is several responses to one problem
+rewards = [grade(task, problem, t, tokenizer) for t in group]
 print(f"{problem.question}\n\nrewards of a group: {rewards}")
 
 # %% [markdown]
 # ## Steps
 #
-# A token is too small a part to be praised or blamed: most tokens of a sum leave no choice. A *step* is a line (section 4). Blank
-# lines go to the step before, and the closing `#### answer` to the last step. `cut_steps` returns the token index at which
-# each step starts. The states that will matter are those at the cuts: the prompt, and the end of every step but the last.
+# A single token is too small a unit for credit, because most tokens of a calculation leave the policy no choice. A *step* is one
+# line of the response (section 4). A blank line belongs to the step before it. The closing line `#### answer` belongs to the last
+# step.
+#
+# `cut_steps` returns the token index at which each step starts. The important states are the ones in which a step starts: the
+# prompt, and the end of every step but the last.
 
 # %%
 example = group[rewards.index(0.0)]
-cuts = cut_steps(example.response_ids, tokenizer)
+cuts = cut_steps(example.response_ids, tokenizer, answer_mark=task.ANSWER_MARK)
 ends = [*cuts[1:], len(example.response_ids)]
 print(f"{'step':>4}  {'tokens':7}  {'state before it':15}  text")
 for i, (a, b) in enumerate(zip(cuts, ends, strict=True)):
@@ -48,92 +54,101 @@ print(f"reward 0: the right answer is {problem.answer}\n\nthe state before step 
 print(tokenizer.decode(prompt + example.response_ids[: cuts[2]]))
 
 # %% [markdown]
-# The last action of a response that ends by itself is `<eos>`. To stop is a choice like any other, with a log-probability, and
-# it belongs to the last step. If training left it out, nobody would teach the policy when to stop.
+# The last action of a response that ends by itself is the end-of-sequence token `<eos>`. Stopping is an action with a log-prob
+# like any other action, and it belongs to the last step. Without training on it, the policy would not learn when to stop.
 #
-# ## Cut tokens, not text
+# ## Cut the tokens, not the text
 #
-# It is tempting to decode the response, split the text into lines, and tokenize them again. But one text can be written with
-# different tokens. The tokenizer has its favourite ones; the policy samples what it samples. How often do the two differ?
+# There is a simpler way that is wrong: decode the response, split the text into lines, and tokenize the lines again. One text can
+# be written with different token sequences. The tokenizer always produces the same sequence for a text. The policy can sample any
+# of them. We count how often the two differ.
 
 # %%
-n_problems, n_samples = (20, 8) if QUICK else (200, 20)
-responses = sample(policy, [p for p in trainer.test_prompts[:n_problems] for _ in range(n_samples)], **settings)
-problems = [p for p in trainer.test_problems[:n_problems] for _ in range(n_samples)]
-graded = [grade(p, t, tokenizer) for p, t in zip(problems, responses, strict=True)]
-encoded = [tokenizer.encode(tokenizer.decode(t.response_ids, skip_special_tokens=True)) + eos * t.finished for t in responses]
-other = [n for n, t in enumerate(responses) if encoded[n] != t.response_ids]
-share = len(other) / len(responses)
-print(f"{len(other)} of {len(responses)} responses, {share:.2%}, get other ids when they are encoded again")
+P, n = (20, 8) if QUICK else (200, 20)  # problems, and responses to each of them
+settings = dict(sampling=trainer.sampling, seed=0)
+responses = sample(policy, [p for p in trainer.test_prompts[:P] for _ in range(n)], **settings)
+problems = [p for p in trainer.test_problems[:P] for _ in range(n)]
+graded = [grade(task, p, t, tokenizer) for p, t in zip(problems, responses, strict=True)]
+texts = [tokenizer.decode(t.response_ids, skip_special_tokens=True) for t in responses]
+encoded = [tokenizer.encode(text) + [tokenizer.eos_token_id] * t.finished for text, t in zip(texts, responses, strict=True)]
+differs = [ids != t.response_ids for ids, t in zip(encoded, responses, strict=True)]
+other = [i for i, different in enumerate(differs) if different]
+share, error = mean_and_error(torch.tensor(differs).view(P, n))  # samples of one problem are not independent
+print(f"{len(other)} of {len(responses)} responses, {share:.2%} ± {error:.2%}, get other ids when they are encoded again")
 for name, rows in (("all", range(len(responses))), ("these", other)):
-    mean = sum(sum(responses[n].logprobs) for n in rows) / max(1, len(rows))
-    print(f"mean log-prob of {name}: {mean:.1f}; right: {sum(graded[n] for n in rows):.0f} of {len(rows)}")
+    mean = sum(sum(responses[i].logprobs) for i in rows) / max(1, len(rows))
+    print(f"mean log-prob of {name}: {mean:.1f} nats; right: {sum(graded[i] for i in rows):.0f} of {len(rows)}")
 
-
-for n in other[:3]:
-    sampled, again = responses[n], Trajectory(responses[n].prompt_ids, encoded[n], [0.0] * len(encoded[n]), finished=True)
-    first = next(i for i, (x, y) in enumerate(zip(sampled.response_ids, again.response_ids, strict=False)) if x != y)
+for i in other[:3]:
+    sampled, again = responses[i], Trajectory(responses[i].prompt_ids, encoded[i], [0.0] * len(encoded[i]), finished=True)
+    first = next(j for j, (x, y) in enumerate(zip(sampled.response_ids, again.response_ids, strict=False)) if x != y)
     print(f"from token {first}, after {tokenizer.decode(sampled.response_ids[:first])[-12:]!r}:")
     for name, t in (("sampled", sampled), ("encoded again", again)):
         b = collate([t])
         with torch.no_grad():
             logprob = response_logprobs(policy, b.input_ids, b.attention_mask, b.response_mask).sum().item()
-        near = [tokenizer.decode([i]) for i in t.response_ids[first : first + 4]]
-        print(f"  {name:14}{len(t.response_ids):3} tokens, log-prob {logprob:6.1f}: {near}")
+        near = [tokenizer.decode([j]) for j in t.response_ids[first : first + 4]]
+        print(f"  {name:14}{len(t.response_ids):3} tokens, log-prob {logprob:6.1f} nats: {near}")
 
 # %% [markdown]
-# The same text, but other states: a token index may point to another place, and the log-prob is that of a response that nobody
-# sampled. It is rare here. But nothing warns you, and it happens where the policy did something unlikely, which is where there is
-# something to learn. So this package decodes for the reward only, and `cut_steps` looks at the text of single tokens.
+# The text is the same, but the states differ. A token index can then point to another place in the text, and the log-prob belongs
+# to a response that was never sampled. This case is rare here, and no error message reports it. The case occurs where the policy
+# did something unlikely, and such places matter most for learning.
 #
-# ## The limit
+# This package therefore decodes text only to compute rewards. `cut_steps` looks at the text of single tokens.
 #
-# A response that is cut has no `<eos>` and no reward, even if it was about to be right.
+# ## The length limit
+#
+# A response that the limit cuts has no `<eos>`. The reward is then 0, even if the next token would have been right.
 
 # %%
-limits = (32, 64) if QUICK else (36, 38, 39, 40, 44, 64)
-few = range(0, len(responses), 4)
-for limit in limits:
-    short = sample(policy, [responses[n].prompt_ids for n in few], **settings | {"max_new_tokens": limit})
-    cut = sum(not t.finished for t in short) / len(short)
-    right = sum(grade(problems[n], t, tokenizer) for n, t in zip(few, short, strict=True)) / len(short)
-    print(f"limit {limit:2}: {cut:6.1%} are cut, {right:5.1%} ± {(right * (1 - right) / len(short)) ** 0.5:.1%} are right")
+few = [i for i in range(len(responses)) if i % 4 == 0]  # n / 4 responses to each problem
+for limit in (32, 64) if QUICK else (36, 38, 39, 40, 44, 64):
+    sampling = replace(trainer.sampling, max_new_tokens=limit)
+    short = sample(policy, [responses[i].prompt_ids for i in few], sampling, seed=0)
+    cut = [not t.finished for t in short]
+    right = [grade(task, problems[i], t, tokenizer) for i, t in zip(few, short, strict=True)]
+    (cut, cut_error), (right, right_error) = (mean_and_error(torch.tensor(x).view(P, -1)) for x in (cut, right))
+    print(f"limit {limit:2}: {cut:6.1%} ± {cut_error:.1%} are cut, {right:5.1%} ± {right_error:.1%} are right")
 
 # %% [markdown]
-# ## Where does the policy doubt?
+# ## Where is the policy uncertain?
 #
-# $-\log \pi(y_t \mid s_t)$ is the *surprise* of a token: 0 where there was no choice. We sort the tokens by their place in a
-# line. And since the solution of each problem is known, we can see at which step a response leaves it for the first time.
+# $-\log \pi(y_t \mid s_t)$ is the *surprise* of a token. The surprise is 0 where the policy had no choice. We sort the tokens by
+# their place in a line.
+#
+# The solution of each problem is known. For each response we therefore also find the first step that differs from it.
 
 # %%
-surprise = {name: [] for name in ("sum", "=", "result", "line end", "answer", "<eos>")}
+surprise = {name: [[] for _ in range(P)] for name in ("operation", "=", "result", "line end", "answer", "<eos>")}
 signs = {"#": "answer", "<eos>": "<eos>", "\n": "line end", "=": "="}
-for t in responses:
+for i, t in enumerate(responses):
     place = "line end"
-    for i, logprob in zip(t.response_ids, t.logprobs, strict=True):
-        after = {"=": "result", "line end": "sum"}.get(place, place)
-        place = next((name for sign, name in signs.items() if sign in tokenizer.decode([i])), after)
-        surprise[place].append(-logprob)
-means = {name: sum(x) / max(1, len(x)) for name, x in surprise.items()}
-for name, mean in means.items():
-    print(f"{name:9}{mean:7.4f} nats a token ({len(surprise[name])} tokens)")
+    for token, logprob in zip(t.response_ids, t.logprobs, strict=True):
+        after = {"=": "result", "line end": "operation"}.get(place, place)
+        place = next((name for sign, name in signs.items() if sign in tokenizer.decode([token])), after)
+        surprise[place][i // n].append(-logprob)
+means = {name: mean_and_error(rows) for name, rows in surprise.items()}
+for name, (mean, error) in means.items():
+    print(f"{name:9}{mean:7.4f} ± {error:.4f} nats a token ({sum(map(len, surprise[name]))} tokens)")
 
-left_at = []  # the first step that differs from the solution; len(truth) if none does
-for p, t in zip(problems, responses, strict=True):
-    lines, truth = tokenizer.decode(t.response_ids, skip_special_tokens=True).split("\n"), p.solution.split("\n")[:-1]
+left_at = []  # the first step that differs from the solution; the number of steps if none differs
+for p, text in zip(problems, texts, strict=True):
+    lines, truth = text.split("\n"), p.solution.split("\n")[:-1]
     left_at.append(next((i for i, line in enumerate(truth) if lines[i : i + 1] != [line]), len(truth)))
 wrong_at, errors = [], []
 for i in range(trainer.config.steps):
-    so_far = [x for x in left_at if x >= i]
-    wrong_at.append(so_far.count(i) / len(so_far))
-    errors.append((wrong_at[i] * (1 - wrong_at[i]) / len(so_far)) ** 0.5)
-    print(f"step {i}: {len(so_far):4} responses have no mistake so far, {wrong_at[i]:.1%} ± {errors[i]:.1%} of them make one now")
+    so_far = [[x == i for x in left_at[p * n : (p + 1) * n] if x >= i] for p in range(P)]  # of responses without a mistake so far
+    mean, error = mean_and_error(so_far)
+    wrong_at.append(mean)
+    errors.append(error)
+    print(f"step {i}: {sum(map(len, so_far)):4} responses are right so far, {mean:.1%} ± {error:.1%} of them make a mistake now")
 lucky = sum(g for g, x in zip(graded, left_at, strict=True) if x < trainer.config.steps)
-print(f"{sum(graded):.0f} responses are right, {lucky:.0f} of them by mistakes that cancel")
+print(f"{sum(graded):.0f} responses are right; in {lucky:.0f} of them, mistakes cancel each other")
 
 # %% [markdown]
-# The doubt sits in one place, the result of a sum, and a mistake is about as likely in every step. A response fails because at
-# least one such token went wrong. If we knew which, we would not have to blame all the others.
+# The policy is uncertain in one place only, the result of a calculation. Every step has about the same chance of a mistake. A
+# response is wrong because at least one result token went wrong. If we knew which one, we could leave all other tokens alone.
 
 # %%
 figure, _ = new_figure(2, 2)
@@ -146,25 +161,27 @@ for i, (a, b) in enumerate(zip(cuts, ends, strict=True)):
 labels = [tokenizer.decode([i]).replace("\n", "\\n").strip(" ") for i in example.response_ids]
 top.set_xticks(range(len(labels)), labels, fontsize=8, rotation=90)
 top.set(ylabel="surprise (nats)", xlim=(-0.6, len(labels) - 0.4), ylim=(0, 1.2 * -min(example.logprobs)))
-top.set_title(f"One response, reward 0: {problem.question}", fontsize=9)
+top.set_title(f"One response with reward 0: {problem.question}", fontsize=9)
 top.legend(frameon=False, ncols=6, fontsize=8, loc="upper center")
 top.grid(axis="x", visible=False)
-places.barh(list(means), list(means.values()), color="#0072B2")
+middle, spread = zip(*means.values(), strict=True)
+places.barh(list(means), middle, xerr=spread, color="#0072B2", capsize=3)
 places.invert_yaxis()
-places.set(xlabel="mean surprise (nats a token)", title="Where the policy doubts")
+places.set(xlabel="mean surprise (nats a token)", title="Where the policy is uncertain")
 steps.errorbar(range(len(wrong_at)), wrong_at, yerr=errors, fmt="o-", color="#D55E00", capsize=3)
-steps.set(xlabel="step", ylabel="share that errs at this step", title="Responses without a mistake so far", ylim=(0, 0.4))
+steps.set(xlabel="step", ylabel="share with a mistake at this step", title="Responses without a mistake so far", ylim=(0, 0.4))
 show(figure, "02_steps")
 
 # %% [markdown]
 # ## Questions
 #
-# 1. Two responses reach the same intermediate number in different ways. Are they in the same state? What would be gained, and
-#    what lost, by treating them as one?
-# 2. From limit 38 to limit 39 the share of right answers jumps. Count the tokens: why can no right answer be shorter, and why
-#    does it hardly matter that many responses are still cut at 39?
-# 3. Multiply the shares that do *not* err at each step. How far is that from the share of right answers, and why?
-# 4. Nothing is random here but the choice of tokens. Name a task for a language model in which that is not so.
+# 1. Two responses reach the same intermediate number in different ways. Are they in the same state? What would we gain and lose
+#    if we treated them as one state?
+# 2. The share of right answers jumps between the limits 38 and 39. Count the tokens: why can no right answer be shorter? Many
+#    responses are still cut at 39. Why does this hardly change the share of right answers?
+# 3. Multiply the shares of responses that make *no* mistake at each step. How far is the product from the share of right answers,
+#    and why?
+# 4. In this task only the choice of tokens is random. Name a task for a language model in which something else is random.
 #
-# Exercises: `ex03` (cut steps in token ids), `ex18` (a mask that is silently wrong).
-# Read next: `vine_mini/steps.py`, 45 lines, and `vine_mini/types.py`, what passes between the stages.
+# Exercises: `ex03` (cut steps in token ids), `ex18` (a program with a silent mistake in its mask).
+# Read next: `vine_mini/steps.py`, and `vine_mini/types.py`, the data that passes between the stages.

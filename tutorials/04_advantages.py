@@ -1,93 +1,90 @@
 # %% [markdown]
 # # 4. GAE against Monte Carlo advantages
 #
-# An *advantage* says how much better an action was than what the policy does on average: $A(s, a) = r + V(s') - V(s)$. All it
-# takes is values. VinePPO has them from rollouts, PPO (proximal policy optimization, the usual algorithm) from a network, the
-# *critic*. To smooth over the critic's errors it uses generalized advantage estimation (GAE; VinePPO, section 3; arXiv
-# 1506.02438). Here $r_t$ is the reward of a token (0 but at the end), $\gamma$ discounts what comes later (1 in this course:
-# not at all), and $\lambda$ between 0 and 1 says how far ahead to look:
+# An *advantage* says how much better an action was than what the policy does on average: $A(s, a) = r + V(s') - V(s)$. To compute
+# it we need values. VinePPO estimates values with rollouts. PPO (proximal policy optimization, the usual algorithm) estimates
+# them with a second network, the *critic*.
+#
+# A critic makes errors. PPO reduces their effect with generalized advantage estimation (GAE; VinePPO, section 3; arXiv
+# 1506.02438):
 #
 # $$\delta_t = r_t + \gamma V(s_{t+1}) - V(s_t), \qquad A_t = \sum_{l \ge 0} (\gamma \lambda)^l \delta_{t+l}$$
 #
-# Here we do both on the same response and compare them with the truth. First GAE by hand, on three tokens.
+# Here $r_t$ is the reward of token $t$, which is 0 at every token but the last. $\gamma$ discounts later rewards. In this course
+# $\gamma$ is 1, so nothing is discounted. $\lambda$ lies between 0 and 1 and sets how far ahead the sum looks.
+#
+# This tutorial computes both kinds of advantage for the same response and compares them with the true advantages. First we
+# compute GAE by hand for three tokens.
 
 # %%
 import torch
-from lesson import QUICK, show, start
+from lesson import QUICK, rewards_of_rollouts, show, start
 
-from vine_mini import tasks
 from vine_mini.advantages import gae, spread_to_tokens, step_advantages, whiten
+from vine_mini.app.plots import new_figure
 from vine_mini.evaluate import grade
 from vine_mini.logprobs import response_values
-from vine_mini.app.plots import new_figure
 from vine_mini.sampling import sample
 from vine_mini.steps import cut_steps
 from vine_mini.types import collate
-from vine_mini.sampling import rollouts
+from vine_mini.values import monte_carlo_values, standard_errors
 
 r, V, lambdas = [0.0, 0.0, 1.0], [0.5, 0.6, 0.2], (1.0, 0.95, 0.0)
-delta = [r[0] + V[1] - V[0], r[1] + V[2] - V[1], r[2] + 0 - V[2]]  # gamma is 1, and the end is worth 0
+delta = [r[0] + V[1] - V[0], r[1] + V[2] - V[1], r[2] + 0 - V[2]]  # gamma = 1; the value after the last token is 0
 for lam in lambdas:
     by_hand = torch.tensor([[delta[0] + lam * delta[1] + lam**2 * delta[2], delta[1] + lam * delta[2], delta[2]]])
     packaged, _ = gae(torch.tensor([r]), torch.tensor([V]), torch.ones(1, 3), lam=lam)
     print(f"lambda {lam:4}: {[round(x, 3) for x in packaged[0].tolist()]}; as by hand: {torch.allclose(by_hand, packaged)}")
 
 # %% [markdown]
-# With $\lambda = 1$ all values but one cancel: $A_t = R - V(s_t)$. Such an advantage knows the outcome for sure, but not who
-# caused it. With $\lambda = 0$ it is $\delta_t$: it knows the place, if the critic is right. The paper's PPO uses $\lambda = 1$.
+# With $\lambda = 1$ all values but one cancel: $A_t = R - V(s_t)$. This advantage contains the outcome $R$, but it does not show
+# which token caused the outcome. With $\lambda = 0$ the advantage is $\delta_t$. This advantage shows the token, if the critic is
+# right. The paper's PPO uses $\lambda = 1$.
 #
 # ## A critic
 #
-# We train one as PPO does, with a learning rate of 0 for the policy, so that it learns the values of a policy that stands still.
+# We train a critic as PPO does. The policy's learning rate is 0, so the critic learns the values of a policy that does not
+# change.
 
 # %%
 trainer = start(algorithm="ppo", lr=0.0, critic_lr=1e-3, kl_coef=0.0, iterations=1 if QUICK else 20)
-policy, tokenizer, eos = trainer.policy, trainer.tokenizer, trainer.eos
+policy, tokenizer, task, sampling = trainer.policy, trainer.tokenizer, trainer.task, trainer.sampling
 for metrics, episodes, advantages in trainer.train():
-    last = advantages, episodes.batch.response_mask  # [B, T] each; used again below
+    last = advantages, episodes.tokens.response_mask  # [B, T] each; used again below
     if QUICK or metrics["iteration"] % 4 == 0:
         print(f"{metrics['episodes']:5} episodes: mean |V - R| a token {metrics['value_error']:.3f}", flush=True)
 
 # %% [markdown]
-# Do not wait for 0: rewards are 0 or 1, and a constant guess of 0.29 is off by $2 \cdot 0.29 \cdot 0.71 = 0.41$ on average.
-# The critic is just beginning to do better than that.
+# This error cannot reach 0, because rewards are 0 or 1. A critic that always answers 0.29, the mean reward, has the error
+# $2 \cdot 0.29 \cdot 0.71 = 0.41$. The errors above vary from iteration to iteration and are only a little smaller.
 #
 # ## One wrong response
 #
-# The first of our responses is wrong, but begins with three right steps; the others are whatever comes. The truth is measured
-# with many rollouts: of all responses from every step, of the first one also from *every token*. For VinePPO we take $K = 9$ and
-# give every token the advantage of its step (section 4).
+# We compare the advantages on 21 responses. The first response is wrong but starts with three right steps. The other 20 responses
+# are not selected.
+#
+# Many rollouts from the start of every step give the *truth*. For the first response we also roll out from *every token*. For
+# VinePPO we take $K = 9$ and give every token the advantage of its step (section 4).
 
 # %%
-settings = dict(max_new_tokens=64, eos_token_id=eos, batch_size=1024)
 n_others, k_tokens, k_steps = (3, 20, 20) if QUICK else (20, 400, 256)
 problem, prompt = trainer.test_problems[5], trainer.test_prompts[5]
 solution = tokenizer.encode(problem.solution)
-three = cut_steps(solution, tokenizer)[3]  # where the fourth step starts
-group = sample(policy, [prompt] * 16, seed=0, **settings)
-wrong = next(t for t in group if t.response_ids[:three] == solution[:three] and not grade(problem, t, tokenizer))
+three = cut_steps(solution, tokenizer, answer_mark=task.ANSWER_MARK)[3]  # where the fourth step starts
+group = sample(policy, [prompt] * 16, sampling, seed=0)
+wrong = next(t for t in group if t.response_ids[:three] == solution[:three] and not grade(task, problem, t, tokenizer))
 problems = [problem, *trainer.test_problems[20 : 20 + n_others]]
-trajectories = [wrong, *sample(policy, trainer.test_prompts[20 : 20 + n_others], seed=1, **settings)]
-R = [grade(p, t, tokenizer) for p, t in zip(problems, trajectories, strict=True)]
+trajectories = [wrong, *sample(policy, trainer.test_prompts[20 : 20 + n_others], sampling, seed=1)]
+R = [grade(task, p, t, tokenizer) for p, t in zip(problems, trajectories, strict=True)]
 
-
-def monte_carlo(cuts, k, seed):
-    """-> for each row of cuts, the values of the states at the cuts of that trajectory"""
-    done = rollouts(policy, trajectories[: len(cuts)], cuts, k=k, seed=seed, **settings)
-    values = [[] for _ in cuts]
-    for n, (p, t) in enumerate(zip(problems[: len(cuts)], trajectories, strict=False)):
-        for c, completions in zip(cuts[n], done[n], strict=True):
-            R = [tasks.reward(p, t.response_ids[:c] + x.response_ids, x.finished, tokenizer) for x in completions]
-            values[n].append(sum(R) / k)
-    return values
-
-
-cuts = [cut_steps(t.response_ids, tokenizer) for t in trajectories]
+cuts = [cut_steps(t.response_ids, tokenizer, answer_mark=task.ANSWER_MARK) for t in trajectories]
 every_token = list(range(len(wrong.response_ids)))
-true_values = monte_carlo([every_token], k_tokens, seed=2)[0]
-values = monte_carlo(cuts, 9, seed=3)
-steps = {"truth": list(map(step_advantages, monte_carlo(cuts, k_steps, seed=4), R))}  # name -> [response][step]
-steps["K = 9"] = list(map(step_advantages, values, R))
+[of_tokens] = rewards_of_rollouts(trainer, [problem], [wrong], [every_token], k=k_tokens, seed=2)  # [state][K], as in tutorial 3
+nine = rewards_of_rollouts(trainer, problems, trajectories, cuts, k=9, seed=3)  # [response][state][K]
+many = rewards_of_rollouts(trainer, problems, trajectories, cuts, k=k_steps, seed=4)
+true_values, true_of_steps = monte_carlo_values(of_tokens), map(monte_carlo_values, many)
+values = list(map(monte_carlo_values, nine))
+steps = {"truth": list(map(step_advantages, true_of_steps, R)), "K = 9": list(map(step_advantages, values, R))}
 
 b = collate(trajectories)
 with torch.no_grad():
@@ -95,8 +92,8 @@ with torch.no_grad():
 token_rewards = torch.zeros_like(critic)
 token_rewards[torch.arange(len(b)), b.attention_mask.sum(dim=1) - 1] = torch.tensor(R)  # paid at the last token
 tokens = {lam: gae(token_rewards, critic, b.response_mask, lam=lam)[0] for lam in lambdas}  # [B, T] each
-for lam, credit in tokens.items():  # of a step: the mean over its tokens
-    rows = [credit[n][b.response_mask[n].bool()].tensor_split(cuts[n][1:]) for n in range(len(b))]
+for lam, of_tokens in tokens.items():  # the advantage of a step is the mean over its tokens
+    rows = [of_tokens[n][b.response_mask[n].bool()].tensor_split(cuts[n][1:]) for n in range(len(b))]
     steps[f"GAE {lam}"] = [[part.mean().item() for part in row] for row in rows]
 
 print(f"{problem.question}\n{'':22}" + "".join(f"{name:>10}" for name in steps))
@@ -107,13 +104,16 @@ gap = max(abs(sum(row) - (reward - v[0])) for row, reward, v in zip(steps["K = 9
 print(f"\nsum of step advantages (K = 9) against R - V(s_0): largest gap in {len(b)} responses {gap:.1e}")
 
 # %% [markdown]
-# The truth blames the step with the mistake and praises two of the three right ones before it a little. Nine rollouts see the
-# mistake, with noise elsewhere. GAE with $\lambda = 1$ blames every step, the innocent ones too.
+# The true advantage of the step with the mistake is clearly negative. Two of the three right steps before it have a small
+# positive one. With nine rollouts the mistake is visible, and the other steps get some noise. GAE with $\lambda = 1$ gives every
+# step a negative advantage, the right steps as well.
 #
-# Whatever the values, the step advantages of a response sum to $R - V(s_0)$: all in between cancels. A good test of such code.
+# For any values, the step advantages of a response sum to $R - V(s_0)$, because all values in between cancel. This sum is a good
+# test for code that computes step advantages.
 #
-# One response proves little. Over more of them, how well do the steps' advantages agree with the true ones? We ask for the
-# correlation, since advantages are shifted and scaled before use; its error comes from leaving out one response at a time.
+# One response proves little. We therefore compare the advantages of all steps in all responses with the true ones. We use the
+# correlation, because advantages are shifted and scaled before the update. For the error of the correlation, we leave out one
+# response at a time.
 
 
 # %%
@@ -129,25 +129,26 @@ for name in list(steps)[1:]:
     print(f"{name:9} correlation with the truth {correlation(steps[name]):.2f} ± {error:.2f}")
 
 # %% [markdown]
-# Nine rollouts agree with the truth better than this critic does. They cost more tokens; the critic had to be trained.
+# Nine rollouts agree with the truth better than this critic does. The rollouts cost additional tokens, and the critic cost its
+# training.
 #
 # ## Whitening
 #
-# Before the update, PPO and VinePPO shift and scale the advantages of all response tokens of an iteration to mean 0 and standard
-# deviation 1. Then the size of an update does not depend on how far rewards lie apart. The shift can turn a sign.
+# Before the update, PPO and VinePPO shift and scale the advantages of all response tokens of an iteration. Afterwards their mean
+# is 0 and their standard deviation is 1. The size of an update then does not depend on how far the rewards lie apart. The shift
+# can change the sign of an advantage.
 
 # %%
 raw, white = (x[last[1].bool()] for x in (last[0], whiten(*last)))  # the tokens of the critic's last iteration
 print(f"before: mean {raw.mean():+.3f}, std {raw.std():.3f}; after: mean {white.mean():+.3f}, std {white.std():.3f}")
-print(f"an advantage of 0 becomes {-raw.mean() / raw.std():+.3f}; {(raw * white < 0).float().mean():.1%} of the signs turn")
+print(f"an advantage of 0 becomes {-raw.mean() / raw.std():+.3f}; {(raw * white < 0).float().mean():.1%} of the signs change")
 
 # %%
 figure, ((value_axis,), (axis,)) = new_figure(1, 2)
 figure.set_size_inches(10.4, 7.2)
 here = b.response_mask[0].bool()
 value_axis.plot(every_token, true_values, ".-", color="black", label=f"truth ({k_tokens} rollouts)")
-bars = [(p * (1 - p) / 9) ** 0.5 for p in ((9 * v + 0.5) / 10 for v in values[0])]  # none of nine is not never
-value_axis.errorbar(cuts[0], values[0], bars, fmt="o", color="#0072B2", capsize=3, label="K = 9")
+value_axis.errorbar(cuts[0], values[0], standard_errors(nine[0]), fmt="o", color="#0072B2", capsize=3, label="K = 9")
 value_axis.plot(every_token, critic[0][here], "s--", markersize=4, color="#D55E00", label="critic")
 axis.bar(every_token, step_advantages(true_values, R[0]), color="0.6", label="truth")
 spread = spread_to_tokens(steps["K = 9"][0], cuts[0], len(every_token))
@@ -167,10 +168,11 @@ show(figure, "04_advantages")
 # %% [markdown]
 # ## Questions
 #
-# 1. In truth one token has the blame, yet VinePPO blames its line. Why does that hardly matter? See the picture of tutorial 2.
-# 2. With $\lambda = 1$ innocent steps are blamed. Why can PPO learn all the same, given enough episodes?
-# 3. Train the critic for three times as many iterations. Which of the three GAEs gains most, and why?
-# 4. What would GAE with $\lambda = 1$ be if the critic were 0 everywhere? (Tutorial 8 has a name for it.)
+# 1. In truth a single token caused the failure, but VinePPO gives the negative advantage to its whole line. Why does this hardly
+#    matter? See the picture of tutorial 2.
+# 2. With $\lambda = 1$, right steps of a wrong response get a negative advantage. Why can PPO still learn from enough episodes?
+# 3. Train the critic for three times as many iterations. Which of the three GAEs improves most, and why?
+# 4. What would GAE with $\lambda = 1$ be if the critic were 0 everywhere? (Tutorial 8 gives it a name.)
 #
 # Exercises: `ex06` (step advantages), `ex07` (spread to tokens), `ex08` (GAE), `ex09` (whitening).
 # Read next: `vine_mini/advantages.py`, and how `vine_mini/algorithms.py` calls it.

@@ -1,28 +1,30 @@
 # %% [markdown]
-# # 5. The clipped loss, drawn and felt
+# # 5. The clipped loss, drawn and measured
 #
-# Sampling is dear and an optimizer step is cheap, so we want several steps from the same responses. But after the first step
-# the policy is no longer the one that wrote them. PPO's answer is one line of loss. We draw it, and then we overuse it.
+# Sampling is expensive and an *update* (a step of the optimizer) is cheap, so we take several updates on the same responses. But
+# after the first update the policy is no longer the one that sampled the responses. PPO handles this in its loss. We draw the
+# loss, and then take far too many updates with it.
 #
-# The *ratio* of a token says how far the policy has moved on it:
+# The *ratio* of a token says how much its probability has changed since it was sampled:
 #
 # $$\rho_t = \frac{\pi(y_t \mid s_t)}{\pi_{\mathrm{old}}(y_t \mid s_t)}$$
 #
-# and the loss (VinePPO, section 3; arXiv 1707.06347, equation 7) is the mean over tokens of
+# The loss (VinePPO, section 3; arXiv 1707.06347, equation 7) is the mean over tokens of
 #
 # $$\max\left(-A_t\, \rho_t,\; -A_t\, \mathrm{clip}(\rho_t,\, 1 - \epsilon,\, 1 + \epsilon)\right)$$
 #
-# The larger of two losses is the pessimist's: moving further than $\epsilon$ in the favoured direction earns nothing more, but
-# having moved in the wrong direction is paid for in full.
+# The loss takes the larger, that is the more pessimistic, of two losses. A token that has moved further than $\epsilon$ in its
+# favoured direction gains nothing by moving on. A token that has moved in the wrong direction counts in full.
 
 # %%
 import torch
 from lesson import QUICK, show, start
 
 from vine_mini.algorithms import ALGORITHMS
+from vine_mini.app.plots import new_figure
 from vine_mini.logprobs import response_logprobs
 from vine_mini.losses import clipped_policy_loss
-from vine_mini.app.plots import new_figure
+from vine_mini.types import Batch
 
 CLIP = 0.2
 
@@ -36,7 +38,7 @@ def right(ratio, advantage):
 
 
 def swapped(ratio, advantage):
-    """The same with min for max, as some public code has it for negative advantages."""
+    """The same with min in place of max, a mistake that some public code makes for negative advantages."""
     logprobs = ratio.log().requires_grad_()
     ratio = logprobs.exp()
     losses = torch.minimum(-advantage * ratio, -advantage * ratio.clamp(1 - CLIP, 1 + CLIP))
@@ -44,46 +46,49 @@ def swapped(ratio, advantage):
 
 
 # %% [markdown]
-# ## Four corners
+# ## Four cases
 #
 # | | ratio low (0.5) | ratio high (2) |
 # |---|---|---|
-# | A > 0, a good token | became rarer, by mistake: push it back up | likely enough: let go |
-# | A < 0, a bad token | rare enough: let go | became likelier, by mistake: push it down, twice as hard |
+# | A > 0, a good token | wrong direction: its probability is pushed up again | far enough: no gradient |
+# | A < 0, a bad token | far enough: no gradient | wrong direction: its probability is pushed down, with twice the force |
 #
-# Swap max and min, and every corner turns over: the loss lets go where something has gone wrong, and pushes on where it should
-# stop. At ratio 1 the two are alike, so the first step of every iteration looks healthy.
+# With min in place of max, all four cases are reversed. The loss then has no gradient where a token has moved in the wrong
+# direction, and it pushes on where it should stop. At ratio 1 both losses are equal, so the mistake does not show in the first
+# update of an iteration.
 
 # %%
-corners = torch.tensor([0.5, 1.0, 2.0])
+cases = torch.tensor([0.5, 1.0, 2.0])
 for advantage in (1.0, -1.0):
     for name, loss in (("right", right), ("swapped", swapped)):
-        push = -loss(corners, advantage)[1]  # where gradient descent wants to take the log-prob
-        said = [f"ratio {r:g}: {f'push {g:+.1f}' if g else 'no gradient'}" for r, g in zip(corners.tolist(), push, strict=True)]
-        print(f"A = {advantage:+.0f}, {name:7}   " + "   ".join(f"{x:22}" for x in said))
+        push = -loss(cases, advantage)[1]  # the direction in which gradient descent moves the log-prob
+        shown = [f"ratio {r:g}: {f'push {g:+.1f}' if g else 'no gradient'}" for r, g in zip(cases.tolist(), push, strict=True)]
+        print(f"A = {advantage:+.0f}, {name:7}   " + "   ".join(f"{x:22}" for x in shown))
 
 # %% [markdown]
-# A bad token at ratio 2 is the costly case: an update has made it twice as likely, by accident, since all tokens share their
-# weights. The right loss pushes it down with twice the force; the swapped one is silent.
+# The costly case is a bad token with ratio 2. Tokens share the network's weights, so updates for other tokens can double its
+# probability. The right loss pushes it down with twice the force. The swapped loss does nothing.
 #
 # ## One denominator
 #
-# The mean over tokens needs a word. A minibatch rarely fits in one forward pass, so it is cut into micro-batches whose
-# gradients add up. Divide each sum by the tokens of the *whole* minibatch, and the split changes nothing; take the mean of each
-# part instead, and tokens in small parts count more: another gradient for every split.
+# The loss is a mean over the tokens of a minibatch. A minibatch rarely fits in one forward pass, so it is split into
+# micro-batches whose gradients add up. There are two ways to divide:
+#
+# - Divide each sum by the number of tokens of the *whole* minibatch. Then the split changes nothing.
+# - Take the mean of each micro-batch. Then tokens in small micro-batches count more, and each split gives another gradient.
 
 # %%
 size = dict(prompts=8, minibatch_size=32, eval_problems=20, eval_samples=1) if QUICK else dict(minibatch_size=128)
-settings = dict(algorithm="rloo", kl_coef=0.0, epochs=1, max_ratio=1e9, **size)  # one optimizer step an update
+settings = dict(algorithm="rloo", kl_coef=0.0, epochs=1, max_ratio=1e9, **size)  # one update in each call of trainer.update
 trainer = start(clip=CLIP, **settings)
 episodes = trainer.sample_episodes()
-batch = episodes.batch
-trainer.score(batch, episodes.trajectories)  # old log-probs: the sampler's own
-batch.advantages, _ = ALGORITHMS["rloo"](episodes, trainer.config)
+scores, _ = trainer.score(episodes)  # the old log-probs are the sampler's own
+advantages, _, _ = ALGORITHMS["rloo"].credit(episodes, None, trainer.roll_out, trainer.config)
+batch = Batch(**vars(episodes.tokens), **scores, advantages=advantages)
 
 
 def gradient(tokens: int, fixed: bool):
-    """The policy's gradient on the batch in micro-batches of so many tokens, as one vector. -> gradient, number of parts"""
+    """The policy's gradient on the batch, in micro-batches of at most so many tokens. -> the gradient, the number of parts"""
     parts = batch.micro_batches(torch.arange(len(batch)), tokens)
     for rows in parts:
         b = batch.rows(rows)
@@ -97,41 +102,48 @@ def gradient(tokens: int, fixed: bool):
 
 whole, _ = gradient(10**6, True)
 for tokens in (1000, 4000):
-    for name, fixed in (("fixed denominator", True), ("mean of each part", False)):
+    for name, fixed in (("one denominator", True), ("mean of each part", False)):
         g, n = gradient(tokens, fixed)
-        print(f"{n:2} micro-batches, {name}: {(g - whole).norm() / whole.norm():.1e} away from the gradient in one piece")
+        difference = (g - whole).norm() / whole.norm()
+        print(f"{n:2} micro-batches, {name}: relative difference to the gradient in one piece {difference:.1e}")
 
 # %% [markdown]
-# ## Too many steps on one batch
+# ## Too many updates on one batch
 #
-# That batch again: 128 responses with RLOO's credit (the reward minus the mean of the others in its group: tutorial 8). Many
-# optimizer steps on it, with the clip and without (an $\epsilon$ that nothing reaches). We watch the accuracy on test
-# problems, newly sampled; the KL divergence from the old policy (how far the two distributions are apart, in nats; 0 if
-# nothing has changed), estimated on the batch; the mean ratio; and the share of tokens that the clip has silenced.
+# We use the same batch: 128 responses with RLOO's advantages. (RLOO subtracts from each reward the mean of the other rewards in
+# its group; see tutorial 8.) We take many updates on this batch, once with the clip and once with an $\epsilon$ that no ratio
+# reaches. We measure
+#
+# - the accuracy on test problems, with newly sampled responses;
+# - the KL divergence from the old policy, estimated on the batch. The KL divergence says in nats how far two distributions lie
+#   apart;
+# - the mean ratio;
+# - the share of tokens whose gradient the clip has stopped.
 
 # %%
-steps, every = (2, 2) if QUICK else (40, 5)
+updates, every = (2, 2) if QUICK else (40, 5)
 curves = {}
-trainers = {"clip 0.2": trainer, "no clip": start(clip=1e9, **settings)}  # the same policy twice, and the same batch
+trainers = {"clip 0.2": trainer, "no clip": start(clip=1e9, **settings)}  # both start from the same policy and use the same batch
 for name, trainer in trainers.items():
     curves[name] = []
-    for step in range(steps + 1):
-        accuracy = trainer.evaluate()["pass@1"] if step % every == 0 else None
-        stats = trainer.update(batch)  # its statistics are those from before the step
-        curves[name].append((step, stats["ratio"], stats["clip_frac"], stats["approx_kl"], accuracy))
+    for n in range(updates + 1):
+        accuracy = trainer.evaluate()["pass@1"] if n % every == 0 else None
+        stats = trainer.update(batch)  # statistics of the policy before this update
+        curves[name].append((n, stats["ratio"], stats["clip_frac"], stats["approx_kl"], accuracy))
         if accuracy:
-            print(f"{name}, step {step:2}: accuracy {100 * accuracy[0]:4.1f} ± {100 * accuracy[1]:.1f} %, ", end="")
-            print(f"KL {stats['approx_kl']:.3f}, mean ratio {stats['ratio']:.3f}, silenced {100 * stats['clip_frac']:4.1f} %")
+            print(f"{name}, after {n:2} updates: accuracy {100 * accuracy[0]:4.1f} ± {100 * accuracy[1]:.1f} %, ", end="")
+            print(f"KL {stats['approx_kl']:.3f}, mean ratio {stats['ratio']:.3f}, clipped {100 * stats['clip_frac']:4.1f} %")
 
 # %% [markdown]
-# Both policies first become better, and then lose it again: soon all that is left to learn from the same responses is what is
-# accidental in them. With the clip the policy stays nearer to the old one and falls later and less far. But the clip is no
-# wall. A silenced token no longer pushes; other tokens move the same weights, and AdamW's momentum carries on. What protects a
-# run is to take few steps on each batch (two passes, in this preset), with the clip as a brake on the tokens that run ahead.
+# Both policies first improve and then become worse. After a few updates, the batch has nothing left to teach but its accidents.
 #
-# The mean ratio tells the same. In any state, the *expected* ratio of a token drawn from the old policy is 1, whatever the
-# new one: $\sum_y \pi_{\mathrm{old}}(y)\, \rho(y) = \sum_y \pi(y) = 1$. Here the mean leaves 1: the policy was fitted to
-# these very tokens.
+# With the clip, the policy stays closer to the old policy. The accuracy rises higher and falls less. But the clip does not stop
+# the policy. A clipped token has no gradient, but other tokens still change the same weights, and AdamW's momentum goes on. The
+# main protection is to take few updates on each batch. This preset makes two passes.
+#
+# The mean ratio shows the same. In any state, the *expected* ratio of a token sampled from the old policy is 1, for any new
+# policy: $\sum_y \pi_{\mathrm{old}}(y)\, \rho(y) = \sum_y \pi(y) = 1$. Here the mean leaves 1, because the policy was fitted to
+# these tokens.
 
 # %%
 figure, axes = new_figure(2, 4)
@@ -141,33 +153,33 @@ for column, advantage in enumerate((1.0, -1.0)):
         losses, grads = loss(ratio, advantage)
         axes[0, column].plot(ratio, losses, style, color=colour, label=name)
         axes[1, column].plot(ratio, -grads, style, color=colour, label=name)
-    whose = "a good token, A = +1" if advantage > 0 else "a bad token, A = -1"
-    axes[0, column].set(title=f"Loss of {whose}", xlabel="ratio", ylabel="loss")
-    axes[1, column].set(title=f"Push on the log-prob of {whose}", xlabel="ratio", ylabel="minus the gradient")
+    token = "a good token, A = +1" if advantage > 0 else "a bad token, A = -1"
+    axes[0, column].set(title=f"Loss of {token}", xlabel="ratio", ylabel="loss")
+    axes[1, column].set(title=f"Push on the log-prob of {token}", xlabel="ratio", ylabel="minus the gradient")
     for axis in axes[:2, column]:
         axis.axvspan(1 - CLIP, 1 + CLIP, color="0.9", zorder=0)
         axis.legend(frameon=False)
-titles = "Accuracy on test problems", "KL from the old policy", "Mean ratio on the batch", "Tokens silenced by the clip"
+titles = "Accuracy on test problems", "KL from the old policy", "Mean ratio on the batch", "Clipped tokens"
 for (name, rows), colour, marker in zip(curves.items(), ("#0072B2", "#D55E00"), "os", strict=True):
-    x, ratios, silenced, kl, accuracies = zip(*rows, strict=True)
+    x, ratios, clipped, kl, accuracies = zip(*rows, strict=True)
     measured, errors = zip(*[a for a in accuracies if a], strict=True)
     axes[2, 0].errorbar(x[::every], measured, yerr=errors, fmt=f"{marker}-", color=colour, capsize=3, label=name)
-    for axis, y in zip(axes.flat[5:], (kl, ratios, silenced), strict=True):
+    for axis, y in zip(axes.flat[5:], (kl, ratios, clipped), strict=True):
         axis.plot(x, y, f"{marker}-", ms=3, color=colour, label=name)
 for axis, title, unit in zip(axes.flat[4:], titles, ("share of right answers", "nats a token", "ratio", "share"), strict=True):
-    axis.set(title=title, ylabel=unit, xlabel="optimizer steps on one batch")
+    axis.set(title=title, ylabel=unit, xlabel="updates on one batch")
     axis.legend(frameon=False)
 show(figure, "05_clipped_loss")
 
 # %% [markdown]
 # ## Questions
 #
-# 1. The first step of an iteration has ratio 1 everywhere. What does the clip do in it? And in the second?
-# 2. A token with old probability 0.9: which of the two limits, 0.8 and 1.2, can its ratio pass at all? Which tokens does the
-#    clip silence for a good response, then?
-# 3. Sample a second batch from the old policy and follow the mean ratio, the KL and the share of silenced tokens on it. Which
-#    of the three will differ from the first batch, and why?
+# 1. In the first update of an iteration every ratio is 1. What does the clip do there? What does it do in the second update?
+# 2. A token had the old probability 0.9. Which of the limits 0.8 and 1.2 can its ratio cross? For a good response, which tokens
+#    can the clip stop?
+# 3. Sample a second batch from the old policy. Follow the mean ratio, the KL and the share of clipped tokens on it. Which of the
+#    three differs from the first batch, and why?
 # 4. What would a clip of 0 do?
 #
-# Exercises: `ex10` (the clipped loss), `ex13` (micro-batches), `ex17` (a loss that is silently wrong).
+# Exercises: `ex10` (the clipped loss), `ex13` (micro-batches), `ex17` (a loss with a silent mistake).
 # Read next: `vine_mini/losses.py`, and `Trainer.update` in `vine_mini/trainer.py`.

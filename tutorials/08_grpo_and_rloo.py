@@ -1,10 +1,11 @@
 # %% [markdown]
-# # 8. GRPO and RLOO as special cases of credit
+# # 8. GRPO and RLOO as special cases of credit assignment
 #
-# The algorithms of this course train with the same loss and differ in one number a token, the advantage. It always has the same
-# form: what came of it, minus what was to be expected. What differs is *whose* expectation:
+# The algorithms of this course use the same loss and differ in the advantage of each token. The advantage always has the same
+# form: an outcome minus its expectation. The expectation is called the *baseline*. The algorithms differ in the state whose value
+# is the baseline, and in how they estimate this value:
 #
-# | | credit of a token in step i | the baseline is the value of | measured by |
+# | | advantage of a token in step i | the baseline is the value of | it is estimated with |
 # |---|---|---|---|
 # | REINFORCE | R - mean of all R | an average problem | all responses of the iteration |
 # | RLOO (arXiv 2402.14740) | R - mean R of the others | the prompt, s_0 | the other responses to it |
@@ -12,47 +13,53 @@
 # | PPO (VinePPO, section 3; lambda = 1) | R - V(s_t) | the state before the token | a network |
 # | VinePPO (section 4) | V(s_{i+1}) - V(s_i) | the state before the step | K rollouts |
 #
-# Only the last one also replaces R, by the value of the state in which the step ends.
+# Only VinePPO also replaces the outcome R, by the value of the state after the step.
 
 # %%
 from dataclasses import replace
+from functools import partial
+from itertools import count
 
 import torch
-from lesson import QUICK, show, start
+from lesson import QUICK, mean_and_error, show, start
 
 from vine_mini.advantages import group_relative, leave_one_out, step_advantages, whiten
 from vine_mini.algorithms import ALGORITHMS
-from vine_mini.evaluate import grade
 from vine_mini.app.plots import new_figure
+from vine_mini.evaluate import grade
 from vine_mini.sampling import sample
-from vine_mini.steps import cut_steps
 
 N, G = (8, 4) if QUICK else (16, 8)
 trainer = start(prompts=N, group=G, minibatch_size=N * G)
-tokenizer, config, episodes = trainer.tokenizer, trainer.config, trainer.sample_episodes()
-rewards, mask = episodes.rewards, episodes.batch.response_mask  # [N, G], [B, T]
+tokenizer, config, episodes, numbers = trainer.tokenizer, trainer.config, trainer.sample_episodes(), count()
+rewards, mask = episodes.rewards, episodes.tokens.response_mask  # [N, G], [B, T]
 
 
-def credit(name, **changes):  # an algorithm's advantages for the same episodes, [B, T]
-    return ALGORITHMS[name](episodes, replace(config, **changes))[0]
+def credit(name, of=episodes, **changes):
+    """An algorithm's advantages for the same episodes, [B, T]. Each call draws other rollouts."""
+    roll_out = partial(trainer.roll_out, name=f"rollouts {next(numbers)}")
+    return ALGORITHMS[name].credit(of, None, roll_out, replace(config, **changes))[0]
 
 
-def graded(n_problems, n, **more):  # rewards of n responses to each of the first test problems, [P, n]
+def graded(n_problems, n, seed, temperature=1.0):
+    """Rewards of n responses to each of the first test problems, [P, n]."""
     prompts = [p for p in trainer.test_prompts[:n_problems] for _ in range(n)]
-    responses = sample(trainer.policy, prompts, max_new_tokens=config.max_new_tokens, eos_token_id=trainer.eos, **more)
-    return torch.tensor([grade(trainer.test_problems[i // n], t, tokenizer) for i, t in enumerate(responses)]).view(-1, n)
+    responses = sample(trainer.policy, prompts, replace(trainer.sampling, temperature=temperature), seed=seed)
+    found = [grade(trainer.task, trainer.test_problems[i // n], t, tokenizer) for i, t in enumerate(responses)]
+    return torch.tensor(found).view(-1, n)
 
 
 # %% [markdown]
-# ## One group, many credits
+# ## One group, many advantages
 #
-# A wrong and a right response to one problem. The truth beside them is VinePPO's own formula with many rollouts for each state.
+# We take a wrong and a right response to one problem. The truth in the last column is VinePPO's formula with many rollouts from
+# each state.
 
 # %%
-halves = [credit("vineppo", k=4 if QUICK else 64) for _ in range(2)]  # two, so that we know the error of their mean
+halves = [credit("vineppo", k=4 if QUICK else 64) for _ in range(2)]  # their agreement gives the error of their mean
 truth = (halves[0] + halves[1]) / 2
 credits = {
-    "REINFORCE": whiten(credit("reinforce"), mask),  # whitening takes the mean off: that is its baseline
+    "REINFORCE": whiten(credit("reinforce"), mask),  # whitening subtracts the mean, which is REINFORCE's baseline
     "RLOO": credit("rloo"),
     "GRPO": credit("grpo"),
     **{f"VinePPO, K = {k}": credit("vineppo", k=k) for k in (1, 3, 9)},
@@ -61,35 +68,38 @@ mixed, columns_of = next(n for n in range(N) if 0 < rewards[n].sum() < G), {}
 print(f"{episodes.problems[mixed * G].question}\nrewards of the group: {[int(r) for r in rewards[mixed]]}\n")
 print("   ".join(credits), "  truth")
 for row in (mixed * G + rewards[mixed].argmin().item(), mixed * G + rewards[mixed].argmax().item()):
-    t = episodes.trajectories[row]
-    cuts = cut_steps(t.response_ids, tokenizer)
+    t, cuts = episodes.trajectories[row], episodes.cuts[row]
     columns_of[row] = [len(t.prompt_ids) + cut for cut in cuts]  # of each step's first token
     for cut, end, column in zip(cuts, [*cuts[1:], None], columns_of[row], strict=True):
-        numbers = [f"{a[row, column]:+{len(name)}.2f}" for name, a in credits.items()]
+        shown = [f"{a[row, column]:+{len(name)}.2f}" for name, a in credits.items()]
         text = " ".join(tokenizer.decode(t.response_ids[cut:end]).split())
-        print("   ".join(numbers), f"  {truth[row, column]:+5.2f}   {text}")
+        print("   ".join(shown), f"  {truth[row, column]:+5.2f}   {text}")
 
 # %% [markdown]
-# REINFORCE, RLOO and GRPO tell every step the same. That is no *bias*: good steps are found in more right responses than bad
-# ones, and over many responses the rest cancels. It is noise.
+# REINFORCE, RLOO and GRPO give every step of a response the same advantage. On average this still favours good steps: they occur
+# in more right responses than bad steps do, and over many responses the rest cancels. In a single response, equal advantages are
+# mostly noise.
+#
+# The right response above shows how large this noise can be. Two mistakes in this response, 4-3=14 and 17+5=9, cancel each other.
+# The truth gives the first mistake a negative advantage and the second one a positive advantage.
 #
 # ## RLOO is Monte Carlo at the prompt
 #
-# The other members of the group are completions of $s_0$ that know nothing of this response: exactly rollouts, with $K = G - 1$.
-# So RLOO is VinePPO with one step a response, and its rollouts are there already:
+# The other members of a group are sampled from $s_0$, independently of this response. So they are rollouts from $s_0$ with
+# $K = G - 1$. RLOO is therefore VinePPO with one step in each response, and it needs no additional rollouts:
 #
 # $$R_i - \frac{1}{G-1}\sum_{j \ne i} R_j = \frac{G}{G-1}\left(R_i - \frac{1}{G}\sum_{j} R_j\right)$$
 
 # %%
 rloo = leave_one_out(rewards)
 print("RLOO = G/(G-1) (R - mean):", torch.allclose(rloo, G / (G - 1) * group_relative(rewards, scale_by_std=False)))
-[credit_of_first] = step_advantages([rewards[mixed, 1:].mean().item()], rewards[mixed, 0].item())
-print("RLOO = a single step, valued by the others:", abs(credit_of_first - rloo[mixed, 0].item()) < 1e-6)
-one_step = credit("vineppo", step_tokens=config.max_new_tokens, k=G - 1)  # no cuts, and fresh rollouts
+[of_first] = step_advantages([rewards[mixed, 1:].mean().item()], rewards[mixed, 0].item())
+print("RLOO = one step whose value comes from the other responses:", abs(of_first - rloo[mixed, 0].item()) < 1e-6)
+one_step = credit("vineppo", of=replace(episodes, cuts=[[0]] * (N * G)), k=G - 1)  # one step, new rollouts
 first = [len(t.prompt_ids) for t in episodes.trajectories]
-print(f"VinePPO without cuts: std of the credit {one_step[range(N * G), first].std():.3f}; of RLOO {rloo.std():.3f}")
+print(f"VinePPO with one step: std of the advantages {one_step[range(N * G), first].std():.3f}; RLOO: {rloo.std():.3f}")
 
-# Is the baseline right on average? Three problems, many groups for each, against the success rate of separate responses.
+# Is the baseline right on average? For three problems, many groups are compared with the success rate of other responses.
 many = 80 if QUICK else 1200
 for groups, alone in zip(graded(3, many, seed=1).view(3, -1, 8), graded(3, many, seed=2), strict=True):
     baselines = groups - leave_one_out(groups)  # [n, 8]
@@ -98,36 +108,42 @@ for groups, alone in zip(graded(3, many, seed=1).view(3, -1, 8), graded(3, many,
     print(f"variance of a baseline {baselines.var():.3f}, V(1 - V) / (G - 1) {v * (1 - v) / 7:.3f}")
 
 # %% [markdown]
-# ## What the division by std does
+# ## What the division by the standard deviation does
 #
-# GRPO divides by the group's standard deviation, which is largest where half of the responses are right. So very easy and very
-# hard problems weigh more than they would. And where all rewards are equal, both credits are zero: the prompt was sampled for
-# nothing. How often is that? The colder sampler stands in for a policy that has learned something.
+# GRPO divides by the standard deviation of the group, which is largest where half of the responses are right. The division
+# therefore gives more weight to very easy and very hard problems.
+#
+# Where all rewards of a group are equal, both algorithms give advantage 0, and the group teaches nothing. We count how often this
+# happens. A lower temperature stands for a policy that has already learned something.
 
 # %%
-groups = torch.ones(8, 8).tril()[:7]  # row n: n + 1 of 8 right
-pull = {"GRPO": group_relative(groups).abs().sum(dim=1), "RLOO": leave_one_out(groups).abs().sum(dim=1)}  # of a whole problem
+groups = torch.ones(8, 8).tril()[:7]  # in row n, n + 1 of 8 responses are right
+weight = {"GRPO": group_relative(groups).abs().sum(dim=1), "RLOO": leave_one_out(groups).abs().sum(dim=1)}  # of a problem
 for n, (a, b) in enumerate(zip(group_relative(groups), leave_one_out(groups), strict=True)):
     print(f"{n + 1} of 8 right: GRPO {a[0]:+.2f} and {a[-1]:+.2f}, RLOO {b[0]:+.2f} and {b[-1]:+.2f}, ", end="")
-    print(f"sums of |A| {pull['GRPO'][n]:.2f} and {pull['RLOO'][n]:.2f}: {pull['GRPO'][n] / pull['RLOO'][n]:.2f} times")
+    print(f"sums of |A| {weight['GRPO'][n]:.2f} and {weight['RLOO'][n]:.2f}, ratio {weight['GRPO'][n] / weight['RLOO'][n]:.2f}")
 for temperature in (1.0, 0.7, 0.5):
     r = graded(8 if QUICK else 100, 8, seed=3, temperature=temperature)
-    silent = [f"{(r[:, :g].std(dim=1) == 0).float().mean():.0%} with G = {g}" for g in (4, 8)]
-    print(f"temperature {temperature}: {r.mean():.0%} right; groups without signal: {', '.join(silent)}")
+    shares = [mean_and_error(r), *(mean_and_error((r[:, :g].std(dim=1) == 0).float()[:, None]) for g in (4, 8))]
+    right, four, eight = (f"{share:.0%} ± {error:.0%}" for share, error in shares)
+    print(f"temperature {temperature}: {right} right; groups of equal rewards: {four} with G = 4, {eight} with G = 8")
 
 # %% [markdown]
-# VinePPO need not be silent there: if all eight are wrong, the step that lowered the value is still blamed, and the right
-# steps before it are not.
+# VinePPO can learn from such groups. If all eight responses are wrong, the step that lowered the value still gets a negative
+# advantage, and the right steps before it do not.
 #
-# ## Whose credit is right?
+# ## Which advantages are closest to the truth?
 #
-# The correlation of each credit with the truth over tokens, in parts of the batch. It does not mind a common shift or scale,
-# so whitening does not matter. GRPO divides each group by another number; that could matter, and we shall see that it hardly
-# does. The truth is noisy itself; its two halves tell what a perfect credit would reach.
+# We compute the correlation of each algorithm's advantages with the truth over all tokens, in four parts of the batch that share
+# no problem. A common shift or scale does not change a correlation, so whitening does not matter. GRPO divides each group by
+# another number, which could matter but hardly does.
+#
+# The truth is noisy itself. The correlation between its two halves shows what perfect advantages would reach.
 
 
 # %%
-def correlation(x, y, parts=2 if QUICK else 4):  # [B, T] each -> mean over parts of the batch, its standard error
+def correlation(x, y, parts=2 if QUICK else 4):
+    """x, y [B, T] -> mean correlation over parts of the batch, standard error. A part holds whole groups."""
     pairs = [torch.stack([x[rows], y[rows]])[:, mask[rows].bool()] for rows in torch.arange(N * G).chunk(parts)]
     values = torch.stack([torch.corrcoef(pair)[0, 1] for pair in pairs])
     return values.mean().item(), values.std().item() / parts**0.5
@@ -135,43 +151,47 @@ def correlation(x, y, parts=2 if QUICK else 4):  # [B, T] each -> mean over part
 
 agreement = {name: correlation(a, truth) for name, a in credits.items()}
 between, _ = correlation(*halves)
-perfect = (2 * between / (1 + between)) ** 0.5  # the mean of two halves that agree so far, with what they measure
+perfect = (2 * between / (1 + between)) ** 0.5  # correlation of the mean of both halves with what they estimate
 print("\n".join(f"{name:15} correlation with the truth {r:.2f} ± {error:.2f}" for name, (r, error) in agreement.items()))
-print(f"a perfect credit would reach {perfect:.2f}")
+print(f"perfect advantages would reach {perfect:.2f}")
 
 # %% [markdown]
-# With one rollout a state, an advantage is the difference of two coin flips, and worse than a group's credit. Three are
-# better, nine clearly so. What is gained is less noise, not another aim; that helps where noise limits training. Here it does
-# not (README: for the same number of episodes, VinePPO, GRPO and PPO learn alike).
+# With one rollout from each state, an advantage is the difference of two random bits. Such advantages agree with the truth about
+# as well as the advantages from a group. With three rollouts the agreement is better, and with nine it is clearly better.
+#
+# The gain is less noise, because on average all algorithms favour the same steps. Less noise helps where noise limits learning.
+# In this task noise does not limit learning: from the same number of episodes, VinePPO, GRPO and PPO learn about equally well.
 
 # %%
-figure, ((response_axis, pull_axis, agreement_axis),) = new_figure(3)
+figure, ((response_axis, weight_axis, agreement_axis),) = new_figure(3)
 styles = {"RLOO": ("#CC79A7", "^-"), "GRPO": ("#009E73", "s-"), "VinePPO, K = 9": ("#0072B2", "o-")}
 row, columns = next(iter(columns_of.items()))
 steps = range(1, len(columns) + 1)
 for name, (colour, style) in styles.items():
     response_axis.plot(steps, credits[name][row, columns], style, color=colour, label=name)
 response_axis.plot(steps, truth[row, columns], "k--", label="truth")
-response_axis.set(title="One wrong response", xlabel="step", ylabel="credit of the step's tokens")
-for name, sums in pull.items():
-    pull_axis.plot(range(1, 8), sums / sums[3], styles[name][1], color=styles[name][0], label=name)
-pull_axis.set(title="How a problem weighs", xlabel="right responses of 8", ylabel="sum of |A|, 4 of 8 = 1", ylim=(0, None))
+response_axis.set(title="One wrong response", xlabel="step", ylabel="advantage of the step's tokens")
+for name, sums in weight.items():
+    weight_axis.plot(range(1, 8), sums / sums[3], styles[name][1], color=styles[name][0], label=name)
+weight_axis.set(title="Weight of a problem", xlabel="right responses of 8", ylabel="sum of |A|, 4 of 8 = 1", ylim=(0, None))
 means, errors = zip(*agreement.values(), strict=True)
 agreement_axis.barh(list(agreement), means, xerr=errors, color=["#E69F00", "#CC79A7", "#009E73"] + ["#0072B2"] * 3, capsize=3)
-agreement_axis.axvline(perfect, color="black", ls="--", label="a perfect credit, measured against this truth")
+agreement_axis.axvline(perfect, color="black", ls="--", label="perfect advantages, against this truth")
 agreement_axis.set(title="Agreement with the truth", xlabel="correlation over tokens", xlim=(0, 1))
 agreement_axis.invert_yaxis()
-for axis in (response_axis, pull_axis, agreement_axis):
+for axis in (response_axis, weight_axis, agreement_axis):
     axis.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
 show(figure, "08_grpo_and_rloo")
 
 # %% [markdown]
 # ## Questions
 #
-# 1. GRPO's mean contains the response's own reward. Why does that not spoil the credit, up to scale?
-# 2. One right response in a group of 8: what does the division by std do to it? And with 7 right, to the wrong one?
-# 3. VinePPO's V(s_0) could be the mean reward of the group, for nothing. What goes wrong if the response's own reward is in it?
-# 4. When would credit to whole responses be just as good as credit to steps?
+# 1. GRPO's mean contains the response's own reward. Why does this only scale the advantage?
+# 2. One of 8 responses in a group is right. What does the division by the standard deviation do to its advantage? With 7 right,
+#    what does it do to the advantage of the wrong one?
+# 3. VinePPO could take the mean reward of the group as V(s_0), without rollouts. What goes wrong if this mean contains the
+#    response's own reward?
+# 4. When would one advantage for a whole response be as good as one for each step?
 #
 # Exercise: `ex12` (group baselines).
-# Read next: `vine_mini/algorithms.py`, where the five stand side by side.
+# Read next: `vine_mini/algorithms.py`, which holds all five algorithms.

@@ -1,9 +1,11 @@
 # %% [markdown]
 # # 10. NoPE and RoPE
 #
-# The second paper of this course asks what a model does with sequences longer than any it was trained on (Kazemnejad et al.
-# 2023, arXiv 2305.19466). That hangs on how it knows *where* a token stands. So we begin with what attention knows about order,
-# which is nothing, and with the ways to tell it. The decoder here is untrained: this is a matter of form, not of weights.
+# The second paper of this course asks how a model handles sequences that are longer than all of its training sequences
+# (Kazemnejad et al. 2023, arXiv 2305.19466). The answer depends on how the model knows *where* a token stands.
+#
+# We start with what attention knows about order by itself, which is nothing. Then we look at the ways to add order. The decoder
+# in this tutorial is untrained, because the results depend on the form of the model and not on its weights.
 
 # %%
 import math
@@ -11,9 +13,9 @@ import math
 import torch
 from lesson import QUICK, show
 
+from vine_mini.app.plots import new_figure
 from vine_mini.decoder.model import Decoder, DecoderConfig
 from vine_mini.decoder.positions import alibi_bias, alibi_slopes, rope_turns, rotate, t5_bucket
-from vine_mini.app.plots import new_figure
 
 T, V, D, H = 24, 32, 64, 4  # tokens, vocabulary, width, heads
 d = D // H
@@ -21,14 +23,15 @@ generator = torch.Generator().manual_seed(0)
 ids = torch.randint(V, (1, T), generator=generator)
 
 # %% [markdown]
-# ## Attention is blind to order
+# ## Attention ignores order
 #
-# A token's query $q_t$ weighs the keys, and the result is a weighted mean of the values:
+# A token's query $q_t$ gives a weight to each key. The result is the weighted mean of the values:
 #
 # $$y_t = \sum_i w_{ti} v_i, \qquad w_{ti} = \mathrm{softmax}_i(q_t \cdot k_i / \sqrt d)$$
 #
-# A sum does not care in which order its terms come. If we shuffle all tokens but the last, the last one should not notice. Only
-# the causal mask could tell: it lets token $t$ see tokens $i \le t$ alone. We shuffle, and look at the last token's logits.
+# A sum does not depend on the order of its terms. If we shuffle all tokens but the last one, the output at the last token should
+# not change. Only the causal mask depends on order: with this mask, token $t$ sees only the tokens $i \le t$. We shuffle the
+# tokens and compare the logits of the last one.
 
 # %%
 shuffled = torch.cat([ids[:, torch.randperm(T - 1, generator=generator)], ids[:, -1:]], dim=1)
@@ -44,20 +47,24 @@ def change(positions: str, layers: int, mask) -> float:
     return (after - before).abs().max().item()
 
 
-no_mask = torch.zeros(1, 1, T, T)  # added to the attention logits in place of the causal mask
+no_mask = torch.zeros(1, 1, T, T)  # is added to the attention logits in place of the causal mask
+print("largest change of a logit")
 print("positions  layers  without a mask  causal mask")
 for name, layers in (("nope", 1), ("nope", 2), ("nope", 3), ("rope", 1), ("alibi", 1)):
     print(f"{name:9} {layers:7} {change(name, layers, no_mask):15.1e} {change(name, layers, None):12.1e}")
 
 # %% [markdown]
-# "NoPE" is no position encoding at all. Without a mask it sees a bag of tokens, however many layers it has; what is left is
-# rounding. With one causal layer the *last* token still sees a bag: it may look at everything, and keys and values come from
-# each token alone. From the second layer on order shows: in the first each token has mixed what stood before *it*. So a causal
-# decoder without any encoding is not blind. Tutorial 12 shows that it can even count.
+# "NoPE" means no position encoding. Without a mask, NoPE does not see the order of the tokens, whatever the number of layers. The
+# small numbers in its rows are rounding errors.
+#
+# With the causal mask and one layer, the *last* token still does not see the order. The last token may look at all tokens, and
+# their keys and values do not depend on other tokens. From the second layer on, the order matters: in the first layer, each token
+# has averaged the tokens before *itself*. A causal decoder without any position encoding therefore knows about order. Tutorial 12
+# shows that it can even count.
 #
 # ## Three places for an encoding
 #
-# All else must be put in by hand, and there are three places for it (section 2):
+# An encoding can be added in three places (section 2):
 #
 # | place | formula | encodings |
 # |---|---|---|
@@ -67,9 +74,12 @@ for name, layers in (("nope", 1), ("nope", 2), ("nope", 3), ("rope", 1), ("alibi
 #
 # ## RoPE by hand
 #
-# See each pair of a query's numbers as a point in a plane. At position $p$ RoPE turns pair $j$ by the angle $p\,\omega_j$, with
-# $\omega_j = 10000^{-2j/d}$ and $j$ from 0: the first pair turns fast, the last hardly at all (Su et al. 2021, arXiv 2104.09864).
-# In the complex plane, to turn is to multiply by $e^{i p \omega_j}$, which is how the package does it. We take sines and cosines.
+# RoPE (Su et al. 2021, arXiv 2104.09864) treats each pair of numbers in a query as a point in a plane. At position $p$ it rotates
+# pair $j$ by the angle $p\,\omega_j$, where $\omega_j = 10000^{-2j/d}$ and $j$ starts at 0. The first pair rotates fast. The last
+# pair hardly rotates at all.
+#
+# In the complex plane, this rotation is a multiplication by $e^{i p \omega_j}$. The package computes it in this way. Here we use
+# sines and cosines.
 
 # %%
 q, k = torch.randn(2, d, generator=generator)
@@ -86,16 +96,18 @@ def rotate_by_hand(x, p: int):
 
 
 by_hand = torch.stack([rotate_by_hand(q, p) for p in range(T)])  # [T, d]
-package = rotate(q.expand(1, 1, T, d), rope_turns(torch.arange(T)[None], d))[0, 0]  # [T, d]; batch and heads are 1
+package = rotate(q.expand(1, 1, T, d), rope_turns(torch.arange(T)[None], d))[0, 0]  # [T, d]; one batch row, one head
 assert torch.allclose(by_hand, package, atol=1e-5)
-print(f"largest difference between ours and the package's: {(by_hand - package).abs().max():.1e}")
+print(f"largest difference between our rotation and the package's: {(by_hand - package).abs().max():.1e}")
 
 # %% [markdown]
-# ## Only the distance is left
+# ## Only the distance matters
 #
-# If the query of token $t$ turns by $t\,\omega_j$ and the key of token $i$ by $i\,\omega_j$, the angle between them changes by
-# $(t - i)\,\omega_j$, so their product depends on the distance alone. We put one and the same $q$ and $k$ at all pairs of
-# positions, and measure how far the logits of one distance spread; then again further out in the text.
+# The query of token $t$ rotates by $t\,\omega_j$ and the key of token $i$ rotates by $i\,\omega_j$. The angle between the two
+# changes by $(t - i)\,\omega_j$. The product of query and key therefore depends on the distance alone.
+#
+# To check this, we put the same $q$ and $k$ at all pairs of positions. We measure how much the logits differ among pairs with
+# equal distance. Then we repeat this at larger positions.
 
 # %%
 for first in (0, 1_000, 100_000, 10_000_000):
@@ -104,28 +116,34 @@ for first in (0, 1_000, 100_000, 10_000_000):
     logits = turned_q @ turned_k.T / d**0.5  # [T, T]
     spread = max((logits.diagonal(-n).max() - logits.diagonal(-n).min()).item() for n in range(T))
     everything = (logits.max() - logits.min()).item()
-    print(f"positions from {first:>10,}: logits of one distance spread by {spread:.1e}, of all by {everything:.2f}")
+    print(f"positions from {first:>10,}: range of the logits at equal distance {spread:.1e}, at all distances {everything:.2f}")
 
 periods = 2 * math.pi * 10000 ** (torch.arange(0, d, 2) / d)
-print("tokens for a full turn:", ", ".join(f"{n:,.0f}" for n in periods.tolist()))
-print(f"pairs that make one within {T} tokens: {(periods <= T).sum()} of {d // 2}")
+print("tokens in a full turn of each pair:", ", ".join(f"{n:,.0f}" for n in periods.tolist()))
+print(f"pairs that make a full turn within {T} tokens: {(periods <= T).sum()} of {d // 2}")
 
 # %% [markdown]
-# Only rounding is left, but it grows: an angle is a position times $\omega_j$ in float32, whose seven digits go to full turns
-# when the position is large. In bfloat16, with less than three digits, it would be hopeless.
+# Only rounding errors remain, but they grow with the position. An angle is a position times $\omega_j$ in float32, which has
+# about seven digits. At large positions most of these digits describe full turns. In bfloat16, with less than three digits, the
+# angles would be useless.
 #
-# The last line hints at another trouble. A model trained on short sequences meets only some angles of the slow pairs. On longer
-# ones it meets new angles, and nothing has told it what they mean. Tutorial 11 measures whether RoPE fails there.
+# The last line shows another problem. In short training sequences, the slow pairs take only a few of all angles. Longer sequences
+# have angles that the model has never seen. Tutorial 11 measures whether RoPE fails there.
 #
 # ## Logits against distance
 #
-# The others are simpler. NoPE's logit is $q \cdot k / \sqrt d$ at every distance: content alone. ALiBi subtracts a slope times
-# the distance, one slope a head. T5 adds a number from a learned table; far distances share its rows. To draw them we ask how a
-# query likes a key that is *equal* to it, as when a token looks for its like, and average over many random ones.
+# The other encodings are simpler:
+#
+# - NoPE's logit is $q \cdot k / \sqrt d$ at every distance.
+# - ALiBi subtracts the distance times a slope. Each head has its own slope.
+# - T5 adds a number from a learned table. Several large distances share a row of the table.
+#
+# To draw the logits, we use keys that are *equal* to the query and average over many random queries. A token that looks for
+# tokens like itself has such keys.
 
 # %%
 far, n_vectors = 64, 200 if QUICK else 5000
-same = torch.randn(n_vectors, d, generator=generator)  # queries, and their keys
+same = torch.randn(n_vectors, d, generator=generator)  # the queries, which are also their keys
 turned = rotate(same[:, None, None].expand(-1, 1, far, d), rope_turns(torch.arange(far)[None], d))[:, 0]  # [n, far, d]
 rope = (turned @ same[:, :, None])[..., 0] / d**0.5  # [n, far]: q at position t, k at position 0
 nope = same.square().sum(dim=1).mean() / d**0.5
@@ -134,7 +152,7 @@ for n in (0, 1, 4, 16, 63):
     error = (rope[:, n].std() / n_vectors**0.5).item()
     bucket = t5_bucket(torch.tensor(n)).item()
     row = f"RoPE {rope[:, n].mean():.2f} ± {error:.2f}, ALiBi {nope + bias[0, n]:6.2f} (steepest head)"
-    print(f"distance {n:2}: NoPE {nope:.2f}, {row}; T5's bucket {bucket}")
+    print(f"distance {n:2}: NoPE {nope:.2f}, {row}; T5's row {bucket}")
 
 # %%
 figure, ((plane, logits_axis, bucket_axis),) = new_figure(3)
@@ -160,10 +178,10 @@ show(figure, "10_nope_and_rope")
 # %% [markdown]
 # ## Questions
 #
-# 1. One causal NoPE layer hides the order from the last token. Does it hide it from the token in the middle?
-# 2. RoPE turns queries and keys. What would $y_t$ be if it turned the values as well?
-# 3. In tutorial 11 training ends at sequences of 24 tokens, the test at 44. What does each encoding do at a distance of 40
-#    that it never did at 20? Order the four by how new that is.
-# 4. `rope_share=0.25` turns a quarter of each head, as the paper's code does. What do the other dimensions see?
+# 1. One causal NoPE layer hides the order from the last token. Does it also hide the order from the token in the middle?
+# 2. RoPE rotates queries and keys. What would $y_t$ be if RoPE rotated the values as well?
+# 3. In tutorial 11, training sequences have up to 24 tokens and test sequences up to 44. What does each encoding do at a distance
+#    of 40 that it never did at a distance of 20? Order the four encodings by how new this is.
+# 4. `rope_share=0.25` rotates a quarter of each head, as in the paper's code. What can the other dimensions express?
 #
-# Exercises: `ex14` (RoPE), `ex15` (ALiBi). Read next: `vine_mini/lengthgen/positions.py`, then `model.py`.
+# Exercises: `ex14` (RoPE), `ex15` (ALiBi). Read next: `vine_mini/decoder/positions.py`, then `vine_mini/decoder/model.py`.

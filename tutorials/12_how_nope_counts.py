@@ -1,33 +1,36 @@
 # %% [markdown]
 # # 12. How NoPE counts
 #
-# A causal decoder without any position encoding can count, and does it best in tutorial 11. The paper proves that it is
-# possible, with explicit weights (section 5). We build them, break them in four ways, and ask whether training finds them.
+# In tutorial 11, the decoder without any position encoding counts best. The paper proves that such a decoder can count, by giving
+# weights that do it (section 5). We build these weights and break them in four ways. Then we ask whether training finds them.
 
 # %%
 import torch
 from lesson import QUICK, show
 from tqdm import tqdm
 
-from vine_mini.lengthgen.config import LengthgenConfig
+from vine_mini.app.plots import new_figure
 from vine_mini.decoder.model import Decoder
+from vine_mini.lengthgen.config import LengthgenConfig
 from vine_mini.lengthgen.tasks import COUNTED
 from vine_mini.lengthgen.theory import BOS, VOCAB, attention_of_alibi, attention_of_second_layer, build, read_positions
 from vine_mini.lengthgen.train import collate, decoder_config, train
-from vine_mini.app.plots import new_figure
 
-T = 32  # positions that the weights are built for; <bos> is position 1
+T = 32  # positions that the weights are built for; <bos> stands at position 1
 
 # %% [markdown]
 # ## Theorem 1: a weight of 1/t
 #
-# Let a token's hidden state begin with three coordinates: 1, "am I `<bos>`?", and 0, where the position is to appear. If all keys
-# are equal, all logits are equal, whatever the query is, and softmax gives each of the $t$ visible tokens the weight $1/t$. Let
-# the value be "am I `<bos>`?". Just one token says yes, so attention returns $1/t$. The causal mask does the counting.
+# Each token's hidden state starts with three coordinates. The first is 1. The second is 1 for `<bos>` and 0 for other tokens. The
+# third is 0, and the layer will write the position into it.
+#
+# Let all keys be equal. Then all logits are equal, whatever the query is. Softmax gives each of the $t$ visible tokens the weight
+# $1/t$. Let the value be the second coordinate, which is 1 for exactly one visible token. Attention then returns $1/t$. The
+# causal mask does the counting.
 
 # %%
 h = torch.tensor([[1, 1, 0]] + [[1, 0, 0]] * (T - 1), dtype=torch.float64)  # [T, 3]
-q = torch.randn(T, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))  # any queries will do
+q = torch.randn(T, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))  # the queries do not matter
 k = h[:, :1].expand(T, 5)  # five equal numbers, read from the first coordinate
 mask = torch.full((T, T), float("-inf"), dtype=torch.float64).triu(1)
 h[:, 2] += (q @ k.T + mask).softmax(dim=-1) @ h[:, 1]
@@ -36,18 +39,19 @@ print("attention returns", [round(x, 4) for x in h[:6, 2].tolist()])
 # %% [markdown]
 # ## From 1/t to t
 #
-# The MLP must turn $x = 1/t$ into $t$. A sum of ReLUs is piecewise linear, and we need it only at 1, 1/2, 1/3, ... So there is
-# an exact one, with a unit for each position (the paper only cites that MLPs can approximate any function):
+# The MLP must turn $x = 1/t$ into $t$. A sum of ReLUs is a piecewise linear function of $x$. This function must be right only at
+# 1, 1/2, 1/3 and so on. An exact solution therefore exists, with one unit for each position. (The paper only cites that MLPs can
+# approximate any function.)
 #
 # $$x + \sum_j c_j\, \mathrm{relu}(1/j - x) = t \quad \text{at } x = 1/t, \qquad c_1 = 3,\; c_j = 2j$$
 #
-# Unit $j$ is silent until $1/t$ has fallen below $1/j$. Then it makes the line steeper by just what the next point needs.
+# Unit $j$ is 0 until $1/t$ falls below $1/j$. Then it makes the line steeper by the amount that the next point needs.
 
 # %%
 t = torch.arange(1, T + 1, dtype=torch.float64)
 j = t[:-1]
 h[:, 2] += (torch.where(j == 1, 3, 2 * j) * (1 / j - h[:, 2:]).relu()).sum(dim=1)  # [T, T - 1], summed over units
-print("the MLP makes of it", [round(x, 4) for x in h[:6, 2].tolist()], f"; largest error {(h[:, 2] - t).abs().max():.1e}")
+print("the MLP turns it into", [round(x, 4) for x in h[:6, 2].tolist()], f"; largest error {(h[:, 2] - t).abs().max():.1e}")
 
 model = build(T - 1)  # the same weights in the package's decoder, with random content in the other coordinates
 ids = torch.tensor([[BOS, *torch.randint(1, VOCAB, (2 * T - 1,), generator=torch.Generator().manual_seed(0)).tolist()]])
@@ -56,18 +60,20 @@ print(f"the package's decoder on random tokens: largest error {(read_positions(m
 # %% [markdown]
 # ## Theorem 2: from position to distance
 #
-# With $t$ in the hidden state, the next layer can build $q_t = [m, -m t, \dots]$ and $k_i = [i, 1, \dots]$. Their product is
-# $-m (t - i)$ plus what the dots give, content. So we compare with a layer of the same content that has ALiBi's bias.
+# With $t$ in the hidden state, the next layer can build $q_t = [m, -m t, \dots]$ and $k_i = [i, 1, \dots]$. The product of the
+# shown parts is $-m (t - i)$, the distance times a slope. The dots stand for content. We compare this layer with a layer that has
+# the same content and ALiBi's bias.
 
 # %%
 ours, alibi = attention_of_second_layer(model, ids[:, :T]), attention_of_alibi(model, ids[:, :T])  # [1, H, T, T]
-print(f"NoPE's second layer against ALiBi: largest difference of an attention weight {(ours - alibi).abs().max():.1e}")
+print(f"NoPE's second layer and ALiBi: largest difference of an attention weight {(ours - alibi).abs().max():.1e}")
 
 # %% [markdown]
 # ## Broken in four ways
 #
-# To exist is not to extrapolate. Beyond the built length no unit is left to bend the line. Without `<bos>`, or with two, what
-# was averaged is missing, or there twice. Without the mask all tokens see equally many.
+# These weights do not extrapolate: beyond the length that they were built for, no unit is left to bend the line. Without `<bos>`,
+# the mean over the visible tokens is 0. With two `<bos>` it is twice as large. Without the causal mask, all tokens see the same
+# number of tokens.
 
 # %%
 no_bos, two = ids.clone(), ids.clone()
@@ -81,16 +87,18 @@ for name, read in curves.items():
 # %% [markdown]
 # ## Does training find it?
 #
-# We train NoPE to count as in tutorial 11, and look inside with a *probe*: a linear map, fitted by least squares, from the hidden
-# states after a layer to a number. If it is right on sequences that it was not fitted on, the states carry the number (R²: 1 is
-# perfect, 0 no better than the mean). While the model writes we ask for two: the position $t$, and how many items are still to
-# come. We fit on even lengths up to 10, test on odd ones and on longer ones. The control is the same decoder untrained.
+# We train NoPE to count, as in tutorial 11, and look inside with a *probe*. A probe is a linear map from the hidden states after
+# a layer to a number, fitted by least squares. If the probe is right on sequences that it was not fitted on, the hidden states
+# contain the number. We measure this with R², which is 1 for a perfect probe and 0 for one that is no better than the mean.
+#
+# We probe for two numbers while the model writes: the position $t$, and the number of items still to come. We fit on even lengths
+# up to 10, and test on odd lengths and on longer ones. As a control we probe the same decoder without training.
 
 
 # %%
 @torch.no_grad()
 def look_inside(model, lengths):
-    """-> hidden states and a constant 1, after embedding and layers [layers + 1, n, D + 1]; {what: numbers [n]}"""
+    """-> hidden states, with a constant 1, after the embedding and each layer [layers + 1, n, D + 1]; {what: numbers [n]}"""
     states, numbers = [], []
     for n in lengths:
         ids, _ = collate([(f"Copy: {' '.join([x] * n)} [SEP]", " ".join([x] * n)) for x in COUNTED], "cpu")  # [16, 2n + 4]
@@ -99,7 +107,7 @@ def look_inside(model, lengths):
         model.model(ids, use_cache=False)
         for hook in hooks:
             hook.remove()
-        t = torch.arange(n + 3, 2 * n + 4)  # from [SEP], when n items are to come, to the last item
+        t = torch.arange(n + 3, 2 * n + 4)  # from [SEP], where n items are to come, to the last item
         states.append(torch.stack(after)[:, :, t - 1].flatten(1, 2))  # [layers + 1, 16 (n + 1), D]
         numbers.append(torch.stack([t, 2 * n + 3 - t]).repeat(1, len(ids)))  # [2, 16 (n + 1)]
     x, (position, to_come) = torch.cat(states, dim=1).double(), torch.cat(numbers, dim=1).double()
@@ -107,7 +115,7 @@ def look_inside(model, lengths):
 
 
 def probe(model, what: str):
-    """-> R² after each layer on seen lengths, the same on longer ones; what layer 2's probe reads there, and the truth"""
+    """-> R² after each layer on lengths up to 10, the same on longer ones; there, what layer 2's probe reads, and the truth"""
     linear, scores = None, []
     for lengths in ((2, 4, 6, 8, 10), (3, 5, 7, 9), range(11, 21)):
         x, numbers = look_inside(model, lengths)
@@ -119,13 +127,13 @@ def probe(model, what: str):
     return scores[1], scores[2], read[2], y
 
 
-steps, seeds = (20, (0,)) if QUICK else (500, (0, 1))
-config = LengthgenConfig(task="copy", steps=steps, lr=1e-3)
+updates, seeds = (20, (0,)) if QUICK else (500, (0, 1))
+config = LengthgenConfig(task="copy", steps=updates, lr=1e-3)
 found = {}  # (what, trained or not) -> for each seed, what `probe` returns
 for seed in seeds:
-    torch.manual_seed(seed)  # train() starts from the same weights
+    torch.manual_seed(seed)  # so that `train` starts from the same weights
     decoders = {"untrained": Decoder(decoder_config(config, "nope")).eval()}
-    with tqdm(total=steps, desc=f"NoPE learns to count, seed {seed}", leave=False) as bar:
+    with tqdm(total=updates, desc=f"NoPE learns to count, seed {seed}", leave=False) as bar:
         decoders["trained"] = train(config, "nope", seed, progress=bar.update)
     for what, name in [(what, name) for what in ("position", "to come") for name in decoders]:
         found.setdefault((what, name), []).append(probe(decoders[name], what))
@@ -133,12 +141,14 @@ for seed in seeds:
         print(f"seed {seed}, {what:8}, {name:9}: R² after embedding and layers {seen}; on longer sequences {longer}")
 
 # %% [markdown]
-# The surprise is the first line: an *untrained* NoPE decoder tells the position, after layer 1 almost as well as a trained
-# one, after layers 2 and 3 even better. Many ways of mixing a prefix depend on its length, and random weights will do. On
-# longer sequences training improves only the clock of layer 1. What training adds is the number that the task asks for, items
-# to come: $2n + 3 - t$ for $n$ items. To get it, positions are to be compared; it appears in layer 2, as distance does in
-# Theorem 2, and the position then fades. On longer sequences every probe gets worse: like the built weights, the trained ones
-# flatten (picture, right).
+# The first line is a surprise: the hidden states of an *untrained* NoPE decoder contain the position. After layer 1 its probe is
+# almost as good as the trained decoder's, and after layers 2 and 3 it is even better. Many averages over a prefix depend on the
+# length of the prefix, also with random weights. On longer sequences, training improves the position after layer 1.
+#
+# Training adds the number that the task needs: the items to come, which are $2n + 3 - t$ for $n$ items. To compute this number,
+# the model must compare positions. The number appears in layer 2, as the distance does in Theorem 2. From layer 2 on, the
+# position becomes less exact. On longer sequences every probe is worse. Like the built weights, the trained ones flatten
+# (picture, right).
 
 # %%
 figure, ((theory_axis, layer_axis, longer_axis),) = new_figure(3)
@@ -153,8 +163,8 @@ for (what, name), runs in found.items():
         if what == "to come":
             means = [read[y == n].mean() for n in range(21)]
             longer_axis.plot(range(21), means, line, color=colour, marker=marker, markersize=4, label=name if i == 0 else None)
-theory_axis.set(title="Theorem 1, built and broken", xlabel="true position", ylabel="position that is read")
-layer_axis.set(title="Probes on seen lengths", xticks=range(4), xlabel="layer (0: embedding)", ylabel="R²", ylim=(0, 1.02))
+theory_axis.set(title="Theorem 1, built and broken", xlabel="true position", ylabel="position in the hidden state")
+layer_axis.set(title="Probes on lengths 3 to 9", xticks=range(4), xlabel="layer (0: embedding)", ylabel="R²", ylim=(0, 1.02))
 longer_axis.set(title="Layer 2 on lengths 11 to 20", xticks=range(0, 21, 5), xlabel="items to come", ylabel="probe reads, mean")
 for axis, end in ((theory_axis, 2 * T), (layer_axis, 0), (longer_axis, 20)):
     axis.plot([0, end], [0, end], color="0.7", linewidth=1, zorder=0)  # where a reading would be right
@@ -164,8 +174,9 @@ show(figure, "12_how_nope_counts")
 # %% [markdown]
 # ## Questions
 #
-# 1. With two `<bos>`, why is half of the true position read, but not at position 3? Look at the points that the line joins.
-# 2. `build(T - 1, large=1e4)` keeps RMSNorm, which the theorem leaves out. How does a large constant make it harmless?
+# 1. With two `<bos>`, the hidden state holds half of the true position, but not at position 3. Why? Look at the points that the
+#    piecewise linear function joins.
+# 2. `build(T - 1, large=1e4)` keeps RMSNorm, which the theorem leaves out. How does a large constant make RMSNorm harmless?
 # 3. How does an untrained layer know the position? Multiply its attention to the first token (`output_attentions=True`) by $t$.
 #
 # Exercise: `ex16` (the weights of Theorem 1). Read next: `vine_mini/lengthgen/theory.py`.

@@ -1,4 +1,4 @@
-"""The graders are graded: a stub is not implemented, the package's own function passes, wrong answers are told apart."""
+"""Tests of the graders: stubs count as not implemented, the package's own functions pass, and wrong answers are named."""
 
 import ast
 import re
@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from grading import EXERCISES, engine, grade, load
+from grading.responses import Pieces
 
 from vine_mini.cli import main
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 WRONG = [(exercise, wrong) for exercise in EXERCISES for wrong in exercise.wrong]
 BY_NUMBER = {exercise.file[:4]: exercise for exercise in EXERCISES}
 
@@ -62,7 +63,7 @@ def test_there_are_at_least_four_wrong_answers(exercise):
 
 @pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: e.file)
 def test_the_first_case_alone_is_not_enough(exercise):
-    """An answer that knows the result of the first input by heart, and gives it every time."""
+    """An answer that returns the result of the first case for every input must fail."""
     first = next(iter(exercise.cases().values()))
     known = engine._run(exercise, exercise.reference, first).outcome
     cases = {name: engine._run(exercise, exercise.reference, a).outcome for name, a in exercise.cases().items()}
@@ -80,6 +81,22 @@ def test_an_input_that_is_changed_in_place_is_noticed():
         return BY_NUMBER["ex08"].reference(rewards, values, mask, gamma=gamma, lam=lam)
 
     assert "changed its input values in place" in message(BY_NUMBER["ex08"], in_place)
+
+
+def test_rewards_that_are_sorted_in_place_are_noticed():
+    exercise = BY_NUMBER["ex05"]
+
+    def sorts(rewards):
+        for row in rewards:
+            row.sort()
+        return exercise.reference(rewards)
+
+    assert "changed its input rewards in place" in message(exercise, sorts)
+
+
+def test_the_example_of_ex03_is_right():
+    pieces = Pieces("1+2", "=3", "\n", "3*4", "=12", "##", " 12")
+    assert BY_NUMBER["ex03"].reference([0, 1, 2, 3, 4, 2, 5, 5, 6, 7], pieces, answer_mark="####") == [0, 3]
 
 
 def test_float32_is_refused():
@@ -110,9 +127,9 @@ def test_a_loss_without_a_gradient_is_noticed():
     ("answer", "expected"),
     [
         (lambda values, reward: None, "is there a `return`?"),
-        (lambda values, reward: torch.tensor([0.25, 0.25]), "a list is wanted, not Tensor"),
+        (lambda values, reward: torch.tensor([0.25, 0.25]), "this must be a list, not Tensor"),
         (lambda values, reward: [0.25], "there are 1 entries, not 2"),
-        (lambda values, reward: ["0.25", "0.25"], "at [0]: a number is wanted, not str"),
+        (lambda values, reward: ["0.25", "0.25"], "at [0]: this must be a number, not str"),
         (lambda values: [], "TypeError"),
     ],
 )
@@ -128,7 +145,7 @@ def test_a_wrong_shape_is_named():
 
 @pytest.fixture
 def learner(monkeypatch, tmp_path):
-    """Writes a learner's file and gives what the grader says of it, as `pytest tutorials/exercises` would print it."""
+    """Writes a learner's file and returns the grader's message, as `pytest tutorials/exercises` would print it."""
     monkeypatch.setattr(engine, "FOLDER", tmp_path)
 
     def write(number: str, text: str):
@@ -171,13 +188,14 @@ def test_sys_exit_and_endless_loops_do_not_end_the_grader(learner, monkeypatch):
     assert "SystemExit" in learner("ex06", "raise SystemExit(0)")
     monkeypatch.setattr(engine, "SECONDS", 0.3)
     said = learner("ex06", "def step_advantages(values, reward):\n    while True: pass\n")
-    assert "did not come back within 0.3 s" in said
-    assert "did not come back within 0.3 s" in learner("ex06", "while True: pass")
+    assert "did not return within 0.3 s" in said
+    assert "did not return within 0.3 s" in learner("ex06", "while True: pass")
 
 
 def test_the_printed_example_of_each_docstring_is_right():
-    """The worked numbers, typed in again from the stubs: ex06 to ex15 can be read off by a regular expression or by hand."""
+    """The numbers of the examples in the stubs' docstrings, copied by hand."""
     run = {number: exercise.reference for number, exercise in BY_NUMBER.items()}
+    assert run["ex05"]([[1, 0, 0, 1], [1, 1, 0, 1]]) == [0.5, 0.75]
     assert run["ex06"]([0.5, 0.75], 1.0) == [0.25, 0.25]
     assert run["ex07"]([0.25, -0.5], [0, 2], 5) == [0.25, 0.25, -0.5, -0.5, -0.5]
     a, r = run["ex08"](torch.tensor([[0, 0, 1.0]]), torch.tensor([[0.5, 0.75, 0.25]]), torch.ones(1, 3), lam=0.5)
@@ -229,7 +247,7 @@ def test_the_board_shows_what_is_done_failing_and_next(learner, capsys):
     text = "def step_advantages(values, reward):\n    return [b - a for a, b in zip(values, [*values[1:], LAST])]\n"
     BY_NUMBER["ex06"].path.write_text(text.replace("LAST", "0.0"))
     said = board(capsys)
-    assert re.search(r"✗ ex06_step_advantages +failing +as if the reward is left out", said) and "ex06" in said.split("mend: ")[1]
+    assert re.search(r"✗ ex06_step_advantages +failing +as if the reward is left out", said) and "ex06" in said.split("fix: ")[1]
     BY_NUMBER["ex06"].path.write_text(text.replace("LAST", "reward"))
     said = board(capsys)
     assert re.search(r"✓ ex06_step_advantages +done", said) and "1 of 18 done" in said
@@ -238,13 +256,14 @@ def test_the_board_shows_what_is_done_failing_and_next(learner, capsys):
 
 
 def test_without_the_repository_the_board_says_where_it_is(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("vine_mini.exercises.FOLDER", tmp_path)
+    monkeypatch.setattr("vine_mini.app.exercises.__file__", str(tmp_path / "vine_mini" / "app" / "exercises.py"))
+    monkeypatch.chdir(tmp_path)
     assert main(["exercises"]) == 2
-    assert "clone it" in capsys.readouterr().err
+    assert "part of the repository" in capsys.readouterr().err
 
 
 def test_a_file_cannot_switch_off_the_gradients_or_the_dtype_of_the_others(learner):
-    """With gradients off everywhere the reference had none either, and nothing was compared."""
+    """With gradients switched off, the reference would have no gradient either, and nothing would be compared."""
     learner("ex06", "import torch\ntorch.set_grad_enabled(False)\ntorch.set_default_dtype(torch.float16)\n")
     assert torch.is_grad_enabled() and torch.get_default_dtype() == torch.float32
     with torch.no_grad():
@@ -271,7 +290,7 @@ def test_a_coincidence_on_one_input_is_called_one():
 
 
 def test_async_and_generate_are_refused_kindly(learner):
-    assert "take the word away" in learner("ex06", "async def step_advantages(values, reward):\n    return []\n")
+    assert "remove this word" in learner("ex06", "async def step_advantages(values, reward):\n    return []\n")
     said = message(BY_NUMBER["ex02"], lambda model, prompt, n: model.generate(torch.tensor([prompt]), max_new_tokens=n))
     assert "write the loop yourself" in said
 

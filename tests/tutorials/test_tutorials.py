@@ -1,4 +1,4 @@
-"""The tutorials: their form is read in every run; with `-m tutorials` each of them runs in its quick mode."""
+"""Tests of the tutorials. Every run checks their form. With `-m tutorials`, each tutorial runs in its quick mode."""
 
 import re
 import subprocess
@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
-FOLDER = Path(__file__).parents[1] / "tutorials"
+FOLDER = Path(__file__).parents[2] / "tutorials"
 TUTORIALS = sorted(FOLDER.glob("[0-9][0-9]_*.py"))
 
 
@@ -49,6 +50,19 @@ def test_each_is_a_notebook_of_cells_that_ends_in_a_picture_and_questions(path):
         assert (FOLDER.parent / "vine_mini" / module).is_file(), f"{path.name} names {module}"
 
 
+def test_error_bars_of_tutorials_come_from_the_differences_between_problems(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    from lesson import mean_and_error
+
+    samples = torch.rand(30, 4, generator=torch.Generator().manual_seed(0))
+    mean, error = mean_and_error(samples)
+    assert mean == pytest.approx(samples.mean().item())
+    assert error == pytest.approx(samples.mean(dim=1).std().item() / 30**0.5)
+    assert mean_and_error(samples.repeat(1, 9)) == pytest.approx((mean, error))  # copies of samples say nothing new
+    mean, error = mean_and_error([[1, 1, 1], [0], []])  # a mean of 3/4; problems deviate by 3/4, -3/4 and 0
+    assert mean == 0.75 and error == pytest.approx((2 * 0.75**2 * 3 / 2) ** 0.5 / 4)
+
+
 @pytest.mark.tutorials
 @pytest.mark.parametrize("path", TUTORIALS, ids=named)
 def test_each_runs_in_its_quick_mode(path, tmp_path):
@@ -60,7 +74,7 @@ def test_each_runs_in_its_quick_mode(path, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert picture.stat().st_size > 10_000
     assert not re.search(r"\bnan\b|Warning", done.stdout + done.stderr)
-    assert not list(tmp_path.iterdir())  # nothing is left where the reader happens to stand
+    assert not list(tmp_path.iterdir())  # no files are left in the reader's folder
     print(f"{path.stem}: {time.perf_counter() - begin:.0f} s")
 
 

@@ -1,21 +1,18 @@
-"""ex05: what is a state worth? Finish it K times and see (tutorial 03)."""
+"""ex05: the value of a state is the mean reward of its rollouts (tutorial 03)."""
 
 
-def monte_carlo_values(states, rollout, reward, *, k):
-    """V(s) = the mean return of k completions of s (VinePPO, section 4).
+def monte_carlo_values(rewards):
+    """The Monte Carlo value of each state (VinePPO, section 4).
+
+        V(s) = (1 / K) sum over k of R(rollout k from s)
 
     Args:
-        states: list of states, each a tuple of token ids. The same state may come up several times: it is rolled out once, and
-            all its places in the list share the value.
-        rollout: `rollout(some_states, k)` -> for each of them a list of k completions, new ones in every call.
-        reward: `reward(state, completion)` -> 1.0 or 0.0. A completion that was cut by the limit is a failure like any other.
-        k: completions for each state.
+        rewards: [state][K]. For each state, a list with the rewards of its K >= 1 rollouts. K may differ between states. A
+            reward is a number from 0 to 1. A rollout that the length limit cut has reward 0 and counts like any other.
     Returns:
-        list of floats, one for each entry of `states`, in their order.
+        list of floats, one value for each state, in the same order. Do not change the input.
 
-    (The grader prints made-up completions as letters, a row for each different state: r right, w wrong, t cut by the limit.)
-
-    Example: states [(1,), (7, 8), (1,)], k = 4; two completions of (1,) are right and three of (7, 8)  ->  [0.5, 0.75, 0.5]
-        from 8 completions in all.
+    Example: two of four rollouts from the first state are right, and three of four from the second:
+        rewards [[1, 0, 0, 1], [1, 1, 0, 1]]  ->  [0.5, 0.75]
     """
     raise NotImplementedError("ex05: monte_carlo_values")

@@ -2,12 +2,12 @@
 
 
 def spread_to_tokens(step_advantages, cuts, length):
-    """Gives every token the advantage of the step that it is part of.
+    """Gives every token the advantage of its step.
 
     Args:
         step_advantages: list of n floats, one for each step.
-        cuts: list of n token indices, where each step starts; cuts[0] = 0.
-        length: tokens in the response, the end-of-sequence token included; it belongs to the last step.
+        cuts: list of n token indices at which the steps start; cuts[0] = 0.
+        length: number of tokens in the response, including the end-of-sequence token, which belongs to the last step.
     Returns:
         list of `length` floats.
 

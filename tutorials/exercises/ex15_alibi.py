@@ -4,7 +4,7 @@ import torch  # noqa: F401
 
 
 def alibi_bias(distance, heads):
-    """What ALiBi adds to the attention logits: a penalty that grows with the distance (arXiv 2108.12409, section 3).
+    """The numbers that ALiBi adds to the attention logits to penalise distance (arXiv 2108.12409, section 3).
 
         bias = -slope_k (t - i),  slope_k = 2^(-8k / H) for the heads k = 1, ..., H
 

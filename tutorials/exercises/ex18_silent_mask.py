@@ -1,22 +1,23 @@
-"""ex18: this program is silently wrong (tutorial 02). Find out why, mend it, and delete the line that raises."""
+"""ex18: this program has a silent mistake (tutorial 02). Find the mistake, fix it, and delete the line that raises."""
 
 import torch
 
 
 def response_mask(input_ids, prompt_lengths, eos):
-    """Which tokens the policy chose, and therefore is trained on.
+    """Marks the tokens that the policy chose. The policy is trained on these tokens.
 
-    Its users say: nothing crashes and rewards rise at first, but the responses grow longer and longer, until all of them are
-    cut by the limit.
+    The users of this function report: nothing crashes and rewards rise at first, but the responses become longer and longer,
+    until the length limit cuts all of them.
 
     Args:
-        input_ids: [B, T]: prompt, response, then padding. The tokenizer has no padding token of its own: `eos` pads.
-        prompt_lengths: list of B, tokens of each prompt. A prompt may hold `eos`, too: chat templates end turns with it.
-        eos: the id that ends a response. A response that was cut by the limit has none.
+        input_ids: [B, T]: prompt, response, then padding. The tokenizer has no padding token, so `eos` is used as padding.
+        prompt_lengths: list of B numbers, the tokens of each prompt. A prompt may contain `eos`, because chat templates end
+            turns with it.
+        eos: the id that ends a response. A response that the length limit cut has no `eos`.
     Returns:
         [B, T] float64, 1.0 on every token that the policy chose.
 
-    Example: input_ids [[5, 6, 7, 2, 2, 2]], prompt_lengths [2], eos 2: the policy chose the 7 and then to stop
+    Example: input_ids [[5, 6, 7, 2, 2, 2]], prompt_lengths [2], eos 2: the policy chose the token 7 and then the first 2
         ->  [[0, 0, 1, 1, 0, 0]]
     """
     raise NotImplementedError("ex18: find the mistake below, then delete this line")

@@ -1,4 +1,4 @@
-"""`pytest tutorials/exercises -k ex06` grades your ex06; without -k all of them."""
+"""`pytest tutorials/exercises -k ex06` grades exercise 06. Without -k it grades all exercises."""
 
 import pytest
 from grading import EXERCISES, grade, load
@@ -14,4 +14,4 @@ def test_exercise(exercise):
     except AssertionError as error:
         failure = str(error)
     if failure:
-        pytest.fail(failure, pytrace=False)  # the message alone, not where the grader stood
+        pytest.fail(failure, pytrace=False)  # the message without a traceback

@@ -1,10 +1,9 @@
-"""Grades the exercises in the folder above; each has the package's own function, small inputs, and wrong answers people give."""
+"""Graders for the exercises in the folder above. Each has the package's own function, small inputs and known wrong answers."""
 
-from grading import credit, losses, positions, sampling
+from grading import credit, estimates, losses, positions, responses, sampling, silent
 from grading.engine import Exercise, grade, load
 
-EXERCISES = sorted(
-    [*sampling.EXERCISES, *credit.EXERCISES, *losses.EXERCISES, *positions.EXERCISES], key=lambda exercise: exercise.file
-)
+MODULES = (sampling, responses, credit, estimates, losses, positions, silent)
+EXERCISES = sorted((exercise for module in MODULES for exercise in module.EXERCISES), key=lambda exercise: exercise.file)
 
 __all__ = ["EXERCISES", "Exercise", "grade", "load"]

@@ -1,4 +1,4 @@
-"""The progress board of the `exercises` command: which exercises are done, and which one to do next."""
+"""The progress board of the `exercises` command: it shows which exercises are done, and which one comes next."""
 
 import re
 import shlex
@@ -19,7 +19,7 @@ def show() -> int:
     if todo:
         exercise, state = next((row for row in todo if row[1] == "failing"), todo[0])
         place, python = _from_here(exercise.path), shlex.quote(str(_from_here(Path(sys.executable))))
-        print(f"{'mend' if state == 'failing' else 'next'}: {place}")
+        print(f"{'fix' if state == 'failing' else 'next'}: {place}")
         print(f"grade: {python} -m pytest {shlex.quote(str(place.parent))} -k {exercise.file[:4]}")
     return 0
 
@@ -29,7 +29,7 @@ def _from_here(path: Path) -> Path:
 
 
 def verdict(exercise) -> tuple[str, str]:
-    """-> "done", "failing" or "untouched"; and a short reason for a failure"""
+    """-> "done", "failing" or "untouched"; for a failure also a short reason"""
     try:
         grading.grade(exercise, grading.load(exercise))
     except NotImplementedError:

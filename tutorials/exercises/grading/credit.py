@@ -1,49 +1,115 @@
-"""Exercises on credit: step advantages, spreading, GAE, whitening, baselines from a group."""
+"""Exercises on credit: Monte Carlo values, step advantages, spreading to tokens."""
 
 from itertools import pairwise
 
-import torch
-
 from grading.engine import Exercise
-from grading.sampling import random
-from vine_mini import advantages
+from vine_mini import advantages, values
+
+# ex05: Monte Carlo values. The rewards are [state][K].
 
 
-def tensor(*rows):
-    """A float64 tensor of the given rows."""
-    return torch.tensor(rows, dtype=torch.float64)
+def best_of_k(rewards):
+    """the value is the largest reward of the rollouts instead of the mean reward."""
+    return [float(max(row)) for row in rewards]
+
+
+def majority(rewards):
+    """the value says whether most rollouts are right. The value must be the share of right rollouts."""
+    return [float(sum(row) > len(row) / 2) for row in rewards]
+
+
+def first_of_k(rewards):
+    """only the first rollout of each state is used. The value is the mean over all its rollouts."""
+    return [float(row[0]) for row in rewards]
+
+
+def divided_by_k_minus_one(rewards):
+    """the sum is divided by K - 1, as in a variance. A mean divides by K."""
+    return [sum(row) / max(1, len(row) - 1) for row in rewards]
+
+
+def divided_by_the_first_k(rewards):
+    """every sum is divided by the K of the first state. Each state has its own number of rollouts."""
+    return [sum(row) / len(rewards[0]) for row in rewards]
+
+
+def whole_numbers(rewards):
+    """the division gives whole numbers (//). A value between 0 and 1 then becomes 0."""
+    return [float(sum(row) // len(row)) for row in rewards]
+
+
+def mean_over_all_states(rewards):
+    """one mean is taken over the rollouts of all states. Each state needs the mean of its own rollouts."""
+    flat = [reward for row in rewards for reward in row]
+    return [sum(flat) / len(flat) for _ in rewards]
+
+
+def mean_over_states(rewards):
+    """the mean is taken over the states, for each rollout number, instead of over the rollouts of each state."""
+    return [sum(column) / len(column) for column in zip(*rewards, strict=False)]
+
+
+def hopeless_states_dropped(rewards):
+    """states without a right rollout are left out. The value of such a state is 0, and every state needs an entry."""
+    return [sum(row) / len(row) for row in rewards if sum(row) > 0]
+
+
+def failures_left_out(rewards):
+    """rollouts with reward 0 are left out of the mean, for example because the limit cut them. Failures count as well."""
+    return [sum(row) / max(1, sum(reward > 0 for reward in row)) for row in rewards]
+
+
+def equal_rewards_counted_once(rewards):
+    """equal rewards are counted once (a set). Every rollout counts."""
+    return [sum(set(row)) / len(set(row)) for row in rewards]
+
+
+def smoothed(rewards):
+    """a success and a failure are added to the rollouts. Then the value is biased. Only its error bar needs the addition."""
+    return [(sum(row) + 1) / (len(row) + 2) for row in rewards]
+
+
+def _value_cases():
+    return {
+        "one state, two of four rollouts right": dict(rewards=[[1.0, 0.0, 0.0, 1.0]]),
+        "one state, no rollout right": dict(rewards=[[0.0, 0.0, 0.0]]),
+        "three states": dict(rewards=[[1.0, 1.0, 1.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]),
+        "K = 1": dict(rewards=[[1.0], [0.0]]),
+        "another K for each state": dict(rewards=[[0.0, 1.0], [1.0, 1.0, 0.0, 1.0], [0.0, 0.0, 1.0, 0.0, 0.0]]),
+        "rewards between 0 and 1": dict(rewards=[[0.25, 0.0, 0.5, 0.25], [0.75, 1.0, 0.75, 0.5]]),
+    }
 
 
 # ex06: step advantages
 
 
 def sign_turned(values, reward):
-    """before and after are exchanged: an advantage is the value after the step minus the value before it."""
+    """the two values of a step are exchanged. An advantage is the value after the step minus the value before it."""
     return [b - a for b, a in zip(values, [*values[1:], reward], strict=True)]
 
 
 def reward_forgotten(values, reward):
-    """the reward is left out of the last step, whose advantage is then minus the last value."""
+    """the reward is left out of the last step. The last advantage is then minus the last value."""
     return advantages.step_advantages(values, 0.0)
 
 
 def reward_on_every_step(values, reward):
-    """the reward is paid at every step; it is paid once, at the last one."""
+    """the reward is paid at every step. The reward is paid once, at the last step."""
     return [a + reward for a in advantages.step_advantages(values, 0.0)]
 
 
 def against_the_return(values, reward):
-    """each step gets R - V(before it), which also credits it with everything that came after."""
+    """each step gets R - V(before it). The step then gets credit for all later steps as well."""
     return [reward - v for v in values]
 
 
 def against_the_question(values, reward):
-    """each state is compared with the value of the question, V(s_0), instead of with the state before."""
+    """each value is compared with V(s_0), the value of the prompt, instead of the value before the step."""
     return [v - values[0] for v in [*values[1:], reward]]
 
 
 def last_step_dropped(values, reward):
-    """there is no advantage for the last step: n values give n advantages, the last one R - V(s_{n-1})."""
+    """the last step has no advantage. n values give n advantages, and the last one is R - V(s_{n-1})."""
     return [b - a for a, b in pairwise(values)]
 
 
@@ -62,7 +128,7 @@ def _step_cases():
 
 
 def only_the_first_token(step_advantages, cuts, length):
-    """only the first token of a step gets its advantage, and the others nothing."""
+    """only the first token of each step gets the advantage. All tokens of the step get it."""
     spread = [0.0] * length
     for a, cut in zip(step_advantages, cuts, strict=True):
         spread[cut] = a
@@ -70,24 +136,24 @@ def only_the_first_token(step_advantages, cuts, length):
 
 
 def shared_among_the_tokens(step_advantages, cuts, length):
-    """the advantage is divided by the step's tokens: each token took part in the whole step and gets all of it."""
+    """the advantage is divided by the number of tokens of the step. Each token gets the whole advantage."""
     ends = [*cuts[1:], length]
     return [a / (e - s) for a, s, e in zip(step_advantages, cuts, ends, strict=True) for _ in range(e - s)]
 
 
 def end_gets_nothing(step_advantages, cuts, length):
-    """the last token, the end of the sequence, gets nothing; it belongs to the last step."""
+    """the last token, the end of the sequence, gets 0. This token belongs to the last step."""
     return [*advantages.spread_to_tokens(step_advantages, cuts, length)[:-1], 0.0]
 
 
 def cut_belongs_to_the_step_before(step_advantages, cuts, length):
-    """the token at a cut goes to the step before it; a cut is where a step starts."""
+    """the token at a cut goes to the step before it. A cut is the first token of a step."""
     spread = advantages.spread_to_tokens(step_advantages, cuts, length)
     return [spread[0], *spread[:-1]]
 
 
 def stops_at_the_last_cut(step_advantages, cuts, length):
-    """the last step ends where it starts, so that the list is too short; the last step runs to `length`."""
+    """the last step ends where it starts, so the list is too short. The last step ends at `length`."""
     pairs = zip(step_advantages, pairwise(cuts), strict=False)
     return [a for a, (start, end) in pairs for _ in range(end - start)]
 
@@ -101,208 +167,27 @@ def _spread_cases():
     }
 
 
-# ex08: GAE
-
-
-def no_lambda(rewards, values, mask, *, gamma, lam):
-    """lambda is left out of the sum."""
-    return advantages.gae(rewards, values, mask, gamma=gamma, lam=1.0)
-
-
-def no_gamma_on_the_next_value(rewards, values, mask, *, gamma, lam):
-    """the next value is not discounted: delta is r + gamma V(next) - V."""
-    return _gae(rewards, values * mask, mask, gamma, lam, discounted=False)
-
-
-def value_of_padding(rewards, values, mask, *, gamma, lam):
-    """the last token's next value is read from the padding; after the last token there is nothing, worth 0."""
-    return _gae(rewards, values, mask, gamma, lam)
-
-
-def through_the_padding(rewards, values, mask, *, gamma, lam):
-    """the sum runs on through padding and prompt, so that numbers from outside the response leak into it."""
-    return advantages.gae(rewards, values, torch.ones_like(mask), gamma=gamma, lam=lam)
-
-
-def returns_without_values(rewards, values, mask, *, gamma, lam):
-    """the returns are the advantages alone; the critic's target is advantage plus value."""
-    found, _ = advantages.gae(rewards, values, mask, gamma=gamma, lam=lam)
-    return found, found
-
-
-def forwards(rewards, values, mask, *, gamma, lam):
-    """the sum runs forwards in time, so that a token gets the credit of what came before it."""
-    v = values * mask
-    deltas = (rewards + gamma * torch.cat([v[:, 1:], torch.zeros_like(v[:, :1])], 1) - v) * mask
-    out, carried = torch.zeros_like(deltas), torch.zeros_like(deltas[:, 0])
-    for t in range(deltas.shape[1]):
-        carried = (deltas[:, t] + gamma * lam * carried) * mask[:, t]
-        out[:, t] = carried
-    return out, (out + v) * mask
-
-
-def one_delta(rewards, values, mask, *, gamma, lam):
-    """only one step ahead is looked at: the advantage is delta alone, as for lambda = 0."""
-    return advantages.gae(rewards, values, mask, gamma=gamma, lam=0.0)
-
-
-def _gae(rewards, values, mask, gamma, lam, discounted=True):
-    following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
-    deltas = (rewards + (gamma if discounted else 1.0) * following - values) * mask
-    out, later = torch.zeros_like(deltas), torch.zeros_like(deltas[:, 0])
-    for t in reversed(range(deltas.shape[1])):
-        later = (deltas[:, t] + gamma * lam * later) * mask[:, t]
-        out[:, t] = later
-    return out, (out + values) * mask
-
-
-def _gae_cases():
-    mask = tensor([0, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1], [1, 0, 0, 0, 0, 0])
-    return {
-        "three tokens, lambda 1": dict(
-            rewards=tensor([0, 0, 1]), values=tensor([0.5, 0.75, 0.25]), mask=tensor([1, 1, 1]), gamma=1.0, lam=1.0
-        ),
-        "three tokens, lambda 0.5": dict(
-            rewards=tensor([0, 0, 1]), values=tensor([0.5, 0.75, 0.25]), mask=tensor([1, 1, 1]), gamma=1.0, lam=0.5
-        ),
-        "gamma 0.5": dict(
-            rewards=tensor([0, 0, 1]), values=tensor([0.5, 0.75, 0.25]), mask=tensor([1, 1, 1]), gamma=0.5, lam=1.0
-        ),
-        "padding with a value": dict(
-            rewards=tensor([0, 1, 0]), values=tensor([0.5, 0.75, 9.0]), mask=tensor([1, 1, 0]), gamma=1.0, lam=0.5
-        ),
-        "a reward in the padding": dict(
-            rewards=tensor([0, 1, 7]), values=tensor([0.5, 0.75, 9.0]), mask=tensor([1, 1, 0]), gamma=1.0, lam=1.0
-        ),
-        "three rows": dict(rewards=random(3, 6, seed=1), values=random(3, 6, seed=2), mask=mask, gamma=0.9, lam=0.8),
-    }
-
-
-# ex09: whitening
-
-
-def mean_with_padding(x, mask):
-    """the mean is taken over padding, too: divide by the number of masked entries, not by all."""
-    mean = (x * mask).mean()
-    deviation = (((x - mean).square() * mask).sum() / (mask.sum() - 1)).sqrt()
-    return (x - mean) / (deviation + advantages.EPS) * mask
-
-
-def population_deviation(x, mask):
-    """the variance is divided by n instead of n - 1."""
-    n = mask.sum()
-    mean = (x * mask).sum() / n
-    return (x - mean) / ((((x - mean).square() * mask).sum() / n).sqrt() + advantages.EPS) * mask
-
-
-def padding_not_zeroed(x, mask):
-    """the result is not masked: after the shift, padding is no longer 0 and would enter the loss."""
-    n = mask.sum()
-    mean = (x * mask).sum() / n
-    deviation = (((x - mean).square() * mask).sum() / (n - 1)).sqrt()
-    return (x - mean) / (deviation + advantages.EPS)
-
-
-def row_by_row(x, mask):
-    """each row is whitened for itself; the mean and the deviation are those of the whole batch."""
-    n = mask.sum(1, keepdim=True)
-    mean = (x * mask).sum(1, keepdim=True) / n
-    variance = ((x - mean).square() * mask).sum(1, keepdim=True) / (n - 1).clamp(min=1)
-    return (x - mean) / (variance.sqrt() + advantages.EPS) * mask
-
-
-def only_scaled(x, mask):
-    """the numbers are scaled but not shifted: their mean stays."""
-    n = mask.sum()
-    mean = (x * mask).sum() / n
-    variance = ((x - mean).square() * mask).sum() / (n - 1).clamp(min=1)
-    return x / (variance.sqrt() + advantages.EPS) * mask
-
-
-def no_eps(x, mask):
-    """nothing is added to the divisor: where all entries are equal, this is 0 / 0."""
-    n = mask.sum()
-    mean = (x * mask).sum() / n
-    return (x - mean) / (((x - mean).square() * mask).sum() / (n - 1)).sqrt() * mask
-
-
-def eps_under_the_root(x, mask):
-    """EPS is added to the variance, under the root; it belongs to the deviation."""
-    n = mask.sum()
-    mean = (x * mask).sum() / n
-    return (x - mean) / (((x - mean).square() * mask).sum() / (n - 1) + advantages.EPS).sqrt() * mask
-
-
-def masked_before_the_deviation(x, mask):
-    """the masked entries are set to 0 first and then counted in the deviation: x.std() of the masked tensor."""
-    n = mask.sum()
-    centred = (x - (x * mask).sum() / n) * mask
-    return centred / (centred.std() + advantages.EPS)
-
-
-def _whiten_cases():
-    mask = tensor([1, 1, 1, 0, 0], [1, 0, 0, 0, 0], [0, 1, 1, 1, 1])
-    return {
-        "three numbers": dict(x=tensor([1, 2, 6]), mask=tensor([1, 1, 1])),
-        "with padding": dict(x=tensor([1, 2, 6, 9]), mask=tensor([1, 1, 1, 0])),
-        "two rows": dict(x=tensor([1, 2, 0], [6, 9, 3]), mask=tensor([1, 1, 0], [1, 1, 1])),
-        "all equal": dict(x=tensor([1, 1], [1, 5]), mask=tensor([1, 1], [1, 0])),
-        "three rows": dict(x=random(3, 5, seed=3) + 2, mask=mask),
-    }
-
-
-# ex12: baselines from a group
-
-
-def own_reward_in_the_mean(rewards):
-    """RLOO's baseline contains the response's own reward; it is left out, or the baseline depends on the action."""
-    return advantages.group_relative(rewards), rewards - rewards.mean(dim=1, keepdim=True)
-
-
-def mean_of_the_batch(rewards):
-    """the baseline is the mean over all groups: hard problems are then blamed for being hard."""
-    grpo = (rewards - rewards.mean()) / (rewards.std(dim=1, keepdim=True) + advantages.EPS)
-    return grpo, advantages.leave_one_out(rewards)
-
-
-def deviation_of_the_batch(rewards):
-    """GRPO is divided by the standard deviation over all groups instead of each group's own."""
-    centred = rewards - rewards.mean(dim=1, keepdim=True)
-    return centred / (rewards.std() + advantages.EPS), advantages.leave_one_out(rewards)
-
-
-def biased_deviation(rewards):
-    """the standard deviation divides by G instead of G - 1 (correction=0)."""
-    centred = rewards - rewards.mean(dim=1, keepdim=True)
-    return centred / (rewards.std(dim=1, correction=0, keepdim=True) + advantages.EPS), advantages.leave_one_out(rewards)
-
-
-def equal_rewards_divide_by_zero(rewards):
-    """nothing is added to the divisor: a group of equal rewards gives 0 / 0."""
-    centred = rewards - rewards.mean(dim=1, keepdim=True)
-    return centred / rewards.std(dim=1, keepdim=True), advantages.leave_one_out(rewards)
-
-
-def not_divided(rewards):
-    """GRPO is not divided by the standard deviation (that is Dr. GRPO)."""
-    return advantages.group_relative(rewards, scale_by_std=False), advantages.leave_one_out(rewards)
-
-
-def _baselines(rewards):
-    return advantages.group_relative(rewards), advantages.leave_one_out(rewards)
-
-
-def _group_cases():
-    return {
-        "one group": dict(rewards=tensor([1, 0, 0, 1])),
-        "one of four": dict(rewards=tensor([1, 0, 0, 0])),
-        "all right": dict(rewards=tensor([1, 1, 1])),
-        "two groups": dict(rewards=tensor([1, 0, 0], [1, 1, 0])),
-        "rewards of any size": dict(rewards=random(4, 5, seed=4)),
-    }
-
-
 EXERCISES = [
+    Exercise(
+        "ex05_monte_carlo_values",
+        "monte_carlo_values",
+        values.monte_carlo_values,
+        _value_cases,
+        [
+            best_of_k,
+            majority,
+            first_of_k,
+            divided_by_k_minus_one,
+            divided_by_the_first_k,
+            whole_numbers,
+            mean_over_all_states,
+            mean_over_states,
+            hopeless_states_dropped,
+            failures_left_out,
+            equal_rewards_counted_once,
+            smoothed,
+        ],
+    ),
     Exercise(
         "ex06_step_advantages",
         "step_advantages",
@@ -321,51 +206,6 @@ EXERCISES = [
             end_gets_nothing,
             cut_belongs_to_the_step_before,
             stops_at_the_last_cut,
-        ],
-    ),
-    Exercise(
-        "ex08_gae",
-        "gae",
-        advantages.gae,
-        _gae_cases,
-        [
-            no_lambda,
-            no_gamma_on_the_next_value,
-            value_of_padding,
-            through_the_padding,
-            returns_without_values,
-            forwards,
-            one_delta,
-        ],
-    ),
-    Exercise(
-        "ex09_whiten",
-        "whiten",
-        advantages.whiten,
-        _whiten_cases,
-        [
-            mean_with_padding,
-            population_deviation,
-            padding_not_zeroed,
-            row_by_row,
-            only_scaled,
-            no_eps,
-            eps_under_the_root,
-            masked_before_the_deviation,
-        ],
-    ),
-    Exercise(
-        "ex12_group_baselines",
-        "group_baselines",
-        _baselines,
-        _group_cases,
-        [
-            own_reward_in_the_mean,
-            mean_of_the_batch,
-            deviation_of_the_batch,
-            biased_deviation,
-            equal_rewards_divide_by_zero,
-            not_divided,
         ],
     ),
 ]

@@ -1,8 +1,8 @@
-"""The one grader: a learner's function, the package's own and known wrong answers all go through `grade`.
+"""The grader. A learner's function, the package's own function and known wrong answers all go through `grade`.
 
-An exercise is data: the reference, small inputs, and the wrong answers that people give. The learner's outcome is compared
-with the reference's in float64; where they differ, the wrong answers are tried on the same input, and the one that gives the
-learner's outcome says which misconception it looks like. Tests of this project let every wrong answer through the same door.
+An exercise is data: a reference function, small inputs, and wrong answers that people give. The grader compares the learner's
+outcome with the outcome of the reference in float64. If the two differ, the grader runs the wrong answers on the same inputs. A
+wrong answer with the learner's outcome names the mistake. The tests of this project grade every wrong answer in the same way.
 """
 
 import copy
@@ -20,10 +20,10 @@ from pathlib import Path
 
 import torch
 
-FOLDER = Path(__file__).parents[1]  # of the learner's files
+FOLDER = Path(__file__).parents[1]  # holds the learner's files
 TOLERANCE = 1e-9
-SECONDS = 20  # for one call on a few numbers
-FEW = 24  # numbers of an input that a message shows
+SECONDS = 20  # time limit of one call
+FEW = 24  # a message shows the numbers of a tensor with at most so many entries
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Exercise:
         file: name of the learner's file, without .py.
         function: name of the function in it.
         reference: the package's own function.
-        cases: () -> {what is special about it: keyword arguments}, the smallest first.
-        wrong: functions that a learner might have written; each docstring ends the sentence "This is what comes out if ...".
-        call: (function, **arguments) -> the outcome that is compared, for exercises where that is not simply the result.
-        gradient: arguments whose gradient of the (summed) outcome is compared too.
+        cases: () -> {name of the case: keyword arguments}, the smallest case first.
+        wrong: functions that a learner might write. Each docstring completes the sentence "This is what comes out if ...".
+        call: (function, **arguments) -> the outcome that is compared, if this is not simply the result.
+        gradient: names of arguments. The gradient of the summed outcome with respect to them is compared as well.
     """
 
     file: str
@@ -55,12 +55,12 @@ class Exercise:
 
 
 def load(exercise: Exercise) -> Callable:
-    """The learner's function. Raises AssertionError, in one line, for a file that cannot be read as Python or lacks it."""
+    """The learner's function. Raises AssertionError with one line if the file is not valid Python or lacks the function."""
     path = exercise.path
-    assert path.is_file(), f"{path.name} is not there; `git checkout` brings it back"
+    assert path.is_file(), f"{path.name} is missing; `git checkout` restores it"
     spec = importlib.util.spec_from_file_location(exercise.file, path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[exercise.file] = module  # as an import would; dataclasses look themselves up there
+    sys.modules[exercise.file] = module  # dataclasses need this entry
     try:
         with _undisturbed(), _time_limit():
             spec.loader.exec_module(module)
@@ -75,7 +75,7 @@ def load(exercise: Exercise) -> Callable:
 
 
 def grade(exercise: Exercise, function: Callable) -> None:
-    """Passes silently, or raises AssertionError with a message that teaches, NotImplementedError for a stub."""
+    """Returns if the function is right. Raises AssertionError with a message, or NotImplementedError for a stub."""
     for name, arguments in exercise.cases().items():
         expected = _run(exercise, exercise.reference, arguments)
         assert bool(expected.gradients) == bool(exercise.gradient)
@@ -92,17 +92,17 @@ def grade(exercise: Exercise, function: Callable) -> None:
 @dataclass
 class _Run:
     outcome: object = None
-    gradients: dict = field(default_factory=dict)  # name -> gradient, None where none flows; empty if there is none at all
+    gradients: dict = field(default_factory=dict)  # name -> gradient or None; empty if no gradient flows at all
     error: str = ""
     changed: str = ""
 
     def difference(self, other: "_Run") -> str:
-        """Where this outcome is not the other, in words; "" where they agree."""
+        """The first difference between this outcome and the other, in words; "" if they agree."""
         found = _difference(self.outcome, other.outcome, "")
         if found:
             return f"expected {_show(other.outcome)}\n  you gave {_show(self.outcome)}\n  {found}"
         if bool(self.gradients) != bool(other.gradients):
-            return "the loss is right, but no gradient flows from it: something cut it off (.item(), .detach(), no_grad)"
+            return "the loss is right, but no gradient flows from it: .item(), .detach() or no_grad prevents it"
         for name, right in other.gradients.items():
             mine = self.gradients[name]
             if right is None and mine is not None and mine.any():
@@ -113,7 +113,7 @@ class _Run:
             found = _difference(mine, right, "")
             if found:
                 return (
-                    f"the loss is right, its gradient with respect to {name} is not\n  expected {_show(right)}\n"
+                    f"the loss is right, but its gradient with respect to {name} is wrong\n  expected {_show(right)}\n"
                     f"  you gave {_show(mine)}\n  {found}"
                 )
         return ""
@@ -132,11 +132,11 @@ def _run(exercise: Exercise, function, arguments) -> _Run:
             gradients = _gradients(outcome, own, exercise.gradient)
     except (Exception, SystemExit) as error:
         if isinstance(error, NotImplementedError) and str(error).startswith(exercise.file[:4]):
-            raise  # the stub's own; torch raises this kind, too
+            raise  # the stub's own error; torch raises NotImplementedError as well
         return _Run(error=_where(error, exercise.path))
     if inspect.iscoroutine(outcome):
         outcome.close()
-        return _Run(error="the function is `async`, so calling it does nothing: take the word away")
+        return _Run(error="the function is `async`, so a call does nothing: remove this word")
     changed = [name for name in own if _comparable(own[name]) and _difference(_detached(own[name]), before[name], "")]
     return _Run(_detached(outcome), gradients, changed=" and ".join(changed))
 
@@ -151,16 +151,16 @@ def _gradients(outcome, arguments, names) -> dict:
 
 
 def _difference(got, expected, place: str) -> str:
-    """The first place where two outcomes differ, in words; "" where they agree."""
+    """The first place at which two outcomes differ, in words; "" if they agree."""
     here = f"at {place}: " if place else ""
     if isinstance(expected, torch.Tensor):
         if not isinstance(got, torch.Tensor):
-            return f"{here}a tensor is wanted, not {_kind(got)}"
+            return f"{here}this must be a tensor, not {_kind(got)}"
         if got.shape != expected.shape:
             return f"{here}the shape is {list(got.shape)}, not {list(expected.shape)}"
         if got.dtype != expected.dtype and (got.is_floating_point() or expected.is_floating_point()):
             return f"{here}the dtype is {got.dtype}, not {expected.dtype}"
-        got = got.to(expected.dtype)  # of integers any kind will do
+        got = got.to(expected.dtype)  # any integer type is accepted
         wrong = ~torch.isclose(got, expected, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)  # the reference has no NaN
         if not wrong.any():
             return ""
@@ -169,32 +169,32 @@ def _difference(got, expected, place: str) -> str:
         return f"{word}{_instead(got[index].item(), expected[index].item())}"
     if isinstance(expected, (list, tuple)):
         if not isinstance(got, (list, tuple)):
-            return f"{here}a {type(expected).__name__} is wanted, not {_kind(got)}"
+            return f"{here}this must be a {type(expected).__name__}, not {_kind(got)}"
         if len(got) != len(expected):
             return f"{here}there are {len(got)} entries, not {len(expected)}"
         return next(filter(None, (_difference(a, b, f"{place}[{i}]") for i, (a, b) in enumerate(zip(got, expected)))), "")  # noqa: B905
     if isinstance(expected, dict):
         return next(filter(None, (_difference(got[key], expected[key], key) for key in expected)), "")
     if isinstance(got, bool) or not isinstance(got, (int, float)):
-        return f"{here}a number is wanted, not {_kind(got)}"
+        return f"{here}this must be a number, not {_kind(got)}"
     close = got == expected or abs(got - expected) <= TOLERANCE * (1 + abs(expected))  # False for NaN
     return "" if close else f"{here}{_instead(got, expected)}"
 
 
 def _instead(got, expected) -> str:
     almost = isinstance(got, float) and 0 < abs(got - expected) < 1e-6 * (1 + abs(expected))
-    hint = ". Nearly: is something computed in float32, or an epsilon missing or in another place?" if almost else ""
+    hint = ". This is close: is something computed in float32, or is an epsilon missing or misplaced?" if almost else ""
     return f"{_number(got)} instead of {_number(expected)}{hint}"
 
 
 def _diagnosis(exercise: Exercise, function, failed: str) -> str:
-    """The wrong answer that gives this outcome on the failed case, and on most of the others, as a sentence."""
+    """A sentence that names a wrong answer with this outcome on the failed case; of several, the one that fits most cases."""
     cases = exercise.cases()
     try:
         mine = {name: _run(exercise, function, arguments) for name, arguments in cases.items()}
-    except NotImplementedError:  # half written: the stub's line still stands in some branch
+    except NotImplementedError:  # the stub's line is still in some branch
         return ""
-    best, most = None, 0  # a wrong answer, and on how many cases it is the learner's
+    best, most = None, 0  # a wrong answer, and the number of cases on which it has the learner's outcome
     for wrong in exercise.wrong:
         theirs = {name: _run(exercise, wrong, arguments) for name, arguments in cases.items()}
         alike = {name for name in cases if _same(mine[name], theirs[name])}
@@ -213,21 +213,21 @@ def _same(run: _Run, other: _Run) -> bool:
 
 
 def _where(error: BaseException, path: Path) -> str:
-    """What went wrong, and at which of the learner's lines; nothing of the machinery around it."""
+    """The error and the learner's line that caused it, without the grader's own lines."""
     if isinstance(error, TimeoutError):
-        return f"your function did not come back within {SECONDS} s: a loop without an end?"
+        return f"your function did not return within {SECONDS} s: is there an endless loop?"
     lines = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
     what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     return (
         f"{path.name}, line {lines[-1].lineno}, `{lines[-1].line}`: {what}"
         if lines
-        else f"{what} (called with the arguments' names)"
+        else f"{what} (the grader calls your function with keyword arguments)"
     )
 
 
 @contextmanager
 def _undisturbed():
-    """What a learner's file sets, and what it warns of, ends with it."""
+    """Undoes changes of PyTorch's global settings, and hides warnings."""
     dtype = torch.get_default_dtype()
     with torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -239,7 +239,7 @@ def _undisturbed():
 
 @contextmanager
 def _time_limit():
-    """Raises TimeoutError in a call that takes too long; not in a debugger, nor where there is no alarm clock (Windows)."""
+    """Raises TimeoutError in a call that takes too long. There is no limit in a debugger and on systems without SIGALRM."""
     if sys.gettrace() or not hasattr(signal, "SIGALRM") or threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -3,8 +3,8 @@
 import torch
 
 from grading.engine import Exercise
-from grading.sampling import random
-from vine_mini.lengthgen import positions as encodings
+from grading.inputs import random
+from vine_mini.decoder import positions as encodings
 from vine_mini.lengthgen import theory
 
 # ex14: RoPE
@@ -15,7 +15,7 @@ def _rope(x, positions):
 
 
 def _turned(x, positions, *, pairs="neighbours", sign=1, first=0, exponent=2, one=False):
-    """RoPE with one of its rules changed; the keywords say which."""
+    """RoPE. Each keyword changes one of its rules."""
     d = x.shape[-1]
     j = torch.arange(d // 2, dtype=torch.float64)
     frequency = torch.ones_like(j) if one else 10000.0 ** (-exponent * j / d)
@@ -26,37 +26,37 @@ def _turned(x, positions, *, pairs="neighbours", sign=1, first=0, exponent=2, on
 
 
 def halves_paired(x, positions):
-    """dimensions half a head apart are paired, as in Llama; here neighbours (0, 1), (2, 3), ... are."""
+    """dimensions half a head apart form pairs, as in Llama. Here neighbours form pairs: (0, 1), (2, 3), ..."""
     return _turned(x, positions, pairs="halves")
 
 
 def turned_backwards(x, positions):
-    """the pairs turn the other way: the angle has the wrong sign."""
+    """the pairs rotate in the other direction. The angle has the wrong sign."""
     return _turned(x, positions, sign=-1)
 
 
 def counted_from_one(x, positions):
-    """position 0 is turned by one step already."""
+    """position 0 is already rotated. The angle at position 0 must be 0."""
     return _turned(x, positions, first=1)
 
 
 def frequency_without_the_two(x, positions):
-    """the frequencies are 10000^(-j/d); they are 10000^(-2j/d), which reach from 1 to nearly 1/10000."""
+    """the frequencies are 10000^(-j/d) instead of 10000^(-2j/d)."""
     return _turned(x, positions, exponent=1)
 
 
 def one_frequency(x, positions):
-    """all pairs turn at the same speed, so that distances 2 pi apart look alike."""
+    """all pairs rotate at the same speed. Distances that differ by 2 pi then look equal."""
     return _turned(x, positions, one=True)
 
 
 def added_instead_of_turned(x, positions):
-    """sines and cosines are added to the vector, as in the absolute encoding; RoPE multiplies."""
+    """sines and cosines are added to the vector, as in the sinusoidal encoding. RoPE rotates the vector."""
     return x + _turned(torch.ones_like(x), positions)
 
 
 def index_instead_of_position(x, positions):
-    """tokens are counted 0, 1, 2, ... in the tensor instead of taking `positions`: wrong with a cache or padding on the left."""
+    """tokens are counted 0, 1, 2, ... in the tensor. With a cache or left padding, only `positions` is right."""
     return _turned(x, torch.arange(x.shape[2]).expand(x.shape[0], -1))
 
 
@@ -66,7 +66,7 @@ def positions_of_the_first_row(x, positions):
 
 
 def not_put_back_in_pairs(x, positions):
-    """the turned numbers are not put back where they were: all firsts of the pairs stand before all seconds."""
+    """the rotated numbers do not return to their places: all first numbers of the pairs stand before all second ones."""
     found = _turned(x, positions)
     return torch.cat([found[..., 0::2], found[..., 1::2]], dim=-1)
 
@@ -88,22 +88,22 @@ def _bias(distance, heads, slopes):
 
 
 def nearer_is_punished(distance, heads):
-    """the sign is turned: far tokens are preferred to near ones."""
+    """the sign is wrong. Distant tokens are then preferred to near ones."""
     return -encodings.alibi_bias(distance, heads)
 
 
 def slopes_from_one(distance, heads):
-    """k runs from 0, so that the first slope is 1 and the last one is missing; k runs from 1 to H."""
+    """k starts at 0. The first slope is then 1, and the last one is missing. k must run from 1 to H."""
     return _bias(distance, heads, 2.0 ** (-8 * torch.arange(heads) / heads))
 
 
 def one_slope(distance, heads):
-    """all heads share the first slope; each has its own, so that some look near and some look far."""
+    """all heads share the first slope. Each head must have its own slope."""
     return _bias(distance, heads, encodings.alibi_slopes(heads)[:1].expand(heads))
 
 
 def without_the_eight(distance, heads):
-    """the exponent is -k/H; it is -8k/H."""
+    """the exponent is -k/H instead of -8k/H."""
     return _bias(distance, heads, 2.0 ** (-torch.arange(1, heads + 1) / heads))
 
 
@@ -113,12 +113,12 @@ def rounded_exponent(distance, heads):
 
 
 def powers_of_e(distance, heads):
-    """the slopes are powers of e; they are powers of 2."""
+    """the slopes are powers of e instead of powers of 2."""
     return _bias(distance, heads, torch.exp(-8 * torch.arange(1, heads + 1) / heads))
 
 
 def heads_last(distance, heads):
-    """the heads stand in the last dimension; the result is [B, H, Q, K]."""
+    """the heads are the last dimension. The result must be [B, H, Q, K]."""
     return encodings.alibi_bias(distance, heads).permute(0, 2, 3, 1)
 
 
@@ -137,7 +137,7 @@ def _alibi_cases():
 
 
 def _count(function, length):
-    """Puts the weights into a real layer. -> the positions that it writes for random tokens after <bos>, [2, length + 1]"""
+    """Sets the weights of a real layer. -> the positions that it writes for <bos> and random tokens, [2, length + 1]"""
     model = theory.build(length)
     layer = model.model.layers[0]
     for weight in layer.parameters():
@@ -149,21 +149,21 @@ def _count(function, length):
 
 
 def keys_not_equal(layer, length):
-    """the keys differ from token to token, so that attention is not uniform and <bos> does not get just 1/t."""
+    """the keys differ between tokens. Attention is then not uniform, and the weight of <bos> is not 1/t."""
     theory.write_position(layer, length)
     key = layer.attention.qkv.weight.chunk(3)[1]
     key.normal_(generator=torch.Generator().manual_seed(0))
 
 
 def value_reads_the_constant(layer, length):
-    """the value reads the coordinate that is 1 at every token: its mean is 1 everywhere, and says nothing of t."""
+    """the value reads the coordinate that is 1 for every token. The mean is then 1 and does not depend on t."""
     theory.write_position(layer, length)
     value = layer.attention.qkv.weight.chunk(3)[2]
     value.zero_()[0, theory.ONE] = 1
 
 
 def rest_left_random(layer, length):
-    """random weights are left where zeros belong: the output carries the other numbers of the values, too."""
+    """random weights are left where zeros are needed. The output then contains other numbers of the values."""
     theory.write_position(layer, length)
     generator = torch.Generator().manual_seed(0)
     layer.attention.qkv.weight.chunk(3)[2][1:].normal_(generator=generator)
@@ -171,13 +171,13 @@ def rest_left_random(layer, length):
 
 
 def only_the_share(layer, length):
-    """the MLP adds nothing, and what is written is 1/t."""
+    """the MLP adds nothing. The result is then 1/t."""
     theory.write_position(layer, length)
     layer.down.weight.zero_()
 
 
 def counted_from_zero(layer, length):
-    """the MLP leads to t - 1: <bos> stands at position 1."""
+    """the MLP gives t - 1. <bos> has position 1."""
     theory.write_position(layer, length)
     unit = layer.up.weight.shape[0] - 1  # a unit that is always on: relu(ONE) = 1
     layer.up.weight[unit].zero_()[theory.ONE] = 1
@@ -185,14 +185,14 @@ def counted_from_zero(layer, length):
 
 
 def slopes_not_doubled(layer, length):
-    """the kinks have weights c_j = j; a piece between 1/(j + 1) and 1/j has slope -j (j + 1), so that they are 2j."""
+    """the terms have weights c_j = j. Between 1/(j + 1) and 1/j the slope must be -j (j + 1), so they must be 2j."""
     theory.write_position(layer, length)
     j = torch.arange(1, length + 1, dtype=torch.float64)
     layer.down.weight[theory.POSITION, :length] = torch.where(j == 1, 3.0, j)
 
 
 def share_not_taken_away(layer, length):
-    """the MLP leads to t, but the 1/t that attention wrote is still there: c_1 is 3, not 2."""
+    """the MLP gives t, but the 1/t that attention wrote is still there. c_1 must be 3, not 2."""
     theory.write_position(layer, length)
     layer.down.weight[theory.POSITION, 0] = 2
 

@@ -1,0 +1,277 @@
+"""Exercises on responses: cutting them into steps, and their log-probs."""
+
+import torch
+
+from grading.engine import Exercise
+from grading.inputs import decoder
+from vine_mini import logprobs, steps
+
+# ex03: cut into steps
+
+
+class Pieces:
+    """A tokenizer that is a list of texts, one for each token id. The last id is <eos>."""
+
+    def __init__(self, *pieces):
+        self.pieces = [*pieces, "<eos>"]
+
+    def decode(self, ids, skip_special_tokens=False):
+        """Token ids -> text."""
+        shown = [self.pieces[i] for i in ids]
+        return "".join(piece for piece in shown if not (skip_special_tokens and piece == "<eos>"))
+
+    def __repr__(self):
+        return " ".join(f"{i}:{piece!r}" for i, piece in enumerate(self.pieces))
+
+
+def newline_opens_the_step(token_ids, tokenizer, *, answer_mark):
+    """a step starts at the newline token. A newline ends the step before it."""
+    return [max(0, c - 1) for c in steps.cut_steps(token_ids, tokenizer, answer_mark=answer_mark)]
+
+
+def _lines(token_ids, tokenizer, is_answer, *, blank=False):
+    """Cuts after newlines. `is_answer(texts)` gets the texts from the line's first visible token on."""
+    starts, line_ended, seen = [0], False, False
+    texts = [tokenizer.decode([i], skip_special_tokens=True) for i in token_ids]
+    for i, text in enumerate(texts):
+        if line_ended and (seen and not is_answer(texts[i:]) if text.strip() else blank):
+            starts.append(i)
+        if text.strip():
+            seen, line_ended = True, False
+        line_ended = line_ended or "\n" in text
+    return starts
+
+
+def _begins_with(mark):
+    return lambda texts: bool(mark) and "".join(texts).lstrip().startswith(mark)
+
+
+def answer_is_a_step(token_ids, tokenizer, *, answer_mark):
+    """the answer line becomes a step of its own. An answer line belongs to the step before it."""
+    return _lines(token_ids, tokenizer, lambda texts: False)
+
+
+def always_four_number_signs(token_ids, tokenizer, *, answer_mark):
+    """the mark is always "####" instead of the argument `answer_mark`."""
+    return _lines(token_ids, tokenizer, _begins_with("####"))
+
+
+def first_character_of_the_mark(token_ids, tokenizer, *, answer_mark):
+    """only the first character of the mark is compared. The line must begin with the whole mark."""
+    return _lines(token_ids, tokenizer, _begins_with(answer_mark and answer_mark[0]))
+
+
+def mark_in_one_token(token_ids, tokenizer, *, answer_mark):
+    """only one token is compared with the mark. The mark may be spread over several tokens."""
+    return _lines(token_ids, tokenizer, lambda texts: _begins_with(answer_mark)(texts[:1]))
+
+
+def mark_anywhere_in_the_line(token_ids, tokenizer, *, answer_mark):
+    """a line with the mark anywhere in it is an answer line. An answer line begins with the mark."""
+    return _lines(token_ids, tokenizer, lambda texts: bool(answer_mark) and answer_mark in "".join(texts).lstrip().split("\n")[0])
+
+
+def everything_begins_with_nothing(token_ids, tokenizer, *, answer_mark):
+    """without a mark, every line is an answer line, because every text begins with "". There are no answer lines then."""
+    return _lines(token_ids, tokenizer, lambda texts: "".join(texts).lstrip().startswith(answer_mark or ""))
+
+
+def nothing_after_the_answer(token_ids, tokenizer, *, answer_mark):
+    """no step starts after an answer line. Later lines can be steps."""
+    texts = [tokenizer.decode([i], skip_special_tokens=True) for i in token_ids]
+    cuts = steps.cut_steps(token_ids, tokenizer, answer_mark=answer_mark)
+    return [c for c in cuts if not answer_mark or answer_mark not in "".join(texts[:c])]
+
+
+def blank_lines_are_steps(token_ids, tokenizer, *, answer_mark):
+    """blank lines become steps. A blank line belongs to the step before it."""
+    return _lines(token_ids, tokenizer, _begins_with(answer_mark), blank=True)
+
+
+def starts_at_the_first_text(token_ids, tokenizer, *, answer_mark):
+    """the first step starts at the first visible text. Blank tokens at the beginning then belong to no step."""
+    cuts = steps.cut_steps(token_ids, tokenizer, answer_mark=answer_mark)
+    texts = [tokenizer.decode([i], skip_special_tokens=True) for i in token_ids]
+    return [next((i for i, text in enumerate(texts) if text.strip()), 0), *cuts[1:]]
+
+
+def cut_in_text(token_ids, tokenizer, *, answer_mark):
+    """the response is decoded and cut in the text, and characters are counted as tokens."""
+    text, cuts = tokenizer.decode(token_ids, skip_special_tokens=True), [0]
+    for i, character in enumerate(text):
+        rest = text[i + 1 :]
+        if character == "\n" and rest.strip() and not rest.startswith("\n") and not _begins_with(answer_mark)([rest]):
+            cuts.append(i + 1)
+    return cuts
+
+
+def newline_in_front_missed(token_ids, tokenizer, *, answer_mark):
+    """only a newline at the end of a token counts. A newline in front of the text, as in "\\n7", also starts a step."""
+    texts = [tokenizer.decode([i], skip_special_tokens=True) for i in token_ids]
+    return [c for c in steps.cut_steps(token_ids, tokenizer, answer_mark=answer_mark) if not texts[c].startswith("\n")]
+
+
+def end_is_a_cut(token_ids, tokenizer, *, answer_mark):
+    """the end of the response is added as a cut. Cuts are the places where steps start."""
+    return [*steps.cut_steps(token_ids, tokenizer, answer_mark=answer_mark), len(token_ids)]
+
+
+def _cut_cases():
+    sums = Pieces("1+2", "=3", "\n", "3*4", "=12", "##", "\n\n", " 12", "5\n7", "12\n", "\n7", "## So", " ####")
+    words = Pieces("1+2", "\n", "3*4", "Ans", "wer:", " 12", "And", "####")
+    eos, end = 13, 8
+
+    def case(*token_ids, tokenizer=sums, answer_mark="####"):
+        return dict(token_ids=list(token_ids), tokenizer=tokenizer, answer_mark=answer_mark)
+
+    return {
+        "two lines": case(0, 1, 2, 3, 4),
+        "an answer line": case(0, 1, 2, 3, 4, 2, 5, 5, 7, eos),
+        "a blank line between": case(0, 1, 2, 2, 3, 4, 6, 0, eos),
+        "blank lines first": case(2, 6, 0, 1, 2, 3, 4, eos),
+        "a token that ends its line": case(0, 9, 3, 4, eos),
+        "a token with text on two lines": case(3, 8, 1, 2, 0, eos),
+        "a newline in front of a token": case(0, 10, 1, eos),
+        "a line that begins with ##": case(0, 2, 11, 2, 3, eos),
+        "a line after the answer": case(0, 2, 5, 5, 7, 2, 3, eos),
+        "a space before ####": case(0, 2, 12, 7, eos),
+        "#### inside a line": case(0, 2, 3, 12, 7, eos),
+        "no answer mark": case(0, 2, 3, 2, 5, 5, 7, eos, answer_mark=None),
+        "another answer mark": case(0, 1, 2, 1, 3, 4, 5, end, tokenizer=words, answer_mark="Answer:"),
+        "another mark, and a line that begins like it": case(0, 1, 6, 2, 1, 7, 5, end, tokenizer=words, answer_mark="Answer:"),
+        "nothing but the end": case(eos),
+    }
+
+
+# ex04: log-probs of a response
+
+
+def _train(function, model, **arguments):
+    """-> the log-probs, the number of forward passes, and the gradient of the summed log-probs for the model's last weights"""
+    passes, last = [], model.lm_head.weight.requires_grad_()
+    hook = model.model.register_forward_hook(lambda *_: passes.append(1))
+    try:
+        found = function(model, **arguments)
+        flows = isinstance(found, torch.Tensor) and found.requires_grad
+        gradient = torch.autograd.grad(found.sum(), last)[0] if flows else torch.zeros_like(last)
+    finally:
+        hook.remove()
+        last.requires_grad_(False)
+    found = found.detach() if isinstance(found, torch.Tensor) else found
+    return {"log-probs": found, "forward passes": len(passes), "gradient of their sum for the model's last weights": gradient}
+
+
+def _scored(model, input_ids, attention_mask, response_mask, temperature, shift=-1):
+    logits = model(input_ids=input_ids, attention_mask=attention_mask).logits / temperature
+    scores = logits.log_softmax(-1)
+    if shift:
+        scores = scores.roll(-shift, dims=1)
+    return scores.gather(2, input_ids[..., None])[..., 0] * response_mask
+
+
+def not_shifted(model, input_ids, attention_mask, response_mask, *, temperature=1.0):
+    """column t scores token t with the logits at t, which have already seen it. The logits at t - 1 predict it."""
+    return _scored(model, input_ids, attention_mask, response_mask, temperature, shift=0)
+
+
+def shifted_backwards(model, input_ids, attention_mask, response_mask, *, temperature=1.0):
+    """the shift goes in the wrong direction. Column t is scored by the logits at t + 1."""
+    return _scored(model, input_ids, attention_mask, response_mask, temperature, shift=1)
+
+
+def temperature_forgotten(model, input_ids, attention_mask, response_mask, *, temperature=1.0):
+    """the logits are not divided by the temperature at which the tokens were sampled."""
+    return _scored(model, input_ids, attention_mask, response_mask, 1.0)
+
+
+def one_column_early(model, input_ids, attention_mask, response_mask, *, temperature=1.0):
+    """each score stands in the column of its logits, one column before its token."""
+    return _scored(model, input_ids, attention_mask, response_mask, temperature).roll(-1, dims=1)
+
+
+def end_left_out(model, input_ids, attention_mask, response_mask, *, temperature=1.0):
+    """the last response token, the end of the sequence, gets no score. The policy then cannot learn when to stop."""
+    later = torch.cat([response_mask[:, 1:], torch.zeros_like(response_mask[:, :1])], dim=1)
+    return _scored(model, input_ids, attention_mask, response_mask, temperature) * later
+
+
+def nothing_masked(model, input_ids, attention_mask, response_mask, *, temperature=1.0):
+    """prompt and padding keep their scores. The result must be 0 outside the response."""
+    scores = _scored(model, input_ids, attention_mask, torch.ones_like(response_mask), temperature)
+    return torch.cat([torch.zeros_like(scores[:, :1]), scores[:, 1:]], dim=1)
+
+
+def attention_mask_left_out(model, input_ids, attention_mask, response_mask, *, temperature=1.0):
+    """the model does not get the attention mask. Rows with padding on the left then attend to their padding."""
+    return _scored(model, input_ids, torch.ones_like(attention_mask), response_mask, temperature)
+
+
+def without_gradients(model, input_ids, attention_mask, response_mask, *, temperature=1.0):
+    """no gradient flows from the log-probs (no_grad, .detach()). The policy then cannot be trained."""
+    return _scored(model, input_ids, attention_mask, response_mask, temperature).detach()
+
+
+def _score_cases():
+    one = dict(
+        model=decoder(),
+        input_ids=torch.tensor([[3, 1, 4, 1]]),
+        attention_mask=torch.ones(1, 4, dtype=torch.long),
+        response_mask=torch.tensor([[0.0, 0, 1, 1]], dtype=torch.float64),
+    )
+    right = dict(
+        model=decoder(),
+        input_ids=torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 0, 0, 0]]),
+        attention_mask=torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]]),
+        response_mask=torch.tensor([[0, 0, 1, 1, 1, 1], [0, 1, 1, 0, 0, 0]], dtype=torch.float64),
+    )
+    left = {name: x.flip(1) if name.endswith("mask") else x for name, x in right.items()}
+    left["input_ids"] = torch.tensor([[3, 1, 4, 1, 5, 9], [0, 0, 0, 2, 6, 5]])
+    left["response_mask"] = torch.tensor([[0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1]], dtype=torch.float64)
+    return {
+        "one row": one,
+        "padded on the right": right,
+        "temperature 0.5": right | {"temperature": 0.5},
+        "padded on the left": left,
+    }
+
+
+EXERCISES = [
+    Exercise(
+        "ex03_cut_steps",
+        "cut_steps",
+        steps.cut_steps,
+        _cut_cases,
+        [
+            newline_opens_the_step,
+            answer_is_a_step,
+            always_four_number_signs,
+            first_character_of_the_mark,
+            mark_in_one_token,
+            mark_anywhere_in_the_line,
+            everything_begins_with_nothing,
+            nothing_after_the_answer,
+            blank_lines_are_steps,
+            starts_at_the_first_text,
+            cut_in_text,
+            newline_in_front_missed,
+            end_is_a_cut,
+        ],
+    ),
+    Exercise(
+        "ex04_response_logprobs",
+        "response_logprobs",
+        logprobs.response_logprobs,
+        _score_cases,
+        [
+            not_shifted,
+            shifted_backwards,
+            temperature_forgotten,
+            one_column_early,
+            end_left_out,
+            nothing_masked,
+            attention_mask_left_out,
+            without_gradients,
+        ],
+        call=_train,
+    ),
+]
