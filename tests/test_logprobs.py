@@ -1,14 +1,16 @@
 """Scoring: what the sampler said is what the loss sees, on every architecture, padded or not."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import VOCAB, ragged_prompts, tiny_model
 
 from vine_mini import logprobs as module
-from vine_mini.logprobs import response_logprobs, response_values
+from vine_mini.logprobs import logits_of, response_logprobs, response_values
 from vine_mini.models import Critic
 from vine_mini.sampling import sample
-from vine_mini.types import collate
+from vine_mini.types import Sampling, collate
 
 
 def scored(model, batch, **kwargs):
@@ -18,7 +20,7 @@ def scored(model, batch, **kwargs):
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_first_ratio_is_one(any_model, temperature):
     """Rule 1: log-probs of the cached, left-padded sampler equal those of one right-padded forward pass, to 1e-4."""
-    sampled = sample(any_model, ragged_prompts(6), max_new_tokens=9, temperature=temperature, eos_token_id=[3, 7, 11], seed=0)
+    sampled = sample(any_model, ragged_prompts(6), Sampling(9, (3, 7, 11), temperature), seed=0)
     batch = collate(sampled)
     got = scored(any_model, batch, temperature=temperature)
     for row, trajectory in zip(got, sampled, strict=True):
@@ -29,7 +31,7 @@ def test_first_ratio_is_one(any_model, temperature):
 
 
 def test_equals_the_plain_formula(any_model):
-    batch = collate(sample(any_model, ragged_prompts(3), max_new_tokens=5, eos_token_id=VOCAB, seed=0))
+    batch = collate(sample(any_model, ragged_prompts(3), Sampling(5, (VOCAB,)), seed=0))
     logits = any_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits.double()
     for b, t in batch.response_mask.nonzero().tolist():
         expected = logits[b, t - 1].log_softmax(-1)[batch.input_ids[b, t]]
@@ -37,7 +39,7 @@ def test_equals_the_plain_formula(any_model):
 
 
 def test_padding_on_either_side_changes_nothing(any_model):
-    [trajectory] = sample(any_model, [[5, 9, 2]], max_new_tokens=6, eos_token_id=VOCAB, seed=0)
+    [trajectory] = sample(any_model, [[5, 9, 2]], Sampling(6, (VOCAB,)), seed=0)
     batch = collate([trajectory])
     plain = scored(any_model, batch)
     for left, right in ((4, 0), (0, 3), (2, 5)):
@@ -47,7 +49,7 @@ def test_padding_on_either_side_changes_nothing(any_model):
 
 
 def test_chunks_change_neither_values_nor_gradients(any_model, monkeypatch):
-    batch = collate(sample(any_model, ragged_prompts(4), max_new_tokens=6, eos_token_id=VOCAB, seed=0))
+    batch = collate(sample(any_model, ragged_prompts(4), Sampling(6, (VOCAB,)), seed=0))
     any_model.double()
     results = []
     for chunk in (1024, 5):
@@ -61,10 +63,11 @@ def test_chunks_change_neither_values_nor_gradients(any_model, monkeypatch):
 
 def test_logits_of_more_than_a_chunk_never_exist(llama, monkeypatch):
     monkeypatch.setattr(module, "LOGITS", 5 * VOCAB)
-    sizes = []
-    llama.get_output_embeddings().register_forward_hook(lambda _, inputs, out: sizes.append(out.shape[:-1].numel()))
-    scored(llama, collate(sample(llama, ragged_prompts(4), max_new_tokens=6, eos_token_id=VOCAB, seed=0)))
-    assert max(sizes[-5:]) <= 5 and sum(sizes[-5:]) == 24  # 24 response tokens, never a prompt token
+    batch = collate(sample(llama, ragged_prompts(4), Sampling(6, (VOCAB,)), seed=0))
+    sizes, logits_of = [], module.logits_of
+    monkeypatch.setattr(module, "logits_of", lambda model, hidden: sizes.append(len(hidden)) or logits_of(model, hidden))
+    scored(llama, batch)
+    assert max(sizes) <= 5 and sum(sizes) == 24  # 24 response tokens, never a prompt token
 
 
 def test_a_response_needs_something_before_it(llama):
@@ -75,7 +78,7 @@ def test_a_response_needs_something_before_it(llama):
 
 def test_values_are_of_the_state_before_the_token(any_model):
     critic = Critic(any_model)
-    batch = collate(sample(any_model, ragged_prompts(3), max_new_tokens=4, eos_token_id=VOCAB, seed=0))
+    batch = collate(sample(any_model, ragged_prompts(3), Sampling(4, (VOCAB,)), seed=0))
     inputs = batch.input_ids, batch.attention_mask, batch.response_mask
     assert response_values(critic, *inputs).abs().max() == 0  # the head starts at zero
     torch.nn.init.normal_(critic.head.weight)
@@ -86,6 +89,31 @@ def test_values_are_of_the_state_before_the_token(any_model):
         changed = batch.input_ids.clone()
         changed[row, last] = (changed[row, last] + 1) % VOCAB  # the value before an action cannot depend on it
         torch.testing.assert_close(response_values(critic, changed, *inputs[1:])[row], values[row], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_heads_are_computed_in_float32_outside_autocast(bias):
+    """In bfloat16 the heads rounded their output: an error of .008 in log-ratios of .002."""
+    torch.manual_seed(0)
+    hidden = torch.randn(50, 256, dtype=torch.bfloat16)  # what a backbone leaves under autocast
+    policy = SimpleNamespace(config=SimpleNamespace(), get_output_embeddings=lambda: head)
+    head = torch.nn.Linear(256, 1000, bias=bias)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        got = logits_of(policy, hidden)
+    exact = hidden.double() @ head.weight.double().T + (head.bias.double() if bias else 0)
+    assert got.dtype == torch.float32 and (got - exact).abs().max() < 1e-5
+
+
+def test_the_critics_head_is_computed_in_float32_outside_autocast(any_model):
+    critic = Critic(any_model)
+    torch.nn.init.normal_(critic.head.weight)
+    batch = collate(sample(any_model, ragged_prompts(3), Sampling(4, (VOCAB,)), seed=0))
+    inputs = batch.input_ids, batch.attention_mask, batch.response_mask
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        values, hidden = response_values(critic, *inputs), module.hidden_before(critic.backbone, *inputs)
+    exact = hidden.double() @ critic.head.weight.double().T  # [n, 1]
+    assert values.dtype == torch.float32
+    torch.testing.assert_close(values[batch.response_mask.bool()], exact[:, 0].float(), rtol=1e-5, atol=1e-5)
 
 
 def test_critic_and_reference_share_no_storage_with_the_policy(any_model):
@@ -109,6 +137,6 @@ def test_dropout_is_off_in_a_loaded_policy(tmp_path, tokenizer):
     model.resize_token_embeddings(len(tokenizer))
     model.save_pretrained(tmp_path)
     model, _ = load_policy(str(tmp_path), "cpu")
-    batch = collate(sample(model, [[1, 2]], max_new_tokens=5, eos_token_id=VOCAB, seed=0))
+    batch = collate(sample(model, [[1, 2]], Sampling(5, (VOCAB,)), seed=0))
     model.train()
     torch.testing.assert_close(scored(model, batch), scored(model, batch), rtol=0, atol=0)

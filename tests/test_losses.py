@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from vine_mini.losses import clipped_policy_loss, kl_penalty, nll_loss, value_loss
+from vine_mini.losses import clipped_policy_loss, kl_penalty, masked_mean, value_loss
 
 
 def slow_policy_loss(logprobs, old, advantages, mask, clip):
@@ -140,7 +140,7 @@ def test_kl_estimators_in_expectation():
     torch.testing.assert_close(grad(expected("k3")), grad(reverse_kl))
 
 
-def test_nll_is_the_mean_over_the_mask():
+def test_the_masked_mean():
     logprobs, mask = torch.tensor([[-1.0, -3.0, -100.0]]), torch.tensor([[1.0, 1.0, 0.0]])
-    assert nll_loss(logprobs, mask).item() == 2.0
-    assert nll_loss(logprobs, mask, denominator=8).item() == 0.5
+    assert masked_mean(-logprobs, mask).item() == 2.0
+    assert masked_mean(-logprobs, mask, denominator=8).item() == 0.5

@@ -6,12 +6,15 @@ import shutil
 import pytest
 import torch
 from conftest import VOCAB
-from transformers import AutoModelForCausalLM, AutoTokenizer, CohereConfig, Gemma2Config
+from huggingface_hub import constants
+from transformers import AutoModelForCausalLM, AutoTokenizer, CohereConfig, Gemma2Config, Qwen2Config
 
 from vine_mini import models
+from vine_mini.app import setup
+from vine_mini.logprobs import response_logprobs
 from vine_mini.types import UserError
 
-SHIPPED = models.SHIPPED / "arithmetic"
+SHIPPED = setup.SHIPPED / "arithmetic"
 
 
 def test_the_shipped_policy_is_small_and_standard():
@@ -77,6 +80,35 @@ def test_weights_that_are_damaged_or_incomplete_are_refused(tmp_path):
         models.load_policy(str(folder), "cpu")
 
 
+def only_pickled(folder):
+    """The shipped policy with its weights in the old format alone."""
+    shutil.copytree(SHIPPED, folder)
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    return folder
+
+
+def test_pickled_weights_get_one_line_that_says_what_to_do(tmp_path):
+    with pytest.raises(UserError, match="load the model with transformers, save it with save_pretrained") as refused:
+        models.load_policy(str(only_pickled(tmp_path / "policy")), "cpu")
+    assert "\n" not in str(refused.value)
+
+
+def test_pickled_weights_on_the_hub_get_the_same_line(tmp_path, monkeypatch):
+    """A repository as it lies in the Hub's cache, read without a network."""
+    commit, repository = "0" * 40, tmp_path / "models--someone--old"
+    only_pickled(repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        UserError, match=r"^someone/old .*load the model with transformers, save it with save_pretrained"
+    ) as refused:
+        models.load_policy("someone/old", "cpu")
+    assert "\n" not in str(refused.value)
+
+
 def test_devices():
     assert models.pick_device("cpu").type == "cpu"
     assert models.pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
@@ -98,3 +130,41 @@ def test_a_head_that_is_not_linear_is_refused():
 
 def test_soft_capped_logits_are_scored_as_they_are_sampled():
     models._check_model(tiny(Gemma2Config, head_dim=8, final_logit_softcapping=0.5), range(VOCAB), "gemma 2")
+
+
+def test_a_bfloat16_copy_keeps_float32_buffers():
+    """Heads of 64 and sharp attention: with rounded frequencies of RoPE, late tokens have other log-probs."""
+    torch.manual_seed(0)
+    shape = dict(vocab_size=VOCAB, hidden_size=128, intermediate_size=256, num_hidden_layers=8, num_attention_heads=2)
+    model = AutoModelForCausalLM.from_config(Qwen2Config(**shape, num_key_value_heads=2)).float().eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(6.0 if "q_proj" in name or "k_proj" in name else 3.0)
+    ids = torch.randint(0, VOCAB, (1, 1024))
+    last = torch.zeros(ids.shape)
+    last[:, -200:] = 1.0
+
+    @torch.no_grad()
+    def gap(copy):
+        ours, theirs = (response_logprobs(m, ids, torch.ones_like(ids), last) for m in (copy, model))
+        return (ours - theirs).abs().sum().item() / 200
+
+    low = models.bfloat16_copy(model)
+    kept = dict(model.named_buffers())
+    assert all(x.dtype == torch.float32 and torch.equal(x, kept[name]) for name, x in low.named_buffers())
+    assert gap(low) < gap(models.frozen_copy(model).bfloat16()) / 3
+
+
+def test_a_bfloat16_copy_is_refreshed():
+    model, _ = models.load_policy(str(SHIPPED), "cpu")
+    low = models.bfloat16_copy(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.5)
+    models.refresh(low, model)
+    head = low.get_output_embeddings().weight
+    assert head.dtype == torch.float32 and torch.equal(head, model.get_output_embeddings().weight)
+    for name, parameter in low.base_model.named_parameters():
+        assert parameter.dtype == torch.bfloat16 and not parameter.requires_grad
+        assert torch.equal(parameter, model.base_model.get_parameter(name).bfloat16())

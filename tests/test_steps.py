@@ -34,7 +34,15 @@ class Pieces:
     ],
 )
 def test_newline_cuts(pieces, starts):
-    assert cut_steps(list(range(len(pieces))), Pieces(*pieces)) == starts
+    assert cut_steps(list(range(len(pieces))), Pieces(*pieces), answer_mark="####") == starts
+
+
+def test_the_answer_mark_is_an_argument():
+    pieces = Pieces("a", "\n", "so", ":", " 7", "\n", "####", " 7", None)
+    ids = list(range(len(pieces.pieces)))
+    assert cut_steps(ids, pieces, answer_mark="so:") == [0, 6]  # the mark may have several tokens
+    assert cut_steps(ids, pieces, answer_mark="####") == [0, 2]
+    assert cut_steps(ids, pieces) == [0, 2, 6]  # without a mark, the answer line is a step of its own
 
 
 def test_fixed_number_of_tokens():
@@ -47,7 +55,7 @@ def test_fixed_number_of_tokens():
 def test_gsm8k_shaped_text(tokenizer):
     text = "\n7+5=12\n12-3=9\n#### 9"
     ids = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
-    cuts = cut_steps(ids, tokenizer)
+    cuts = cut_steps(ids, tokenizer, answer_mark="####")
     assert [tokenizer.decode(ids[a:b]) for a, b in zip(cuts, [*cuts[1:], None], strict=True)] == [
         "\n7+5=12\n",
         "12-3=9\n#### 9<eos>",
@@ -56,5 +64,5 @@ def test_gsm8k_shaped_text(tokenizer):
 
 def test_the_texts_of_the_steps_are_the_response(tokenizer):
     ids = tokenizer.encode("1+2=3\n3*4=12\n#### 12") + [tokenizer.eos_token_id]
-    texts = step_texts(ids, cut_steps(ids, tokenizer), tokenizer)
+    texts = step_texts(ids, cut_steps(ids, tokenizer, answer_mark="####"), tokenizer)
     assert texts == ["1+2=3\n", "3*4=12\n#### 12<eos>"]

@@ -10,15 +10,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vine_mini.credit_page import command as credit, page
-from vine_mini import models
-from vine_mini.app import plots
 from vine_mini.advantages import group_relative
-from vine_mini.cli import main
 from vine_mini.app.config import CreditConfig
+from vine_mini.app.setup import SHIPPED
+from vine_mini.cli import main
+from vine_mini.credit_page import command as credit
+from vine_mini.credit_page import page, picture
 from vine_mini.credit_page.page import Credit, Page, Rollout
-from vine_mini.types import Trajectory
-from vine_mini.values import standard_error
+from vine_mini.steps import cut_steps, step_texts
+from vine_mini.types import Episodes, Trajectory, collate
+from vine_mini.values import standard_errors
 
 HOSTILE = '<script>document.title = "taken"</script></details></td></table>"><img src=x onerror=alert(1)>&lt;\u202egnorw\x00'
 SMALL = ["--k", "3", "--group", "4", "--critic_iterations", "0"]
@@ -72,13 +73,27 @@ def test_the_first_wrong_response_is_shown(explained):
     assert credit.explain(config).response == 1
 
 
-def test_the_steps_are_the_response(explained):
+def test_the_steps_are_the_response(explained, tokenizer):
     assert "".join(explained.steps).endswith("<eos>") and explained.steps[0].endswith("\n")
+    ids = tokenizer("".join(explained.steps).removesuffix("<eos>"))["input_ids"] + [tokenizer.eos_token_id]
+    assert explained.steps == step_texts(ids, cut_steps(ids, tokenizer, answer_mark="####"), tokenizer)
 
 
-def test_the_standard_error_of_none_of_nine_is_not_0():
-    assert standard_error(0.0, 9) == pytest.approx((0.05 * 0.95 / 9) ** 0.5)
-    assert standard_error(0.5, 9) == pytest.approx(0.5 / 3)
+def test_steps_of_a_number_of_tokens(tokenizer):
+    found = credit.explain(CreditConfig(k=1, group=3, critic_iterations=1, step_tokens=7))
+    lengths = [len(tokenizer(text)["input_ids"]) for text in found.steps]
+    assert lengths[:-1] == [7] * (len(lengths) - 1) and "a step every 7 tokens" in found.made
+    assert all(len(column.advantages) == len(lengths) for column in found.credits)
+
+
+def test_the_errors_are_the_standard_errors_of_the_values(explained):
+    rewards = [[rollout.reward for rollout in state] for state in explained.rollouts]
+    assert explained.credits[0].errors == standard_errors(rewards)
+
+
+def test_values_do_not_depend_on_the_critic(explained):
+    found = credit.explain(CreditConfig(k=5, group=6, critic_iterations=0, problem=5))
+    assert found.rollouts == explained.rollouts and found.credits[0] == explained.credits[0]
 
 
 @pytest.mark.parametrize(
@@ -90,14 +105,12 @@ def test_the_standard_error_of_none_of_nine_is_not_0():
     ],
 )
 def test_the_critic_s_credit_by_hand(gamma, lam, by_hand):
-    """Three tokens, guesses 1/4, 1/2, 3/4 before them, steps of one and of two tokens, reward 1."""
-
-    def score(batch, trajectories):
-        batch.values = torch.tensor([[0.0, 0.0, 0.25, 0.5, 0.75]])
-
-    resting = SimpleNamespace(device="cpu", score=score, config=SimpleNamespace(gamma=gamma, lam=lam))
-    trajectory = Trajectory([5, 6], [7, 8, 9], [0.0] * 3, True)
-    found = credit._critics_credit(resting, trajectory, [0, 1], 1.0)
+    """Three tokens with values 1/4, 1/2, 3/4 before them, steps of one and of two tokens, reward 1; the group's second."""
+    resting = SimpleNamespace(config=SimpleNamespace(gamma=gamma, lam=lam))
+    group = [Trajectory([5, 6], [7], [0.0], True), Trajectory([5, 6], [7, 8, 9], [0.0] * 3, True)]
+    episodes = Episodes([], group, torch.tensor([[0.0, 1.0]]), [[0], [0, 1]], collate(group), None, None)
+    values = torch.tensor([[0.0, 0.0, 0.5, 0.0, 0.0], [0.0, 0.0, 0.25, 0.5, 0.75]])
+    found = credit._whole_group(resting, episodes, 1, "ppo", values)
     assert found.values == [0.25, 0.5] and found.advantages == pytest.approx(by_hand)
 
 
@@ -115,12 +128,12 @@ def test_the_page_names_no_path_of_this_machine(explained):
 
 
 def test_a_step_on_one_line_of_the_picture():
-    assert plots._one_line("a  b\nc", 9) == "a b c"
-    assert plots._one_line("x" * 100, 9) == "xxxxxx..." and plots._one_line("$5 \x00", 20) == "$5 ⟨U+0000⟩"
+    assert picture._one_line("a  b\nc", 9) == "a b c"
+    assert picture._one_line("x" * 100, 9) == "xxxxxx..." and picture._one_line("$5 \x00", 20) == "$5 ⟨U+0000⟩"
 
 
 def test_the_page_says_how_the_critic_s_credit_is_made():
-    assert "reward less the guess" in page.render(small_page(critic="It is."))
+    assert "reward minus the value before the token" in page.render(small_page(critic="It is."))
     assert "γ = 0.9 and λ = 1" in page.render(small_page(critic="It is.", gamma=0.9))
 
 
@@ -187,9 +200,52 @@ def test_what_the_page_says_of_noise():
     assert page.finding(sure).endswith("from 0.50 ± 0.01 to 0.00 ± 0.01.")
     assert (
         page.finding(small_page(credits=[Credit("vineppo", [0.0, 0.0], [0.0, 0.0], [0.1, 0.1])]))
-        == "VinePPO's value moves nowhere."
+        == "VinePPO's value does not change at any step."
     )
-    assert "it says nothing" in page.render(small_page(group_rewards=[0.0, 0.0]))
+    assert "so the advantage is 0" in page.render(small_page(group_rewards=[0.0, 0.0]))
+
+
+def test_rewards_of_0_and_1_are_called_wrong_and_right():
+    html = page.render(small_page())
+    assert "<title>Credit for a wrong response</title>" in html and "<dd>wrong, ended by itself</dd>" in html
+    assert "<b>○</b>●" in html and "1 of 2 right; this is number 0" in html
+    assert "2 rollouts from before this step: 1 right" in html and "share of right responses" in html
+
+
+def test_rewards_between_0_and_1_are_shown_as_numbers():
+    """A task with partial credit: neither right nor wrong."""
+    rollouts = [[Rollout("a", 0.75, True), Rollout("b", 0.5, False)], [Rollout("c", 1.0, True), Rollout("d", 0.0, True)]]
+    found = small_page(group_rewards=[0.25, 1.0, 0.0], rollouts=rollouts)
+    html = page.render(found)
+    assert "<title>Credit for a response with reward 0.25</title>" in html and "<dd>reward 0.25, ended by itself</dd>" in html
+    assert "<b>◐</b>●○" in html and "mean reward 0.42; this is number 0" in html
+    assert "2 rollouts from before this step: mean reward 0.62" in html and "2 rollouts from before this step: 1 right" in html
+    assert "reward 0.5, cut by the limit" in html and "The value V is the mean reward" in html
+    assert "standard deviation of the K rewards" in html and "standard deviation of the K rewards" not in page.render(
+        small_page()
+    )
+
+
+def test_a_task_with_partial_credit(tmp_path, capsys):
+    task = tmp_path / "close.py"
+    task.write_text(
+        """
+from vine_mini.tasks import arithmetic
+from vine_mini.tasks.arithmetic import ANSWER_MARK, DEFAULTS, TEMPLATE, extract_answer, problems
+
+
+def reward(problem, text):
+    given = extract_answer(text)
+    return 0.0 if given is None else 1.0 if given == problem.answer else 0.25
+"""
+    )
+    found = credit.explain(CreditConfig(task=str(task), model=str(SHIPPED / "arithmetic"), k=3, group=6, critic_iterations=1))
+    assert 0.25 in found.group_rewards and found.reward == 0.25  # the first that is not fully right
+    vineppo = found.credits[0]
+    assert sum(vineppo.advantages) == pytest.approx(0.25 - vineppo.values[0]) and all(0.25 <= v <= 1 for v in vineppo.values)
+    assert "of close, response" in found.made and str(tmp_path) not in found.made.replace(str(SHIPPED), "")
+    picture.plot_credit(found, tmp_path / "credit.png")
+    assert "(reward 0.25, ended by itself)" in page.summary(found) and (tmp_path / "credit.png").stat().st_size > 5000
 
 
 @pytest.mark.parametrize(
@@ -233,7 +289,7 @@ def test_a_run_that_is_damaged_or_belongs_to_another_is_one_line(ppo_run, tmp_pa
     small = {"critic.head.weight": torch.zeros(1, 3)}
     save_file(small, state)
     assert "is damaged" in refused()
-    save_file(small, state, {"counters": '{"iteration": 1, "updates": 1, "seconds": {}}'})
+    save_file(small, state, {"counters": '{"iteration": 1, "updates": 1, "warmup": 1, "seconds": {}}'})
     assert "belongs to another model" in refused()
     (run / "policy").rename(run / "elsewhere")
     assert "nothing was saved there yet" in refused()
@@ -246,6 +302,6 @@ def test_a_folder_that_holds_something_is_not_overwritten(tmp_path, capsys):
 
 
 def test_other_commands_know_the_flag_policy_too(tmp_path, capsys):
-    policy = str(models.SHIPPED / "arithmetic")
+    policy = str(SHIPPED / "arithmetic")
     assert main(["sample", "--policy", policy, "--n", "1"]) == 0
     assert "--- 1:" in capsys.readouterr().out

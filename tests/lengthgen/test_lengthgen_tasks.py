@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from vine_mini.lengthgen import languages
 from vine_mini.decoder.model import word_tokenizer
+from vine_mini.lengthgen import languages
 from vine_mini.lengthgen.scratchpad import PARTS, STEPS, expand, final_answer, parts_of
 from vine_mini.lengthgen.tasks import COUNTED, IDS, ITEMS, SORTABLE, TASKS, TOKEN, decode, encode, tokens
 

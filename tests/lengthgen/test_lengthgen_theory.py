@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
+from vine_mini.decoder.positions import alibi_slopes
 from vine_mini.lengthgen import theory
 from vine_mini.lengthgen.attention import entropy, jensen_shannon, layer_distance, summary
-from vine_mini.decoder.positions import alibi_slopes
 
 
 def sequence(length, batch=2):

@@ -15,9 +15,10 @@ import torch
 
 from vine_mini import cli
 from vine_mini.app.config import TrainConfig
+from vine_mini.app.setup import build_trainer
+from vine_mini.decoder.model import Decoder, DecoderConfig
 from vine_mini.lengthgen import report, tasks
 from vine_mini.lengthgen.config import LengthgenConfig
-from vine_mini.decoder.model import Decoder, DecoderConfig
 from vine_mini.lengthgen.results import load_model, load_results
 from vine_mini.lengthgen.sweep import check_learned_table, sweep
 from vine_mini.lengthgen.train import (
@@ -32,8 +33,7 @@ from vine_mini.lengthgen.train import (
 )
 from vine_mini.models import load_policy, save_policy
 from vine_mini.sampling import sample
-from vine_mini.trainer import Trainer
-from vine_mini.types import UserError
+from vine_mini.types import Sampling, Trajectory, UserError
 
 SMALL = {"hidden": 32, "layers": 2, "heads": 2, "examples": 12, "steps": 3}
 
@@ -111,9 +111,8 @@ def test_one_forward_pass_measures_what_greedy_decoding_writes():
     accuracy = evaluate(model, config)
     for length in (2, 3, 4, 5):
         examples = evaluation_examples(config, length, 40)
-        written = sample(
-            model, [tasks.encode(p) for p, _ in examples], max_new_tokens=20, temperature=0, eos_token_id=tasks.EOS, seed=0
-        )
+        prompts = [tasks.encode(prompt) for prompt, _ in examples]
+        written = sample(model, prompts, Sampling(20, (tasks.EOS,), temperature=0.0), seed=0)
         right = [
             t.finished and tasks.TASKS["copy"].check(p, tasks.decode(t.response_ids[:-1]))
             for (p, _), t in zip(examples, written, strict=True)
@@ -126,9 +125,7 @@ def test_with_a_scratchpad_the_answer_counts_and_not_the_steps(monkeypatch):
     config = LengthgenConfig(task="parity", scratchpad="co", test_lengths=[9, 9], train_lengths=[8, 8], examples=6)
     shown = {}
 
-    def writes(model, prompts, **_):
-        from vine_mini.types import Trajectory
-
+    def writes(model, prompts, *_, **__):
         answers = [model(tasks.decode(p)) for p in prompts]
         return [
             Trajectory(p, [*tasks.encode(a), tasks.EOS], [0.0] * (len(tasks.encode(a)) + 1), shown.get("ends", True))
@@ -193,7 +190,7 @@ def test_vineppo_trains_it(positions, tokenizer, tmp_path):
         step_tokens=4,
         gradient_checkpointing=True,
     )
-    trainer = Trainer(config)
+    trainer = build_trainer(config)
     [(metrics, episodes, _)] = list(trainer.train())
     assert metrics["ratio"] == pytest.approx(1, abs=1e-4) and metrics["sampler_gap"] < 1e-4
     assert len(episodes.trajectories) == 8
@@ -275,7 +272,7 @@ def test_training_that_diverges_is_told(run, tmp_path):
     code, _, err = run(
         "--lr", 1e30, "--positions", "nope", "--seeds", 0, "--steps", 5, "--processes", 1, "--out", tmp_path / "run"
     )
-    assert code == 2 and "training diverged at step" in err and "lower --lr" in err and not (tmp_path / "run").exists()
+    assert code == 2 and "training diverged at update" in err and "lower --lr" in err and not (tmp_path / "run").exists()
 
 
 def test_broken_or_foreign_models_are_refused(run, folder, tmp_path):
@@ -320,7 +317,7 @@ fork.Process(target=work, args=(fork.Value("q", 0), pids)).start()
 print(pids.get(), flush=True)
 os.kill(os.getpid(), 9)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     worker = Path(f"/proc/{int(done.stdout)}")
     for _ in range(50):
         if not worker.exists() or "(zombie)" in (worker / "status").read_text():
@@ -468,5 +465,5 @@ def test_tables_average_lengths_and_seeds(folder):
     for k, run in enumerate(results["runs"]):
         run["accuracy"] = {2: 1.0, 3: 1.0, 4: 1.0, 5: 0.6, 6: 0.2 + 0.1 * (k % 2), 7: 0.0, 8: 0.0}
     table = report.accuracy_table(results)
-    assert "| nope    | 100.0 ± 0.0 | 60.0 ± 0.0 | 25.0 ± 7.1" in table and "2 seeds, 3 steps" in table
+    assert "| nope    | 100.0 ± 0.0 | 60.0 ± 0.0 | 25.0 ± 7.1" in table and "2 seeds, 3 updates on 32 examples each" in table
     assert report.extrapolation(results)["nope"] == pytest.approx({0: 0.2, 1: 0.225})

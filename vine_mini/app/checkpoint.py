@@ -1,12 +1,12 @@
 """Saving and resuming a training run.
 
-    RUN/checkpoints/40/     a Hugging Face folder of the policy, with `training_state.safetensors`: AdamW's moments, the critic
-                            and the counters
-    RUN/policy              a link to the newest whole checkpoint
+    RUN/checkpoints/40/   a Hugging Face folder of the policy, with `training_state.safetensors` beside the weights: AdamW's
+                          moments, the critic and the counters
+    RUN/policy            a link to the newest checkpoint
 
-A new checkpoint is written beside the old one. Then the link is replaced, which is one atomic operation, and then the old
-checkpoint is removed. A process that is killed at any moment therefore leaves a whole checkpoint behind RUN/policy. Seeds follow
-from the iteration, so a resumed run goes on exactly as the uninterrupted run would have.
+A new checkpoint is written beside the old one. One atomic operation then points the link to the new checkpoint, and only then
+the old checkpoint is removed. A process that is killed at any moment therefore leaves a whole checkpoint behind the link.
+Seeds follow from the iteration, so a resumed run continues exactly as the uninterrupted run would have.
 """
 
 import json
@@ -37,35 +37,50 @@ def save(trainer, run: Path) -> None:
         save_file(tensors, fresh / STATE, {"counters": json.dumps(counters)})
 
     save_policy(trainer.policy, trainer.tokenizer, target, write_state)
-    fresh_link = run / "policy.partial"
-    fresh_link.unlink(missing_ok=True)
-    fresh_link.symlink_to(target.relative_to(run), target_is_directory=True)
-    os.replace(fresh_link, link)
-    for other in target.parent.iterdir():
+    _point(link, target)
+    for other in target.parent.iterdir():  # older checkpoints, and what an interrupted save has left
         if other != target:
-            shutil.rmtree(other)
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def _point(link: Path, target: Path) -> None:
+    """Makes `link` a link to `target`. A reader of the link finds the old target or the new one at every moment."""
+    fresh = link.with_name(f"{link.name}.partial")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(target.relative_to(link.parent), target_is_directory=True)
+    if link.is_dir() and not link.is_symlink():  # the run was copied by a program that follows links
+        link.rename(target.with_name("copied"))
+    os.replace(fresh, link)
 
 
 def resume(trainer, run: Path) -> None:
-    """Puts a new trainer into the state that `save` wrote into the run folder. Raises UserError where there is none."""
+    """Puts a new trainer into the state that `save` wrote into the run folder. Raises UserError where that is impossible."""
     folder = run / "policy"
     if not (folder / STATE).is_file():
         raise UserError(f"{folder} holds no {STATE}: nothing was saved there to resume from")
-    trainer.policy.load_state_dict(load_policy(str(folder), trainer.device)[0].state_dict())
+    policy, _ = load_policy(str(folder), trainer.device)
+    tensors, counters = _read(folder / STATE, str(trainer.device))
     try:
-        with safe_open(folder / STATE, "pt", str(trainer.device)) as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
-            counters = json.loads(file.metadata()["counters"])
-            iteration, updates, warmup = (int(counters[name]) for name in ("iteration", "updates", "warmup"))
-            seconds = {phase: float(s) for phase, s in counters["seconds"].items()}
-    except (SafetensorError, TypeError, KeyError, ValueError, AttributeError) as error:
-        raise UserError(f"{folder / STATE} is damaged ({' '.join(str(error).split())})") from error
-    try:
+        trainer.policy.load_state_dict(policy.state_dict())
         _put_back(trainer, tensors)
     except (RuntimeError, IndexError, KeyError, ValueError) as error:
-        raise UserError(f"{folder / STATE} belongs to another model than the policy beside it") from error
-    trainer.iteration, trainer.updates, trainer.warmup = iteration, updates, warmup
-    trainer.seconds.update(seconds)
+        raise UserError(f"{folder / STATE} belongs to another model than this run's") from error
+    trainer.iteration, trainer.updates, trainer.warmup = (counters[name] for name in ("iteration", "updates", "warmup"))
+    trainer.seconds.update(counters["seconds"])
+
+
+def _read(path: Path, device: str) -> tuple[dict, dict]:
+    """-> tensors by name; the counters"""
+    try:
+        with safe_open(path, "pt", device) as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+            counters = json.loads(file.metadata()["counters"])
+            counters = {"seconds": {phase: float(s) for phase, s in counters["seconds"].items()}} | {
+                name: int(counters[name]) for name in ("iteration", "updates", "warmup")
+            }
+    except (SafetensorError, TypeError, KeyError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({' '.join(str(error).split())})") from error
+    return tensors, counters
 
 
 def _put_back(trainer, tensors: dict) -> None:

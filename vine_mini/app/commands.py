@@ -1,4 +1,7 @@
-"""The commands that train and measure a policy: train, demo, sft, evaluate, sample. Each takes its config and returns an exit code."""
+"""The commands that train and measure a policy: train, demo, sft, evaluate, sample.
+
+Each command takes its config and returns an exit code.
+"""
 
 import json
 import platform
@@ -14,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from vine_mini import models, tasks
+from vine_mini.algorithms import ALGORITHMS
 from vine_mini.app import checkpoint
 from vine_mini.app.config import DemoConfig, EvaluateConfig, SampleConfig, SFTConfig, TrainConfig
 from vine_mini.app.flags import read_preset
@@ -45,7 +49,7 @@ def train(config: TrainConfig) -> int:
     print(f"{_machine(trainer.device)}; {len(trainer.prompts)} training and {len(trainer.test_prompts)} test problems")
     print(format_memory(memory_estimate(trainer)))
     if config.top_p < 1:
-        print(f"top_p = {config.top_p}: the ratio is biased, because log-probs are those of the whole distribution")
+        print(f"top_p = {config.top_p}: the ratio is biased, because log-probs are taken under the whole distribution")
     if not config.resume:
         before = trainer.evaluate(with_kl=False)
         _warn_if_truncated(before["truncated"][0])
@@ -63,7 +67,7 @@ def train(config: TrainConfig) -> int:
 
 
 def _train(trainer: Trainer, run: Run) -> bool:
-    """The loop with its logging and saving; evaluates after the last iteration. -> False where Ctrl-C ended it"""
+    """The loop with its logging and saving. It evaluates after the last iteration. -> False if Ctrl-C ended the loop"""
     config = trainer.config
     limited = config.max_seconds > 0
     bar = tqdm(
@@ -95,7 +99,7 @@ def _train(trainer: Trainer, run: Run) -> bool:
 
 @contextmanager
 def _interrupts_wait():
-    """The first Ctrl-C only fills the list that is yielded, so that the iteration ends whole; a second one stops at once."""
+    """The first Ctrl-C only fills the yielded list, so that the iteration can end. The second Ctrl-C stops at once."""
     pressed: list[int] = []
 
     def first(number, _):
@@ -112,7 +116,7 @@ def _interrupts_wait():
 
 def _warn_if_truncated(share: float):
     if share > 0.5:
-        print(f"{100 * share:.0f} % of the responses are cut by the limit and count as wrong: raise --max_new_tokens")
+        print(f"{100 * share:.0f} % of the responses are cut by the limit and get reward 0: raise --max_new_tokens")
 
 
 def demo(config: DemoConfig) -> int:
@@ -121,7 +125,8 @@ def demo(config: DemoConfig) -> int:
     folder = new_folder(config.out, "demo")
     base = TrainConfig(**read_preset("arithmetic"), device=config.device, seed=config.seed)
     base = replace(base, iterations=100_000, max_seconds=config.seconds, save_every=100_000, eval_problems=config.problems)
-    shown, before, runs = {}, None, {}
+    shown, before = {}, None
+    runs: dict[str, dict] = {}
     for name in config.algorithms:
         trainer = build_trainer(replace(base, algorithm=name))
         if before is None:
@@ -143,18 +148,19 @@ def demo(config: DemoConfig) -> int:
     for name, r in sorted(results.items(), key=lambda item: -item[1]["eval"]["pass@1"][0]):
         gain = 100 * (r["eval"]["pass@1"][0] - before["pass@1"][0])
         print(f"{name:>10}: {gain:+.1f} points of sampled accuracy in {r['iterations']} iterations, {r['episodes']} episodes")
-    if "vineppo" in runs:
-        print(_credit_of_one_response(folder / "vineppo" / "samples.jsonl", base.k))
+    for name in runs:
+        if ALGORITHMS[name].needs_rollouts:
+            print(_credit_of_one_response(folder / name / "samples.jsonl", base.k))
     print(f"picture: {folder / 'demo.png'}   ({time.perf_counter() - start:.0f} s in all)")
     return 0
 
 
 def _credit_of_one_response(samples: Path, k: int) -> str:
-    """The last wrong response that was logged (or the last), with VinePPO's advantage beside each step."""
+    """The last wrong response in samples.jsonl, or else the last response, with VinePPO's advantage beside each step."""
     rows = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
     row = next((row for row in reversed(rows) if not row["reward"]), rows[-1])
     lines = [f"\nHow VinePPO saw one response (iteration {row['iteration']}): {row['question']}"]
-    noise = 0.5 / k**0.5  # of a mean of k zeros and ones, at worst
+    noise = 0.5 / k**0.5  # the largest standard error of a mean of k rewards from 0 to 1
     lines.append(
         f"(an advantage is the difference of two values, each a mean of {k} rollouts with an error of up to {noise:.2g})"
     )
@@ -168,14 +174,14 @@ def _credit_of_one_response(samples: Path, k: int) -> str:
 def sft(config: SFTConfig) -> int:
     """The `sft` command."""
     folder = new_folder(config.out, f"sft-{task_name(config)}")
-    model, tokenizer, loss = run_sft(config)
+    model, tokenizer, loss, lr = run_sft(config)
+    config = replace(config, lr=lr)
     sampling = _sampling(config, model, tokenizer, config.eval_temperature)
     result = _evaluate(config, model, tokenizer, sampling, config.eval_problems, config.eval_samples)
     measured = table({f"temperature {config.eval_temperature:g}": result})
     print(measured)
-    models.save_policy(model, tokenizer, folder)
-    command = " ".join(["python -m vine_mini sft", *_changed(config)])
-    (folder / "README.md").write_text(model_card(config, command, loss, measured), encoding="utf-8")
+    card = model_card(config, " ".join(["python -m vine_mini sft", *_changed(config)]), loss, measured)
+    models.save_policy(model, tokenizer, folder, lambda fresh: (fresh / "README.md").write_text(card, encoding="utf-8"))
     print(f"policy: {folder} ({_parameters(model)} parameters)")
     return 0
 

@@ -1,4 +1,4 @@
-"""The `exercises` command. The exercises, their graders and the progress board belong to the tutorials, not to the package."""
+"""The `exercises` command. The exercises, their graders and their progress board are files of the repository's tutorials/."""
 
 import importlib
 import sys
@@ -8,11 +8,14 @@ from vine_mini.types import UserError
 
 
 def exercises(config) -> int:
-    """Shows the progress board of the clone that the working folder lies in, or else of the clone that holds this package."""
+    """Shows the progress board of the clone around the working folder, or else of the clone that holds this package.
+
+    Raises UserError outside a clone.
+    """
     here = Path.cwd()
     for folder in (here, *here.parents, Path(__file__).parents[2]):
         place = folder / "tutorials" / "exercises"
         if (place / "grading" / "board.py").is_file():
             sys.path.insert(0, str(place))
             return importlib.import_module("grading.board").show()
-    raise UserError("the exercises are part of the repository: clone it and run this command in the clone")
+    raise UserError("the exercises are part of the repository: clone the repository and run this command inside the clone")

@@ -19,8 +19,7 @@ def read_preset(name: str) -> dict:
     """The fields that a preset sets: a name from `presets/` or the path of a YAML file. Raises UserError."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
-        raise UserError(f"no preset {name!r}: choose from {known}, or give a .yaml file")
+        raise UserError(f"no preset {name!r}: choose from {_presets()}, or give a .yaml file")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -33,45 +32,58 @@ def read_preset(name: str) -> dict:
     return values
 
 
+def _presets() -> str:
+    return ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
+
+
 def parse(config_class, prog: str, argv: list[str]):
-    """A command line -> config. Fields of `--preset`, or of the run in `--resume` or `--run`, count as flags before the others.
+    """Reads a command line. -> an instance of `config_class`
 
-    Presets are written for training: the other commands take only what is common to all from them. `--run` takes all that it can.
+    The fields of a preset act as flags that stand before the user's flags. `--resume RUN` and `--run RUN` take the fields of
+    RUN/config.yaml in the same way. Presets are written for training, so the other commands take only the fields of `Common`
+    from a preset. `--run` takes all fields that its command knows. `--help` prints the fields and exits.
 
-    Raises UserError with one line for anything that is wrong. `--help` prints the fields and exits.
+    Raises:
+        UserError: anything is wrong. The message is one line.
     """
+    names = {f.name for f in fields(config_class)}
     finder = _Parser(add_help=False, allow_abbrev=False)
     finder.add_argument("--preset")
-    finder.add_argument("--resume")
-    finder.add_argument("--run")
-    found, _ = finder.parse_known_args(argv)
-    names = {f.name for f in fields(config_class)}
-    preset = found.preset
-    if (preset is not None) + (found.resume is not None and "resume" in names) + (found.run is not None and "run" in names) > 1:
+    for name in ("resume", "run"):
+        if name in names:
+            finder.add_argument(f"--{name}")
+    sources = {name: value for name, value in vars(finder.parse_known_args(argv)[0]).items() if value is not None}
+    if len(sources) > 1:
         raise UserError("--preset, --resume and --run each bring a whole configuration: give one of them")
-    usable = names if config_class is TrainConfig else {f.name for f in fields(Common)} & names
-    for name, folder in (("resume", found.resume), ("run", found.run)):
-        if folder is not None and name in names:
-            preset = f"{folder}/config.yaml"
-            usable = names if name == "resume" else names - {"model", "group"}  # the run's own policy; its group may be of one
-            if not Path(preset).is_file():
-                raise UserError(f"there is no {preset}: --{name} needs the folder of a run")
-    values = read_preset(preset) if preset is not None else {}
-    flags = [flag for key, value in values.items() if key in usable and value is not None for flag in (f"--{key}", str(value))]
-    parser = _Parser(config_class, prog=prog, description=config_class.__doc__, allow_abbrev=False)
-    if issubclass(config_class, Common):
-        known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
-        only = "" if config_class is TrainConfig else " Only the fields that all commands share are taken."
-        parser.add_argument("--preset", help=f"Start from these fields: {known}, or a YAML file.{only}")
-    namespace = vars(parser.parse_args([*flags, *argv]))
-    config = config_class(**{name: namespace[name] for name in names})
-    if found.resume is not None and "resume" in names:
+    values, usable = {}, names
+    if "preset" in sources:
+        values = read_preset(sources["preset"])
+        usable = names if config_class is TrainConfig else names & {f.name for f in fields(Common)}
+    elif sources:
+        [(name, folder)] = sources.items()
+        if not Path(folder, "config.yaml").is_file():
+            raise UserError(f"there is no {folder}/config.yaml: --{name} needs the folder of a run")
+        values = read_preset(f"{folder}/config.yaml")
+        usable = names if name == "resume" else names - {"model", "group"}  # `credit` loads RUN/policy and has its own group
+    flags = [f"--{name}={value}" for name, value in values.items() if name in usable and value is not None]
+    config = config_class(**_namespace(config_class, prog, [*flags, *argv], names))
+    if "resume" in sources:
         _check_resumed(config, TrainConfig(**values))
     return config
 
 
+def _namespace(config_class, prog: str, argv: list[str], names: set[str]) -> dict:
+    """The values of the fields, by argparse."""
+    parser = _Parser(config_class, prog=prog, description=config_class.__doc__, allow_abbrev=False)
+    if issubclass(config_class, Common):
+        only = "" if config_class is TrainConfig else " Only the fields that all commands share are taken."
+        parser.add_argument("--preset", help=f"Start from these fields: {_presets()}, or a YAML file.{only}")
+    namespace = vars(parser.parse_args(argv))
+    return {name: namespace[name] for name in names}
+
+
 def _check_resumed(config, saved):
-    """A resumed run is the same run: only how long, how it is measured and how it fits the machine may change."""
+    """Raises UserError for a field that a resumed run cannot change. Its length, its evaluation and its machine may change."""
     may_change = (
         "resume device data iterations max_seconds save_every gradient_checkpointing sample_batch_size micro_batch_tokens"
     )
@@ -82,12 +94,12 @@ def _check_resumed(config, saved):
 
 
 def to_yaml(config) -> str:
-    """A config as YAML, which `--preset` reads back; without the folder, so that it can start a run in another."""
+    """A config as YAML for `--preset`, without the run's folder, because the preset will start a run in another folder."""
     values = {name: value for name, value in asdict(config).items() if name not in ("out", "resume")}
     return yaml.safe_dump(values, sort_keys=False)
 
 
 class _Parser(HfArgumentParser):
     def error(self, message):
-        """Called by argparse with one line."""
+        """argparse calls this method with a message of one line."""
         raise UserError(message)

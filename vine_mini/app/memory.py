@@ -1,58 +1,145 @@
-"""A memory estimate from the configuration alone, printed before a run starts."""
+"""An estimate of the memory of training, from the shapes of the model and the config. `train` prints the estimate first.
+
+The estimate counts the tensors of a Llama, with the longest prompt and the longest response in every row. Each term below says
+which tensors are counted. `benchmarks.memory` compares the estimate with the measured peak. Not counted are:
+
+- Python and PyTorch themselves: about 0.4 GB.
+- Freed blocks that malloc keeps on a CPU. They are blocks below 32 MiB, so they matter for small models alone.
+- Compiled matrix products that oneDNN keeps in bfloat16 on a CPU: at most 1,024 of them, about 0.6 GB in all.
+"""
+
+from dataclasses import dataclass
 
 from vine_mini.algorithms import ALGORITHMS
 from vine_mini.logprobs import LOGITS
+from vine_mini.sampling.fast import REQUESTS_PER_SLOT
+from vine_mini.sampling.fast.trunks import READ_TOKENS
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """The numbers that a token has in each place of the transformer, and the bytes of a number in a matrix product."""
+
+    hidden: int
+    inner: int  # of the MLP
+    queries: int  # of all heads
+    keys: int  # of all heads of keys and values
+    layers: int
+    vocab: int
+    number: int
+
+    @property
+    def cached(self) -> int:
+        """Bytes of the keys and values of a token."""
+        return self.layers * 2 * self.keys * self.number
 
 
 def memory_estimate(trainer) -> dict[str, int]:
-    """The estimate for a trainer whose prompts may all be as long as its longest. See `estimate`."""
+    """The estimate for a trainer. See `estimate`."""
     return estimate(trainer.policy, trainer.config, max(map(len, trainer.prompts)))
 
 
 def estimate(model, config, longest_prompt: int) -> dict[str, int]:
-    """Bytes that training needs: what is always held, what sampling adds, what an update adds, and the peak.
+    """The memory of training in bytes.
 
-    Weights, gradients and AdamW's two moments are float32. Activations count what PyTorch keeps of a transformer layer for
-    the backward pass, about 14 hidden and 4 intermediate vectors a token; with gradient checkpointing one hidden vector.
-    The longest prompt and the longest response are assumed for every row. The allocator's own waste is not counted.
+    Args:
+        model: the policy. It may be on the meta device, since only its shapes are read.
+        longest_prompt: in tokens.
+    Returns:
+        What is always held, what sampling adds ("sampling: ..."), what an update adds ("update: ..."), and the "peak". Sampling
+        and updates take turns, so the peak has the larger of the two.
     """
-    c, algorithm = model.config, ALGORITHMS[config.algorithm]
-    critic, reference = algorithm.needs_critic, algorithm.needs_reference and config.kl_coef > 0
-    width, layers, vocab = c.hidden_size, c.num_hidden_layers, c.vocab_size
-    inner = getattr(c, "intermediate_size", None) or getattr(c, "n_inner", None) or 4 * width
-    heads = c.num_attention_heads
-    kv_width = (getattr(c, "num_key_value_heads", None) or heads) * (getattr(c, "head_dim", None) or width // heads)
+    algorithm, sizes = ALGORITHMS[config.algorithm], _sizes(model, config)
     weights = sum(p.numel() for p in model.parameters())
     backbone = sum(p.numel() for p in model.base_model.parameters())
-    number = 2 if config.bf16 else 4
-    networks = 2 if critic else 1
-    tokens = longest_prompt + config.max_new_tokens
-
-    trunks = min(config.sample_batch_size, config.prompts * config.group)
-    rows = config.sample_batch_size if algorithm.needs_rollouts else trunks
-    a_layer = 14 * width + 4 * inner
-    kept = layers * width + a_layer if config.gradient_checkpointing else layers * a_layer
-    at_once = max(config.micro_batch_tokens, tokens)  # in a forward pass: at least one row
-    logits = min(LOGITS, at_once * vocab) * 4 * 3  # logits, their log-softmax and its gradient
+    critic = (backbone + sizes.hidden) * algorithm.needs_critic  # a backbone and a head of one output
+    reference = weights * (algorithm.needs_reference and config.kl_coef > 0)
+    cache, forward = max((_sampling(sizes, config, *phase) for phase in _phases(config, longest_prompt)), key=sum)
+    # Autocast keeps a bfloat16 copy of each linear layer for the backward pass. With checkpointing only one layer is in use.
+    cast = (backbone - sizes.vocab * sizes.hidden) // (sizes.layers if config.gradient_checkpointing else 1)
     parts = {
-        "policy: weights, AdamW": weights * 12,
-        "critic: weights, AdamW": backbone * 12 * critic,
-        "reference": weights * 4 * reference,
-        "bf16 copies of the weights": weights * 2 * (networks + 1) * config.bf16,
-        "sampling: KV cache": (trunks * tokens + rows * config.max_new_tokens) * layers * 2 * kv_width * number,
-        "sampling: logits": rows * vocab * 4 * 5,  # and what becomes of them until a token is chosen
-        "update: gradients": (weights + backbone * critic) * 4,
-        "update: activations": at_once * kept * number * networks + logits,
+        "policy: weights, AdamW": weights * 12,  # the weights and the two moments are float32
+        "critic: weights, AdamW": critic * 12,
+        "reference": reference * 4,
+        "bf16 copy that samples": backbone * 2 * config.bf16,  # its head is the policy's float32 head
+        "sampling: KV cache": cache,
+        "sampling: activations": forward,
+        "update: gradients": (weights + critic) * 4,
+        "update: bf16 weights": cast * 2 * config.bf16,
+        "update: activations": _activations(sizes, config, longest_prompt),
     }
-    held = sum(size for name, size in parts.items() if not name.startswith(("sampling", "update")))
-    update = parts["update: gradients"] + parts["update: activations"]
-    return parts | {"peak": held + max(parts["sampling: KV cache"] + parts["sampling: logits"], update)}
+    in_turn = [sum(size for name, size in parts.items() if name.startswith(phase)) for phase in ("sampling", "update")]
+    return parts | {"peak": sum(parts.values()) - min(in_turn)}
 
 
 def format_memory(parts: dict[str, int]) -> str:
     """The estimate as a line of text."""
     listed = ", ".join(f"{name} {_size(size)}" for name, size in parts.items() if size and name != "peak")
     return f"memory estimate: {_size(parts['peak'])} at the peak ({listed})"
+
+
+def _sizes(model, config) -> _Sizes:
+    c = model.config
+    heads, width = c.num_attention_heads, c.hidden_size
+    head_dim = getattr(c, "head_dim", None) or width // heads
+    inner = getattr(c, "intermediate_size", None) or getattr(c, "n_inner", None) or 4 * width
+    keys = head_dim * (getattr(c, "num_key_value_heads", None) or heads)
+    return _Sizes(width, inner, heads * head_dim, keys, c.num_hidden_layers, c.vocab_size, 2 if config.bf16 else 4)
+
+
+def _phases(config, longest_prompt: int):
+    """The times at which sampling happens. Yields trunks, tokens of a trunk, requests, and requests on a trunk."""
+    slots, episodes, longest = config.sample_batch_size, config.prompts * config.group, longest_prompt + config.max_new_tokens
+    yield config.prompts, longest_prompt, episodes, config.group
+    tests = config.eval_problems or slots  # 0: all test problems, which are taken to be many
+    yield tests, longest_prompt, tests * config.eval_samples, config.eval_samples
+    if ALGORITHMS[config.algorithm].needs_rollouts:
+        states = -(-config.max_new_tokens // config.step_tokens) if config.step_tokens else 1  # at least one in a response
+        yield episodes, longest, max(episodes * states * config.k, slots), states * config.k
+
+
+def _sampling(s: _Sizes, config, trunks: int, length: int, requests: int, on_trunk: int) -> tuple[int, int]:
+    """Bytes of the fast way to sample: of the KV cache, and of a forward pass with its logits."""
+    slots = min(config.sample_batch_size, requests)
+    chunk = min(requests, REQUESTS_PER_SLOT * config.sample_batch_size)  # the requests whose trunks are in memory at once
+    trunks = min(trunks, config.sample_batch_size, max(1, chunk // on_trunk))
+    on_trunks = trunks * length * s.cached
+    # While trunks are read, the model's own cache holds the keys and values of one forward pass a second time. In an MLP three
+    # inner vectors exist at once: the gate, the other half, and their product. The residual stream and its norm are beside them.
+    read = max(min(READ_TOKENS, trunks * length), length)
+    passed = read * (3 * s.inner + 2 * s.hidden) * s.number
+    # `choose` holds four float32 numbers of each logit: the logit, the log-prob, the probability and its cumulative sum.
+    first = min(LOGITS, chunk * s.vocab) * 4 * 4  # of the first own token of each request
+    reading = on_trunks + read * s.cached, max(passed, first)
+    decoding = on_trunks + slots * config.max_new_tokens * s.cached, slots * s.vocab * 4 * 4
+    return max(reading, decoding, key=sum)
+
+
+def _activations(s: _Sizes, config, longest_prompt: int) -> int:
+    """Bytes of what the backward pass needs, for one forward pass of as many rows as `micro_batch_tokens` allows.
+
+    The critic's forward pass comes after the policy's backward pass and needs less, so it is not counted.
+    """
+    length = longest_prompt + config.max_new_tokens
+    rows = min(max(1, config.micro_batch_tokens // length), config.minibatch_size)
+    tokens = rows * length
+    # Autograd keeps these vectors of each token in a layer, here in the order of the forward pass:
+    #   2 norms: their input and the normalised input, in float32                                        4 hidden
+    #   inputs of q, k, v, gate and up: one vector for q, k and v, and one for gate and up               2 hidden
+    #     (in bfloat16, autocast makes a copy for each of the five)                                      5 hidden
+    #   attention: q, k and v (k and v repeated for all heads), and its output                           4 queries
+    #   attention: a row of the mask for this batch                                                      length
+    #   MLP: the gate, its SiLU, the other half, and their product                                       4 inner
+    products = (5 if config.bf16 else 2) * s.hidden + 4 * s.queries + length + 4 * s.inner
+    layer = 4 * s.hidden * 4 + products * s.number
+    kept = s.layers * s.hidden * 4 + layer if config.gradient_checkpointing else s.layers * layer  # checkpointing: the inputs
+    # The backward pass begins at the head: the last norm, the states that predict response tokens, and three numbers of each
+    # logit, which are the log-prob and the gradients before and after the softmax.
+    predicted = rows * config.max_new_tokens
+    head = tokens * 2 * s.hidden * 4 + predicted * s.hidden * 4 + min(LOGITS, predicted * s.vocab) * 4 * 3
+    # Then comes the last layer's MLP: the gradients of the gate and of the other half, and of the layer's output.
+    mlp = tokens * (2 * s.inner * s.number + 2 * s.hidden * 4)
+    return tokens * kept + max(head, mlp)
 
 
 def _size(size: float) -> str:

@@ -1,4 +1,4 @@
-"""Pictures of runs. Colours are Okabe and Ito's, which colour-blind readers can tell apart."""
+"""Pictures of runs. The colours are Okabe and Ito's, which colour-blind readers can tell apart."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def new_figure(columns: int, rows: int = 1):
 
 
 def save_figure(figure, path: Path) -> None:
-    """Writes the picture; a reader never meets half of it."""
+    """Writes the picture under another name and renames it, so that a reader never sees half a file."""
     fresh = path.with_name(f".partial-{path.name}")
     figure.savefig(fresh, dpi=110)
     fresh.replace(path)
@@ -28,7 +28,10 @@ def save_figure(figure, path: Path) -> None:
 
 
 def smooth(values: list[float], radius: int = 2) -> list[float]:
-    """Mean over each value and up to `radius` neighbours on either side, as many on both, so that no curve lags behind."""
+    """The mean over each value and its neighbours, at most `radius` on each side.
+
+    Both sides have equally many neighbours. A curve would lag behind its values otherwise.
+    """
     means = []
     for i in range(len(values)):
         r = min(radius, i, len(values) - 1 - i)
@@ -37,7 +40,7 @@ def smooth(values: list[float], radius: int = 2) -> list[float]:
 
 
 def plot_run(rows: list[dict], path: Path, title: str) -> None:
-    """curves.png of a run from its metrics: reward, length and truncation, KL, and where the time went."""
+    """Draws curves.png of a run from the rows of its metrics.jsonl: reward, length, KL and seconds."""
     figure, ((reward, length), (kl, seconds)) = new_figure(2, 2)
     tests = [(row["episodes"], row["eval"]["pass@1"][0], row["eval"]["pass@1"][1] or 0) for row in rows if "eval" in row]
     rows = [row for row in rows if "reward" in row]
@@ -46,9 +49,9 @@ def plot_run(rows: list[dict], path: Path, title: str) -> None:
     reward.plot(x, smooth([row["reward"] for row in rows]), color=COLOURS["vineppo"], label="smoothed")
     if tests:
         reward.errorbar(*zip(*tests, strict=True), fmt="o", color="black", capsize=3, label="test, pass@1")
-    reward.set(title="Share of right answers", xlabel="episodes")
+    reward.set(title="Mean reward", xlabel="episodes")
     reward.legend(frameon=False)
-    length.plot(x, [row["length"] for row in rows], color=COLOURS["grpo"], label="tokens a response")
+    length.plot(x, [row["length"] for row in rows], color=COLOURS["grpo"])
     length.set(title="Response length", xlabel="episodes", ylabel="tokens", ylim=(0, None))
     kl.plot(x, [row.get("kl", float("nan")) for row in rows], color=COLOURS["ppo"], label="to the reference")
     kl.plot(x, [row["approx_kl"] for row in rows], color=COLOURS["reinforce"], label="to the sampling policy")
@@ -63,7 +66,7 @@ def plot_run(rows: list[dict], path: Path, title: str) -> None:
 
 
 def plot_comparison(runs: dict[str, dict], path: Path, title: str) -> None:
-    """Several algorithms' sampled accuracy against seconds and against episodes.
+    """Draws the sampled accuracy of several algorithms against seconds and against episodes.
 
     Args:
         runs: algorithm -> {"metrics": rows, "before": evaluation, "after": evaluation}.
@@ -71,7 +74,7 @@ def plot_comparison(runs: dict[str, dict], path: Path, title: str) -> None:
     figure, (axes,) = new_figure(2)
     for axis, key, label in zip(axes, ("seconds", "episodes"), ("training time (s)", "training episodes"), strict=True):
         for name, run in runs.items():
-            rows, colour = run["metrics"], COLOURS[name]
+            rows, colour = run["metrics"], COLOURS.get(name, "0.4")
             x = [row[key] for row in rows]
             axis.plot(x, [row["reward"] for row in rows], color=colour, alpha=0.18)
             axis.plot(x, smooth([row["reward"] for row in rows]), color=colour, label=name, marker="." if len(x) < 3 else "")
@@ -82,7 +85,7 @@ def plot_comparison(runs: dict[str, dict], path: Path, title: str) -> None:
         axis.set(xlabel=label, ylim=(0, 1))
     axes[0].set(ylabel="sampled accuracy")
     axes[0].legend(frameon=False, loc="best")
-    axes[1].set(title="lines: training problems as they are met; dots: test problems")
+    axes[1].set(title="lines: training problems; dots: test problems")
     axes[1].title.set_fontsize(9)
     figure.suptitle(title)
     save_figure(figure, path)

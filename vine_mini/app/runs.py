@@ -1,10 +1,11 @@
 """The folder of a training run.
 
-config.yaml     every field; `--preset RUN/config.yaml` starts the same run again
-metrics.jsonl   one line an iteration; evaluations under "eval", the first of them in the line of iteration 0
-samples.jsonl   a few responses an iteration, cut into steps, each step with its advantage
-curves.png      reward, length, KL, seconds
-policy          a link to the newest checkpoint, which is a Hugging Face folder; `train --resume RUN` goes on from it
+config.yaml     all settings; `--preset RUN/config.yaml` starts the same run again
+metrics.jsonl   one line for each iteration; evaluations under "eval", the first of them in the line of iteration 0
+samples.jsonl   a few responses of each iteration, cut into steps, each step with its advantage
+curves.png      reward, length, KL and seconds, against episodes
+checkpoints/    the newest checkpoint; see `checkpoint.py`
+policy          a link to the newest checkpoint, which is a Hugging Face folder; `train --resume RUN` continues from it
 """
 
 import json
@@ -22,9 +23,9 @@ SAMPLES_AN_ITERATION = 2
 
 
 def new_folder(out: str | None, name: str) -> Path:
-    """The folder that `--out` names, which must not hold anything, or a free one under runs/. Nothing is created yet.
+    """The folder that `--out` names, which must be empty or absent, or else a new name under runs/. Nothing is created yet.
 
-    Raises UserError where a run could not be written, so that nobody finds out after hours.
+    Raises UserError where the folder cannot be written, before hours of training.
     """
     if out is None:
         tries = (Path("runs") / (name if n == 1 else f"{name}-{n}") for n in range(1, 10_000))
@@ -41,34 +42,32 @@ def new_folder(out: str | None, name: str) -> Path:
 
 
 def check_writable(path: Path) -> None:
-    """Raises UserError where `path` could not be created: its nearest existing parent is no folder, or a protected one."""
+    """Raises UserError where `path` cannot be created: its nearest existing parent is no folder, or may not be written to."""
     parent = next(p for p in path.absolute().parents if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise UserError(f"{path} cannot be written: {parent} is not a folder that may be written to")
 
 
 class Run:
-    """The folder of one training run. Made when the run is ready to start, so that a failed start leaves nothing."""
+    """The folder of one training run. It is made when the run is ready to start, so that a failed start leaves nothing."""
 
     def __init__(self, folder: Path, config, iteration: int = 0):
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        _write(folder / "config.yaml", to_yaml(config))
         self.folder, self.config = folder, config
         for path in (folder / "metrics.jsonl", folder / "samples.jsonl"):
             if path.exists():  # a resumed run drops what came after its checkpoint
                 kept = [row for row in _read(path) if row["iteration"] <= iteration]
-                fresh = path.with_name(f"{path.name}.partial")
-                fresh.write_text("".join(map(_line, kept)), encoding="utf-8")
-                fresh.replace(path)
+                _write(path, "".join(map(_line, kept)))
         self.rows = _read(folder / "metrics.jsonl")
 
     def log(self, metrics: dict) -> None:
-        """One line of metrics.jsonl."""
+        """Appends one line to metrics.jsonl."""
         self.rows.append(metrics)
         _append(self.folder / "metrics.jsonl", metrics)
 
     def log_samples(self, episodes, advantages) -> None:
-        """The first response to each of the iteration's first problems, as steps with their advantages (before whitening)."""
+        """Appends the first response to each of the iteration's first problems, as steps with advantages before whitening."""
         group = episodes.rewards.shape[1]
         for row in range(0, min(SAMPLES_AN_ITERATION * group, len(episodes.trajectories)), group):
             cuts = episodes.cuts[row]
@@ -85,9 +84,16 @@ class Run:
             _append(self.folder / "samples.jsonl", sample)
 
     def save(self, trainer) -> None:
-        """A checkpoint and the curves so far."""
+        """Writes a checkpoint and the curves so far."""
         checkpoint.save(trainer, self.folder)
         plot_run(self.rows, self.folder / "curves.png", f"{self.config.algorithm} on {task_name(self.config)}")
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a text file. A process that is killed meanwhile leaves the old file."""
+    fresh = path.with_name(f"{path.name}.partial")
+    fresh.write_text(text, encoding="utf-8")
+    fresh.replace(path)
 
 
 def _read(path: Path) -> list[dict]:
@@ -95,7 +101,7 @@ def _read(path: Path) -> list[dict]:
     for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else []:
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError:  # the end of the file, or a line that a crash cut short
+        except json.JSONDecodeError:  # the end of the file, or a line that a crash has cut
             continue
     return rows
 

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: makes the policy that reinforcement learning starts from, by imitation of solutions."""
+"""Supervised fine-tuning: a policy learns to imitate solutions. Reinforcement learning then starts from this policy."""
 
 import random
 
@@ -6,6 +6,7 @@ import torch
 from tqdm import tqdm
 
 from vine_mini import tasks
+from vine_mini.app.setup import task_name
 from vine_mini.logprobs import response_logprobs
 from vine_mini.losses import masked_mean
 from vine_mini.models import autocast, build_tiny, context_length, default_lr, eos_ids, load_policy, pick_device
@@ -13,15 +14,18 @@ from vine_mini.types import Trajectory, UserError, collate
 
 
 def sft(config):
-    """Runs supervised fine-tuning. -> (model, tokenizer, mean loss of the last hundredth of the updates in nats a token)
+    """Runs supervised fine-tuning, from `config.model` or from a small new Llama with a tokenizer made for the task.
 
-    With no `config.model`, starts from a small new Llama whose tokenizer is trained on the task's text.
+    Returns:
+        (model, tokenizer, loss, lr). The loss is the mean over the last hundredth of the updates, in nats a token. The lr is
+        the peak of the learning rate. Where `config.lr` is None, it is 3e-3 for a new model, or else ten times the default of
+        `train`.
     """
     device = pick_device(config.device)
     train, _ = tasks.load_problems(config)
     rng = random.Random(config.seed)
     task = tasks.get(config.task)
-    tasks.demonstration(task, train[0], config.error_rate, rng)  # a setting that the task refuses fails here, before long work
+    tasks.demonstration(task, train[0], config.error_rate, rng)  # fails before long work where the task refuses the settings
     model, tokenizer = _start(config, train, rng, device)
     prompts = tasks.prompt_ids(train, tokenizer, config)
     longest = 1 + max(map(len, tokenizer([p.solution for p in train], add_special_tokens=False)["input_ids"]))
@@ -33,6 +37,7 @@ def sft(config):
     lr = config.lr
     if lr is None:
         lr = 3e-3 if config.model is None else 10 * default_lr(model)
+        print(f"lr = {lr:g}, the default for {'a new model' if config.model is None else 'a model of this size'}")
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(config.updates, 2), pct_start=0.05)
     losses = []
@@ -59,11 +64,11 @@ def sft(config):
         losses.append(total)
         bar.set_postfix(loss=f"{total:.4f}")
     tail = losses[-max(1, len(losses) // 100) :]
-    return model, tokenizer, sum(tail) / max(len(tail), 1)
+    return model, tokenizer, sum(tail) / max(len(tail), 1), lr
 
 
 def _start(config, train, rng, device):
-    """The model and tokenizer to tune: the ones that were asked for, or a small new Llama with its own tokenizer."""
+    """The model and the tokenizer to tune: those of `config.model`, or a small new Llama with its own tokenizer."""
     if config.model is not None:
         return load_policy(config.model, device)
     task = tasks.get(config.task)
@@ -75,14 +80,14 @@ def _start(config, train, rng, device):
 
 
 def _demonstration_ids(problem, prompt, task, tokenizer, eos, config, rng) -> Trajectory:
-    """One demonstration as a trajectory: imitation learns the same tokens, the end-of-sequence token included."""
+    """One demonstration as a trajectory. Imitation learns all of its response tokens, the end-of-sequence token included."""
     text = tasks.demonstration(task, problem, config.error_rate, rng)
     ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], eos]
     return Trajectory(prompt, ids, [0.0] * len(ids), finished=True)
 
 
 def model_card(config, command: str, loss: float, results: str) -> str:
-    """The README.md that lies beside a policy made here: what it is, how it was made, what it measures."""
+    """The README.md in the policy's folder: what the policy is, how it was made, and its evaluation."""
     start = "from scratch" if config.model is None else f"from {config.model}"
     mistakes = (
         f", in which each step's result is a random number with probability {config.error_rate}" if config.error_rate else ""
@@ -91,13 +96,13 @@ def model_card(config, command: str, loss: float, results: str) -> str:
 library_name: transformers
 license: mit
 ---
-# Policy for the task `{config.task}`
+# Policy for the task `{task_name(config)}`
 
-Trained {start} to imitate demonstrations{mistakes}: a start for reinforcement learning. Made by
+Trained {start} to imitate demonstrations{mistakes}. It is a start for reinforcement learning. The command was
 
     {command}
 
-Loss at the end: {loss:.4f} nats a token. On {config.eval_problems or "all"} test problems (mean ± standard error):
+The loss at the end is {loss:.4f} nats a token. On {config.eval_problems or "all"} test problems (mean ± standard error):
 
 ```
 {results}

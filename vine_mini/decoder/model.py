@@ -2,10 +2,12 @@
 
     ids -> embeddings -> layers x [h += attention(norm(h)); h += mlp(norm(h))] -> norm -> logits
 
-Pre-norm RMSNorm, ReLU MLP, no biases. `generate`, `save_pretrained` and the Auto classes work on it, and so do this package's
-sampler and trainer. It differs from the paper's model, a T5 base decoder, in size; in dividing attention logits by sqrt(d)
-instead of folding that into the initial weights; in a head of its own instead of the embeddings'; in norms without a gain, which
-the matrix after each can absorb; and in having no dropout.
+RMSNorm comes before each part, the MLP has ReLU, and there are no biases. `generate`, `save_pretrained`, the Auto classes, and
+this package's sampler and trainer work with it.
+
+Deviations from the paper's model, a T5 base decoder: this model is smaller. Attention logits are divided by sqrt(d); the paper
+folds this factor into the initial weights. The head has its own weights instead of the embeddings. Norms have no gain, because
+the matrix after each norm can absorb it. There is no dropout.
 """
 
 import torch
@@ -32,14 +34,14 @@ from vine_mini.logprobs import position_ids as position_ids_of
 
 
 class DecoderConfig(PreTrainedConfig):
-    """Shape and position encoding of a `Decoder`. Raises ValueError for a combination that has no meaning.
+    """The shape and the position encoding of a `Decoder`. Raises ValueError for a meaningless combination.
 
     Attributes:
         positions: one of `positions.ENCODINGS`.
         rope_share: the share of each head's dimensions that RoPE rotates (the paper's code: 0.25).
-        nope_every: every n-th layer does without the encoding (a hybrid, as in SmolLM3 and Llama 4); 0: none does.
-        attention_temperature: attention logits are divided by it; below 1 attention is sharper than it was trained.
-        max_position_embeddings: rows of the learned table, and so the longest sequence; None for the other encodings.
+        nope_every: every n-th layer has no encoding (a hybrid, as in SmolLM3 and Llama 4); 0: all layers have the encoding.
+        attention_temperature: attention logits are divided by it. Below 1, attention is sharper than in training.
+        max_position_embeddings: rows of the learned table, and so the longest sequence. None for the other encodings.
     """
 
     model_type = "vine_mini_decoder"
@@ -67,7 +69,7 @@ class DecoderConfig(PreTrainedConfig):
         if self.positions == "rope" and (self.rotated < 2 or self.rotated % 2):
             raise ValueError(f"RoPE turns pairs: rope_share x head size = {self.rotated}, must be even and at least 2")
         if (self.positions == "learned") != (self.max_position_embeddings is not None):
-            raise ValueError("max_position_embeddings is the size of the learned table: give it for positions='learned' alone")
+            raise ValueError("max_position_embeddings is the size of the learned table: give it for positions='learned' only")
         if self.nope_every and self.positions not in ("rope", "alibi", "t5"):
             raise ValueError(f"nope_every is for encodings inside the layers (rope, alibi, t5), not for {self.positions}")
         if not self.attention_temperature > 0:
@@ -76,12 +78,12 @@ class DecoderConfig(PreTrainedConfig):
 
     @property
     def head_size(self) -> int:
-        """Dimensions of a head."""
+        """The dimensions of a head."""
         return self.hidden_size // self.num_attention_heads
 
     @property
     def rotated(self) -> int:
-        """Dimensions of a head that RoPE rotates."""
+        """The dimensions of a head that RoPE rotates."""
         return round(self.rope_share * self.head_size)
 
 
@@ -96,13 +98,13 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(self, x, bias, rotation, cache, keep, return_weights):
-        """x [B, T, D], bias [B or 1, H or 1, Q, K] -> [B, Q, D], weights [B, H, Q, K] if asked for. Q = keep or T queries."""
+        """x [B, T, D], bias [B or 1, H or 1, Q, K] -> [B, Q, D], weights [B, H, Q, K] or None. Q = keep, or T if keep is 0."""
         B, T, _ = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # [3, B, H, T, d]
         (q, k), v = qkv[:2] if rotation is None else rotate(qkv[:2], rotation), qkv[2]
         if cache is not None:
             k, v = cache.update(k, v, self.layer)  # [B, H, K, d]
-        q = q[:, :, -keep:]  # [B, H, Q, d]; all of them if keep is 0
+        q = q[:, :, -keep:]  # [B, H, Q, d]
         weights = None
         if return_weights:
             weights = (q @ k.mT * self.scale + bias).softmax(dim=-1)  # [B, H, Q, K]
@@ -113,7 +115,7 @@ class Attention(nn.Module):
 
 
 class Layer(GradientCheckpointingLayer):
-    """Attention and MLP, each on the normed residual stream."""
+    """Attention and MLP. Each of them reads the normed residual stream and adds to it."""
 
     def __init__(self, config: DecoderConfig, layer: int):
         super().__init__()
@@ -125,7 +127,7 @@ class Layer(GradientCheckpointingLayer):
         self.down = nn.Linear(4 * config.hidden_size, config.hidden_size, bias=False)
 
     def forward(self, h, bias, rotation, cache, keep, return_weights):
-        """h [B, T, D] -> [B, Q, D], attention weights or None. Q = keep or T: the last positions, which alone are computed."""
+        """h [B, T, D] -> the last Q positions [B, Q, D], attention weights or None. Q = keep, or T if keep is 0."""
         attended, weights = self.attention(self.attention_norm(h), bias[:, :, -keep:], rotation, cache, keep, return_weights)
         h = h[:, -keep:] + attended
         return h + self.down(self.up(self.mlp_norm(h)).relu()), weights
@@ -139,7 +141,7 @@ class _Base(PreTrainedModel):
     _input_embed_layer = "embed"
 
     def _init_weights(self, module):
-        """Matrices keep the size of what they are multiplied with; embeddings have size 1, like the sinusoids added to them."""
+        """Matrices keep the size of their inputs. Embeddings have size 1, like the sinusoids that are added to them."""
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=module.in_features**-0.5)
         elif isinstance(module, nn.Embedding):
@@ -149,7 +151,7 @@ class _Base(PreTrainedModel):
 
 
 class DecoderModel(_Base):
-    """The stack without its head: token ids -> hidden states."""
+    """The decoder without its head: token ids -> hidden states."""
 
     def __init__(self, config: DecoderConfig):
         super().__init__(config)
@@ -157,7 +159,7 @@ class DecoderModel(_Base):
         if config.positions == "learned":
             self.position_table = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         if config.positions == "t5":
-            self.bias_table = nn.Parameter(torch.empty(BUCKETS, config.num_attention_heads))  # one for all layers
+            self.bias_table = nn.Parameter(torch.empty(BUCKETS, config.num_attention_heads))  # shared by all layers
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=1e-6, elementwise_affine=False)
         self.gradient_checkpointing = False
@@ -179,13 +181,13 @@ class DecoderModel(_Base):
 
         Args:
             input_ids: [B, T], or `inputs_embeds` [B, T, D].
-            attention_mask: [B, K], 1 for tokens and 0 for padding, of the cached tokens and these; default all ones. Or
-                [B, 1, T, K] of numbers added to the logits, which then also replaces the causal mask.
+            attention_mask: [B, K] for the cached tokens and these, 1 for tokens and 0 for padding. Default: all ones. Or
+                [B, 1, T, K], which is added to the logits and replaces the causal mask.
             position_ids: [B, T] for the encodings of single positions (RoPE, sinusoidal, learned). Default: counted from a
-                row's first token that is not padding. ALiBi and T5 always count distances in this way.
+                row's first token that is not padding. ALiBi and T5 always count in this way.
             past_key_values: a cache of K - T tokens.
-            output_attentions: also return the attention weights, a [B, H, T, K] for each layer.
-            keep: the hidden states of the last `keep` positions only; the last layer computes no others. 0: all.
+            output_attentions: also return the attention weights, [B, H, T, K] for each layer.
+            keep: return the last `keep` positions only. The last layer then computes no others. 0: all.
         """
         config = self.config
         h = self.embed(input_ids) if inputs_embeds is None else inputs_embeds  # [B, T, D]
@@ -220,7 +222,7 @@ class DecoderModel(_Base):
         )
 
     def _vectors(self, position_ids):
-        """What the absolute encodings add to the embeddings. [B, T] -> [B, T, D]"""
+        """The vectors that the absolute encodings add to the embeddings. [B, T] -> [B, T, D]"""
         if self.config.positions == "sinusoidal":
             return sinusoidal(position_ids, self.config.hidden_size)
         if int(position_ids.max()) >= self.position_table.num_embeddings:
@@ -228,14 +230,14 @@ class DecoderModel(_Base):
         return self.position_table(position_ids)
 
     def _bias(self, distance):
-        """What the relative encodings add to the logits. [B or 1, T, K] -> [B or 1, H, T, K]"""
+        """The numbers that the relative encodings add to the logits. [B or 1, T, K] -> [B or 1, H, T, K]"""
         if self.config.positions == "alibi":
             return alibi_bias(distance, self.config.num_attention_heads)
         return self.bias_table[t5_bucket(distance)].permute(0, 3, 1, 2)
 
 
 class Decoder(_Base, GenerationMixin):
-    """The stack with its head: token ids -> logits."""
+    """The decoder with its head: token ids -> logits."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed.weight"}
 
@@ -247,9 +249,9 @@ class Decoder(_Base, GenerationMixin):
 
     @can_return_tuple
     def forward(self, input_ids=None, attention_mask=None, labels=None, logits_to_keep=0, **inputs):
-        """Logits [B, T, V], or of the last `logits_to_keep` tokens. Other arguments: see `DecoderModel.forward`.
+        """Logits [B, T, V], or of the last `logits_to_keep` tokens only. Other arguments: see `DecoderModel.forward`.
 
-        `labels` [B, T], with -100 where there is nothing to learn, also gives the mean loss; the shift by one is made inside.
+        With `labels` [B, T], also the mean loss. Labels are -100 where nothing is learned. The shift by one is made inside.
         """
         out = self.model(input_ids, attention_mask, keep=logits_to_keep, **inputs)
         logits = self.lm_head(out.last_hidden_state)
@@ -262,12 +264,12 @@ class Decoder(_Base, GenerationMixin):
 
 
 def _mask_and_positions(attention_mask, T, K, h):
-    """-> what is added to the logits (0, or very negative where t may not see i) [B or 1, 1, T, K]; key positions [B or 1, K]"""
+    """-> the mask that is added to the logits, 0 or very negative, [B or 1, 1, T, K]; key positions [B or 1, K]"""
     index = torch.arange(K, device=h.device)
     if attention_mask is not None and attention_mask.dim() == 4:
         return attention_mask.to(h.dtype), index[None]
     visible = index[K - T :, None] >= index  # [T, K], the causal mask
-    if attention_mask is None or attention_mask.all():  # one mask for all rows: less to compute
+    if attention_mask is None or attention_mask.all():  # one mask serves all rows
         visible, positions = visible[None, None], index[None]
     else:
         positions = position_ids_of(attention_mask)
@@ -277,7 +279,7 @@ def _mask_and_positions(attention_mask, T, K, h):
 
 
 def word_tokenizer(ids: dict[str, int], pattern: str) -> PreTrainedTokenizerFast:
-    """A Hugging Face tokenizer whose tokens are the matches of a pattern; it raises for one that has no id.
+    """A Hugging Face tokenizer whose tokens are the matches of a pattern. It raises for a match without an id.
 
     `ids` must hold <pad> and <eos>.
     """

@@ -1,12 +1,12 @@
-"""The position encodings of Kazemnejad et al. (2023, section 2): each a few lines of mathematics.
+"""The position encodings of Kazemnejad et al. (2023, section 2). Each is a few lines of mathematics.
 
-An encoding can act in three places, and each function here belongs to one of them:
+An encoding acts in one of three places:
 
     token embeddings    h = embed(x) + vector(position)     sinusoidal; learned (a table in the model)
     queries and keys    q_t, k_i = R_t q_t, R_i k_i         RoPE
     attention logits    q_t . k_i / sqrt(d) + b(t - i)      ALiBi, T5's relative bias
 
-NoPE does nothing anywhere: only the causal mask tells a token what came before it.
+NoPE has no such term. With NoPE, a model has information about order from the causal mask only.
 """
 
 import math
@@ -20,11 +20,11 @@ BUCKETS, MAX_DISTANCE = 32, 128  # T5's relative bias
 def sinusoidal(positions, width: int):
     """Absolute sinusoids (Vaswani et al. 2017, section 3.5): sin(p w_i) and cos(p w_i) with w_i = 10000^(-2i / width).
 
-    The sines come first, then the cosines, as in the paper's code; interleaving them is a permutation of the width.
+    The sines come first, then the cosines, as in the paper's code. Other orders are permutations of the width.
 
     Args:
         positions: [B, T] integers.
-        width: of the vectors, even.
+        width: of the vectors; even.
     Returns:
         [B, T, width] float32.
     """
@@ -38,9 +38,9 @@ def rope_turns(positions, rotated: int):
 
     Args:
         positions: [B, T] integers.
-        rotated: how many of a head's dimensions turn, even.
+        rotated: the number of a head's dimensions that are rotated; even.
     Returns:
-        [B, 1, T, rotated / 2] complex; the 1 stands for all heads.
+        [B, 1, T, rotated / 2] complex. The 1 stands for all heads.
     """
     frequencies = 10000.0 ** (-torch.arange(0, rotated, 2, device=positions.device) / rotated)
     angles = positions[:, None, :, None] * frequencies
@@ -48,13 +48,14 @@ def rope_turns(positions, rotated: int):
 
 
 def rotate(x, turns):
-    """Turns neighbouring pairs (x_2j, x_2j+1), as numbers in the complex plane; dimensions beyond the pairs stay.
+    """Rotates the pairs (x_2j, x_2j+1) as complex numbers. Dimensions beyond the pairs stay.
 
-    With q turned by t and k by i, their product depends on t - i alone. Neighbours are paired as in RoPE's paper; Llama
-    pairs dimensions half a head apart, which is the same after a permutation of the width.
+    With q rotated by t and k by i, their product depends on t - i only. Neighbours form pairs, as in RoPE's paper. Llama pairs
+    dimensions half a head apart, which is the same after a permutation of the width.
 
     Args:
-        x: [..., B, H, T, d] queries or keys. turns: [B, 1, T, rotated / 2] from `rope_turns`.
+        x: [..., B, H, T, d] queries or keys.
+        turns: [B, 1, T, rotated / 2] from `rope_turns`.
     """
     pairs = 2 * turns.shape[-1]
     first = x[..., :pairs].to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2))
@@ -65,7 +66,7 @@ def rotate(x, turns):
 def alibi_slopes(heads: int):
     """ALiBi's slopes (Press et al. 2022, section 3): 2^(-8k/H) for k = 1..H, if H is a power of two. -> [H]
 
-    Else those of the next lower power of two n, filled up with every other slope of 2n.
+    Otherwise the slopes of the next lower power of two n come first, and then every other slope of 2n.
     """
     n = 2 ** int(math.log2(heads))
     slopes = [2 ** (-8 * k / n) for k in range(1, n + 1)]
@@ -80,8 +81,8 @@ def alibi_bias(distance, heads: int):
 def t5_bucket(distance):
     """The bucket of a distance t - i >= 0 in T5's relative bias (Raffel et al. 2020, section 2.1), any shape.
 
-    Distances below 16 have a bucket each; those up to 128 share 16 more, evenly in their logarithm; the last also
-    takes all that is further away. Negative distances (the future, which is masked) count as 0.
+    Each distance below 16 has its own bucket. Distances from 16 to 128 share 16 more buckets, evenly in their logarithm. The last
+    bucket also takes all larger distances. Negative distances (the future, which is masked) count as 0.
     """
     distance = distance.clamp(min=0)
     exact = BUCKETS // 2

@@ -1,1 +1,1 @@
-"""Length generalization: small decoders with six position encodings, trained on short sequences and tested on long ones."""
+"""Length generalization (arXiv 2305.19466): decoders with six position encodings, trained on short sequences, tested on long."""

@@ -1,14 +1,16 @@
-"""How alike two models attend (section 5.2): the Jensen-Shannon distance between their attention distributions.
+"""The Jensen-Shannon distance between the attention distributions of two models (section 5.2).
 
     D(P, Q) of two heads     mean over positions t of JSD(P_t, Q_t), the distributions over keys 1..t
-    D of two layers          the least over all pairs of a head of one model with a head of the other
+    D of two layers          the minimum over all pairs of a head of one model with a head of the other
     D of two models          mean over layers, sequences and seeds
 
-This is the definition in the paper. Its published figures come from something else: the official code calls KL divergence
-with its arguments the other way round, which gives (KL(M|P) + KL(M|Q)) / 2 with M the average. That has no upper bound (JSD has
-ln 2 = 0.693), and it looks only at pairs whose first head has the lower index. So orders can be compared, numbers cannot.
+This is the definition in the paper. The official code computes another quantity: it calls the KL divergence with swapped
+arguments, which gives (KL(M|P) + KL(M|Q)) / 2 with M the average. That quantity has no upper bound, while JSD is at most ln 2 =
+0.693. The official code also skips pairs whose first head has the higher index. The order of the paper's published distances can
+be compared with ours, the numbers cannot.
 """
 
+from pathlib import Path
 from statistics import mean
 
 import torch
@@ -20,7 +22,7 @@ from vine_mini.lengthgen.train import collate, evaluation_examples
 
 def jensen_shannon(p, q):
     """JSD(p, q) = H((p + q) / 2) - (H(p) + H(q)) / 2 in nats, along the last dimension. 0 log 0 = 0."""
-    return (entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2).clamp(min=0)  # rounding can leave -1e-17
+    return (entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2).clamp(min=0)  # rounding can give -1e-17
 
 
 def entropy(p):
@@ -29,17 +31,17 @@ def entropy(p):
 
 
 def layer_distance(p, q, lengths):
-    """Distance of two models' layers on each sequence.
+    """The distance of two models' layers on each sequence.
 
     Args:
-        p, q: attention weights [B, H, T, T] of the two models, whose numbers of heads may differ.
-        lengths: [B] tokens of each sequence; what is beyond them is padding and does not count.
+        p, q: attention weights [B, H, T, T] of the two models. Their numbers of heads H may differ.
+        lengths: [B] tokens of each sequence. Positions beyond them are padding and do not count.
     Returns:
-        [B], the least over all pairs of heads of the mean over positions.
+        [B], the minimum over all pairs of heads of the mean over positions.
     """
     counted = (torch.arange(p.shape[2]) < lengths[:, None]).to(p.dtype)  # [B, T]
     pairs = []
-    for i in range(p.shape[1]):  # one head of p at a time: all pairs at once would need H times the memory
+    for i in range(p.shape[1]):  # all pairs at once would need H times the memory
         distance = jensen_shannon(p[:, i, None], q)  # [B, H, T]
         pairs.append((distance * counted[:, None]).sum(dim=-1) / lengths[:, None])  # [B, H]
     return torch.cat(pairs, dim=1).amin(dim=1)
@@ -47,19 +49,19 @@ def layer_distance(p, q, lengths):
 
 @torch.no_grad()
 def model_distance(a, b, examples) -> list[list[float]]:
-    """Distance of two models on prompts with their right answers. -> [sequence][layer]"""
+    """The distance of two models on prompts with their right answers. -> [sequence][layer]"""
     ids, mask = collate(examples, "cpu")
     lengths = ids.shape[1] - mask.flip(1).argmax(dim=1)  # the last target token ends a sequence
     one, two = (model(input_ids=ids, output_attentions=True, use_cache=False).attentions for model in (a, b))
     return torch.stack([layer_distance(p.double(), q.double(), lengths) for p, q in zip(one, two, strict=True)], dim=1).tolist()
 
 
-def distances_to_nope(results: dict, folder: str, n: int, progress=None) -> dict[str, dict[int, list[list[float]]]]:
-    """NoPE against every encoding with the same seed, and against NoPE with the next seed.
+def distances_to_nope(results: dict, folder: str | Path, n: int, progress=None) -> dict[str, dict[int, list[list[float]]]]:
+    """The distance of NoPE from every encoding with the same seed, and from NoPE with the next seed.
 
     Args:
         results, folder: a `lengthgen` run with models, NoPE with two seeds among them.
-        n: sequences of each length, of training and of test.
+        n: sequences of each length, in training and in the test.
     Returns:
         encoding -> length -> [sequence and seed][layer].
     """
@@ -78,7 +80,7 @@ def distances_to_nope(results: dict, folder: str, n: int, progress=None) -> dict
 
 
 def summary(table: dict, longest: int) -> dict[str, dict[str, float]]:
-    """encoding -> the mean distance of each layer, of all, and of all on seen and on longer lengths."""
+    """encoding -> the mean distance of each layer, of all layers, and of all layers on seen and on longer lengths"""
     result = {}
     for name, by_length in table.items():
         rows = [row for rows in by_length.values() for row in rows]

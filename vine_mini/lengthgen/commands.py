@@ -1,5 +1,6 @@
 """The command line of length generalization: `python -m vine_mini lengthgen [rank | attention | temperature | theory]`."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -72,7 +73,7 @@ def temperature(config: TemperatureConfig) -> None:
 
 
 def _finished(config) -> tuple[Path, dict]:
-    torch.set_num_threads(1)  # models this small are no faster with more
+    torch.set_num_threads(1)  # more threads do not speed up such small models
     folder = Path(config.results[0])
     check_writable(folder / "table.md")
     return folder, load_results(folder)
@@ -88,10 +89,10 @@ def theory(config: TheoryConfig) -> None:
     """The `lengthgen theory` command."""
     folder = new_folder(config.out, "lengthgen-theory")
     shown = demonstrate(config.length)
-    print(f"NoPE, weights built for {config.length + 1} positions. Largest error:")
+    print(f"NoPE with weights built for {config.length + 1} positions. Largest errors:")
     for what, error in shown["errors"].items():
         print(f"{error:12.1e}   {what}")
-    print("The position that it reads at the last one built for, and at twice that:")
+    print(f"The position that layer 1 writes at position {config.length + 1}, and at twice that position:")
     for what, curve in shown["curves"].items():
         beyond = f"{curve[-1]:12.2f}" if len(curve) > config.length + 1 else " " * 12
         print(f"{curve[config.length]:12.2f} {beyond}   {what}")
@@ -100,7 +101,7 @@ def theory(config: TheoryConfig) -> None:
     print(f"picture: {folder / 'theory.png'}")
 
 
-COMMANDS = {
+COMMANDS: dict[str, tuple[Callable, type]] = {
     "lengthgen": (train, LengthgenConfig),
     "lengthgen rank": (rank, RankConfig),
     "lengthgen attention": (attention, AttentionConfig),
@@ -110,7 +111,10 @@ COMMANDS = {
 
 
 def words(argv: list[str]) -> tuple[str, list[str]]:
-    """`lengthgen rank A B --out C` -> its command's name, and flags alone: --results A B --out C. Raises UserError."""
+    """Splits the words after `lengthgen` into a command and flags. Raises UserError for an unknown command.
+
+    `rank A B --out C` -> ("lengthgen rank", --results A B --out C)
+    """
     if not argv or argv[0].startswith("-"):
         return "lengthgen", argv
     name, rest = f"lengthgen {argv[0]}", argv[1:]

@@ -1,4 +1,4 @@
-"""Every knob of the `lengthgen` commands once, as in `vine_mini.config`."""
+"""The settings of the `lengthgen` commands: one dataclass for each, as in `vine_mini.app.config`."""
 
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -9,7 +9,7 @@ from vine_mini.lengthgen.scratchpad import STEPS, WITHOUT_VARIABLE, parts_of
 from vine_mini.lengthgen.tasks import TASKS
 from vine_mini.types import UserError
 
-VARIANTS = (*ENCODINGS, "rope25", "hybrid")  # what --positions takes
+VARIANTS = (*ENCODINGS, "rope25", "hybrid")  # the choices of --positions
 
 
 def _list(default, why: str):
@@ -23,28 +23,28 @@ class LengthgenConfig:
     task: str = knob("copy", f"One of {', '.join(TASKS)}.")
     positions: list[str] = _list(
         ENCODINGS,
-        f"Encodings, of {', '.join(ENCODINGS)}; rope25 (RoPE on a quarter of each head, as in the paper); "
+        f"Encodings: {', '.join(ENCODINGS)}; rope25 (RoPE on a quarter of each head, as in the paper); "
         "hybrid (RoPE, with NoPE in every n-th layer).",
     )
     seeds: list[int] = _list((0, 1, 2), "One run of each encoding for each seed.")
     scratchpad: str = knob(
         "none",
-        "Steps before the answer: none, full, minimal, or of the letters icovr, in this order: "
+        "Steps before the answer: none, full, minimal, or some of the letters icovr in this order: "
         f"input, computation, output, variable, remaining input. For {', '.join(STEPS)}.",
     )
-    train_lengths: list[int] | None = knob(None, "Shortest and longest length to learn from. Left out: the task's own.")
-    test_lengths: list[int] | None = knob(None, "Shortest and longest length to be tested on. Left out: to about twice that.")
-    steps: Count | None = knob(None, "Optimizer steps of a run. Left out: the task's own.")
+    train_lengths: list[int] | None = knob(None, "Shortest and longest length in training. Left out: the task's own.")
+    test_lengths: list[int] | None = knob(None, "Shortest and longest length in the test. Left out: up to about twice as long.")
+    steps: Count | None = knob(None, "Updates in a run. Left out: the task's own.")
     lr: Positive | None = knob(None, "Peak learning rate of AdamW. Left out: the task's own.")
-    batch_size: Count = knob(32, "Examples in a step, all of one length.")
+    batch_size: Count = knob(32, "Examples in an update, all of one length.")
     weight_decay: Amount = knob(0.05, "AdamW's weight decay (paper: 0.05).")
     layers: Count = knob(3, "Layers of the decoder.")
-    hidden: int = knob(64, "Its hidden size.")
-    heads: Count = knob(4, "Its attention heads.")
-    nope_every: Annotated[int, Range(2)] = knob(3, "hybrid: every n-th layer is without position encoding.")
-    max_positions: Count = knob(256, "learned: rows of its table, in tokens.")
+    hidden: int = knob(64, "Hidden size of the decoder.")
+    heads: Count = knob(4, "Attention heads of the decoder.")
+    nope_every: Annotated[int, Range(2)] = knob(3, "hybrid: every n-th layer has no position encoding.")
+    max_positions: Count = knob(256, "learned: positions in its table.")
     examples: Count = knob(200, "Examples of each length in the evaluation.")
-    processes: Count | None = knob(None, "Runs trained side by side, one thread each. Left out: one for each core; 1 on a GPU.")
+    processes: Count | None = knob(None, "Runs at the same time, one thread each. Left out: one for each core; 1 on a GPU.")
     device: str = knob("cpu", "auto, cpu, cuda, cuda:1, ...")
     out: str | None = knob(None, "Folder for results, picture and models; a new one under runs/ when left out.")
 
@@ -64,7 +64,7 @@ class LengthgenConfig:
         except ValueError as error:
             raise UserError(str(error)) from error
         if self.scratchpad != "none" and self.task not in STEPS:
-            raise UserError(f"the paper gives {self.task} no scratchpad; those that have one: {', '.join(STEPS)}")
+            raise UserError(f"the paper gives {self.task} no scratchpad: choose a task from {', '.join(STEPS)}")
         if self.scratchpad == "v" and self.task in WITHOUT_VARIABLE:
             raise UserError(f"the scratchpad of {self.task} keeps no variable: v alone would write nothing")
         check_ranges(self)
@@ -99,7 +99,7 @@ class LengthgenConfig:
                 raise UserError(f"{name} = {getattr(self, name)}: {self.task} has no example of such a length")
 
     def lengths(self) -> list[int]:
-        """Every length that is measured: those of training, then those of the test."""
+        """All lengths of the evaluation: the lengths of training, then the lengths of the test."""
         task = TASKS[self.task]
         return [*task.lengths(*self.train_lengths), *task.lengths(*self.test_lengths)]
 
@@ -117,7 +117,7 @@ def _check_range(name: str, ends: list[int]):
 
 @dataclass
 class RankConfig:
-    """Rank the paper's five encodings over several tasks by their mean reciprocal rank, beside its figures."""
+    """Rank the paper's five encodings over several tasks by their mean reciprocal rank, beside the paper's ranks."""
 
     results: list[str] = _list((), "Folders that `lengthgen` wrote.")
     out: str | None = knob(None, "Folder for rank.md and rank.png; when left out, the table is only printed.")
@@ -129,9 +129,9 @@ class RankConfig:
 
 @dataclass
 class AttentionConfig:
-    """How far the attention of each encoding is from NoPE's, on the sequences of a `lengthgen` folder."""
+    """Measure the distance of each encoding's attention from NoPE's, for the models of a `lengthgen` folder."""
 
-    results: list[str] = _list((), "The folder; it must hold NoPE with at least two seeds.")
+    results: list[str] = _list((), "The folder. It must hold NoPE with at least two seeds.")
     examples: Count = knob(10, "Sequences of each length (paper: 10).")
 
     def __post_init__(self):
@@ -144,7 +144,7 @@ class TemperatureConfig:
     """Test the models of a `lengthgen` folder again with their attention logits divided by a temperature (below 1: sharper)."""
 
     results: list[str] = _list((), "The folder.")
-    temperatures: list[float] = _list((1.0, 0.9, 0.8, 0.7, 0.6, 0.5), "Of the attention's softmax; 1: as it was trained.")
+    temperatures: list[float] = _list((1.0, 0.9, 0.8, 0.7, 0.6, 0.5), "Temperatures of the softmax; 1: as in training.")
 
     def __post_init__(self):
         if not all(0.01 <= t <= 100 for t in self.temperatures) or len({*self.temperatures}) < len(self.temperatures):
@@ -156,7 +156,7 @@ class TemperatureConfig:
 class TheoryConfig:
     """Build NoPE models that count (Theorem 1) and attend by distance (Theorem 2) from explicit weights, then break them."""
 
-    length: Annotated[int, Range(2, 511)] = knob(63, "Positions after <bos> that the weights are built for.")
+    length: Annotated[int, Range(2, 511)] = knob(63, "The weights are built for so many positions after <bos>.")
     out: str | None = knob(None, "Folder for theory.png; a new one under runs/ when left out.")
 
     def __post_init__(self):

@@ -1,7 +1,8 @@
-"""SCAN and PCFG SET: commands from a grammar, and what they mean.
+"""SCAN and PCFG SET: commands from a grammar, and their meanings.
 
-SCAN (Lake and Baroni 2018) is enumerated: 20,910 commands. PCFG SET (Hupkes et al. 2020) is drawn at random from its ten
-string functions. Each has a generator, which builds command and meaning together, and a checker, which reads the command's text.
+The 20,910 commands of SCAN (Lake and Baroni 2018) are enumerated. The commands of PCFG SET (Hupkes et al. 2020) are random
+combinations of ten string functions. Each language has a generator and a checker. The generator makes a command together with its
+meaning. The checker reads the command's text.
 """
 
 from functools import cache
@@ -17,7 +18,7 @@ SCAN_LENGTHS = (*range(1, 23), 24, 25, 26, 27, 28, 30, 32, 33, 36, 40, 48)  # nu
 
 @cache
 def scan_commands() -> dict[int, list[tuple[str, str]]]:
-    """Every command with its actions, by the number of actions. Enumerated from the grammar's rules."""
+    """number of actions -> all commands with so many actions, each with its actions, enumerated from the grammar's rules"""
     phrases = [(verb, [action]) for verb, action in VERBS.items()]
     for side, turn in TURNS.items():
         for verb, action in [*[(v, [a]) for v, a in VERBS.items()], ("turn", [])]:
@@ -35,12 +36,12 @@ def scan_commands() -> dict[int, list[tuple[str, str]]]:
 
 
 def make_scan(length: int, rng: Random) -> tuple[str, str]:
-    """A command that takes `length` actions."""
+    """A random command with `length` actions. -> (prompt, target)"""
     return rng.choice(scan_commands()[length])
 
 
 def check_scan(prompt: str, answer: str) -> bool:
-    """Whether the answer is what the command says, read word by word."""
+    """Whether the answer is the command's meaning. The command is read word by word."""
     words = prompt.removeprefix("Solve: ").removesuffix("[SEP] ").split()
     for joint in ("and", "after"):
         if joint in words:
@@ -65,7 +66,7 @@ def _do(words: list[str]) -> list[str]:
 # --- PCFG SET --------------------------------------------------------------------------------------------------------------
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # 520 in the original
-LONGEST = 20  # tokens of an output; the original is bounded by its corpus
+LONGEST = 20  # tokens of an output; in the original, the corpus sets the bound
 UNARY = {
     "copy": lambda x: x,
     "reverse": lambda x: x[::-1],
@@ -83,7 +84,7 @@ BINARY = {
 
 
 def make_pcfg(length: int, rng: Random) -> tuple[str, str]:
-    """A command of `length` functions whose output is not longer than LONGEST."""
+    """A random command of `length` functions whose output has at most LONGEST tokens. -> (prompt, target)"""
     while True:
         text, value = _expression(length, rng)
         if len(value) <= LONGEST:
@@ -104,7 +105,7 @@ def _expression(functions: int, rng: Random) -> tuple[str, list[str]]:
 
 
 def check_pcfg(prompt: str, answer: str) -> bool:
-    """Whether the answer is the command's value. Reads the words backwards, keeping a stack of strings."""
+    """Whether the answer is the command's value. The words are read backwards with a stack of strings."""
     words = prompt.removeprefix("Solve: ").removesuffix("[SEP] ").split()
     stack, current = [], ""  # strings of letters; one character a letter
     for word in reversed(words):

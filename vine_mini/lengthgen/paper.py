@@ -1,11 +1,12 @@
-"""The figures of Kazemnejad et al. (2023), to print beside ours: accuracy on test lengths, mean of three seeds.
+"""The numbers of Kazemnejad et al. (2023), for comparison: accuracy on test lengths, mean of three seeds.
 
-Computed from, or read off the figures of, the official code's published results; its models are T5 base (107M parameters),
-trained for 40,000 steps, on lengths to 20 (copy, reverse) and 8. Rotary there turns a quarter of each head.
+They were computed from the published results of the official code, or read from figures of these results. The paper's models are
+T5 base (107M parameters), trained for 40,000 updates on lengths up to 20 (copy, reverse) or 8. The paper's RoPE turns a quarter
+of each head.
 """
 
 NOTE = (
-    "Paper: T5 base, lengths to 40 (copy, reverse), 48 (SCAN), 35 (PCFG) or 16; mean over test examples, not over lengths; "
+    "Paper: T5 base, lengths up to 40 (copy, reverse), 48 (SCAN), 35 (PCFG) or 16; mean over test examples, not over lengths; "
     "its RoPE turns a quarter of each head."
 )
 COLUMNS = ("nope", "t5", "alibi", "rope25", "sinusoidal")
@@ -29,15 +30,15 @@ ACCURACY = {
     "lego": (0.646, 0.705, 0.797, 0.748, 0.610),
 }
 MEAN_RECIPROCAL_RANK = (0.687, 0.549, 0.502, 0.330, 0.215)  # 17 tasks x 3 seeds
-# to NoPE's attention, on SCAN; computed in another way than its definition (see attention.py), so only the order can be compared
+# To NoPE's attention, on SCAN. Only the order can be compared with ours; see attention.py.
 ATTENTION_DISTANCE = {"nope": 0.265, "t5": 0.263, "alibi": 0.490, "sinusoidal": 0.719, "rope25": 0.987}
 
 
 def of(name: str, row: dict[str, float]) -> float | None:
-    """The paper's figure for an encoding; for RoPE that of its quarter; None where it has none."""
+    """The paper's number for an encoding, or None. For RoPE it is the number of RoPE on a quarter of each head."""
     return row.get("rope25" if name == "rope" else name)
 
 
 def accuracy(task: str) -> dict[str, float]:
-    """encoding -> accuracy on test lengths."""
+    """encoding -> accuracy on test lengths"""
     return dict(zip(COLUMNS, ACCURACY[task], strict=True))

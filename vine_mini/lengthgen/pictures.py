@@ -1,4 +1,4 @@
-"""Pictures of length generalization. Colours are Okabe and Ito's, which colour-blind readers can tell apart."""
+"""Pictures of length generalization. The colours are Okabe and Ito's, which colour-blind readers can tell apart."""
 
 from pathlib import Path
 from statistics import mean, stdev
@@ -23,7 +23,7 @@ BLUES = ("#9ecae1", "#6baed6", "#4292c6", "#2171b5", "#08519c", "#08306b")
 
 
 def plot_accuracy(results: dict, path: Path) -> None:
-    """Accuracy against length, the mean of the seeds with a band of one standard deviation; a line where training ended."""
+    """Draws accuracy against length: the mean of the seeds, a band of one standard deviation, a line at the end of training."""
     figure, ((axis,),) = new_figure(1)
     figure.set_size_inches(7.2, 4)
     for name, curve in by_length(results).items():
@@ -46,7 +46,7 @@ def _mark_training(axis, results: dict):
 
 
 def plot_rank(all_results: list[dict], path: Path) -> None:
-    """Mean reciprocal rank of each encoding, as in the paper's first figure; the paper's own as hollow bars beside it."""
+    """Draws the mean reciprocal rank of each encoding, as in the paper's figure 1. Hollow bars are the paper's ranks."""
     rows = queries(all_results)
     ranks = mean_reciprocal_rank(rows)
     theirs = dict(zip(paper.COLUMNS, paper.MEAN_RECIPROCAL_RANK, strict=True))
@@ -64,7 +64,7 @@ def plot_rank(all_results: list[dict], path: Path) -> None:
 
 
 def plot_distances(table: dict, results: dict, path: Path) -> None:
-    """Distance of each encoding's attention to NoPE's: by layer, and by length."""
+    """Draws the distance of each encoding's attention from NoPE's, by layer and by length."""
     figure, ((layers, lengths),) = new_figure(2)
     for name, curve in table.items():
         label, colour, marker = STYLES[name]
@@ -78,12 +78,12 @@ def plot_distances(table: dict, results: dict, path: Path) -> None:
     figure.legend(*layers.get_legend_handles_labels(), loc="outside right center", frameon=False)
     lengths.set(xlabel=TASKS[results["task"]].counts, ylim=(0, None))
     _mark_training(lengths, results)
-    figure.suptitle(f"Whose attention is like NoPE's? ({name_of(results)})")
+    figure.suptitle(f"Distance of attention from NoPE's ({name_of(results)})")
     save_figure(figure, path)
 
 
 def plot_temperatures(curves: dict[str, dict[float, dict[int, list[float]]]], results: dict, path: Path) -> None:
-    """Accuracy against length at several temperatures of the attention, a panel for each encoding."""
+    """Draws accuracy against length at several temperatures of the attention, one panel for each encoding."""
     temperatures = sorted(next(iter(curves.values())))
     sharper, softer = [t for t in temperatures if t < 1][::-1], [t for t in temperatures if t > 1]
     shades = {1: "black"} | dict(zip(sharper, BLUES, strict=False)) | dict(zip(softer, ORANGES, strict=False))
@@ -94,7 +94,7 @@ def plot_temperatures(curves: dict[str, dict[float, dict[int, list[float]]]], re
         axis.remove()
     for axis, (name, by_temperature) in zip(axes, curves.items(), strict=False):
         for temperature, curve in by_temperature.items():
-            middle = [mean(shares) for shares in curve.values()]  # without bands, which would hide each other
+            middle = [mean(shares) for shares in curve.values()]  # bands would hide each other
             axis.plot(
                 curve.keys(), middle, color=shades.get(temperature, "0.5"), marker="o", markersize=3, label=f"{temperature:g}"
             )
@@ -107,7 +107,7 @@ def plot_temperatures(curves: dict[str, dict[float, dict[int, list[float]]]], re
 
 
 def plot_theory(shown: dict, path: Path) -> None:
-    """What the built weights read as position, whole and broken; and the attention of the last token beside ALiBi's."""
+    """Draws the positions that the built weights write, whole and broken, and the last token's attention beside ALiBi's."""
     figure, ((positions, attention),) = new_figure(2)
     styles = [("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#CC79A7", ":")]
     for (name, curve), (colour, line) in zip(shown["curves"].items(), styles, strict=True):

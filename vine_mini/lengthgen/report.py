@@ -8,13 +8,13 @@ from vine_mini.types import UserError
 
 
 def name_of(results: dict) -> str:
-    """The task, with its scratchpad if it has one."""
+    """The task, and its scratchpad if there is one."""
     pad = results["settings"]["scratchpad"]
     return results["task"] + ("" if pad == "none" else f", scratchpad {pad}")
 
 
 def extrapolation(results: dict) -> dict[str, dict[int, float]]:
-    """Accuracy beyond training, the plain mean over test lengths: encoding -> seed -> share."""
+    """encoding -> seed -> accuracy beyond training, the plain mean over test lengths"""
     shares: dict[str, dict[int, float]] = {}
     for run in results["runs"]:
         beyond = [share for length, share in run["accuracy"].items() if length > results["settings"]["train_lengths"][1]]
@@ -23,7 +23,7 @@ def extrapolation(results: dict) -> dict[str, dict[int, float]]:
 
 
 def by_length(results: dict) -> dict[str, dict[int, list[float]]]:
-    """encoding -> length -> accuracy of each seed."""
+    """encoding -> length -> accuracy of each seed"""
     table: dict[str, dict[int, list[float]]] = {}
     for run in results["runs"]:
         for length, share in run["accuracy"].items():
@@ -32,7 +32,10 @@ def by_length(results: dict) -> dict[str, dict[int, list[float]]]:
 
 
 def accuracy_table(results: dict) -> str:
-    """Accuracy in per cent, mean ± standard deviation of the seeds: seen lengths, some longer ones, their mean, the paper's."""
+    """Accuracy in per cent, mean ± standard deviation of the seeds.
+
+    The columns are the seen lengths, up to six longer lengths, the mean over all longer lengths, and the paper's mean.
+    """
     settings = results["settings"]
     shortest, longest = settings["train_lengths"]
     curves, shares = by_length(results), extrapolation(results)
@@ -50,14 +53,14 @@ def accuracy_table(results: dict) -> str:
         f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
     )
     note = f"\n\n{paper.NOTE}" if theirs else ""
-    return f"{title}, {settings['steps']} steps of {settings['batch_size']}\n\n{columns(rows)}{note}"
+    return f"{title}, {settings['steps']} updates on {settings['batch_size']} examples each\n\n{columns(rows)}{note}"
 
 
 def mean_reciprocal_rank(queries: list[dict[str, float]]) -> dict[str, float]:
     """1 / rank by accuracy, averaged over queries (figure 1). A query is one task with one seed: encoding -> accuracy.
 
-    Ties share the mean of the ranks that they take up together, so that no encoding gains by being named first. (The
-    official code gives the better rank to the first row of its table.)
+    Encodings with equal accuracy share the mean of their ranks, so the order of the encodings does not matter. (The official
+    code gives the better rank to the encoding that comes first in its table.)
     """
     ranks: dict[str, list[float]] = {name: [] for name in queries[0]}
     for query in queries:
@@ -69,9 +72,10 @@ def mean_reciprocal_rank(queries: list[dict[str, float]]) -> dict[str, float]:
 
 
 def queries(all_results: list[dict]) -> list[dict[str, float]]:
-    """A query for each task and seed, of those of the paper's five encodings that all results have (rope if not its rope25).
+    """One query for each task and seed.
 
-    Raises UserError where nothing can be ranked.
+    A query has those of the paper's five encodings that all results have. Where not all results have `rope25`, `rope` takes its
+    place. Raises UserError where nothing can be ranked.
     """
     tables = [extrapolation(results) for results in all_results]
     common = [name for name in (*paper.COLUMNS, "rope") if all(name in table for table in tables)]
@@ -87,7 +91,7 @@ def queries(all_results: list[dict]) -> list[dict[str, float]]:
 
 
 def rank_table(all_results: list[dict]) -> str:
-    """One row a task: accuracy on test lengths in per cent, ours and (the paper's); last the mean reciprocal rank."""
+    """One row for each task: accuracy on test lengths in per cent, ours and (the paper's). Last row: the mean reciprocal rank."""
     ranks = mean_reciprocal_rank(queries(all_results))
     rows = [["", *ranks]]
     for results in all_results:
@@ -98,16 +102,17 @@ def rank_table(all_results: list[dict]) -> str:
             cells.append(cell(list(shares[name].values())) + ("" if figure is None else f" ({100 * figure:.1f})"))
         rows.append([name_of(results), *cells])
     theirs = dict(zip(paper.COLUMNS, paper.MEAN_RECIPROCAL_RANK, strict=True))
-    comparable = len(ranks) == len(theirs)  # with fewer to beat, ranks are better
+    comparable = len(ranks) == len(theirs)  # fewer encodings give better ranks
     figures = {name: f" ({paper.of(name, theirs):.3f})" if comparable else "" for name in ranks}
     rows.append(["mean reciprocal rank", *(f"{rank:.3f}{figures[name]}" for name, rank in ranks.items())])
     left_out = sorted({run["positions"] for results in all_results for run in results["runs"]} - {*ranks})
     note = f" Not ranked: {', '.join(left_out)}." if left_out else ""
-    return f"{columns(rows)}\n\nIn brackets the paper's; its mean reciprocal rank is over 17 tasks.{note} {paper.NOTE}"
+    brackets = "The paper's numbers are in brackets; its mean reciprocal rank is over 17 tasks."
+    return f"{columns(rows)}\n\n{brackets}{note} {paper.NOTE}"
 
 
 def distance_table(distances: dict[str, dict[str, float]], examples: int) -> str:
-    """Rows layers and means, columns encodings, nearest to NoPE first; last the paper's."""
+    """Rows are layers and means; the last row is the paper's. Columns are encodings, the nearest to NoPE first."""
     names = sorted(distances, key=lambda name: distances[name]["all layers"])
     rows = [["distance to NoPE (nats)", *("nope, other seed" if name == "nope" else name for name in names)]]
     rows += [[measure, *(f"{distances[name][measure]:.3f}" for name in names)] for measure in distances[names[0]]]
@@ -133,7 +138,7 @@ def _per_cent(share: float | None) -> str:
 
 
 def columns(rows: list[list[str]]) -> str:
-    """Rows as a Markdown table that also reads well as text."""
+    """The rows as a Markdown table that can also be read as plain text."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])

@@ -1,13 +1,14 @@
-"""What a `lengthgen` run leaves on disk, and how it is read again.
+"""The files of a `lengthgen` run, and how they are read again.
 
-results.json            settings and, for each encoding and seed, the accuracy at each length; grows with each run that is done
+results.json            settings and, for each encoding and seed, the accuracy at each length; written after each finished run
 models/ENCODING-SEED    the trained decoders, as Hugging Face folders
-table.md, accuracy.png  what the results say; `rank`, `attention` and `temperature` add theirs
+table.md, accuracy.png  the results as a table and a picture; `rank`, `attention` and `temperature` add their own
 """
 
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from vine_mini.decoder.model import Decoder
 from vine_mini.lengthgen.config import LengthgenConfig
@@ -18,7 +19,7 @@ WHOLE = ("steps", "batch_size", "layers", "hidden", "heads", "nope_every", "max_
 
 
 def begin(config: LengthgenConfig, folder: Path) -> dict:
-    """Results without runs, or with those that an interrupted run with the same settings has left in the folder.
+    """Empty results, or the results that an interrupted run with the same settings has left in the folder.
 
     Returns {"task", "settings", "runs": [{"positions", "seed", "accuracy": {length: share}, "seconds"}]}. Raises UserError.
     """
@@ -33,7 +34,7 @@ def begin(config: LengthgenConfig, folder: Path) -> dict:
 
 
 def load_results(folder: str | Path) -> dict:
-    """The results of a finished run. Raises UserError where there are none, or foreign or unfinished ones."""
+    """The results of a finished run. Raises UserError for missing, foreign or unfinished results."""
     results = _read(Path(folder))
     settings = results["settings"]
     asked = {(name, seed) for name in settings["positions"] for seed in settings["seeds"]}
@@ -68,24 +69,25 @@ def _read(folder: Path) -> dict:
 
 
 def load_model(folder: str | Path, config: LengthgenConfig, positions: str, seed: int, **changes) -> Decoder:
-    """A trained decoder of a folder; `changes` are fields of its configuration. Raises UserError for another or a broken one."""
+    """A trained decoder of a folder. `changes` are fields of its configuration. Raises UserError for a wrong or broken model."""
     path = Path(folder) / "models" / f"{positions}-{seed}"
     if not (path / "model.safetensors").is_file():
-        raise UserError(f"there is no model {path}; results that are kept in a repository come without models")
+        raise UserError(f"there is no model {path}; results in a repository come without models")
     try:
-        model, report = Decoder.from_pretrained(path, output_loading_info=True, **changes)
+        loaded: Any = Decoder.from_pretrained(path, output_loading_info=True, **changes)
+        model, report = loaded
         whole = not any(report[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     except Exception as error:  # configuration, safetensors and transformers each have their own kinds
         raise UserError(f"{path} cannot be loaded: {' '.join(str(error).split())[:200]}") from error
     expected = decoder_config(config, positions)
     shape = ("hidden_size", "num_hidden_layers", "num_attention_heads", "positions", "rope_share", "nope_every")
     if not whole or any(getattr(model.config, name) != getattr(expected, name) for name in shape):
-        raise UserError(f"{path} is not the model that its results speak of")
+        raise UserError(f"{path} is not the model that results.json describes")
     return model.eval()
 
 
 def write_json(data: dict, path: Path) -> None:
-    """Writes a file that is always whole."""
+    """Writes a JSON file. A process that is killed meanwhile leaves the old file."""
     fresh = path.with_suffix(".partial")
     fresh.write_text(json.dumps(data, indent=1, allow_nan=False), encoding="utf-8")
     fresh.replace(path)

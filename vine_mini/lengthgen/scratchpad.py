@@ -1,10 +1,10 @@
-"""The unified scratchpad (section 6): a target that thinks aloud, each part of a step with a switch of its own.
+"""The unified scratchpad (section 6): a target with steps before its answer. A format says which parts a step has.
 
     Thinking step by step: in 6, 7 comp 6 + 7 + carry = 13 + 0 = 13 out 3 [ carry: 1 ] re 7 2 + 5 # ...
                            i       c                                o     v            r
     . Thus, The answer is 7 8 3.
 
-Steps are worked out from the prompt's text. Sorting and LEGO keep no variable, so for them v writes nothing.
+The steps are computed from the prompt's text. Sorting and LEGO have no variable, so the part v writes nothing there.
 """
 
 import re
@@ -12,13 +12,13 @@ from collections.abc import Iterator
 
 from vine_mini.lengthgen.tasks import rank_of, tokens
 
-PARTS = "icovr"  # input, computation, output, variable, remaining input: the order in which a step shows them
+PARTS = "icovr"  # input, computation, output, variable, remaining input, in the order within a step
 FORMATS = {"none": "", "full": PARTS, "minimal": "co"}
 START, END = "Thinking step by step: ", " . Thus, "
 
 
 def parts_of(name: str) -> str:
-    """A format's parts: of "none", "full" or "minimal", or letters such as "icor". Raises ValueError for anything else."""
+    """The parts of a format: "none", "full", "minimal", or letters such as "icor". Raises ValueError for any other format."""
     parts = FORMATS.get(name, name)
     if name not in FORMATS and (not name or "".join(part for part in PARTS if part in name) != name):
         raise ValueError(f"unknown scratchpad {name!r}: choose from {', '.join(FORMATS)}, or letters of {PARTS} in this order")
@@ -26,7 +26,7 @@ def parts_of(name: str) -> str:
 
 
 def expand(task: str, prompt: str, target: str, parts: str) -> str:
-    """The target with its steps before it; the bare target for no parts."""
+    """The target with the steps before it. Without parts, the target alone."""
     if not parts:
         return target
     shown = []
@@ -37,7 +37,7 @@ def expand(task: str, prompt: str, target: str, parts: str) -> str:
 
 
 def final_answer(text: str, parts: str) -> str:
-    """What follows the steps, or "" where the text has not exactly one end of steps."""
+    """The text after the steps, or "" where the steps do not end exactly once."""
     if not parts:
         return text
     words = tokens(text)
@@ -45,7 +45,7 @@ def final_answer(text: str, parts: str) -> str:
     return " ".join(words[ends[0] + 2 :]) if len(ends) == 1 and words[ends[0] + 1 :][:1] == [","] else ""
 
 
-# Each takes a prompt and yields (input, computation, output, variable, remaining) for each step.
+# A function for each task takes a prompt and yields (input, computation, output, variable, remaining input) for each step.
 Steps = Iterator[tuple[str, str, str, str, str]]
 
 
@@ -64,7 +64,7 @@ def _addition(prompt: str) -> Steps:
 def _parity(prompt: str) -> Steps:
     bits, parity = re.findall(r"[01]", prompt[prompt.index("[") :]), 0
     for i, bit in enumerate(bits):
-        computation = f"{bit} ** par = {bit} ** {parity}"  # ** is the printed sign of exclusive or
+        computation = f"{bit} ** par = {bit} ** {parity}"  # the scratchpad writes ** for exclusive or
         parity ^= int(bit)
         yield bit, computation, str(parity), f"par: {parity}", _list(bits[i + 1 :])
 
@@ -106,7 +106,7 @@ def _lego(prompt: str) -> Steps:
     value = ""
     for i, clause in enumerate(clauses):
         name, says = clause.split(" = ")
-        computation = f"{says[0]} {value}" if value else ""  # "- -1": minus the value of the one before
+        computation = f"{says[0]} {value}" if value else ""  # "- -1": minus the value of the variable before
         sign = "+" if says[0] == (value or "+")[0] else "-"
         value = f"{sign}1"
         written = f"{says} = {computation}" if computation else says

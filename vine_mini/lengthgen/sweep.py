@@ -1,4 +1,4 @@
-"""Many runs side by side: every encoding with every seed, a process for each core, and one file of results."""
+"""Many runs at the same time: every encoding with every seed, one process for each core, and one file of results."""
 
 import multiprocessing
 import os
@@ -26,7 +26,7 @@ from vine_mini.types import UserError
 def sweep(config: LengthgenConfig, folder: Path) -> dict:
     """Trains and tests every encoding with every seed, under one progress bar. -> what `results.load_results` reads
 
-    results.json grows with each run; in a folder where the same sweep was interrupted, only the runs that it lacks are made.
+    results.json is written after each run. In a folder where the same sweep was interrupted, only the missing runs are made.
     Raises UserError.
     """
     check_learned_table(config)
@@ -37,7 +37,7 @@ def sweep(config: LengthgenConfig, folder: Path) -> dict:
     jobs = [(config, name, seed, str(device), folder) for name, seed in asked if (name, seed) not in done]
     workers = min(config.processes or ((os.cpu_count() or 1) if device.type == "cpu" else 1), len(jobs))
     folder.mkdir(parents=True, exist_ok=True)
-    results.write_json(found, folder / "results.json")  # from now on the same command goes on here
+    results.write_json(found, folder / "results.json")  # from now on, the same command continues in this folder
     total = len(jobs) * (config.steps + len(config.lengths()))
     try:
         bar = tqdm(total=total, desc=f"{config.task}: {len(jobs)} runs", dynamic_ncols=True)
@@ -47,7 +47,7 @@ def sweep(config: LengthgenConfig, folder: Path) -> dict:
                 found["runs"].sort(key=lambda r: (config.positions.index(r["positions"]), config.seeds.index(r["seed"])))
                 results.write_json(found, folder / "results.json")
     except BrokenProcessPool as error:
-        lost = "a process was ended from outside, perhaps for lack of memory: try fewer --processes"
+        lost = "the system ended a process, perhaps for lack of memory: try fewer --processes"
         raise UserError(f"{lost}. {_kept(found, asked, folder)}") from error
     except UserError as error:  # training diverged
         _kept(found, asked, folder)
@@ -68,16 +68,16 @@ def _kept(found: dict, asked: list, folder: Path) -> str:
 
 
 def _in_order_of_arrival(jobs, workers: int, bar):
-    """The rows of all jobs as they are done. With one worker in this process, else in that many new ones."""
+    """Yields the row of each job when the job is done. One worker runs in this process; more workers are new processes."""
     if workers <= 1:
         for job in jobs:
-            yield _run(*job, progress=bar.update)
+            yield _run(job, bar.update)
         return
-    context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads half alive
-    counter = context.Value("q", 0)  # steps done by all
+    context = multiprocessing.get_context("spawn")  # a fork would inherit PyTorch's locks without its threads
+    counter = context.Value("q", 0)  # progress of all workers
     with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(counter,)) as pool:
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # workers inherit this: Ctrl-C is the parent's affair
-        waiting = {pool.submit(_run_in_worker, *job) for job in jobs}
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # workers inherit this handler: only the parent handles Ctrl-C
+        waiting = {pool.submit(_run_in_worker, job) for job in jobs}
         signal.signal(signal.SIGINT, before)
         try:
             while waiting:
@@ -85,7 +85,7 @@ def _in_order_of_arrival(jobs, workers: int, bar):
                 bar.update(counter.value - bar.n)
                 for future in done:
                     yield future.result()
-        except BaseException:  # Ctrl-C, or a run that failed: what is running is not waited for
+        except BaseException:  # after Ctrl-C or a failed run, the parent does not wait for the other runs
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
                 process.terminate()
@@ -102,20 +102,21 @@ def _start_worker(counter):
 
 
 def _end_with_parent():
-    multiprocessing.parent_process().join()  # a parent that is killed ends nobody, and its workers would wait for ever
+    multiprocessing.parent_process().join()  # a killed parent ends no process, and its workers would wait for ever
     os._exit(1)
 
 
-def _run_in_worker(*job):
+def _run_in_worker(job):
     def progress(n):
         with _counter.get_lock():
             _counter.value += n
 
-    return _run(*job, progress=progress)
+    return _run(job, progress)
 
 
-def _run(config: LengthgenConfig, positions: str, seed: int, device: str, folder: Path, progress) -> dict:
-    torch.set_num_threads(1)  # models this small are no faster with more
+def _run(job: tuple[LengthgenConfig, str, int, str, Path], progress) -> dict:
+    config, positions, seed, device, folder = job
+    torch.set_num_threads(1)  # more threads do not speed up such small models
     start = time.perf_counter()
     model = train(config, positions, seed, device, progress)
     seconds = time.perf_counter() - start
@@ -126,7 +127,7 @@ def _run(config: LengthgenConfig, positions: str, seed: int, device: str, folder
 
 
 def check_learned_table(config: LengthgenConfig) -> None:
-    """Raises UserError where the learned encoding would meet a position that its table does not have."""
+    """Raises UserError where a sequence would be longer than the table of the learned encoding."""
     needed = longest_sequence(config) if "learned" in config.positions else 0
     if needed > config.max_positions:
         raise UserError(

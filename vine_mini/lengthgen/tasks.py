@@ -1,13 +1,14 @@
-"""The paper's tasks (section 3): a prompt and a target of a given length, and a checker of its own.
+"""The paper's tasks (section 3). A task makes a prompt and a target of a given length, and checks answers.
 
-Each task makes text in the form of the official code. `make(length, rng)` writes prompt and target; `check(prompt, answer)`
-works the answer out again from the prompt's text alone, so that a mistake in one of the two shows. Text is cut into tokens
-by one pattern: words, `**`, `[SEP]`, `[NEXT]`, single characters; white space only separates. Every prompt starts with a
-constant word: without one, NoPE has nothing to count from.
+The texts have the form of the official code. `make(length, rng)` writes prompt and target. `check(prompt, answer)` computes the
+answer again from the prompt's text alone, so that a mistake in one of the two functions is found. One pattern cuts text into
+tokens: words, `**`, `[SEP]`, `[NEXT]` and single characters. White space only separates tokens. Every prompt starts with a
+constant word, because NoPE needs a constant first token to count positions.
 
-Smaller than in the paper, whose numbers are in brackets: copy and reverse on lengths to 10 (20), of 62 items (100), counting
-on 16 (about 6,000); PCFG SET of 1 to 16 functions (35) on 26 letters (520). Parity and LEGO begin with two items. All
-lengths are equally likely; in the paper all examples are, which for SCAN means longer ones.
+The tasks are smaller than in the paper, whose numbers are in brackets. Copy and reverse have lengths up to 10 (20) and 62 items
+(100). The tasks that repeat one item have 16 items (about 6,000). PCFG SET has 1 to 16 functions (35) and 26 letters (520).
+Parity and LEGO begin with two items. All lengths are equally likely here. In the paper all examples are equally likely, so the
+examples of SCAN are longer there.
 """
 
 import re
@@ -21,9 +22,9 @@ from vine_mini.lengthgen.languages import BINARY, SCAN_LENGTHS, TURNS, UNARY, VE
 
 TOKEN = r"\[SEP\]|\[NEXT\]|\*\*|\w+|[^\w\s]"
 LOWER, UPPER, DIGITS = "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "0123456789"
-ITEMS = DIGITS + LOWER + UPPER  # what copy and reverse work on
-COUNTED = ITEMS[:16]  # what is repeated where all items are the same
-SORTABLE = ITEMS[:50]  # single tokens that are sorted; this is their hidden order
+ITEMS = DIGITS + LOWER + UPPER  # of copy and reverse
+COUNTED = ITEMS[:16]  # of the tasks that repeat one item
+SORTABLE = ITEMS[:50]  # single tokens in the hidden order by which they are sorted
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,11 @@ class Task:
     Attributes:
         make: (length, rng) -> (prompt, target).
         check: (prompt, answer) -> whether the whole answer is right.
-        train, test: the shortest and longest length to learn from and to be tested on, if no others are asked for.
-        counts: what `length` is.
-        steps, lr: of training, if nothing else is asked for; of the tasks in results/lengthgen (but addition) chosen by
-            accuracy on training lengths alone, of the others a first guess.
-        exist: the lengths that there are; None: all up to a thousand.
+        train, test: the default of the shortest and longest length in training and in the test.
+        counts: the meaning of `length`.
+        steps, lr: the defaults of the number of updates and of the learning rate. For the tasks in results/lengthgen, except
+            addition, they were chosen by accuracy on training lengths alone. For the other tasks they are a first guess.
+        exist: the lengths that exist; None: all up to a thousand.
     """
 
     make: Callable[[int, Random], tuple[str, str]]
@@ -50,12 +51,12 @@ class Task:
     exist: tuple[int, ...] | None = None
 
     def lengths(self, shortest: int, longest: int) -> list[int]:
-        """The lengths that exist in a range, both ends included."""
+        """The lengths that exist in a range, with both ends."""
         return [n for n in range(shortest, longest + 1) if self.exist is None or n in self.exist]
 
     @property
     def longest(self) -> int:
-        """The longest length that there is."""
+        """The longest length that exists."""
         return max(self.exist or [1000])
 
 
@@ -108,14 +109,14 @@ def _check_copy(name: str, prompt: str, answer: str) -> bool:
 
 
 def make_addition(length: int, rng: Random) -> tuple[str, str]:
-    """Two numbers, the longer one of `length` digits, all pairs of lengths alike; most significant digit first."""
+    """Two numbers, most significant digit first. The longer one has `length` digits; all pairs of lengths are equally likely."""
     m, n = rng.choice([(length, k) for k in range(1, length + 1)] + [(k, length) for k in range(1, length)])
     a, b = (rng.randint(10 ** (n - 1) if n > 1 else 0, 10**n - 1) for n in (m, n))
     return f"Compute {_spaced(a)} + {_spaced(b)} ? ", f"The answer is {_spaced(a + b)}."
 
 
 def check_addition(prompt: str, answer: str) -> bool:
-    """Adds column by column, as on paper."""
+    """Adds digit by digit, with a carry."""
     a, b = (list(map(int, reversed(part.split()))) for part in prompt[len("Compute") : -2].split("+"))
     carry, columns = 0, []
     for i in range(max(len(a), len(b))):
@@ -152,7 +153,7 @@ def make_sort(length: int, rng: Random) -> tuple[str, str]:
 
 
 def make_sort_numbers(length: int, rng: Random) -> tuple[str, str]:
-    """Numbers of two to four digits, all numbers of digits equally likely, ascending."""
+    """Numbers of two to four digits in ascending order. Each count of digits is equally likely."""
     x = [rng.randint(10 ** (n - 1), 10**n - 1) for n in rng.choices((2, 3, 4), k=length)]
     listed, ordered = (", ".join(map(_spaced, row)) for row in (x, sorted(x)))
     return f"Sort the following list [ {listed} ]. ", f"The sorted list is [ {ordered} ]."
@@ -160,17 +161,17 @@ def make_sort_numbers(length: int, rng: Random) -> tuple[str, str]:
 
 def check_sort(prompt: str, answer: str) -> bool:
     """Whether the answer is ascending and has the same items, each as often."""
-    given, got = (re.search(r"\[ (.*) \]", " ".join(tokens(text))) for text in (prompt, answer))
-    if got is None or tokens(answer) != tokens(f"The sorted list is [ {got[1]} ]."):
+    lists = [re.search(r"\[ (.*) \]", " ".join(tokens(text))) for text in (prompt, answer)]
+    if lists[1] is None or tokens(answer) != tokens(f"The sorted list is [ {lists[1][1]} ]."):
         return False
-    given, got = ([item.strip() for item in m[1].split(",")] for m in (given, got))
+    given, got = ([item.strip() for item in m[1].split(",")] for m in lists)
     if len(given) != len(got) or any(given.count(item) != got.count(item) for item in given):
         return False
     return all(rank_of(a) <= rank_of(b) for a, b in pairwise(got))
 
 
 def rank_of(item: str) -> int:
-    """What sorting compares: the number, or the place of a single token in the hidden order."""
+    """The key by which items are sorted: the number, or the place of a single token in the hidden order."""
     return int(item.replace(" ", "")) if len(item) > 1 else SORTABLE.index(item)
 
 
@@ -181,7 +182,7 @@ def make_sum(length: int, rng: Random) -> tuple[str, str]:
 
 
 def check_sum(prompt: str, answer: str) -> bool:
-    """Counts round a clock of ten."""
+    """Adds the digits one by one, modulo 10."""
     hand = 0
     for digit in re.findall(r"\d", prompt):
         hand = (hand + int(digit)) % 10
@@ -197,7 +198,7 @@ def make_parity(length: int, rng: Random) -> tuple[str, str]:
 
 
 def check_parity(prompt: str, answer: str) -> bool:
-    """Turns a switch at each 1 of the list."""
+    """Negates a truth value at each 1 of the list."""
     even = True
     for character in prompt[prompt.index("[") :]:
         even = even != (character == "1")
@@ -205,7 +206,10 @@ def check_parity(prompt: str, answer: str) -> bool:
 
 
 def make_lego(length: int, rng: Random) -> tuple[str, str]:
-    """A chain of `length` variables, each plus or minus the one before; asks for one of the second half (Zhang et al. 2022)."""
+    """A chain of `length` variables, each plus or minus the variable before (Zhang et al. 2022).
+
+    The question asks for a variable in the second half of the chain.
+    """
     names = rng.sample(LOWER, length)
     values, clauses = [], []
     for i, name in enumerate(names):
@@ -218,7 +222,7 @@ def make_lego(length: int, rng: Random) -> tuple[str, str]:
 
 
 def check_lego(prompt: str, answer: str) -> bool:
-    """Follows the chain back from the asked variable to the one that is given."""
+    """Follows the chain back from the asked variable to the first variable."""
     clauses, asked = re.fullmatch(r"If (.*)\. Then, what is the value of (.)\? ", prompt).groups()
     says = {clause[0]: clause[4:].split() for clause in clauses.split(", ")}  # name -> ["-1"] or ["+", name]
     minus = 0
@@ -230,7 +234,7 @@ def check_lego(prompt: str, answer: str) -> bool:
 
 
 def _answer(text: str) -> list[str] | None:
-    """The tokens between `The answer is` and the final point; None where the text has another form."""
+    """The tokens between `The answer is` and the final full stop. None where the text has another form."""
     got = tokens(text)
     return got[3:-1] if got[:3] == ["The", "answer", "is"] and got[-1] == "." else None
 

@@ -1,7 +1,7 @@
-"""Theorems 1 and 2 (section 5) as explicit weights in the real decoder of `model.py`.
+"""Theorems 1 and 2 (section 5) as explicit weights in the decoder of `decoder/model.py`.
 
-Theorem 1: a NoPE layer can write each token's absolute position. Attention that looks at all visible tokens alike gives
-<bos> the weight 1/t at position t, and the MLP turns 1/t into t.
+Theorem 1: a NoPE layer can write each token's absolute position. Attention with equal weights on all visible tokens gives <bos>
+the weight 1/t at position t. The MLP turns 1/t into t.
 
     embedding  [1, is <bos>, 0, content]
     attention  [1, is <bos>, 1/t, content]      every key is the same vector, the value is "is <bos>"
@@ -10,8 +10,8 @@ Theorem 1: a NoPE layer can write each token's absolute position. Attention that
 Theorem 2: a later layer can then attend by distance: q = [m, -m t, content], k = [i, 1, content] gives the logit
 content - m (t - i), which is ALiBi.
 
-The theorems say what weights can do, not what training finds. The MLP that inverts 1/t is exact up to the length that it
-was built for (the paper only cites that MLPs approximate anything) and flattens beyond.
+The theorems are about what weights can compute, not about what training finds. The MLP that inverts 1/t is exact up to the length
+that it was built for, and becomes flat beyond that length. (The paper only cites that MLPs approximate any function.)
 """
 
 import torch
@@ -20,18 +20,18 @@ from torch import nn
 from vine_mini.decoder.model import Decoder, DecoderConfig
 from vine_mini.decoder.positions import alibi_slopes
 
-ONE, IS_BOS, POSITION, LARGE = 0, 1, 2, 3  # coordinates of the residual stream; the others are content
+ONE, IS_BOS, POSITION, LARGE = 0, 1, 2, 3  # coordinates of the residual stream; all others are content
 BOS, VOCAB = 0, 32
 
 
 def build(length: int, *, layers: int = 2, heads: int = 4, large: float | None = None, seed: int = 0) -> Decoder:
-    """A NoPE decoder, float64, whose first layer counts to length + 1 and whose later layers attend like ALiBi.
+    """A NoPE decoder in float64. Its first layer counts to length + 1, and its later layers attend like ALiBi.
 
     Args:
-        length: tokens after <bos>; also how many units the MLP needs, so that the hidden size is at least length / 4.
-        large: None replaces the norms by identities, as in the theorems. A number M keeps RMSNorm and makes it harmless: a
-            coordinate that holds M and that no weight reads dominates the norm, so that norm(h) is nearly h sqrt(D) / M,
-            and the weights after it are larger by M / sqrt(D).
+        length: tokens after <bos>. The MLP needs so many units, so the hidden size is at least length / 4.
+        large: None replaces the norms by identities, as in the theorems. A number M keeps RMSNorm and makes it nearly linear: one
+            coordinate holds M, and no weight reads this coordinate. It dominates the norm, so norm(h) is nearly h sqrt(D) / M.
+            The weights after the norm are larger by M / sqrt(D).
     """
     torch.manual_seed(seed)
     hidden = max(8 * heads, -(-length // (8 * heads)) * 2 * heads)  # a multiple of 2 x heads; the MLP has 4 times as many units
@@ -57,12 +57,12 @@ def build(length: int, *, layers: int = 2, heads: int = 4, large: float | None =
 
 
 def write_position(layer, length: int) -> None:
-    """Theorem 1: this layer adds the position t, counted from 1 at <bos>, to a coordinate that holds 0."""
+    """Theorem 1: the layer adds the position t, counted from 1 at <bos>, to a coordinate that holds 0."""
     q, k, v = layer.attention.qkv.weight.chunk(3)  # [D, D] each, a row for each dimension of each head
-    q.normal_()[:, LARGE] = 0  # any queries will do,
-    k.zero_()[:, ONE] = 1  # if all keys are equal
+    q.normal_()[:, LARGE] = 0  # any queries
+    k.zero_()[:, ONE] = 1  # equal keys
     v.zero_()[0, IS_BOS] = 1
-    layer.attention.out.weight.zero_()[POSITION, 0] = 1  # 1/t: one of t visible tokens is <bos>
+    layer.attention.out.weight.zero_()[POSITION, 0] = 1  # 1/t, because one of t visible tokens is <bos>
     # x = 1/t -> t - x, linear between 1/(j + 1) and 1/j: sum over j of c_j relu(1/j - x) with c_1 = 3, c_j = 2j
     j = torch.arange(1, length + 1, dtype=torch.float64)
     layer.up.weight.zero_()
@@ -73,7 +73,7 @@ def write_position(layer, length: int) -> None:
 
 
 def attend_by_distance(layer, slopes) -> None:
-    """Theorem 2: this layer's logits are content - slope (t - i). Values and MLP are random, but spare our coordinates."""
+    """Theorem 2: the layer's logits are content - slope (t - i). Values and MLP are random and touch content only."""
     heads, d = len(slopes), layer.attention.qkv.weight.shape[1] // len(slopes)
     q, k, v = (w.view(heads, d, -1) for w in layer.attention.qkv.weight.chunk(3))  # [H, d, D]; the rows stay random
     for w in (q, k, v, layer.up.weight):
@@ -88,20 +88,20 @@ def attend_by_distance(layer, slopes) -> None:
 
 
 def read_positions(model: Decoder, ids, mask=None):
-    """What the first layer wrote: ids [B, T] -> positions [B, T]. `mask` [B, 1, T, T] replaces the causal mask."""
+    """The positions that the first layer writes: ids [B, T] -> [B, T]. `mask` [B, 1, T, T] replaces the causal mask."""
     hidden = _first_layer(model)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-    return hidden[..., POSITION] / hidden[..., ONE]  # the ratio does not mind the last norm
+    return hidden[..., POSITION] / hidden[..., ONE]  # the last norm cancels in the ratio
 
 
 def attention_of_second_layer(model: Decoder, ids):
-    """Its attention weights, [B, H, T, T]."""
+    """The attention weights of the second layer, [B, H, T, T]."""
     return model(input_ids=ids, output_attentions=True, use_cache=False).attentions[1]
 
 
 def attention_of_alibi(model: Decoder, ids):
-    """The attention weights that an ALiBi layer with the second layer's content has on the same input, [B, H, T, T].
+    """The attention weights of an ALiBi layer with the second layer's content on the same input, [B, H, T, T].
 
-    The two rows of q and k that made the distance are set to zero; ALiBi's bias takes their place. For `large=None`.
+    The two rows of q and k that compute the distance are set to zero, and ALiBi's bias takes their place. For `large=None`.
     """
     hidden = _first_layer(model)(input_ids=ids, use_cache=False).last_hidden_state
     config = DecoderConfig(**model.config.to_dict() | {"positions": "alibi", "num_hidden_layers": 1})
@@ -123,7 +123,10 @@ def _first_layer(model: Decoder):
 
 
 def demonstrate(length: int, seed: int = 0) -> dict:
-    """Builds, measures, breaks. -> "errors": {what: largest}, "curves": {what: positions read}, "attention": {what: weights}"""
+    """Builds the weights, measures their errors, and breaks one condition at a time.
+
+    Returns {"errors": {name: largest error}, "curves": {name: positions that layer 1 writes}, "attention": {name: weights}}.
+    """
     ids = torch.randint(1, VOCAB, (4, 2 * (length + 1)), generator=torch.Generator().manual_seed(seed))
     ids[:, 0] = BOS
     T = length + 1

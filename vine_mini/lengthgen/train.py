@@ -1,8 +1,8 @@
-"""Trains one decoder on short sequences and measures it on longer ones.
+"""Trains one decoder on short sequences and measures it on longer sequences.
 
-Every batch is new and has one random length; the loss is on the target's tokens alone (section 3). How it differs from the
-paper: a model hundreds of times smaller, fresh examples instead of 100,000 fixed ones, the last weights instead of those of
-the best validation, no dropout.
+Every batch has new examples of one random length. The loss counts the target's tokens only (section 3).
+Deviations from the paper: the model is hundreds of times smaller. Examples are fresh instead of 100,000 fixed ones. The last
+weights are used instead of the weights with the best validation. There is no dropout.
 """
 
 import zlib
@@ -23,17 +23,17 @@ from vine_mini.types import Sampling, UserError
 EVAL_SEED = 1_000_003  # the examples of an evaluation are the same for every run
 FEWEST_HELD_OUT = 10  # prompts
 EVAL_ROWS = 500  # sequences in a forward pass
-SPARE = 16  # tokens that a written scratchpad may have more than the longest right one
+SPARE = 16  # a written scratchpad may be so many tokens longer than the longest right one
 
 
 def decoder_config(config: LengthgenConfig, positions: str) -> DecoderConfig:
-    """The decoder of one of the encodings in `config.VARIANTS`."""
-    more = {
+    """The configuration of the decoder for one of `config.VARIANTS`."""
+    more: dict[str, dict] = {
         "learned": {"max_position_embeddings": config.max_positions},
         "rope25": {"positions": "rope", "rope_share": 0.25},
         "hybrid": {"positions": "rope", "nope_every": config.nope_every},
     }
-    shape = {
+    shape: dict = {
         "vocab_size": len(VOCABULARY),
         "hidden_size": config.hidden,
         "num_hidden_layers": config.layers,
@@ -46,9 +46,10 @@ def decoder_config(config: LengthgenConfig, positions: str) -> DecoderConfig:
 
 
 def train(config: LengthgenConfig, positions: str, seed: int, device="cpu", progress=None) -> Decoder:
-    """Trains a new decoder. `progress` is called with 1 after each step. -> the model, in eval mode. UserError if it diverges
+    """Trains a new decoder. -> the model, in eval mode
 
-    AdamW with betas (0.9, 0.98), gradients clipped to norm 1; 6 % of warm-up, then linear decay to 5 % of the rate.
+    The optimizer is AdamW with betas (0.9, 0.98). Gradients are clipped to norm 1. The learning rate rises over 6 % of the
+    updates, then falls linearly to 5 %. `progress` is called with 1 after each update. Raises UserError if training diverges.
     """
     torch.manual_seed(seed)
     rng = Random(seed)
@@ -64,7 +65,7 @@ def train(config: LengthgenConfig, positions: str, seed: int, device="cpu", prog
         ids, mask = collate([example(config, length, rng, held_out=False) for _ in range(config.batch_size)], device)  # [B, T]
         F.cross_entropy(target_logits(model, ids, mask), ids[mask.bool()]).backward()
         if not torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).isfinite():
-            raise UserError(f"{positions}, seed {seed}: training diverged at step {step + 1}; lower --lr (now {config.lr:g})")
+            raise UserError(f"{positions}, seed {seed}: training diverged at update {step + 1}; lower --lr (now {config.lr:g})")
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
@@ -74,24 +75,24 @@ def train(config: LengthgenConfig, positions: str, seed: int, device="cpu", prog
 
 
 def make_optimizer(model, config: LengthgenConfig):
-    """AdamW as this recipe sets it."""
+    """AdamW with the settings of this recipe."""
     return torch.optim.AdamW(model.parameters(), config.lr, (0.9, 0.98), weight_decay=config.weight_decay, fused=True)
 
 
 def target_logits(model: Decoder, ids, mask):
-    """The logits that predict each target token, rows in order. ids, mask [B, T] -> [n, V]"""
+    """The logits that predict each target token, row by row. ids, mask [B, T] -> [n, V]"""
     keep = ids.shape[1] - int(mask.any(dim=0).nonzero()[0]) + 1  # from the column before the first target on
-    last = partial(model.model, keep=keep)  # hidden states of these columns alone, so the mask is theirs, too
+    last = partial(model.model, keep=keep)  # gives the hidden states of these columns only
     return logits_of(model, hidden_before(last, ids, torch.ones_like(ids), mask[:, -keep:]))
 
 
 @torch.no_grad()
 def evaluate(model: Decoder, config: LengthgenConfig, progress=None) -> dict[int, float]:
-    """Share of right answers under greedy decoding, for each length of training and of the test.
+    """The share of right answers under greedy decoding. -> length -> share, for each length in training and in the test
 
-    Without a scratchpad the whole target must be right, and one forward pass tells: greedy decoding writes the target if
-    and only if at every place the most likely token is the target's, for up to there it has written the target. With a
-    scratchpad the answer after the steps counts, whatever the steps were; so it is written token by token, and checked.
+    Without a scratchpad the whole target must be right. One forward pass decides this: greedy decoding writes the target if and
+    only if the target's token is the most likely token at every position, given the target's tokens before it. With a scratchpad
+    only the answer after the steps must be right. The response is then written token by token, and the answer is checked.
     """
     result = {}
     right = _right_answers if parts_of(config.scratchpad) else _right_targets
@@ -122,9 +123,9 @@ def _right_answers(model, config, examples) -> list[bool]:
 
 
 def evaluation_examples(config: LengthgenConfig, length: int, n: int) -> list[tuple[str, str]]:
-    """The same n examples of a length for every model; prompts held out from training if it has the length.
+    """The same n examples of a length for every model. For a length in training, their prompts are held out from training.
 
-    Where a length has too few prompts to hold some out (counting 16 items, parity of two bits), any may come.
+    Some lengths have too few prompts to hold some out, such as parity of two bits. Their examples may occur in training.
     """
     rng = Random(EVAL_SEED + length)
     if config.seen(length):
@@ -135,7 +136,10 @@ def evaluation_examples(config: LengthgenConfig, length: int, n: int) -> list[tu
 
 
 def example(config: LengthgenConfig, length: int, rng: Random, held_out: bool | None) -> tuple[str, str]:
-    """Prompt and target: of the tenth of all prompts that a checksum holds out, of the others, or (None) of all."""
+    """A random prompt and its target. A checksum holds out a tenth of all prompts.
+
+    held_out: True takes one of the held-out prompts, False one of the other prompts, None one of all prompts.
+    """
     for _ in range(200):
         prompt, target = TASKS[config.task].make(length, rng)
         if held_out is None or held_out == (zlib.crc32(prompt.encode()) % 10 == 0):
@@ -144,7 +148,7 @@ def example(config: LengthgenConfig, length: int, rng: Random, held_out: bool | 
 
 
 def longest_sequence(config: LengthgenConfig) -> int:
-    """Tokens of the longest sequence that the evaluation can meet."""
+    """The tokens of the longest sequence in the evaluation."""
     longest = 0
     for length in config.lengths():
         rows = [(encode(p), encode(t)) for p, t in evaluation_examples(config, length, config.examples)]
@@ -155,9 +159,9 @@ def longest_sequence(config: LengthgenConfig) -> int:
 
 
 def collate(examples: list[tuple[str, str]], device) -> tuple[torch.Tensor, torch.Tensor]:
-    """-> ids [B, T]: prompt, target, end, padding; and 1.0 on target and end [B, T].
+    """-> ids [B, T] of prompt, target, end and padding; a mask [B, T] that is 1.0 on target and end
 
-    The padding needs no mask: it stands on the right, where causal attention never looks.
+    The padding needs no attention mask: it stands on the right, and causal attention does not see it.
     """
     rows = [(encode(prompt), [*encode(target), EOS]) for prompt, target in examples]
     T = max(len(prompt) + len(target) for prompt, target in rows)

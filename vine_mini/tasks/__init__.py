@@ -35,7 +35,7 @@ def grade(task, problem: Problem, response_ids: list[int], finished: bool, token
     if not finished:
         return 0.0
     reward = task.reward(problem, tokenizer.decode(response_ids, skip_special_tokens=True))
-    if not isinstance(reward, Real) or not 0 <= reward <= 1:  # a NaN fails the comparison
+    if not isinstance(reward, Real) or not 0 <= float(reward) <= 1:  # a NaN fails the comparison
         raise UserError(f"the task's reward() must return a number from 0 to 1, not {reward!r}")
     return float(reward)
 

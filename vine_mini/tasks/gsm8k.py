@@ -33,7 +33,7 @@ BEFORE_ANSWER = ("answer", "is", "usd")  # `The answer is 18` states a number, `
 def problems(config) -> tuple[list[Problem], list[Problem]]:
     """Train and test problems from `config.data`, a folder with train.jsonl and test.jsonl, or from the Hub."""
     if config.data is not None:
-        return tuple(read_jsonl(Path(config.data) / f"{split}.jsonl") for split in ("train", "test"))
+        return read_jsonl(Path(config.data) / "train.jsonl"), read_jsonl(Path(config.data) / "test.jsonl")
     try:
         from datasets import load_dataset
 
@@ -42,7 +42,8 @@ def problems(config) -> tuple[list[Problem], list[Problem]]:
         raise UserError(
             f"cannot load openai/gsm8k from the Hub ({type(error).__name__}); give a local folder with --data"
         ) from error
-    return tuple([parse_row(row, f"openai/gsm8k {split}") for row in hub[split]] for split in ("train", "test"))
+    train, test = ([parse_row(row, f"openai/gsm8k {split}") for row in hub[split]] for split in ("train", "test"))
+    return train, test
 
 
 def parse_row(row, where: str) -> Problem:

@@ -30,13 +30,13 @@ def problems(config) -> tuple[list[Problem], list[Problem]]:
         raise UserError("--task jsonl needs --data: a folder with train.jsonl and test.jsonl, or one file")
     path = Path(config.data)
     if path.is_dir():
-        return tuple(gsm8k.read_jsonl(path / f"{split}.jsonl", parse_row) for split in ("train", "test"))
-    splits = ([], [])
+        return gsm8k.read_jsonl(path / "train.jsonl", parse_row), gsm8k.read_jsonl(path / "test.jsonl", parse_row)
+    train, test = [], []
     for problem in gsm8k.read_jsonl(path, parse_row):
-        splits[zlib.crc32(problem.question.encode()) % 10 == 0].append(problem)
-    if splits[0] and not splits[1]:
+        (test if zlib.crc32(problem.question.encode()) % 10 == 0 else train).append(problem)
+    if train and not test:
         raise UserError(f"{path}: about a tenth of the questions are for testing, and of so few none is; use a folder instead")
-    return splits
+    return train, test
 
 
 def parse_row(row, where: str) -> Problem:

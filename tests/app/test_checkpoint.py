@@ -1,0 +1,236 @@
+"""Checkpoints: a resumed run continues as if it had never stopped, whenever it was killed."""
+
+import json
+import os
+import shutil
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from vine_mini.app import checkpoint
+from vine_mini.app.config import TrainConfig
+from vine_mini.app.setup import build_trainer
+from vine_mini.cli import main
+from vine_mini.models import build_tiny, load_policy
+from vine_mini.types import UserError
+
+QUICK = "--steps 2 --prompts 2 --group 4 --minibatch_size 4 --k 2 --iterations 2 --eval_problems 4 --eval_samples 2".split()
+
+
+@pytest.fixture
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """A picture takes most of a second; one test that looks at it is enough."""
+    monkeypatch.setattr("vine_mini.app.runs.plot_run", lambda *_: None)
+
+
+def test_a_resumed_run_goes_on_as_if_never_stopped(empty_folder, no_pictures, capsys):
+    """PPO's, which has the most state: two networks and two optimizers."""
+    flags = ["train", *QUICK, "--algorithm", "ppo", "--warmup", "1"]
+    assert main([*flags, "--iterations", "3", "--out", "whole"]) == 0
+    assert main([*flags, "--iterations", "3", "--max_seconds", "1e-9", "--out", "parts"]) == 0  # one iteration
+    assert main(["train", "--resume", "parts", "--max_seconds", "0"]) == 0
+    assert "going on after iteration 1" in capsys.readouterr().out
+    whole, parts = (
+        [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()] for run in ("whole", "parts")
+    )
+    assert [row["iteration"] for row in parts] == [0, 1, 2, 3]
+    for a, b in zip(whole, parts, strict=True):
+        same = [key for key in a if "seconds" not in key and key != "eval"]
+        assert {key: a[key] for key in same} == {key: b[key] for key in same}
+
+
+def test_what_a_resumed_run_refuses(empty_folder, no_pictures, capsys):
+    assert main(["train", *QUICK, "--iterations", "1", "--out", "run"]) == 0
+    state = Path("run/policy/training_state.safetensors")
+
+    def refused(*flags):
+        capsys.readouterr()
+        assert main(["train", "--resume", "run", *flags]) == 2
+        return capsys.readouterr().err
+
+    assert "goes on with algorithm = vineppo; it cannot change to ppo" in refused("--algorithm", "ppo")
+    assert "it cannot change to 3" in refused("--steps", "3")
+    assert "it cannot change to elsewhere" in refused("--out", "elsewhere")
+    weights, other = Path("run/policy/model.safetensors"), Path("run/policy/config.json")
+    kept = weights.read_bytes(), other.read_text()
+    larger, tokenizer = build_tiny(["a"], hidden=32, layers=1, vocab_size=400, seed=0)
+    larger.resize_token_embeddings(len(tokenizer) + 200)
+    larger.save_pretrained("run/policy")
+    assert "belongs to another model" in refused()
+    weights.write_bytes(kept[0]), other.write_text(kept[1])
+    whole = state.read_bytes()
+    state.write_bytes(whole[: len(whole) // 2])
+    assert "is damaged" in refused()
+    state.unlink()
+    assert "nothing was saved there to resume from" in refused()
+    state.write_bytes(whole)
+    with Path("run/metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 2, "rew')  # a crash while writing
+    assert main(["train", "--resume", "run", "--iterations", "2"]) == 0
+    assert [json.loads(line)["iteration"] for line in Path("run/metrics.jsonl").read_text().splitlines()] == [0, 1, 2]
+
+
+SMALL = TrainConfig(
+    steps=2, prompts=2, group=2, minibatch_size=4, k=1, iterations=2, eval_problems=1, algorithm="ppo", max_new_tokens=4
+)
+
+
+def test_a_longer_run_keeps_the_length_of_its_warm_up(empty_folder, no_pictures):
+    """It followed from the number of iterations: a run that was extended to 400 fell from its peak to a thirtieth of it."""
+    flags = ["train", *QUICK, "--iterations", "4", "--warmup", ".3", "--lr", "2e-4", "--algorithm", "grpo"]
+    assert main([*flags, "--out", "run"]) == 0
+    rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    a_little_more = str(rows[-1]["seconds"] + 1e-6)  # one iteration, and the run is over
+    assert main(["train", "--resume", "run", "--iterations", "400", "--max_seconds", a_little_more]) == 0
+    rates = [json.loads(line)["lr"] for line in Path("run/metrics.jsonl").read_text().splitlines()[1:]]
+    assert len(rates) == 5 and rates == sorted(rates) and rates[-1] == pytest.approx(2e-4)
+
+
+class Killed(BaseException):
+    """What a kill looks like in this process: no `except` clause of the program catches it."""
+
+
+_watched: dict = {"left": None, "below": ""}
+
+
+def _at_each_change(event, arguments):
+    """Raises instead of the n-th change of the file system below a folder."""
+    if _watched["left"] is None:
+        return
+    if event == "open":
+        path, _, flags = arguments
+        if not isinstance(path, str) or not flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            return
+    elif event in ("os.rename", "os.symlink", "os.link"):
+        path = arguments[1]
+    elif event in ("os.mkdir", "os.remove", "os.rmdir"):
+        path = _watched["below"] if arguments[-1] != -1 else arguments[0]  # shutil.rmtree names files by folder and name
+    else:
+        return
+    if os.path.abspath(path).startswith(_watched["below"]):
+        if _watched["left"] == 0:
+            raise Killed
+        _watched["left"] -= 1
+
+
+@contextmanager
+def killed_before_change(n: int, folder: Path):
+    """Ends the block before its n-th change (from 0) of the file system below the folder. -> whether it was ended, as a list"""
+    if not _watched["below"]:
+        sys.addaudithook(_at_each_change)  # it cannot be removed, only kept silent
+    _watched.update(left=n, below=str(folder.absolute()))
+    ended = []
+    try:
+        yield ended
+    except Killed:
+        ended.append(True)
+    finally:
+        _watched["left"] = None
+
+
+def mark(trainer, iteration: int) -> None:
+    """Puts a trainer into a state that can be told from others: every number in it is the iteration."""
+    trainer.iteration = trainer.updates = iteration
+    trainer.warmup, trainer.seconds = 3, {"sample": float(iteration)}
+    with torch.no_grad():
+        for p in [*trainer.policy.parameters(), *trainer.critic.parameters()]:
+            p.fill_(iteration / 100)
+            trainer.optimizer.state[p] = {
+                "step": torch.tensor(float(iteration)),
+                "exp_avg": torch.full_like(p, iteration),
+                "exp_avg_sq": torch.full_like(p, iteration),
+            }
+
+
+def numbers_in(trainer) -> set[float]:
+    """The numbers in a trainer's state that `mark` has made equal."""
+    networks = [*trainer.policy.parameters(), *trainer.critic.parameters()]
+    moments = [x for p in networks for x in trainer.optimizer.state[p].values()]
+    found = {x.item() for tensor in moments for x in tensor.unique()}
+    found |= {round(100 * x.item(), 4) for tensor in networks for x in tensor.unique()}
+    return found | {float(trainer.iteration), float(trainer.updates), trainer.seconds["sample"]}
+
+
+def test_a_save_that_is_killed_anywhere_leaves_a_run_that_can_be_resumed(tmp_path):
+    """Before every change of the file system: RUN/policy can be read, and is the old checkpoint or the new one, whole.
+
+    The next save leaves nothing of the interrupted one.
+    """
+    writer, reader = build_trainer(SMALL), build_trainer(SMALL)
+    found, n = [], 0
+    while True:
+        run = tmp_path / str(n)
+        run.mkdir()
+        mark(writer, 1)
+        checkpoint.save(writer, run)
+        mark(writer, 2)
+        with killed_before_change(n, run) as ended:
+            checkpoint.save(writer, run)
+        load_policy(str(run / "policy"), "cpu")
+        checkpoint.resume(reader, run)
+        [number] = numbers_in(reader)
+        found.append(number)
+        mark(reader, 3)
+        checkpoint.save(reader, run)
+        assert sorted(p.name for p in run.iterdir()) == ["checkpoints", "policy"]
+        assert [p.name for p in (run / "checkpoints").iterdir()] == ["3"]
+        if not ended:
+            break
+        n += 1
+    assert n > 10 and found == sorted(found) and set(found) == {1.0, 2.0}  # the switch is one moment
+
+
+def test_a_first_save_that_is_killed_anywhere_can_be_made_again(tmp_path):
+    trainer, n = build_trainer(SMALL), 0
+    mark(trainer, 1)
+    while True:
+        run = tmp_path / str(n)
+        run.mkdir()
+        with killed_before_change(n, run) as ended:
+            checkpoint.save(trainer, run)
+        if not ended:
+            break
+        assert not (run / "policy").exists()
+        with pytest.raises(UserError, match="nothing was saved there to resume from"):
+            checkpoint.resume(trainer, run)
+        checkpoint.save(trainer, run)
+        checkpoint.resume(trainer, run)
+        assert numbers_in(trainer) == {1.0}
+        assert sorted(p.name for p in run.rglob("*") if p.suffix == ".partial") == []
+        n += 1
+
+
+def test_a_save_of_what_is_saved_already_changes_nothing(tmp_path):
+    trainer = build_trainer(SMALL)
+    mark(trainer, 1)
+    checkpoint.save(trainer, tmp_path)
+    with killed_before_change(0, tmp_path) as ended:
+        checkpoint.save(trainer, tmp_path)
+    assert not ended
+
+
+def test_a_copy_of_a_run_without_links_can_be_resumed(tmp_path):
+    """Many programs copy what a link leads to: RUN/policy is then a folder."""
+    trainer = build_trainer(SMALL)
+    mark(trainer, 1)
+    checkpoint.save(trainer, tmp_path / "run")
+    copy = shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    assert not (copy / "policy").is_symlink()
+    checkpoint.resume(trainer, copy)
+    mark(trainer, 2)
+    checkpoint.save(trainer, copy)
+    checkpoint.resume(trainer, copy)
+    assert numbers_in(trainer) == {2.0} and (copy / "policy").is_symlink()
+    assert [p.name for p in (copy / "checkpoints").iterdir()] == ["2"]
+    moved = (tmp_path / "copy").rename(tmp_path / "moved")  # the link is relative
+    checkpoint.resume(build_trainer(replace(SMALL)), moved)

@@ -1,0 +1,245 @@
+"""The commands, run as people run them: what they print and what they write."""
+
+import datetime
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM
+
+from vine_mini.app.config import TrainConfig
+from vine_mini.app.setup import SHIPPED, build_trainer
+from vine_mini.cli import main
+from vine_mini.models import load_policy, save_policy
+
+ROOT = Path(__file__).parents[2]
+QUICK = "--steps 2 --prompts 2 --group 4 --minibatch_size 4 --k 2 --iterations 2 --eval_problems 4 --eval_samples 2".split()
+
+
+@pytest.fixture
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """A picture takes most of a second; one test that looks at it is enough."""
+    monkeypatch.setattr("vine_mini.app.runs.plot_run", lambda *_: None)
+
+
+def test_train_leaves_a_whole_run_folder(empty_folder, capsys):
+    assert main(["train", *QUICK, "--save_every", "1", "--eval_every", "1", "--out", "run"]) == 0
+    run = empty_folder / "run"
+    names = {p.name for p in run.iterdir()}
+    assert names == {"config.yaml", "metrics.jsonl", "samples.jsonl", "curves.png", "checkpoints", "policy"}
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["iteration"] for row in rows] == [0, 1, 2]
+    assert all(set(row["eval"]) >= {"pass@1", "greedy"} for row in rows)
+    samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    assert len(samples) == 4 and samples[0]["steps"][0]["text"].endswith("\n")
+    for sample in samples:
+        start_value = sample["reward"] - sum(step["advantage"] for step in sample["steps"])  # they telescope
+        assert start_value in (0.0, 0.5, 1.0)  # a mean of k = 2 rollouts
+    out = capsys.readouterr().out
+    for text in ("memory estimate", *"pass@1 greedy maj@2 any@2 truncated kl sample rollouts score update".split()):
+        assert text in out
+    AutoModelForCausalLM.from_pretrained(run / "policy")
+    # The saved config starts the same run again, and the saved policy is a policy like any other.
+    assert main(["train", "--preset", "run/config.yaml", "--out", "again", "--iterations", "1"]) == 0
+    first, again = ((empty_folder / name / "metrics.jsonl").read_text().splitlines()[1] for name in ("run", "again"))
+    assert json.loads(first)["loss"] == json.loads(again)["loss"]
+    flags = ["--reference", str(SHIPPED / "arithmetic"), "--problems", "3", "--n", "2"]
+    assert main(["evaluate", "--model", "run/policy", *flags]) == 0
+
+
+def test_a_policy_that_diverged_is_named(empty_folder, no_pictures, capsys):
+    assert main(["train", *QUICK, "--lr", "1e10", "--out", "run"]) == 2
+    assert "it has diverged; lower --lr" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_demo(empty_folder, no_pictures, capsys):
+    assert main(["demo", "--seconds", "0.5", "--problems", "10"]) == 0
+    out = capsys.readouterr().out
+    assert "vineppo" in out and "±" in out and "points of sampled accuracy" in out
+    assert "How VinePPO saw one response" in out and "in all = reward" in out
+    folder = empty_folder / "runs" / "demo"
+    results = json.loads((folder / "results.json").read_text())
+    assert set(results) == {"start", "vineppo", "ppo", "grpo"} and (folder / "demo.png").stat().st_size > 10_000
+
+
+def test_sft_from_scratch_and_on_from_there(empty_folder, capsys):
+    common = "--updates 3 --batch_size 4 --eval_problems 3 --eval_samples 1 --error_rate 0.2".split()
+    assert main(["sft", *common, "--hidden", "16", "--layers", "1", "--out", "tiny"]) == 0
+    card = (empty_folder / "tiny" / "README.md").read_text()
+    assert (
+        "python -m vine_mini sft --updates 3 --batch_size 4 --lr 0.003 --error_rate 0.2 --hidden 16" in card and "pass@1" in card
+    )
+    assert "lr = 0.003, the default for a new model" in capsys.readouterr().out
+    assert main(["sft", *common, "--model", "tiny", "--out", "tiny2"]) == 0
+    assert "lr = 0.001, the default for a model of this size" in capsys.readouterr().out
+    assert "--lr 0.001" in (empty_folder / "tiny2" / "README.md").read_text()
+    assert main(["sft", *common, "--model", "tiny", "--lr", "0.5", "--out", "tiny3"]) == 0
+    assert "default for" not in capsys.readouterr().out and "--lr 0.5" in (empty_folder / "tiny3" / "README.md").read_text()
+    assert main(["train", *QUICK, "--model", "tiny2", "--out", "run", "--iterations", "1"]) == 0
+
+
+def rows_of(run: str) -> list[dict]:
+    return [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_learning_rate_that_follows_from_the_model_is_printed_and_stored(empty_folder, no_pictures, capsys):
+    """`--model` without a preset kept a learning rate that is meant for the shipped policy."""
+    flags = [*QUICK, "--model", str(SHIPPED / "arithmetic"), "--iterations", "1", "--warmup", "0"]
+    assert main(["train", *flags, "--out", "run"]) == 0
+    assert "lr = 0.0001, the default for a policy of 130,496 parameters" in capsys.readouterr().out
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["lr"] == 1e-4 == rows_of("run")[1]["lr"]
+    assert main(["train", "--resume", "run", "--iterations", "2"]) == 0
+    assert "the default for" not in capsys.readouterr().out  # it is the run's now
+    assert main(["train", *flags, "--lr", "3e-5", "--out", "other"]) == 0
+    assert "the default for" not in capsys.readouterr().out and rows_of("other")[1]["lr"] == 3e-5
+
+
+def test_a_large_model_gets_the_papers_learning_rate(empty_folder, no_pictures, monkeypatch, capsys):
+    monkeypatch.setattr("vine_mini.models.default_lr", lambda policy: 1e-6)
+    assert main(["train", *QUICK, "--iterations", "1", "--warmup", "0", "--out", "run"]) == 0
+    assert "lr = 1e-06" in capsys.readouterr().out and rows_of("run")[1]["lr"] == 1e-6
+
+
+DATED = (
+    "{{ strftime_now('%d %b %Y') }}\n{% for m in messages %}{{ m.content }}{% endfor %}"
+    "{% if enable_thinking is defined and enable_thinking is false %}12+3=15\n{% endif %}"
+)
+
+
+def chat_model(folder: str) -> None:
+    """The shipped policy with a chat template that shows today's date, and thinks unless it is asked not to."""
+    model, tokenizer = load_policy(str(SHIPPED / "arithmetic"), "cpu")
+    tokenizer.chat_template = DATED
+    save_policy(model, tokenizer, Path(folder))
+
+
+def test_a_chat_template_sees_the_date_of_the_runs_start(empty_folder, no_pictures, monkeypatch):
+    """A run that went on after midnight had other prompts, and so had a run that was started again from its config.yaml."""
+
+    def on(day: int):
+        today = type("Date", (datetime.date,), {"today": classmethod(lambda cls: cls(2025, 1, day))})
+        monkeypatch.setattr("vine_mini.app.config.datetime", SimpleNamespace(date=today))
+
+    def numbers(run: str) -> list[dict]:
+        return [{k: v for k, v in row.items() if "seconds" not in k and k != "eval"} for row in rows_of(run)]
+
+    chat_model("chat")
+    flags = ["train", *QUICK, "--model", "chat", "--chat", "True"]
+    on(30)
+    assert main([*flags, "--out", "whole"]) == 0
+    assert main([*flags, "--max_seconds", "1e-9", "--out", "parts"]) == 0  # one iteration
+    on(31)
+    assert main(["train", "--resume", "parts", "--max_seconds", "0"]) == 0
+    assert yaml.safe_load(Path("parts/config.yaml").read_text())["date"] == "2025-01-30"
+    assert numbers("parts") == numbers("whole")
+    assert main(["train", "--preset", "parts/config.yaml", "--out", "again"]) == 0
+    assert numbers("again") == numbers("whole")
+    assert main([*flags, "--out", "next_day"]) == 0
+    assert numbers("next_day") != numbers("whole")  # the date is in the prompts
+
+
+def test_a_chat_template_is_asked_not_to_think(empty_folder, capsys):
+    chat_model("chat")
+    trainer = build_trainer(TrainConfig(model="chat", chat=True, prompts=1, group=1, minibatch_size=1, date="2025-01-31"))
+    assert trainer.tokenizer.decode(trainer.prompts[0]).startswith("31 Jan 2025\n")
+    assert trainer.tokenizer.decode(trainer.prompts[0]).endswith("12+3=15\n")
+
+
+PARTIAL = """
+from vine_mini.tasks.arithmetic import ANSWER_MARK, DEFAULTS, TEMPLATE, extract_answer, problems
+
+
+def reward(problem, text):
+    given = extract_answer(text)
+    return 0.0 if given is None else 1.0 if given == problem.answer else 0.25
+"""
+
+
+def test_a_task_with_partial_credit(empty_folder, capsys):
+    """Rewards between 0 and 1 are shown as numbers, and enter every measure with their value."""
+    Path("close.py").write_text(PARTIAL)
+    task = ["--task", "close.py", "--model", str(SHIPPED / "arithmetic"), "--steps", "2"]
+    assert main(["sample", *task, "--n", "8", "--seed", "1"]) == 0
+    heads = [line for line in capsys.readouterr().out.splitlines() if line.startswith("---")]
+    assert {line.split()[2] for line in heads} == {"right,", "reward"} and any("reward 0.25, ended by" in line for line in heads)
+    assert main(["evaluate", *task, "--problems", "6", "--n", "4", "--temperature", "1", "--out", "numbers.json"]) == 0
+    numbers = json.loads(Path("numbers.json").read_text())
+    assert 0.25 < numbers["pass@1"][0] < 1 and (16 * 6 * numbers["pass@1"][0]) % 1 == 0 and numbers["any@4"][0] > 0.25
+    assert main(["train", *QUICK, *task, "--out", "run"]) == 0
+    rewards = {json.loads(line)["reward"] for line in Path("run/samples.jsonl").read_text().splitlines()}
+    assert rewards <= {0.0, 0.25, 1.0} and 0.25 in rewards
+    assert Path("run/curves.png").stat().st_size > 10_000
+    assert main(["credit", "--run", "run", "--k", "2", "--group", "2", "--critic_iterations", "0", "--out", "page"]) == 0
+    assert Path("page/credit.html").exists()
+
+
+def test_sample(capsys):
+    assert main(["sample", "--n", "2", "--problem", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "(answer: " in out and out.count("---") == 2 and ("right" in out or "wrong" in out)
+    question = "Mia has 3 pens, buys 4, loses 2. How many pens now?"
+    assert main(["sample", "--n", "1", "--temperature", "0", "--question", question]) == 0
+    assert capsys.readouterr().out.rstrip().endswith("#### 5")
+
+
+def test_evaluate_writes_json(empty_folder):
+    assert main(["evaluate", "--problems", "3", "--n", "2", "--out", "numbers.json"]) == 0
+    numbers = json.loads((empty_folder / "numbers.json").read_text())
+    assert set(numbers) == {"pass@1", "greedy", "maj@2", "any@2", "length", "truncated"}
+
+
+def test_gsm8k_whole_iterations_of_each_algorithm(gsm8k_folder, empty_folder, no_pictures, capsys):
+    """The real problems, an untrained Llama and a tokenizer trained on the questions."""
+    Path("data").mkdir()
+    for split, n in (("train", 200), ("test", 20)):
+        lines = (gsm8k_folder / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()[:n]
+        Path("data", f"{split}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    gsm8k = "--task gsm8k --data data".split()
+    make = "--updates 0 --hidden 32 --layers 1 --vocab_size 1000 --max_new_tokens 400 --eval_problems 1 --eval_samples 1".split()
+    assert main(["sft", *gsm8k, *make, "--out", "llama"]) == 0
+    for name in ("vineppo", "ppo", "grpo", "rloo", "reinforce"):
+        one = f"--model llama --iterations 1 --max_new_tokens 40 --algorithm {name} --out {name}".split()
+        flags = [*gsm8k, *QUICK, *one]
+        assert main(["train", *flags]) == 0
+        row = json.loads((empty_folder / name / "metrics.jsonl").read_text().splitlines()[1])
+        assert row["first_ratio"] == pytest.approx(1.0, abs=1e-4) and row["episodes"] == 8
+    assert "memory estimate" in capsys.readouterr().out
+
+
+def test_ctrl_c_saves_and_exits_cleanly(tmp_path):
+    flags = [*QUICK, "--iterations", "100000", "--out", "run"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vine_mini", "train", *flags],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.time() + 60
+    while not (metrics.exists() and metrics.read_text().count("\n") > 2) and time.time() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)  # wherever the iteration is: it ends whole
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err
+    assert "interrupted; everything is in run" in out
+    assert (tmp_path / "run" / "policy" / "model.safetensors").exists() and (tmp_path / "run" / "curves.png").exists()
+    logged = json.loads(metrics.read_text().splitlines()[-1])["iteration"]
+    with safe_open(tmp_path / "run" / "policy" / "training_state.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["counters"])["iteration"] == logged  # what is saved is what is logged

@@ -1,0 +1,58 @@
+"""Flags and presets become configs."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vine_mini.app.config import EvaluateConfig, SFTConfig, TrainConfig
+from vine_mini.app.flags import PRESETS, parse
+from vine_mini.cli import main
+from vine_mini.types import UserError
+
+
+@pytest.fixture
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("preset", sorted(p.stem for p in PRESETS.glob("*.yaml")))
+def test_presets_are_valid_and_every_field_can_be_overridden(preset):
+    config = parse(TrainConfig, "train", ["--preset", preset])
+    for name, value in yaml.safe_load((PRESETS / f"{preset}.yaml").read_text()).items():
+        assert getattr(config, name) == value
+    assert parse(TrainConfig, "train", ["--preset", preset, "--lr", "0.5"]).lr == 0.5
+
+
+def test_the_paper_preset_is_the_papers_table():
+    config = parse(TrainConfig, "train", ["--preset", "gsm8k-rho1b"])
+    table = dict(
+        model="realtreetune/rho-1b-sft-GSM8K", prompts=64, group=8, k=9, temperature=0.6, max_new_tokens=1024, epochs=2,
+        minibatch_size=64, lr=1e-6, warmup=0.03, weight_decay=0.0, max_grad_norm=1.0, bf16=True, clip=0.2, value_clip=0.2, kl_coef=1e-4,
+        kl_kind="k3", max_ratio=10.0, gamma=1.0, lam=1.0, iterations=650, eval_temperature=0.35, eval_samples=16,
+    )  # fmt: skip
+    assert {name: getattr(config, name) for name in table} == table
+
+
+def test_a_training_preset_does_not_change_how_a_policy_is_measured():
+    config = parse(EvaluateConfig, "evaluate", ["--preset", "gsm8k-rho1b"])
+    assert (config.task, config.max_new_tokens, config.bf16) == ("gsm8k", 1024, True)
+    assert (config.temperature, config.n) == (0.35, 16)
+    assert parse(SFTConfig, "sft", ["--preset", "gsm8k-rho1b"]).lr == SFTConfig().lr
+
+
+def test_a_preset_must_be_a_mapping(empty_folder):
+    Path("list.yaml").write_text("- 1")
+    with pytest.raises(UserError, match="field: value"):
+        parse(TrainConfig, "train", ["--preset", "list.yaml"])
+
+
+def test_a_saved_prompt_may_look_like_a_flag(empty_folder):
+    Path("saved.yaml").write_text("prompt: '--steps {question}'")
+    assert parse(TrainConfig, "train", ["--preset", "saved.yaml"]).prompt == "--steps {question}"
+
+
+def test_two_whole_configurations_at_once_are_refused(tmp_path, capsys):
+    assert main(["train", "--preset", "arithmetic", "--resume", str(tmp_path)]) == 2
+    assert "give one of them" in capsys.readouterr().err

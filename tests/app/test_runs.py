@@ -1,0 +1,68 @@
+"""The folder of a run."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_checkpoint import killed_before_change
+
+from vine_mini.app.config import TrainConfig
+from vine_mini.app.flags import parse
+from vine_mini.app.runs import Run, new_folder
+from vine_mini.app.setup import task_name
+from vine_mini.types import UserError
+
+
+@pytest.fixture
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_folder_of_its_own_for_each_run(empty_folder):
+    assert new_folder(None, "demo") == Path("runs/demo")
+    Path("runs/demo").mkdir(parents=True)
+    assert new_folder(None, "demo") == Path("runs/demo-2")
+    Path("mine").mkdir()
+    assert new_folder("mine", "demo") == Path("mine")  # empty, so nothing is lost
+    Path("mine/x").touch()
+    with pytest.raises(UserError, match="already holds something"):
+        new_folder("mine", "demo")
+
+
+def test_the_saved_config_is_the_config(empty_folder):
+    config = TrainConfig(algorithm="grpo", prompt="- {question} #", lr=3e-5, step_tokens=4, out="run")
+    Run(Path("run"), config)
+    read = parse(TrainConfig, "train", ["--preset", "run/config.yaml"])
+    assert read == replace(config, out=None)
+    assert parse(TrainConfig, "train", ["--resume", "run"]) == replace(config, out=None, resume="run")
+
+
+def test_a_task_file_is_known_by_its_name(empty_folder):
+    Path("my_task.py").write_text("from vine_mini.tasks.arithmetic import *\nfrom vine_mini.tasks.arithmetic import reward")
+    assert task_name(TrainConfig(task="my_task.py")) == "my_task" and task_name(TrainConfig()) == "arithmetic"
+
+
+def lines(name: str) -> list[int]:
+    return [json.loads(line)["iteration"] for line in Path("run", name).read_text().splitlines()]
+
+
+def test_a_start_that_is_killed_anywhere_loses_no_line_before_the_checkpoint(empty_folder):
+    """Resuming at iteration 2 drops the lines of iteration 3 and a line that was cut."""
+    config, n = TrainConfig(), 0
+    while True:
+        Run(Path("run"), config)
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            Path("run", name).write_text("".join(json.dumps({"iteration": i}) + "\n" for i in range(4)) + '{"iter')
+        with killed_before_change(n, Path("run")) as ended:
+            run = Run(Path("run"), config, 2)
+        assert parse(TrainConfig, "train", ["--resume", "run"]) == replace(config, resume="run")
+        if not ended:
+            break
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            assert Path("run", name).read_text().startswith("".join(json.dumps({"iteration": i}) + "\n" for i in range(3)))
+        n += 1
+    assert n == 7  # the folder is made; three files are written and renamed
+    assert lines("metrics.jsonl") == lines("samples.jsonl") == [0, 1, 2] and [row["iteration"] for row in run.rows] == [0, 1, 2]
+    assert sorted(p.name for p in Path("run").iterdir()) == ["config.yaml", "metrics.jsonl", "samples.jsonl"]

@@ -1,0 +1,120 @@
+"""The command line: one clear line for bad input, and help."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from vine_mini.app.setup import SHIPPED
+from vine_mini.cli import main
+
+
+@pytest.fixture
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def bad_folder(missing):
+    shutil.copytree(SHIPPED / "arithmetic", "policy")
+    for path in Path("policy").glob(missing):
+        path.unlink()
+
+
+def write_data(*lines):
+    Path("data").mkdir()
+    for split in ("train", "test"):
+        Path("data", f"{split}.jsonl").write_text("\n".join(lines))
+
+
+GOOD = '{"question": "2+2?", "answer": "#### 4"}'
+
+
+@pytest.mark.parametrize(
+    "command, says, prepare",
+    [
+        ("walk", "unknown command 'walk'", None),
+        ("train --task chess", "unknown task 'chess': choose from arithmetic, gsm8k", None),
+        ("train --algorithm sarsa", "unknown algorithm 'sarsa': choose from vineppo", None),
+        ("demo --algorithms sarsa", "unknown algorithm 'sarsa'", None),
+        ("train --preset gsm9k", "no preset 'gsm9k': choose from arithmetic", None),
+        ("train --preset bad.yaml", "unknown field 'learning_rate'", lambda: Path("bad.yaml").write_text("learning_rate: 1")),
+        ("train --preset bad.yaml", "is not YAML", lambda: Path("bad.yaml").write_text("a: [")),
+        ("train --preset bad.yaml", "argument --lr: invalid float value: 'fast'", lambda: Path("bad.yaml").write_text("lr: fast")),
+        ("train --learning_rate 1", "unrecognized arguments: --learning_rate", None),
+        ("train --lr fast", "invalid float value: 'fast'", None),
+        ("train --model policy", "policy has no tokenizer", lambda: bad_folder("tokenizer*")),
+        ("train --model policy", "policy has no weights", lambda: bad_folder("*.safetensors")),
+        ("train --model ./nowhere", "no model folder", None),
+        ("train --task gsm8k --data data", "no policy ships for gsm8k", lambda: write_data(GOOD)),
+        ("train --task gsm8k --data data", "data/train.jsonl, line 2: not JSON", lambda: write_data(GOOD, "{")),
+        ("train --task gsm8k --data data", "data/train.jsonl, line 1: needs a text field 'answer'", lambda: write_data('{"question": "q"}')),
+        ("train --task gsm8k --data data", "the train split of gsm8k is empty", lambda: write_data("")),
+        ("train --task gsm8k --data nowhere", "cannot read nowhere/train.jsonl", None),
+        ("train --max_new_tokens 5000", "the longest prompt has", None),
+        ("train --prompts 0", "prompts = 0: must be at least 1", None),
+        ("train --group 0", "group = 0: must be at least 1", None),
+        ("train --k 0", "k = 0: must be at least 1", None),
+        ("train --sample_batch_size 0", "sample_batch_size = 0: must be at least 1", None),
+        ("train --minibatch_size 0", "minibatch_size = 0: must be at least 1", None),
+        ("train --algorithm grpo --group 1", "group must be at least 2", None),
+        ("train --minibatch_size 24", "minibatch_size = 24 does not divide prompts x group = 128", None),
+        ("train --device cuda:7", "device 'cuda:7' is not there", None),
+        ("train --device abacus", "device 'abacus' is not there", None),
+        ("train --out full", "full already holds something", lambda: (Path("full").mkdir(), Path("full/x").touch())),
+        ("sft --out full", "full already holds something", lambda: (Path("full").mkdir(), Path("full/x").touch())),
+        ("train --resume nowhere", "there is no nowhere/config.yaml", None),
+        ("train --prompt hello", "--prompt must contain {question}", None),
+        ("train --temperature 0", "temperature = 0.0: must be above 0", None),
+        ("train --temperature nan", "temperature = nan: must be above 0", None),
+        ("train --clip -1", "clip = -1.0: must be at least 0", None),
+        ("train --critic_lr -1", "critic_lr = -1.0: must be at least 0", None),
+        ("train --warmup 5", "warmup = 5.0: must be at least 0 and at most 1", None),
+        ("train --min_steps 0", "min_steps = 0: must be at least 1", None),
+        ("train --seed 99999999999999999999", "seed = 99999999999999999999: must be at least 0 and at most", None),
+        ("train --out file/x", "file is not a folder", lambda: Path("file").touch()),
+        ("sft --out file/x", "file is not a folder", lambda: Path("file").touch()),
+        ("evaluate --out file/x.json", "file is not a folder", lambda: Path("file").touch()),
+        ("evaluate --out folder", "is a folder; name a JSON file", lambda: Path("folder").mkdir()),
+        ("evaluate --task chess", "unknown task 'chess'", None),
+        ("train --steps 0", "steps = 0: must be at least 1", None),
+        ("evaluate --n 0", "n = 0: must be at least 1", None),
+        ("sample --n 0", "n = 0: must be at least 1", None),
+        ("sample --problem 100000", "there are 500 test problems", None),
+        ("sft --error_rate 0.5 --task gsm8k --data data", "needs --error_rate 0", lambda: write_data(GOOD)),
+        ("demo --algorithms ppo ppo", "name each of them once", None),
+        ("demo --preset arithmetic", "unrecognized arguments: --preset", None),
+        ("train --data data", "arithmetic makes its own problems: leave out --data", None),
+        ("sample --question=", "--question is empty", None),
+        ("demo --seconds 0", "seconds = 0.0: must be above 0", None),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_writes_nothing(command, says, prepare, empty_folder, capsys):
+    if prepare:
+        prepare()
+    before = sorted(empty_folder.rglob("*"))
+    assert main(command.split()) == 2
+    captured = capsys.readouterr()
+    message = captured.err.strip().splitlines()[-1]
+    assert says in message and "Traceback" not in captured.err
+    assert len(captured.err.strip().splitlines()) == 1
+    assert sorted(empty_folder.rglob("*")) == before
+
+
+def test_exercises_outside_a_clone(empty_folder, monkeypatch, capsys):
+    monkeypatch.setattr("vine_mini.app.exercises.__file__", str(empty_folder / "installed" / "app" / "exercises.py"))
+    assert main(["exercises"]) == 2
+    said = capsys.readouterr().err
+    assert "clone the repository and run this command inside the clone" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["", "demo", "sft", "train", "evaluate", "sample"])
+def test_help_can_be_followed(command, capsys):
+    if command:
+        with pytest.raises(SystemExit) as end:
+            main([command, "--help"])
+        assert end.value.code == 0
+    else:
+        assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert "usage: python -m vine_mini" in out and len(out) > 300
