@@ -80,5 +80,6 @@ def test_standard_errors_by_hand():
     none, half, graded, single = standard_errors([[0.0] * 9, [0.0, 1.0], [0.2, 0.4, 0.9], [0.3]])
     assert none == pytest.approx((0.05 * 0.95 / 9) ** 0.5)
     assert half == pytest.approx((0.25 / 2) ** 0.5)
-    assert graded == pytest.approx((0.13 / 3) ** 0.5)  # sample variance of 0.2, 0.4, 0.9
-    assert 0 < single <= 0.5  # one rollout does not show the spread; the binary formula bounds it
+    assert graded == pytest.approx(((1.51 / 4 - 0.25) / 3) ** 0.5)  # squares 1.01 + 1/2 and sum 1.5 + 1/2, over 3 + 1
+    assert 0.3 < single <= 0.5  # one rollout does not show the spread
+    assert standard_errors([[0.25] * 9])[0] > 0.05  # equal rewards do not either

@@ -17,14 +17,12 @@ def monte_carlo_values(rewards: list[list[float]]) -> list[float]:
 def standard_errors(rewards: list[list[float]]) -> list[float]:
     """The standard error of each Monte Carlo value. rewards: [state][K] -> [state].
 
-    Rewards of 0 and 1 have the error sqrt(p (1 - p) / K). There p counts half a success and half a failure more, because K
-    equal rewards do not show that the others cannot occur. Other rewards have the sample's standard deviation / sqrt(K).
+    It is the deviation of the rewards / sqrt(K), in which half a reward of 0 and half a reward of 1 are added to the K: equal
+    rewards do not show that others cannot occur. For rewards of 0 and 1 this is sqrt(p (1 - p) / K), p = (V K + 1/2) / (K + 1).
     """
     errors = []
     for row in rewards:
-        k, mean = len(row), sum(row) / len(row)
-        p = (sum(row) + 0.5) / (k + 1)
-        binary = k == 1 or set(row) <= {0, 1}
-        variance = p * (1 - p) if binary else sum((x - mean) ** 2 for x in row) / (k - 1)
-        errors.append(math.sqrt(variance / k))
+        k = len(row)
+        mean, squares = (sum(row) + 0.5) / (k + 1), (sum(x * x for x in row) + 0.5) / (k + 1)
+        errors.append(math.sqrt((squares - mean**2) / k))
     return errors

@@ -221,7 +221,7 @@ def test_rewards_between_0_and_1_are_shown_as_numbers():
     assert "<b>◐</b>●○" in html and "mean reward 0.42; this is number 0" in html
     assert "2 rollouts from before this step: mean reward 0.62" in html and "2 rollouts from before this step: 1 right" in html
     assert "reward 0.5, cut by the limit" in html and "The value V is the mean reward" in html
-    assert "standard deviation of the K rewards" in html and "standard deviation of the K rewards" not in page.render(
+    assert "half a reward of 0" in html and "half a reward of 0" not in page.render(
         small_page()
     )
 
