@@ -10,12 +10,12 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from vine_mini import tasks
 from vine_mini.app.config import TrainConfig
-from vine_mini.lengthgen.report import columns
-from vine_mini.models import frozen_copy
 from vine_mini.app.plots import COLOURS, new_figure, save_figure
+from vine_mini.decoder.model import word_tokenizer
+from vine_mini.lengthgen.report import columns
 from vine_mini.trainer import Trainer
+from vine_mini.types import Problem
 
 
 def machine(device: str, threads: int) -> str:
@@ -82,26 +82,28 @@ def bandwidth(device: str) -> float:
 
 
 def random_trainer(model, algorithm: str, shapes: dict, **changes) -> Trainer:
-    """A trainer of any model on random prompts, whose responses all have full length; the reward is the share of odd tokens.
+    """A trainer of any model on random prompts. Every response has full length, because no response ends by itself.
 
-    shapes: prompts, group, prompt and response length, tokens in a step, k.
+    A response that the length limit cuts has reward 0. So all rewards are 0 here. Times and memory do not depend on them.
+
+    Args:
+        model: a causal LM. Its own end-of-sequence token is taken from its generation config.
+        shapes: prompts in an iteration, group, tokens of a prompt, of a response and of a step, k.
+        changes: other fields of the config.
     """
-    rows = shapes["prompts"] * shapes["group"]
+    rows, vocab = shapes["prompts"] * shapes["group"], model.config.vocab_size
     config = dict(
         algorithm=algorithm, prompts=shapes["prompts"], group=shapes["group"], k=shapes["k"], step_tokens=shapes["step"]
     )
-    config |= dict(max_new_tokens=shapes["response"], minibatch_size=rows, epochs=1, kl_coef=0.0, lr=1e-5, eval_problems=1)
-    trainer = Trainer(TrainConfig(**config | changes))  # of the shipped policy; now another takes its place
-    trainer.policy, trainer.reference, trainer.eos = model, None, [-1]
-    trainer.low_precision = frozen_copy(model).bfloat16() if trainer.config.bf16 else None
-    trainer.optimizers = [trainer._optimizer(model, trainer.config.lr)]
-    trainer.schedules = [torch.optim.lr_scheduler.ConstantLR(trainer.optimizers[0], 1.0)]
-    n = shapes["prompts"] * trainer.config.iterations
-    size = (n, shapes["prompt"])
-    trainer.prompts = torch.randint(3, model.config.vocab_size, size, generator=torch.Generator().manual_seed(0)).tolist()
-    trainer.train_problems = trainer.train_problems[:1] * n
-    tasks.reward = lambda problem, ids, finished, tokenizer: sum(t % 2 for t in ids) / len(ids)
-    return trainer
+    config |= dict(max_new_tokens=shapes["response"], minibatch_size=rows, epochs=1, kl_coef=0.0, lr=1e-5)
+    config = TrainConfig(**config | dict(prompt="{question}") | changes)
+    # The model has no logit for the id of <eos>, so the model never samples <eos>.
+    tokenizer = word_tokenizer({"<pad>": 0, "<eos>": vocab} | {f"w{i}": i for i in range(3, vocab)}, r"\S+")
+    model.generation_config.eos_token_id = None
+    size = (shapes["prompts"] * config.iterations, shapes["prompt"])
+    ids = torch.randint(3, vocab, size, generator=torch.Generator().manual_seed(0)).tolist()
+    problems = [Problem(" ".join(f"w{i}" for i in row), "", "") for row in ids]
+    return Trainer(config, model, tokenizer, problems, problems[:1])
 
 
 def spread(values: list[float]) -> str:

@@ -13,18 +13,16 @@ from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from pathlib import Path
 
+import numpy
 import torch
 from tqdm import tqdm
 
 from vine_mini.app.config import TrainConfig
 from vine_mini.app.flags import read_preset
-from vine_mini.app.plots import plot_seeds
-from vine_mini.trainer import Trainer
+from vine_mini.app.plots import COLOURS, new_figure, save_figure, smooth
+from vine_mini.app.setup import build_trainer
 
-VARIANTS = {
-    "vineppo-k9": {"algorithm": "vineppo", "k": 9},
-    "vineppo-less": {"algorithm": "vineppo", "k": 9, "k_first": 3, "bisect": True},
-}
+VARIANTS = {"vineppo-k9": {"algorithm": "vineppo", "k": 9}}
 
 
 def one_run(algorithm: str, lr: float, seed: int, seconds: float) -> dict:
@@ -36,8 +34,8 @@ def one_run(algorithm: str, lr: float, seed: int, seconds: float) -> dict:
         "iterations": 100_000,
         "max_seconds": seconds,
     }
-    trainer = Trainer(TrainConfig(**read_preset("arithmetic") | changes))
-    before = trainer.evaluate(reference=False)
+    trainer = build_trainer(TrainConfig(**read_preset("arithmetic") | changes))
+    before = trainer.evaluate(with_kl=False)
     rows = [{key: metrics[key] for key in ("seconds", "episodes", "reward", "kl")} for metrics, _, _ in trainer.train()]
     return {"algorithm": algorithm, "lr": lr, "seed": seed, "before": before, "after": trainer.evaluate(), "metrics": rows}
 
@@ -57,6 +55,30 @@ def summarise(runs: list[dict]) -> tuple[str, dict[str, float]]:
         lines.append("| " + " | ".join(cells) + " |")
         means.setdefault(algorithm, {})[lr] = statistics.mean(run["after"]["pass@1"][0] for run in same)
     return "\n".join(lines), {algorithm: max(rates, key=rates.get) for algorithm, rates in means.items()}
+
+
+def plot_seeds(runs: dict[str, list[list[dict]]], path: Path, title: str) -> None:
+    """Learning curves of several seeds: the mean, and a band of one standard deviation.
+
+    Args:
+        runs: label, beginning with the algorithm's name -> metrics rows of each seed. A variant ("vineppo-k9") is dotted,
+            a label that ends with "before" dashed.
+    """
+    figure, (axes,) = new_figure(2)
+    for axis, key, label in zip(axes, ("seconds", "episodes"), ("training time (s)", "training episodes"), strict=True):
+        for name, seeds in runs.items():
+            grid = numpy.linspace(max(rows[0][key] for rows in seeds), min(rows[-1][key] for rows in seeds), 100)
+            curves = [numpy.interp(grid, [r[key] for r in rows], smooth([r["reward"] for r in rows])) for rows in seeds]
+            mean, deviation = numpy.mean(curves, axis=0), numpy.std(curves, axis=0, ddof=1 if len(curves) > 1 else 0)
+            colour = COLOURS[name.split(",")[0].split("-")[0]]
+            style = "--" if name.endswith("before") else ":" if "-" in name.split(",")[0] else "-"
+            axis.plot(grid, mean, style, color=colour, label=name)
+            axis.fill_between(grid, mean - deviation, mean + deviation, color=colour, alpha=0.2, linewidth=0)
+        axis.set(xlabel=label, ylim=(0, 1))
+    axes[0].set(ylabel="sampled accuracy, training problems")
+    axes[0].legend(frameon=False, loc="lower right")
+    figure.suptitle(title)
+    save_figure(figure, path)
 
 
 def _percent(result: tuple[float, float]) -> str:

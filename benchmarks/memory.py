@@ -22,8 +22,8 @@ def peak(algorithm: str, tokens: int, slots: int) -> dict:
     import torch
 
     from benchmarks.common import random_trainer
+    from benchmarks.rollouts import random_llama
     from benchmarks.train_step import SHAPES
-    from benchmarks.vines import random_llama
     from vine_mini.app.memory import memory_estimate
 
     torch.set_num_threads(1)

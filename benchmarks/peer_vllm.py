@@ -1,4 +1,4 @@
-"""vLLM on prefixes from a JSON file, in an environment of its own; `benchmarks.vines` starts it and talks to it.
+"""vLLM on prefixes from a JSON file, in an environment of its own; `benchmarks.rollouts` starts it and talks to it.
 
 Prints "ready" when the model is loaded, then one line of JSON for each line that it reads from stdin.
 """

@@ -28,7 +28,7 @@ def one_step(algorithm: str, micro_batch_tokens: int, prompts: int, repeats: int
     import torch
 
     from benchmarks.common import random_trainer
-    from benchmarks.vines import random_llama
+    from benchmarks.rollouts import random_llama
 
     torch.set_num_threads(threads)
     model = random_llama(256, 6, 8, 8, 1024, 512)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def run(*arguments) -> str:
@@ -17,12 +17,12 @@ def run(*arguments) -> str:
 
 
 @pytest.mark.learning
-def test_vines(tmp_path):
-    text = run("benchmarks.vines", "--quick", "--workloads", "demo", "paper", "--growth", "--out", str(tmp_path))
+def test_rollouts(tmp_path):
+    text = run("benchmarks.rollouts", "--quick", "--workloads", "demo", "paper", "--growth", "--out", str(tmp_path))
     assert "| paper    | 1       | vine_mini" in text and "generate" in text
-    results = json.loads((tmp_path / "vines.json").read_text())["results"]
+    results = json.loads((tmp_path / "rollouts.json").read_text())["results"]
     assert all(rate > 0 for r in results for rates in r["tokens_per_second"].values() for rate in rates)
-    assert (tmp_path / "vines.png").stat().st_size > 5000 and (tmp_path / "growth.png").stat().st_size > 5000
+    assert (tmp_path / "rollouts.png").stat().st_size > 5000 and (tmp_path / "growth.png").stat().st_size > 5000
 
 
 @pytest.mark.learning
@@ -37,7 +37,8 @@ def test_train_step_and_memory(tmp_path):
 def test_credit(tmp_path):
     run("benchmarks.credit", "--quick", "--out", str(tmp_path))
     found = json.loads((tmp_path / "credit.json").read_text())
-    assert found["bisect"]["tokens"] < found["plain, K = 9"]["tokens"] and found["grpo"]["tokens"] == 0
+    assert found["vineppo, K = 3"]["tokens"] < found["vineppo, K = 9"]["tokens"] and found["grpo"]["tokens"] == 0
+    assert found["vineppo, K = 9"]["error"] < found["vineppo, K = 1"]["error"]
 
 
 @pytest.mark.parametrize("arguments", (["--device", "cuda"], ["--vllm", "nowhere"]))
@@ -47,6 +48,6 @@ def test_what_is_not_there_is_told(arguments):
     if torch.cuda.is_available() and "cuda" in arguments:
         pytest.skip("there is a GPU")
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.vines", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=100
+        [sys.executable, "-m", "benchmarks.rollouts", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=100
     )
     assert done.returncode == 2 and "there is no" in done.stderr and "Traceback" not in done.stderr

