@@ -95,8 +95,8 @@ def random_trainer(model, algorithm: str, shapes: dict, **changes) -> Trainer:
     config = dict(
         algorithm=algorithm, prompts=shapes["prompts"], group=shapes["group"], k=shapes["k"], step_tokens=shapes["step"]
     )
-    config |= dict(max_new_tokens=shapes["response"], minibatch_size=rows, epochs=1, kl_coef=0.0, lr=1e-5)
-    config = TrainConfig(**config | dict(prompt="{question}") | changes)
+    config |= dict(max_new_tokens=shapes["response"], minibatch_size=rows, epochs=1, kl_coef=0.0, lr=1e-5, prompt="{question}")
+    config = TrainConfig(**config | dict(eval_problems=1, eval_samples=1) | changes)
     # The model has no logit for the id of <eos>, so the model never samples <eos>.
     tokenizer = word_tokenizer({"<pad>": 0, "<eos>": vocab} | {f"w{i}": i for i in range(3, vocab)}, r"\S+")
     model.generation_config.eos_token_id = None

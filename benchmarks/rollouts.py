@@ -10,7 +10,7 @@ vLLM wants an environment of its own; on a CPU: `pip install torch==2.13.0 vllm-
 All ways sample from the same policy, from the same states, as many rollouts with the same limits; new tokens a second count.
 They take turns; each figure is the median of the repeats. This package and `generate` each get the best of several batch
 sizes, found in a trial before; `generate` gets the prefixes sorted by length. The last column compares with the tokens that the
-matrix products alone would allow at the rate that one product reaches; tokens that forks share need none.
+matrix products alone would allow at the rate that one product reaches; tokens that requests share need none.
 """
 
 import argparse

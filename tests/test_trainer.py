@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -177,7 +178,7 @@ def test_warmup_rises_linearly():
 
 def test_a_learning_rate_that_is_left_out_follows_from_the_policy():
     assert build_trainer(SMALL).config.lr == 1e-4 and build_trainer(replace(SMALL, lr=3e-5)).config.lr == 3e-5
-    assert models.default_lr(torch.nn.Linear(10_000, 1_000)) == 1e-6
+    assert models.default_lr(SimpleNamespace(num_parameters=lambda: 10_000_000)) == 1e-6
 
 
 def test_problems_come_once_an_epoch():
@@ -246,6 +247,24 @@ def test_equal_responses_to_other_problems_are_other_states(tokenizer):
 
     algorithms.vineppo(episodes, None, roll_out, trainer.config)
     assert asked == [[[0], [], [0], []]]
+
+
+def test_equal_prompts_with_other_answers_are_other_states(tokenizer):
+    """A user's own data may ask the same question twice. Rollouts used to be graded with the first answer alone."""
+    trainer = build_trainer(replace(SMALL, prompts=2, group=1, minibatch_size=2, k=1))
+    ids = [*tokenizer("#### 3")["input_ids"], tokenizer.eos_token_id]
+    trajectories = [Trajectory(trainer.prompts[0], ids, [0.0] * len(ids), True) for _ in range(2)]
+    problems = [replace(trainer.train_problems[0], answer=answer) for answer in "34"]
+    trainer.config = replace(trainer.config, group=1)
+    episodes = trainer.as_episodes(problems, trajectories)
+
+    def roll_out(trajectories, cuts, k):  # every rollout says 3: values are 1 for the first problem and 0 for the second
+        assert cuts == [[0], [0]]
+        return [[[trajectories[0]] for _ in row] for row in cuts]
+
+    advantages, _, stats = algorithms.vineppo(episodes, None, roll_out, trainer.config)
+    assert stats["unique_states"] == 2 and advantages.abs().sum() == 0
+    assert episodes.rewards.flatten().tolist() == [1.0, 0.0]
 
 
 def test_credit_of_the_other_algorithms_by_hand():

@@ -48,7 +48,8 @@ print(f"old_logprobs  {list(mask.shape)} [B, T], mean {old_mean:.3f} nats, {mask
 
 # %%
 cuts = [cut_steps(t.response_ids, tokenizer, answer_mark=task.ANSWER_MARK) for t in trajectories]
-states = [[tuple(t.prompt_ids + t.response_ids[:cut]) for cut in row] for t, row in zip(trajectories, cuts, strict=True)]
+rows = zip(episodes.problems, trajectories, cuts, strict=True)
+states = [[(problem, tuple(t.response_ids[:cut])) for cut in starts] for problem, t, starts in rows]
 place = {}  # a state -> the row and the cut at which it occurs first
 for row, of_row in enumerate(states):
     for state, cut in zip(of_row, cuts[row], strict=True):
@@ -70,9 +71,8 @@ print(
 
 # %%
 rewards = []  # [distinct state][K]
-for (row, cut), group in zip(place.values(), rollouts, strict=True):
-    problem, so_far = episodes.problems[row], trajectories[row].response_ids[:cut]
-    rewards.append([tasks.grade(task, problem, so_far + r.response_ids, r.finished, tokenizer) for r in group])
+for (problem, so_far), group in zip(place, rollouts, strict=True):
+    rewards.append([tasks.grade(task, problem, [*so_far, *r.response_ids], r.finished, tokenizer) for r in group])
 value = dict(zip(place, monte_carlo_values(rewards), strict=True))  # state -> value
 of_tokens = []
 for t, row, of_row, R in zip(trajectories, cuts, states, episodes.rewards.flatten().tolist(), strict=True):

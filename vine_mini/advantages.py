@@ -5,7 +5,7 @@ Deviation: GRPO and whitening divide by the sample standard deviation (n - 1). T
 
 import torch
 
-EPS = 1e-8  # added to these divisors
+EPS = 1e-8  # added to the standard deviations that GRPO and whitening divide by
 
 
 def gae(rewards, values, mask, *, gamma: float = 1.0, lam: float = 1.0):
@@ -17,11 +17,10 @@ def gae(rewards, values, mask, *, gamma: float = 1.0, lam: float = 1.0):
         rewards: [B, T] reward of each token's action.
         values: [B, T] V(s_t), the value of the state before token t was chosen.
         mask: [B, T] 1.0 on response tokens, which stand side by side. After the last one, value and advantage are 0.
-    Returns:
-        (advantages, returns), [B, T] each, zero outside the mask.
+    Returns (advantages, returns), [B, T] each, zero outside the mask.
     """
     values, rewards = values * mask, rewards * mask
-    next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
+    next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)  # [B, T]
     deltas = rewards + gamma * next_values - values  # [B, T]
     advantages = torch.zeros_like(deltas)
     later = torch.zeros_like(deltas[:, 0])  # [B]
@@ -72,7 +71,8 @@ def leave_one_out(rewards):
 
 
 def whiten(x, mask):
-    """Shift and scale x to mean 0 and sample standard deviation 1 over the masked entries; 0 elsewhere. [B, T] each."""
+    """Shift and scale x to mean 0 and sample standard deviation 1 over the masked entries; 0 elsewhere. [B, T] each"""
+    # The size of an update then does not depend on the scale of the rewards. An advantage of 0 does not stay 0.
     n = mask.sum()
     mean = (x * mask).sum() / n
     variance = ((x - mean).square() * mask).sum() / (n - 1).clamp(min=1)

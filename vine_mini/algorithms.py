@@ -1,4 +1,4 @@
-"""What makes the algorithms differ, and only that. One record holds all of it; no other module asks for an algorithm's name.
+"""What makes the algorithms differ, and only that. One record holds all of it; no other module decides by an algorithm's name.
 
     vineppo    V(after) - V(before) of each step, with Monte Carlo values      VinePPO, section 4
     ppo        GAE over a value network, for each token                        VinePPO, section 3
@@ -26,10 +26,11 @@ MAX_KL = 10.0  # the KL of a token counts no more than this in the loss, as in t
 def vineppo(episodes: Episodes, values, roll_out, config):
     """Monte Carlo credit: the advantage of a step is the change that it makes to the expected reward (section 4)."""
     trajectories, cuts, tokenizer = episodes.trajectories, episodes.cuts, episodes.tokenizer
-    # Each response is cut into steps. The state before a step is the prompt and the response so far.
-    states = [[(tuple(t.prompt_ids), tuple(t.response_ids[:c])) for c in row] for t, row in zip(trajectories, cuts, strict=True)]
+    # Each response is cut into steps. The state before a step is the problem and the response so far. [B][step]
+    rows = zip(episodes.problems, trajectories, cuts, strict=True)
+    states = [[(problem, tuple(t.response_ids[:cut])) for cut in starts] for problem, t, starts in rows]
     # Equal states have equal values. Keep each distinct state once, with the row and the cut at which it occurs first.
-    first = {}
+    first = {}  # in the order of rows and cuts, which is also the order of the rollouts
     for row, of_row in enumerate(states):
         for state, cut in zip(of_row, cuts[row], strict=True):
             first.setdefault(state, (row, cut))
@@ -40,9 +41,9 @@ def vineppo(episodes: Episodes, values, roll_out, config):
     rollouts = [group for of_row in roll_out(trajectories, distinct_cuts, config.k) for group in of_row]  # [state][K]
     # Grade the response that each rollout completes.
     rewards = [
-        [tasks.grade(episodes.task, episodes.problems[row], [*so_far, *r.response_ids], r.finished, tokenizer) for r in group]
-        for ((_, so_far), (row, _)), group in zip(first.items(), rollouts, strict=True)
-    ]
+        [tasks.grade(episodes.task, problem, [*so_far, *r.response_ids], r.finished, tokenizer) for r in group]
+        for (problem, so_far), group in zip(first, rollouts, strict=True)
+    ]  # [state][K]
     # The value of a state is the mean of its K rewards.
     value = dict(zip(first, monte_carlo_values(rewards), strict=True))
     # The advantage of a step is the value after it minus the value before it. Every token of the step gets this advantage.
@@ -84,7 +85,7 @@ def clipped_loss_with_kl(logprobs, batch: Batch, config, denominator):
     sampled = batch.old_logprobs, batch.advantages, mask
     loss, stats = clipped_policy_loss(logprobs, *sampled, clip=config.clip, denominator=denominator)
     if batch.ref_logprobs is not None:
-        # Bounded before exp: the clamp after it would turn an infinite k3 into a NaN gradient.
+        # exp of a large difference is infinite, and its gradient after the clamp is NaN. So the difference is bounded first.
         reference = torch.minimum(batch.ref_logprobs, logprobs.detach() + 2 * MAX_KL)
         kl = masked_mean(kl_penalty(logprobs, reference, kind=config.kl_kind).clamp(max=MAX_KL), mask, denominator)
         loss, stats["kl"] = loss + config.kl_coef * kl, kl.item()
@@ -101,7 +102,7 @@ class Algorithm:
     needs_rollouts: bool = False
     needs_critic: bool = False
     needs_group: bool = False  # two or more responses to each problem
-    needs_reference: bool = True  # the frozen start policy, for the KL
+    needs_reference: bool = True  # the frozen start policy, for the KL; all five use it, and the same loss
 
 
 ALGORITHMS = {

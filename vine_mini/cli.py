@@ -17,7 +17,8 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     name, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("demo", argv)
     if argv and argv[0] in ("-h", "--help"):
-        print(_overview())
+        lines = [f"  {name:21} {config_class.__doc__}" for name, (_, config_class) in COMMANDS.items()]
+        print("usage: python -m vine_mini [command] [--help]\n", *lines, "\nWithout a command: demo.", sep="\n")
         return 0
     try:
         if name == "lengthgen":
@@ -32,11 +33,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return commands.INTERRUPTED
-
-
-def _overview() -> str:
-    lines = [f"  {name:21} {config_class.__doc__}" for name, (_, config_class) in COMMANDS.items()]
-    return "usage: python -m vine_mini [command] [--help]\n\n" + "\n".join(lines) + "\n\nWithout a command: demo."
 
 
 COMMANDS: dict[str, tuple[Callable, type]] = {

@@ -17,26 +17,14 @@ from vine_mini.types import Problem, Sampling, Trajectory, collate
 
 
 def evaluate(
-    model,
-    tokenizer,
-    task,
-    problems: list[Problem],
-    prompts: list[list[int]],
-    sampling: Sampling,
-    *,
-    n: int,
-    seed: int = 0,
-    reference=None,
-    sampler=None,
-    progress=None,
+    model, tokenizer, task, problems, prompts, sampling: Sampling, *, n: int, seed=0, reference=None, sampler=None, progress=None
 ) -> dict[str, tuple[float, float | None]]:
     """Samples n responses to each problem and one greedy response, and grades them.
 
     Args:
         task: the task module that grades the responses.
-        problems, prompts: the problems and their prompt token ids, [P].
-        sampling: of the n responses. At temperature 0 all n are equal.
-        n: sampled responses to each problem.
+        problems, prompts: the problems and the token ids of each prompt, [P].
+        sampling, n: of the n responses to each problem. At temperature 0 all n are equal.
         reference: adds the KL to this model on the samples, in nats a response token (k3), of the distributions at the
             sampling temperature. There is no KL at temperature 0.
         sampler: the copy of the model that samples, if it is not the model itself.
@@ -47,8 +35,7 @@ def evaluate(
         samples that the limit cut.
     """
     sampler = model if sampler is None else sampler
-    repeated = [p for p in prompts for _ in range(n)]
-    flat = sample(sampler, repeated, sampling, seed=seed, progress=progress)
+    flat = sample(sampler, [p for p in prompts for _ in range(n)], sampling, seed=seed, progress=progress)
     greedy = sample(sampler, prompts, replace(sampling, temperature=0.0), seed=seed, progress=progress)
     groups = [flat[i : i + n] for i in range(0, len(flat), n)]  # [P][n]
     rewards = [[grade(task, p, t, tokenizer) for t in group] for p, group in zip(problems, groups, strict=True)]
@@ -71,17 +58,20 @@ def grade(task, problem: Problem, trajectory: Trajectory, tokenizer) -> float:
     return tasks.grade(task, problem, trajectory.response_ids, trajectory.finished, tokenizer)
 
 
+def verdict(reward: float | None, finished: bool) -> str:
+    """A response in words, such as "right, ended by itself". The reward is None where no task grades the response."""
+    graded = "" if reward is None else {1.0: "right, ", 0.0: "wrong, "}.get(reward, f"reward {reward:g}, ")
+    return graded + ("ended by itself" if finished else "cut by the limit")
+
+
 @torch.no_grad()
 def kl_to_reference(model, reference, trajectories, temperature: float, rows: int = 16) -> list[float]:
     """Mean k3 estimate of KL(model || reference) a token, for each trajectory, in nats."""
     out = []
     for start in range(0, len(trajectories), rows):
         b = collate(trajectories[start : start + rows], model.device)
-        ours, theirs = (
-            response_logprobs(m, b.input_ids, b.attention_mask, b.response_mask, temperature=temperature)
-            for m in (model, reference)
-        )
-        kl = kl_penalty(ours, theirs)  # [B, T]
+        inputs = b.input_ids, b.attention_mask, b.response_mask
+        kl = kl_penalty(*(response_logprobs(m, *inputs, temperature=temperature) for m in (model, reference)))  # [B, T]
         out += [masked_mean(kl[i], b.response_mask[i]).item() for i in range(len(b))]
     return out
 

@@ -1,4 +1,4 @@
-"""Log-probs and values of the response tokens of a batch. The only shift by one in the code base is made here.
+"""Log-probs and values of the response tokens of a batch. Training makes its only shift by one here.
 
 A causal model's output at position t - 1 predicts the token at t. The functions below line the two up, so that in every
 [B, T] tensor of this package column t belongs to the token at t. Both heads are computed in float32, outside autocast: in
@@ -33,13 +33,13 @@ def response_logprobs(model, input_ids, attention_mask, response_mask, *, temper
     pieces = list(zip(hidden.split(size), tokens.split(size), strict=True))
     recompute = len(pieces) > 1 and torch.is_grad_enabled()
     scores = [checkpoint(score, *p, use_reentrant=False) if recompute else score(*p) for p in pieces]
-    return _in_place(torch.cat(scores), response_mask)
+    return _on_response(torch.cat(scores), response_mask)
 
 
 def response_values(critic, input_ids, attention_mask, response_mask):
     """V(s_t) at each response token t: the critic's value of the state before that token. Shapes as above."""
     hidden = hidden_before(critic.backbone, input_ids, attention_mask, response_mask)  # [n, D]
-    return _in_place(_linear(critic.head, hidden)[:, 0], response_mask)
+    return _on_response(_linear(critic.head, hidden)[:, 0], response_mask)
 
 
 def logits_of(model, hidden):
@@ -75,5 +75,5 @@ def _linear(head, hidden):
         return F.linear(hidden.to(dtype), head.weight.to(dtype), None if bias is None else bias.to(dtype))
 
 
-def _in_place(flat, response_mask):
+def _on_response(flat, response_mask):
     return torch.zeros_like(response_mask, dtype=flat.dtype).masked_scatter(response_mask.bool(), flat)

@@ -1,7 +1,8 @@
 """Losses: pure functions of [B, T] tensors.
 
-Each loss divides by one denominator: the number of masked tokens in the call, or the number in the whole minibatch, which a
-trainer passes for each of its micro-batches. Then neither the gradients nor the statistics depend on the split.
+The ratio is 1 at the first update of an iteration. Later updates use the same responses with a changed policy. Each loss
+divides by the number of masked tokens. A trainer passes the number of the whole minibatch with each micro-batch. Then neither the
+gradients nor the statistics depend on the split.
 
 Deviation from the paper's code: here the policy loss and the KL are both means over tokens. The official code sums the KL over
 each sequence, so its KL weight grows with the length of the responses.
@@ -24,9 +25,8 @@ def clipped_policy_loss(logprobs, old_logprobs, advantages, mask, *, clip: float
         logprobs, old_logprobs, advantages, mask: [B, T]. Gradients flow through `logprobs` only.
         clip: how far the ratio may move in its favoured direction.
         denominator: see the first lines of the module.
-    Returns:
-        (scalar loss, stats): `ratio` (mean), `clip_frac` (share of tokens whose gradient the clip stopped) and `approx_kl` (KL
-        from the old policy, k3), each divided by the same denominator.
+    Returns (scalar loss, stats): `ratio` (mean), `clip_frac` (share of tokens whose gradient the clip stopped) and `approx_kl`
+    (KL from the old policy, k3), each divided by the same denominator.
     """
     log_ratio = (logprobs - old_logprobs.detach()) * mask  # 0 on padding, so that exp cannot overflow there
     ratio = log_ratio.exp()

@@ -2,7 +2,6 @@
 
 import copy
 import shutil
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +40,8 @@ def load_policy(name: str, device) -> tuple[Any, Any]:
 
     Dropout is set to zero in the configuration: a policy is sampled, scored and updated as one distribution.
     """
-    folder = Path(name)
-    if folder.exists() or name.startswith((".", "/", "~")):
-        _check_folder(folder)
+    if Path(name).exists() or name.startswith((".", "/", "~")):
+        _check_folder(Path(name))
     try:
         config = AutoConfig.from_pretrained(name)
         for key, value in vars(config).items():
@@ -57,10 +55,9 @@ def load_policy(name: str, device) -> tuple[Any, Any]:
         if "cannot be loaded with `safetensors`" in str(error):
             raise UserError(PICKLED.format(name)) from error
         raise UserError(f"cannot load the policy {name!r}: {' '.join(str(error).split())[:300]}") from error
-    model, report = loaded
+    model, report = loaded[0].to(device).eval(), loaded[1]
     if report["missing_keys"]:  # transformers would fill them with random numbers
-        raise UserError(f"the weights of {name!r} lack {sorted(report['missing_keys'])[0]} and maybe more: not the whole model")
-    model = model.to(device).eval()
+        raise UserError(f"the weights of {name!r} lack {min(report['missing_keys'])} and maybe more: not the whole model")
     _check_model(model, tokenizer, name)
     return model, tokenizer
 
@@ -70,21 +67,17 @@ def _check_folder(folder: Path):
         raise UserError(f"no model folder {folder}")
     if any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
         raise UserError(PICKLED.format(folder))
-    needed = {"config.json": "configuration", "*.safetensors": "weights", "tokenizer*": "tokenizer"}
-    for pattern, what in needed.items():
+    for pattern, what in {"config.json": "configuration", "*.safetensors": "weights", "tokenizer*": "tokenizer"}.items():
         if not any(folder.glob(pattern)):
-            raise UserError(
-                f"{folder} has no {what} ({pattern}): a policy is a folder written by save_pretrained, with its tokenizer"
-            )
+            raise UserError(f"{folder} has no {what} ({pattern}): write model and tokenizer into it with save_pretrained")
 
 
 @torch.no_grad()
 def _check_model(model, tokenizer, name):
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        raise UserError(
-            f"{name}: the tokenizer has {len(tokenizer)} tokens, the model {model.get_input_embeddings().num_embeddings}"
-        )
-    ids = torch.arange(min(3, model.get_input_embeddings().num_embeddings), device=model.device)[None]
+    vocabulary = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > vocabulary:
+        raise UserError(f"{name}: the tokenizer has {len(tokenizer)} tokens, the model {vocabulary}")
+    ids = torch.arange(min(3, vocabulary), device=model.device)[None]
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
     logits = model(input_ids=ids, use_cache=False).logits[0].float()
     if not torch.isfinite(logits).all():
@@ -110,14 +103,12 @@ def context_length(model) -> int | None:
 
 def checkpoint_activations(model) -> None:
     """In train mode, keep one hidden state a layer and compute the rest again in the backward pass."""
-    with warnings.catch_warnings():  # transformers 5.23 has a new name for it that 5.17 does not know
-        warnings.simplefilter("ignore", FutureWarning)
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.activation_checkpointing_enable({"use_reentrant": False})
 
 
 def default_lr(policy) -> float:
     """The learning rate where the user gives none: the paper's 1e-6, or 1e-4 for policies of less than ten million parameters."""
-    return 1e-4 if sum(p.numel() for p in policy.parameters()) < 10_000_000 else 1e-6
+    return 1e-4 if policy.num_parameters() < 10_000_000 else 1e-6
 
 
 def frozen_copy(model):
@@ -169,43 +160,25 @@ def build_tiny(texts: list[str], *, hidden: int, layers: int, vocab_size: int, s
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    bpe.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            special_tokens=["<pad>", "<eos>"],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
+    special, alphabet = ["<pad>", "<eos>"], pre_tokenizers.ByteLevel.alphabet()
+    quiet: Any = dict(initial_alphabet=alphabet, show_progress=False)
+    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, **quiet))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", eos_token="<eos>")
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=hidden,
-        intermediate_size=2 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=hidden // 16,
-        num_key_value_heads=1,  # one head of keys and values for all: decoding on a CPU is bound by the cache's size
-        max_position_embeddings=1024,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+    tokens = dict(
+        vocab_size=len(tokenizer), bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
+    shape: dict[str, Any] = dict(hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers)
+    heads = dict(num_attention_heads=hidden // 16, num_key_value_heads=1)  # decoding on a CPU is bound by the cache's size
+    config = LlamaConfig(**shape | heads | tokens, max_position_embeddings=1024, tie_word_embeddings=True)
     torch.manual_seed(seed)
     return LlamaForCausalLM(config).eval(), tokenizer
 
 
-def save_policy(model, tokenizer, folder: Path, write_more=None) -> None:
-    """Writes a Hugging Face folder (safetensors), replacing an older one only once the new one is whole.
-
-    `write_more(path)` may add files of its own before that.
-    """
+def save_policy(model, tokenizer, folder: Path) -> None:
+    """Writes a Hugging Face folder (safetensors). An older one is replaced only once the new one is whole."""
     fresh = folder.with_name(folder.name + ".partial")
     shutil.rmtree(fresh, ignore_errors=True)
     model.save_pretrained(fresh, safe_serialization=True)
     tokenizer.save_pretrained(fresh)
-    if write_more:
-        write_more(fresh)
     shutil.rmtree(folder, ignore_errors=True)
     fresh.rename(folder)

@@ -12,7 +12,7 @@ def cut_steps(token_ids: list[int], tokenizer, *, every: int | None = None, answ
     """The token indices, ascending from 0, at which the reasoning steps of a response start.
 
     A step is a line. Blank lines belong to the step before them, and to the first step at the start. A line that begins with
-    the answer mark, and the end-of-sequence token, belong to the last step. A token on two lines belongs to the first.
+    the answer mark belongs to the step before it. So does the end-of-sequence token. A token on two lines belongs to the first.
 
     Args:
         token_ids: the sampled response tokens.

@@ -82,7 +82,7 @@ class Trainer:
             yield metrics | {f"seconds_{phase}": s for phase, s in clock.items()}, episodes, advantages
 
     def sample_episodes(self) -> Episodes:
-        """G responses to each of the next N problems, their rewards and steps."""
+        """G responses to each of the next N problems, their rewards and steps. No gradient flows through sampling."""
         config, n, size = self.config, self.config.prompts, len(self.prompts)
         # Problems come in a new random order each epoch. An iteration never holds one twice.
         epoch, place = divmod(self.iteration, size // n)
@@ -95,7 +95,7 @@ class Trainer:
         return self.as_episodes([self.train_problems[i] for i in chosen], trajectories)
 
     def as_episodes(self, problems, trajectories) -> Episodes:
-        """Grades the responses, G to each problem, and cuts them into steps. No other place does so."""
+        """Grades the responses, G to each problem, and cuts them into steps. No other place cuts responses."""
         task, tokenizer, every = self.task, self.tokenizer, self.config.step_tokens
         graded = zip(problems, trajectories, strict=True)
         rewards = torch.tensor([tasks.grade(task, p, t.response_ids, t.finished, tokenizer) for p, t in graded])  # [B]
@@ -111,7 +111,7 @@ class Trainer:
 
     @torch.no_grad()
     def score(self, episodes: Episodes) -> tuple[dict, dict]:
-        """-> {old log-probs, reference log-probs, critic's values}, each [B, T] or None; numbers for the metrics"""
+        """-> {old log-probs, reference log-probs, critic's values}, each [B, T] or None; in bfloat16 also the `sampler_gap`"""
         tokens = episodes.tokens
         sampled = on_response([t.logprobs for t in episodes.trajectories], tokens.response_mask)
         policy = self.policy if self.low_precision else None  # the sampler's rounding would show in the ratio
@@ -128,7 +128,7 @@ class Trainer:
         return scores, {"sampler_gap": masked_mean((sampled - scores["old_logprobs"]).abs(), tokens.response_mask).item()}
 
     def update(self, batch: Batch) -> dict:
-        """Epochs of minibatches, with one update for each. -> statistics, means over the updates"""
+        """epochs x B / minibatch_size updates, one for each minibatch. -> statistics, means over the updates"""
         config, log = self.config, defaultdict(list)
         shuffle = torch.Generator().manual_seed(derive_seed(config.seed, self.iteration, "minibatches"))
         orders = [torch.randperm(len(batch), generator=shuffle) for _ in range(config.epochs)]
@@ -140,8 +140,8 @@ class Trainer:
                 for name, value in stats.items():
                     log[name].append(value)
                 bar.update()
-        first = {f"first_{name}": log[name][0] for name in ("ratio", "approx_kl")}  # 1 and 0, or the scores are wrong
-        first |= {"sampler_gap": log.pop("gap")[0], "lr": log.pop("lr")[-1]}  # the policy has not moved at the first gap
+        first = {f"first_{name}": log[name][0] for name in ("ratio", "approx_kl")}  # 1 and 0 up to rounding
+        first |= {"sampler_gap": log.pop("gap")[0], "lr": log.pop("lr")[-1]}  # at the first gap the policy has not moved
         return first | {name: sum(values) / len(values) for name, values in log.items()}
 
     def _accumulate_gradients(self, batch: Batch, rows) -> dict:

@@ -1,4 +1,4 @@
-"""The data that passes between the stages of an iteration. Lengths and shapes are checked when the data is made.
+"""The data that passes between the stages of an iteration. Lengths and shapes of tokens are checked when they are made.
 
 Letters for shapes, in all files: N prompts, G responses to each of them, B = N G sequences, T tokens, K rollouts of a state.
 A *state* is a prompt and a response so far. A *step* is a reasoning step. A *rollout* is a response sampled from a state to its
@@ -29,7 +29,7 @@ class Problem:
 class Sampling:
     """How responses and rollouts are sampled."""
 
-    max_new_tokens: int  # of a whole response; a rollout gets what its state's tokens left of it
+    max_new_tokens: int  # length limit of a whole response; the response so far of a rollout's state counts towards it
     eos_token_id: tuple[int, ...]  # the ids that end a response
     temperature: float = 1.0  # the logits are divided by it; 0 takes the most likely token
     top_p: float = 1.0  # sample from the smallest set of tokens whose probability reaches top_p
@@ -96,7 +96,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Batch(Tokens):
-    """What an update needs. All fields are [B, T] and zero outside the response."""
+    """What an update needs. All fields are [B, T]; those below are zero outside the response."""
 
     old_logprobs: torch.Tensor  # of the policy that sampled the tokens
     advantages: torch.Tensor
@@ -133,5 +133,5 @@ def collate(trajectories: list[Trajectory], device="cpu") -> Tokens:
 
 def on_response(rows: list[list[float]], response_mask: torch.Tensor) -> torch.Tensor:
     """Lists with one number for each response token -> [B, T], zero elsewhere."""
-    flat = torch.tensor([x for row in rows for x in row], device=response_mask.device)
-    return torch.zeros_like(response_mask).masked_scatter(response_mask.bool(), flat.to(response_mask.dtype))
+    flat = torch.tensor([x for row in rows for x in row]).to(response_mask)
+    return torch.zeros_like(response_mask).masked_scatter(response_mask.bool(), flat)

@@ -17,8 +17,8 @@ def monte_carlo_values(rewards: list[list[float]]) -> list[float]:
 def standard_errors(rewards: list[list[float]]) -> list[float]:
     """The standard error of each Monte Carlo value. rewards: [state][K] -> [state].
 
-    It is the deviation of the rewards / sqrt(K), in which half a reward of 0 and half a reward of 1 are added to the K: equal
-    rewards do not show that others cannot occur. For rewards of 0 and 1 this is sqrt(p (1 - p) / K), p = (V K + 1/2) / (K + 1).
+    It is the deviation of the rewards / sqrt(K). Half a reward of 0 and half a reward of 1 are added to the K rewards. Without
+    them, K equal rewards would have error 0. For rewards of 0 and 1 it is sqrt(p (1 - p) / K), p = (V K + 1/2) / (K + 1).
     """
     errors = []
     for row in rewards:

@@ -221,9 +221,7 @@ def test_rewards_between_0_and_1_are_shown_as_numbers():
     assert "<b>◐</b>●○" in html and "mean reward 0.42; this is number 0" in html
     assert "2 rollouts from before this step: mean reward 0.62" in html and "2 rollouts from before this step: 1 right" in html
     assert "reward 0.5, cut by the limit" in html and "The value V is the mean reward" in html
-    assert "half a reward of 0" in html and "half a reward of 0" not in page.render(
-        small_page()
-    )
+    assert "half a reward of 0" in html and "half a reward of 0" not in page.render(small_page())
 
 
 def test_a_task_with_partial_credit(tmp_path, capsys):

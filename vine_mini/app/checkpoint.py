@@ -10,7 +10,6 @@ Seeds follow from the iteration, so a resumed run continues exactly as the unint
 """
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from vine_mini.models import load_policy, save_policy
 from vine_mini.types import UserError
 
 STATE = "training_state.safetensors"
+COUNTERS = ("iteration", "updates", "warmup")
 
 
 def save(trainer, run: Path) -> None:
@@ -31,65 +31,45 @@ def save(trainer, run: Path) -> None:
     tensors = {f"critic.{name}": x for name, x in trainer.critic.state_dict().items()} if trainer.critic else {}
     for number, moments in trainer.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": x for name, x in moments.items()}
-    counters = {name: getattr(trainer, name) for name in ("iteration", "updates", "warmup")} | {"seconds": dict(trainer.seconds)}
-
-    def write_state(fresh: Path):
-        save_file(tensors, fresh / STATE, {"counters": json.dumps(counters)})
-
-    save_policy(trainer.policy, trainer.tokenizer, target, write_state)
-    _point(link, target)
+    counters = {name: getattr(trainer, name) for name in COUNTERS} | {"seconds": trainer.seconds}
+    save_policy(trainer.policy, trainer.tokenizer, target)
+    save_file(tensors, target / STATE, {"counters": json.dumps(counters)})
+    fresh = run / "policy.partial"
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(target.relative_to(run), target_is_directory=True)
+    if link.is_dir() and not link.is_symlink():  # the run was copied by a program that follows links
+        link.rename(target.with_name("copied"))
+    fresh.replace(link)  # a reader of the link finds the old checkpoint or the new one at every moment
     for other in target.parent.iterdir():  # older checkpoints, and what an interrupted save has left
         if other != target:
             shutil.rmtree(other, ignore_errors=True)
 
 
-def _point(link: Path, target: Path) -> None:
-    """Makes `link` a link to `target`. A reader of the link finds the old target or the new one at every moment."""
-    fresh = link.with_name(f"{link.name}.partial")
-    fresh.unlink(missing_ok=True)
-    fresh.symlink_to(target.relative_to(link.parent), target_is_directory=True)
-    if link.is_dir() and not link.is_symlink():  # the run was copied by a program that follows links
-        link.rename(target.with_name("copied"))
-    os.replace(fresh, link)
-
-
 def resume(trainer, run: Path) -> None:
     """Puts a new trainer into the state that `save` wrote into the run folder. Raises UserError where that is impossible."""
-    folder = run / "policy"
-    if not (folder / STATE).is_file():
-        raise UserError(f"{folder} holds no {STATE}: nothing was saved there to resume from")
-    policy, _ = load_policy(str(folder), trainer.device)
-    tensors, counters = _read(folder / STATE, str(trainer.device))
+    path = run / "policy" / STATE
+    if not path.is_file():
+        raise UserError(f"{path.parent} holds no {STATE}: nothing was saved there to resume from")
+    policy, _ = load_policy(str(path.parent), trainer.device)
     try:
-        trainer.policy.load_state_dict(policy.state_dict())
-        _put_back(trainer, tensors)
-    except (RuntimeError, IndexError, KeyError, ValueError) as error:
-        raise UserError(f"{folder / STATE} belongs to another model than this run's") from error
-    trainer.iteration, trainer.updates, trainer.warmup = (counters[name] for name in ("iteration", "updates", "warmup"))
-    trainer.seconds.update(counters["seconds"])
-
-
-def _read(path: Path, device: str) -> tuple[dict, dict]:
-    """-> tensors by name; the counters"""
-    try:
-        with safe_open(path, "pt", device) as file:
+        with safe_open(path, "pt", str(trainer.device)) as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
             counters = json.loads(file.metadata()["counters"])
-            counters = {"seconds": {phase: float(s) for phase, s in counters["seconds"].items()}} | {
-                name: int(counters[name]) for name in ("iteration", "updates", "warmup")
-            }
-    except (SafetensorError, TypeError, KeyError, ValueError, AttributeError) as error:
+            numbers, seconds = {name: counters[name] for name in COUNTERS}, counters["seconds"]
+    except (SafetensorError, TypeError, KeyError, ValueError) as error:
         raise UserError(f"{path} is damaged ({' '.join(str(error).split())})") from error
-    return tensors, counters
-
-
-def _put_back(trainer, tensors: dict) -> None:
-    """AdamW's moments and the critic's weights."""
     state = trainer.optimizer.state_dict()
-    for key, x in tensors.items():
-        kind, number, name = key.split(".", 2)
-        if kind == "optimizer":
-            state["state"].setdefault(int(number), {})[name] = x
-    trainer.optimizer.load_state_dict(state)
-    if trainer.critic:
-        trainer.critic.load_state_dict({name[7:]: x for name, x in tensors.items() if name.startswith("critic.")})
+    try:
+        for key, x in tensors.items():
+            kind, number, name = key.split(".", 2)
+            if kind == "optimizer":
+                state["state"].setdefault(int(number), {})[name] = x
+        trainer.policy.load_state_dict(policy.state_dict())
+        trainer.optimizer.load_state_dict(state)
+        if trainer.critic:
+            critic = {key.removeprefix("critic."): x for key, x in tensors.items() if key.startswith("critic.")}
+            trainer.critic.load_state_dict(critic)
+    except (RuntimeError, IndexError, KeyError, ValueError) as error:
+        raise UserError(f"{path} belongs to another model than this run's") from error
+    vars(trainer).update(numbers)
+    trainer.seconds.update(seconds)

@@ -1,11 +1,7 @@
-"""The commands that train and measure a policy: train, demo, sft, evaluate, sample.
-
-Each command takes its config and returns an exit code.
-"""
+"""The commands that train and measure a policy. Each of them takes its config and returns an exit code."""
 
 import json
 import platform
-import shlex
 import signal
 import sys
 import time
@@ -25,9 +21,8 @@ from vine_mini.app.memory import format_memory, memory_estimate
 from vine_mini.app.plots import plot_comparison
 from vine_mini.app.runs import Run, check_writable, new_folder
 from vine_mini.app.setup import build_trainer, policy_name, task_name
-from vine_mini.app.sft import model_card
-from vine_mini.app.sft import sft as run_sft
-from vine_mini.evaluate import evaluate, grade, table
+from vine_mini.app.sft import imitate, model_card
+from vine_mini.evaluate import evaluate, grade, table, verdict
 from vine_mini.sampling import sample as sample_responses
 from vine_mini.trainer import Trainer
 from vine_mini.types import Problem, Sampling, UserError
@@ -42,25 +37,22 @@ def train(config: TrainConfig) -> int:
     trainer = build_trainer(config)
     if config.lr is None:
         config = trainer.config
-        print(f"lr = {config.lr:g}, the default for a policy of {_parameters(trainer.policy)} parameters")
+        print(f"lr = {config.lr:g}, the default for a policy of {trainer.policy.num_parameters():,} parameters")
     if config.resume:
         checkpoint.resume(trainer, folder)
         print(f"going on after iteration {trainer.iteration}")
     print(f"{_machine(trainer.device)}; {len(trainer.prompts)} training and {len(trainer.test_prompts)} test problems")
     print(format_memory(memory_estimate(trainer)))
-    if config.top_p < 1:
-        print(f"top_p = {config.top_p}: the ratio is biased, because log-probs are taken under the whole distribution")
-    if not config.resume:
-        before = trainer.evaluate(with_kl=False)
-        _warn_if_truncated(before["truncated"][0])
-        folder = new_folder(config.out, name)  # another run may have taken the first meanwhile
-        run = Run(folder, config)
-        run.log({"iteration": 0, "episodes": 0, "seconds": 0.0, "eval": before})
-    else:
+    if config.resume:
         run = Run(folder, config, trainer.iteration)
+    else:
+        before = trainer.evaluate(with_kl=False)
+        if before["truncated"][0] > 0.5:
+            print(f"{before['truncated'][0]:.0%} of the responses are cut by the limit and get reward 0: raise --max_new_tokens")
+        folder = new_folder(config.out, name)  # another run may have taken the first meanwhile
+        run = Run(folder, config, before=before)
     finished = _train(trainer, run)
-    evaluations = {f"iteration {row['iteration']}": row["eval"] for row in (run.rows[0], run.rows[-1]) if "eval" in row}
-    print(table(evaluations))
+    print(table({f"iteration {row['iteration']}": row["eval"] for row in (run.rows[0], run.rows[-1]) if "eval" in row}))
     print(f"{trainer.iteration} iterations: " + ", ".join(f"{name} {s:.1f} s" for name, s in trainer.seconds.items()))
     print(f"{'' if finished else 'interrupted; '}everything is in {folder}")
     return 0 if finished else INTERRUPTED
@@ -69,15 +61,13 @@ def train(config: TrainConfig) -> int:
 def _train(trainer: Trainer, run: Run) -> bool:
     """The loop with its logging and saving. It evaluates after the last iteration. -> False if Ctrl-C ended the loop"""
     config = trainer.config
-    limited = config.max_seconds > 0
-    bar = tqdm(
-        total=config.max_seconds if limited else config.iterations,
-        initial=sum(trainer.seconds.values()) if limited else trainer.iteration,
-        desc=config.algorithm,
-        dynamic_ncols=True,
-        bar_format="{desc} {percentage:3.0f}% |{bar}| {elapsed}<{remaining}{postfix}",
-    )
-    with bar, _interrupts_wait() as interrupted:
+    total = config.max_seconds or config.iterations
+
+    def done() -> float:
+        return min(total, sum(trainer.seconds.values()) if config.max_seconds else trainer.iteration)
+
+    style = dict(dynamic_ncols=True, bar_format="{desc} {percentage:3.0f}% |{bar}| {elapsed}<{remaining}{postfix}")
+    with tqdm(total=total, initial=done(), desc=config.algorithm, **style) as bar, _interrupts_wait() as interrupted:
         for metrics, episodes, advantages in trainer.train():
             if trainer.done or (config.eval_every and trainer.iteration % config.eval_every == 0 and not interrupted):
                 metrics["eval"] = trainer.evaluate()
@@ -85,15 +75,10 @@ def _train(trainer: Trainer, run: Run) -> bool:
             run.log_samples(episodes, advantages)
             if trainer.done or interrupted or trainer.iteration % config.save_every == 0:
                 run.save(trainer)
-            bar.set_postfix(
-                iteration=trainer.iteration, reward=f"{metrics['reward']:.2f}", truncated=f"{metrics['truncated']:.2f}"
-            )
-            done = metrics["seconds"] if limited else trainer.iteration
-            bar.update(min(done, bar.total) - bar.n)
+            bar.set_postfix(iteration=trainer.iteration, **{name: f"{metrics[name]:.2f}" for name in ("reward", "truncated")})
+            bar.update(done() - bar.n)
             if interrupted:
                 break
-    if "truncated" in run.rows[-1]:
-        _warn_if_truncated(run.rows[-1]["truncated"])
     return trainer.done
 
 
@@ -114,40 +99,31 @@ def _interrupts_wait():
         signal.signal(signal.SIGINT, before)
 
 
-def _warn_if_truncated(share: float):
-    if share > 0.5:
-        print(f"{100 * share:.0f} % of the responses are cut by the limit and get reward 0: raise --max_new_tokens")
-
-
 def demo(config: DemoConfig) -> int:
     """The `demo` command."""
     start = time.perf_counter()
     folder = new_folder(config.out, "demo")
-    base = TrainConfig(**read_preset("arithmetic"), device=config.device, seed=config.seed)
-    base = replace(base, iterations=100_000, max_seconds=config.seconds, save_every=100_000, eval_problems=config.problems)
-    shown, before = {}, None
-    runs: dict[str, dict] = {}
+    limits = dict(iterations=100_000, max_seconds=config.seconds, save_every=100_000, eval_problems=config.problems)
+    base = TrainConfig(**read_preset("arithmetic") | limits, device=config.device, seed=config.seed)
+    before, runs = None, {}
     for name in config.algorithms:
         trainer = build_trainer(replace(base, algorithm=name))
         if before is None:
             print(f"{_machine(trainer.device)}\nTask: {trainer.test_problems[0].question}")
             print(f"Training {', '.join(config.algorithms)} for {config.seconds:g} s each, from the same policy.")
-            before = shown["start"] = trainer.evaluate(with_kl=False)
-        run = Run(folder / name, trainer.config)
-        run.log({"iteration": 0, "episodes": 0, "seconds": 0.0, "eval": before})
+            before = trainer.evaluate(with_kl=False)
+        run = Run(folder / name, trainer.config, before=before)
         if not _train(trainer, run):
             print(f"interrupted; what was trained is in {folder}")
             return INTERRUPTED
-        shown[name] = run.rows[-1]["eval"]
-        runs[name] = {"metrics": run.rows[1:], "before": before, "after": shown[name]}
+        runs[name] = run.rows
     plot_comparison(runs, folder / "demo.png", f"From the same policy, {config.seconds:g} s of training each")
-    results = {name: {"iterations": len(r["metrics"]), **r["metrics"][-1]} for name, r in runs.items()}
-    (folder / "results.json").write_text(json.dumps({"start": before, **results}, indent=1), encoding="utf-8")
-    names = {"pass@1": "sampled", "greedy": "greedy", "length": "length", "kl": "kl"}
-    print(table({name: {names[k]: v for k, v in result.items() if k in names} for name, result in shown.items()}))
-    for name, r in sorted(results.items(), key=lambda item: -item[1]["eval"]["pass@1"][0]):
-        gain = 100 * (r["eval"]["pass@1"][0] - before["pass@1"][0])
-        print(f"{name:>10}: {gain:+.1f} points of sampled accuracy in {r['iterations']} iterations, {r['episodes']} episodes")
+    last = {name: rows[-1] for name, rows in runs.items()}
+    (folder / "results.json").write_text(json.dumps({"start": before, **last}, indent=1), encoding="utf-8")
+    print(table({"start": before} | {name: row["eval"] for name, row in last.items()}))
+    for name, row in sorted(last.items(), key=lambda item: -item[1]["eval"]["pass@1"][0]):
+        gain = 100 * (row["eval"]["pass@1"][0] - before["pass@1"][0])
+        print(f"{name:>10}: {gain:+.1f} points of sampled accuracy in {row['iteration']} iterations, {row['episodes']} episodes")
     for name in runs:
         if ALGORITHMS[name].needs_rollouts:
             print(_credit_of_one_response(folder / name / "samples.jsonl", base.k))
@@ -159,47 +135,44 @@ def _credit_of_one_response(samples: Path, k: int) -> str:
     """The last wrong response in samples.jsonl, or else the last response, with VinePPO's advantage beside each step."""
     rows = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
     row = next((row for row in reversed(rows) if not row["reward"]), rows[-1])
-    lines = [f"\nHow VinePPO saw one response (iteration {row['iteration']}): {row['question']}"]
     noise = 0.5 / k**0.5  # the largest standard error of a mean of k rewards from 0 to 1
-    lines.append(
-        f"(an advantage is the difference of two values, each a mean of {k} rollouts with an error of up to {noise:.2g})"
-    )
-    for step in row["steps"]:
-        lines.append(f"{step['advantage']:+8.2f}   {' '.join(step['text'].split())}")
     total = sum(step["advantage"] for step in row["steps"])
-    lines.append(f"{total:+8.2f}   in all = reward {row['reward']:g} - value of the question {row['reward'] - total:.2f}\n")
+    lines = [
+        f"\nHow VinePPO saw one response (iteration {row['iteration']}): {row['question']}",
+        f"(an advantage is the difference of two values, each a mean of {k} rollouts with an error of up to {noise:.2g})",
+        *(f"{step['advantage']:+8.2f}   {' '.join(step['text'].split())}" for step in row["steps"]),
+        f"{total:+8.2f}   in all = reward {row['reward']:g} - value of the question {row['reward'] - total:.2f}\n",
+    ]
     return "\n".join(lines)
 
 
 def sft(config: SFTConfig) -> int:
     """The `sft` command."""
     folder = new_folder(config.out, f"sft-{task_name(config)}")
-    model, tokenizer, loss, lr = run_sft(config)
-    config = replace(config, lr=lr)
-    sampling = _sampling(config, model, tokenizer, config.eval_temperature)
-    result = _evaluate(config, model, tokenizer, sampling, config.eval_problems, config.eval_samples)
+    model, tokenizer, loss, lr = imitate(config)
+    result = _evaluate(config, model, tokenizer, config.eval_temperature, config.eval_problems, config.eval_samples)
     measured = table({f"temperature {config.eval_temperature:g}": result})
     print(measured)
-    card = model_card(config, " ".join(["python -m vine_mini sft", *_changed(config)]), loss, measured)
-    models.save_policy(model, tokenizer, folder, lambda fresh: (fresh / "README.md").write_text(card, encoding="utf-8"))
-    print(f"policy: {folder} ({_parameters(model)} parameters)")
+    models.save_policy(model, tokenizer, folder)
+    (folder / "README.md").write_text(model_card(replace(config, lr=lr), loss, measured), encoding="utf-8")
+    print(f"policy: {folder} ({model.num_parameters():,} parameters)")
     return 0
 
 
 def evaluate_policy(config: EvaluateConfig) -> int:
     """The `evaluate` command."""
-    if config.out:
-        check_writable(Path(config.out))
-        if Path(config.out).is_dir():
-            raise UserError(f"--out {config.out} is a folder; name a JSON file")
+    out = Path(config.out) if config.out else None
+    if out:
+        check_writable(out)
+        if out.is_dir():
+            raise UserError(f"--out {out} is a folder; name a JSON file")
     model, tokenizer = _load(config)
     reference = models.load_policy(config.reference, model.device)[0] if config.reference else None
-    sampling = _sampling(config, model, tokenizer, config.temperature, config.top_p)
-    result = _evaluate(config, model, tokenizer, sampling, config.problems, config.n, reference)
-    print(table({policy_name(config).rstrip("/").split("/")[-1]: result}))
-    if config.out:
-        Path(config.out).parent.mkdir(parents=True, exist_ok=True)
-        Path(config.out).write_text(json.dumps(result, indent=1), encoding="utf-8")
+    result = _evaluate(config, model, tokenizer, config.temperature, config.problems, config.n, config.top_p, reference)
+    print(table({Path(policy_name(config)).name: result}))
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(result, indent=1), encoding="utf-8")
     return 0
 
 
@@ -209,18 +182,18 @@ def _load(config):
     return models.bfloat16_copy(model) if config.bf16 else model, tokenizer
 
 
-def _sampling(config, model, tokenizer, temperature: float, top_p: float = 1.0) -> Sampling:
-    eos = tuple(models.eos_ids(model, tokenizer))
-    return Sampling(config.max_new_tokens, eos, temperature, top_p, config.sample_batch_size)
-
-
-def _evaluate(config, model, tokenizer, sampling: Sampling, limit: int, n: int, reference=None):
-    _, problems = tasks.load_problems(config)
-    problems = problems[: limit or None]
+def _prompts_and_sampling(config, model, tokenizer, problems, temperature: float, top_p: float):
     prompts = tasks.prompt_ids(problems, tokenizer, config)
     tasks.check_prompts(prompts, models.context_length(model), config.max_new_tokens)
+    eos = tuple(models.eos_ids(model, tokenizer))
+    return prompts, Sampling(config.max_new_tokens, eos, temperature, top_p, config.sample_batch_size)
+
+
+def _evaluate(config, model, tokenizer, temperature: float, limit: int, n: int, top_p: float = 1.0, reference=None):
+    problems = tasks.load_problems(config)[1][: limit or None]
     if reference is not None and reference.config.vocab_size != model.config.vocab_size:
         raise UserError(f"--reference has {reference.config.vocab_size} tokens, the policy {model.config.vocab_size}: no KL")
+    prompts, sampling = _prompts_and_sampling(config, model, tokenizer, problems, temperature, top_p)
     parts = model, tokenizer, tasks.get(config.task), problems, prompts, sampling
     with tqdm(total=len(prompts) * (n + 1), desc="evaluate", dynamic_ncols=True) as bar:
         return evaluate(*parts, n=n, seed=config.seed, reference=reference, progress=bar.update)
@@ -236,34 +209,16 @@ def sample(config: SampleConfig) -> int:
             raise UserError(f"problem = {config.problem}: there are {len(problems)} test problems, counted from 0")
         problem = problems[config.problem]
     asked = problem or Problem(config.question, "", "")
-    [prompt] = tasks.prompt_ids([asked], tokenizer, config)
-    tasks.check_prompts([prompt], models.context_length(model), config.max_new_tokens)
-    sampling = _sampling(config, model, tokenizer, config.temperature, config.top_p)
-    responses = sample_responses(model, [prompt] * config.n, sampling, seed=config.seed)
+    prompts, sampling = _prompts_and_sampling(config, model, tokenizer, [asked], config.temperature, config.top_p)
+    responses = sample_responses(model, prompts * config.n, sampling, seed=config.seed)
     print(asked.question + (f"   (answer: {problem.answer})" if problem else ""))
     for i, t in enumerate(responses):
-        verdict = ""
-        if problem is not None:
-            reward = grade(tasks.get(config.task), problem, t, tokenizer)
-            verdict = {1.0: "right, ", 0.0: "wrong, "}.get(reward, f"reward {reward:g}, ")
-        ended = "ended by itself" if t.finished else "cut by the limit"
-        print(f"\n--- {i + 1}: {verdict}{ended}, {len(t.response_ids)} tokens, log-prob {sum(t.logprobs):.2f}")
+        reward = None if problem is None else grade(tasks.get(config.task), problem, t, tokenizer)
+        print(f"\n--- {i + 1}: {verdict(reward, t.finished)}, {len(t.response_ids)} tokens, log-prob {sum(t.logprobs):.2f}")
         print(tokenizer.decode(t.response_ids, skip_special_tokens=True))
     return 0
 
 
-def _parameters(model) -> str:
-    return f"{sum(p.numel() for p in model.parameters()):,}"
-
-
 def _machine(device) -> str:
-    cpu = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
-    return f"{name}, torch {torch.__version__}"
-
-
-def _changed(config) -> list[str]:
-    """The flags that make this config from the defaults, without the output folder."""
-    default = type(config)()
-    names = [name for name in vars(config) if name != "out" and getattr(config, name) != getattr(default, name)]
-    return [f"--{name} {shlex.quote(str(getattr(config, name)))}" for name in names]
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
+    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"

@@ -64,28 +64,20 @@ def knob(default, why: str, **more):
 class Common:
     """What every command needs to know: the problems, the policy and the machine."""
 
-    task: str = knob(
-        next(iter(tasks.BUILT_IN)), f"Problems: {', '.join(tasks.BUILT_IN)}, or the path of a task file of your own (.py)."
-    )
-    data: str | None = knob(
-        None, "Folder or file of the problems, for tasks that read them. Left out: the Hub, if they are there."
-    )
+    task: str = knob(next(iter(tasks.BUILT_IN)), f"Problems: {', '.join(tasks.BUILT_IN)}, or the path of your own task file.")
+    data: str | None = knob(None, "Folder or file of the problems, for tasks that read them. Left out: the Hub, if there.")
     steps: Count = knob(6, "Generated tasks: operations in a problem.")
     min_steps: Count | None = knob(None, "Generated tasks: fewest operations, if problems of several lengths are wanted.")
     max_number: Annotated[int, Range(3)] = knob(20, "Generated tasks: no number in a solution is larger.")
     prompt: str | None = knob(None, "Prompt with {question} in it. Left out: the task's own.")
     chat: bool = knob(False, "Put the prompt into the tokenizer's chat template, for instruction-tuned models.")
     date: str | None = knob(None, "The date that chat templates see, as 2025-01-31. Left out: the day on which the run starts.")
-    model: str | None = knob(
-        None, "Policy: a Hub name or a folder. Left out: the one shipped for the task.", aliases=["--policy"]
-    )
+    model: str | None = knob(None, "Policy: Hub name or folder. Left out: the one shipped for the task.", aliases=["--policy"])
     device: str = knob("auto", "auto, cpu, cuda, cuda:1, ...")
     bf16: bool = knob(False, "Sample and compute in bfloat16; the weights that are updated stay float32.")
     seed: Seed = knob(0, "Seed of everything random.")
     sample_batch_size: Count = knob(512, "Responses decoded at once; bounds the memory of the KV cache.")
-    max_new_tokens: Count | None = knob(
-        None, "Length limit of a response; one that it cuts counts as wrong. Left out: the task's own."
-    )
+    max_new_tokens: Count | None = knob(None, "Most tokens of a response; a cut one counts as wrong. Left out: the task's own.")
 
     def __post_init__(self):
         if self.task.endswith(".py"):
@@ -118,9 +110,7 @@ class TrainConfig(Common):
     k: Count = knob(9, "vineppo: Monte Carlo rollouts for each state (paper: 9).")
     step_tokens: Count | None = knob(None, "vineppo: cut a step every so many tokens instead of at newlines.")
     temperature: Positive = knob(1.0, "Of responses and rollouts; log-probs are taken at it too.")
-    top_p: PositiveShare = knob(
-        1.0, "Nucleus sampling. Below 1 the ratio is biased: log-probs are those of the whole distribution."
-    )
+    top_p: PositiveShare = knob(1.0, "Nucleus sampling. Below 1 the ratio is biased: log-probs are of the whole distribution.")
     epochs: Count = knob(2, "Passes over an iteration's episodes.")
     minibatch_size: Count = knob(64, "Episodes in an update.")
     micro_batch_tokens: Count = knob(8192, "Tokens in a forward pass, padding included; fewer: less memory, same gradients.")
@@ -213,17 +203,13 @@ class CreditConfig(Common):
 
     run: str | None = knob(None, "A run folder: its policy, the fields of its config.yaml and, if it trained one, its critic.")
     problem: Whole = knob(0, "Number of the test problem.")
-    group: Annotated[int, Range(2)] = knob(
-        8, "Responses to it, which grpo compares. In a small group, all are often equally wrong."
-    )
+    group: Annotated[int, Range(2)] = knob(8, "Responses to it, which grpo compares. A small group is often all wrong.")
     response: Whole | None = knob(None, "Number of the response in the group. Left out: the first wrong one, or else the first.")
     k: Count = knob(9, "vineppo: Monte Carlo rollouts for each state (paper: 9).")
     truth: Whole = knob(0, "Rollouts for each state of a column to compare with, such as 256; 0: no such column.")
     temperature: Positive = knob(1.0, "Of responses and rollouts.")
     step_tokens: Count | None = knob(None, "Cut a step every so many tokens instead of at newlines.")
-    critic_iterations: Whole = knob(
-        20, "ppo: so many iterations a critic learns while the policy rests (a ppo run brings its own); 0: no column for ppo."
-    )
+    critic_iterations: Whole = knob(20, "ppo: iterations for a critic while the policy rests (a ppo run has one); 0: no column.")
     out: str | None = knob(None, "Folder for the page and the picture; a new one under runs/ when left out.")
 
     def __post_init__(self):
@@ -243,9 +229,7 @@ class DemoConfig:
     """Train VinePPO, PPO and GRPO from the shipped policy for the same time each, and compare them."""
 
     seconds: Positive = knob(45, "Training time of each algorithm.")
-    algorithms: list[str] = field(
-        default_factory=lambda: ["vineppo", "ppo", "grpo"], metadata={"help": "Which algorithms, and in which order."}
-    )
+    algorithms: list[str] = field(default_factory=lambda: ["vineppo", "ppo", "grpo"], metadata={"help": "Trained in this order."})
     problems: Count = knob(200, "Test problems in each evaluation.")
     out: str | None = knob(None, "Folder for the picture and the runs; a new one under runs/ when left out.")
     device: str = knob("cpu", "The shipped policy is so small that a GPU would not be faster.")

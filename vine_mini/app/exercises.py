@@ -8,12 +8,8 @@ from vine_mini.types import UserError
 
 
 def exercises(config) -> int:
-    """Shows the progress board of the clone around the working folder, or else of the clone that holds this package.
-
-    Raises UserError outside a clone.
-    """
-    here = Path.cwd()
-    for folder in (here, *here.parents, Path(__file__).parents[2]):
+    """Shows the progress board of the clone around the working folder or this package. Raises UserError outside a clone."""
+    for folder in (Path.cwd(), *Path.cwd().parents, Path(__file__).parents[2]):
         place = folder / "tutorials" / "exercises"
         if (place / "grading" / "board.py").is_file():
             sys.path.insert(0, str(place))

@@ -1,7 +1,4 @@
-"""Reads the command line and YAML presets into the dataclasses of `config`, with `transformers.HfArgumentParser`.
-
-A later source wins: the defaults in `config`, then `--preset`, then the flags.
-"""
+"""Reads a command line and YAML presets into the dataclasses of `config`. A later source wins: defaults, preset, flags."""
 
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -13,27 +10,25 @@ from vine_mini.app.config import Common, TrainConfig
 from vine_mini.types import UserError
 
 PRESETS = Path(__file__).parent / "presets"
+PRESET_NAMES = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
+# What a resumed run may change: its length, its machine and, not listed here, its evaluation.
+MAY_CHANGE = "resume device data iterations max_seconds save_every gradient_checkpointing sample_batch_size micro_batch_tokens"
 
 
 def read_preset(name: str) -> dict:
     """The fields that a preset sets: a name from `presets/` or the path of a YAML file. Raises UserError."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
     if not path.is_file():
-        raise UserError(f"no preset {name!r}: choose from {_presets()}, or give a .yaml file")
+        raise UserError(f"no preset {name!r}: choose from {PRESET_NAMES}, or give a .yaml file")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold lines of the form 'field: value'")
-    unknown = [key for key in values if key not in {f.name for f in fields(TrainConfig)}]
-    if unknown:
-        raise UserError(f"{path}: unknown field {unknown[0]!r}")
+    for name in values.keys() - {f.name for f in fields(TrainConfig)}:
+        raise UserError(f"{path}: unknown field {name!r}")
     return values
-
-
-def _presets() -> str:
-    return ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
 
 
 def parse(config_class, prog: str, argv: list[str]):
@@ -41,56 +36,36 @@ def parse(config_class, prog: str, argv: list[str]):
 
     The fields of a preset act as flags that stand before the user's flags. `--resume RUN` and `--run RUN` take the fields of
     RUN/config.yaml in the same way. Presets are written for training, so the other commands take only the fields of `Common`
-    from a preset. `--run` takes all fields that its command knows. `--help` prints the fields and exits.
-
-    Raises:
-        UserError: anything is wrong. The message is one line.
+    from a preset. `--run` takes all fields that its command knows. `--help` prints the fields and exits. Raises UserError.
     """
     names = {f.name for f in fields(config_class)}
     finder = _Parser(add_help=False, allow_abbrev=False)
-    finder.add_argument("--preset")
-    for name in ("resume", "run"):
-        if name in names:
-            finder.add_argument(f"--{name}")
+    for name in ("preset", *({"resume", "run"} & names)):
+        finder.add_argument(f"--{name}")
     sources = {name: value for name, value in vars(finder.parse_known_args(argv)[0]).items() if value is not None}
     if len(sources) > 1:
         raise UserError("--preset, --resume and --run each bring a whole configuration: give one of them")
     values, usable = {}, names
-    if "preset" in sources:
-        values = read_preset(sources["preset"])
-        usable = names if config_class is TrainConfig else names & {f.name for f in fields(Common)}
-    elif sources:
-        [(name, folder)] = sources.items()
-        if not Path(folder, "config.yaml").is_file():
-            raise UserError(f"there is no {folder}/config.yaml: --{name} needs the folder of a run")
-        values = read_preset(f"{folder}/config.yaml")
+    for name, source in sources.items():
+        if name == "preset":
+            values = read_preset(source)
+            usable = names if config_class is TrainConfig else names & {f.name for f in fields(Common)}
+            continue
+        if not Path(source, "config.yaml").is_file():
+            raise UserError(f"there is no {source}/config.yaml: --{name} needs the folder of a run")
+        values = read_preset(f"{source}/config.yaml")
         usable = names if name == "resume" else names - {"model", "group"}  # `credit` loads RUN/policy and has its own group
     flags = [f"--{name}={value}" for name, value in values.items() if name in usable and value is not None]
-    config = config_class(**_namespace(config_class, prog, [*flags, *argv], names))
-    if "resume" in sources:
-        _check_resumed(config, TrainConfig(**values))
-    return config
-
-
-def _namespace(config_class, prog: str, argv: list[str], names: set[str]) -> dict:
-    """The values of the fields, by argparse."""
     parser = _Parser(config_class, prog=prog, description=config_class.__doc__, allow_abbrev=False)
     if issubclass(config_class, Common):
         only = "" if config_class is TrainConfig else " Only the fields that all commands share are taken."
-        parser.add_argument("--preset", help=f"Start from these fields: {_presets()}, or a YAML file.{only}")
-    namespace = vars(parser.parse_args(argv))
-    return {name: namespace[name] for name in names}
-
-
-def _check_resumed(config, saved):
-    """Raises UserError for a field that a resumed run cannot change. Its length, its evaluation and its machine may change."""
-    may_change = (
-        "resume device data iterations max_seconds save_every gradient_checkpointing sample_batch_size micro_batch_tokens"
-    )
-    for name, old in vars(saved).items():
-        new = getattr(config, name)
-        if new != old and name not in may_change.split() and not name.startswith("eval_"):
-            raise UserError(f"--resume goes on with {name} = {old}; it cannot change to {new}")
+        parser.add_argument("--preset", help=f"Start from these fields: {PRESET_NAMES}, or a YAML file.{only}")
+    given = vars(parser.parse_args([*flags, *argv]))
+    config = config_class(**{name: given[name] for name in names})
+    for name, old in vars(TrainConfig(**values)).items() if "resume" in sources else ():
+        if getattr(config, name) != old and name not in MAY_CHANGE.split() and not name.startswith("eval_"):
+            raise UserError(f"--resume goes on with {name} = {old}; it cannot change to {getattr(config, name)}")
+    return config
 
 
 def to_yaml(config) -> str:

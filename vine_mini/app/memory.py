@@ -9,6 +9,7 @@ which tensors are counted. `benchmarks.memory` compares the estimate with the me
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from vine_mini.algorithms import ALGORITHMS
 from vine_mini.logprobs import LOGITS
@@ -34,6 +35,16 @@ class _Sizes:
         return self.layers * 2 * self.keys * self.number
 
 
+class _Phase(NamedTuple):
+    """An occasion on which a run samples."""
+
+    trunks: int
+    length: int  # tokens of a trunk
+    followed: int  # the tokens of a trunk that a request may sample too
+    requests: int
+    on_trunk: int  # requests on a trunk
+
+
 def memory_estimate(trainer) -> dict[str, int]:
     """The estimate for a trainer. See `estimate`."""
     return estimate(trainer.policy, trainer.config, max(map(len, trainer.prompts)))
@@ -54,7 +65,7 @@ def estimate(model, config, longest_prompt: int) -> dict[str, int]:
     backbone = sum(p.numel() for p in model.base_model.parameters())
     critic = (backbone + sizes.hidden) * algorithm.needs_critic  # a backbone and a head of one output
     reference = weights * (algorithm.needs_reference and config.kl_coef > 0)
-    cache, forward = max((_sampling(sizes, config, *phase) for phase in _phases(config, longest_prompt)), key=sum)
+    cache, forward = max((_sampling(sizes, config, phase) for phase in _phases(config, longest_prompt)), key=sum)
     # Autocast keeps a bfloat16 copy of each linear layer for the backward pass. With checkpointing only one layer is in use.
     cast = (backbone - sizes.vocab * sizes.hidden) // (sizes.layers if config.gradient_checkpointing else 1)
     parts = {
@@ -88,30 +99,33 @@ def _sizes(model, config) -> _Sizes:
 
 
 def _phases(config, longest_prompt: int):
-    """The times at which sampling happens. Yields trunks, tokens of a trunk, requests, and requests on a trunk."""
-    slots, episodes, longest = config.sample_batch_size, config.prompts * config.group, longest_prompt + config.max_new_tokens
-    yield config.prompts, longest_prompt, episodes, config.group
+    """Yields each occasion on which a run samples."""
+    slots, episodes, response = config.sample_batch_size, config.prompts * config.group, config.max_new_tokens
+    yield _Phase(config.prompts, longest_prompt, 0, episodes, config.group)  # the responses
     tests = config.eval_problems or slots  # 0: all test problems, which are taken to be many
-    yield tests, longest_prompt, tests * config.eval_samples, config.eval_samples
+    yield _Phase(tests, longest_prompt, 0, tests * config.eval_samples, config.eval_samples)
     if ALGORITHMS[config.algorithm].needs_rollouts:
-        states = -(-config.max_new_tokens // config.step_tokens) if config.step_tokens else 1  # at least one in a response
-        yield episodes, longest, max(episodes * states * config.k, slots), states * config.k
+        states = -(-response // config.step_tokens) if config.step_tokens else 1  # of a response: at least one
+        requests = max(episodes * states * config.k, slots)
+        yield _Phase(episodes, longest_prompt + response, response, requests, states * config.k)
 
 
-def _sampling(s: _Sizes, config, trunks: int, length: int, requests: int, on_trunk: int) -> tuple[int, int]:
+def _sampling(s: _Sizes, config, phase: _Phase) -> tuple[int, int]:
     """Bytes of the fast way to sample: of the KV cache, and of a forward pass with its logits."""
-    slots = min(config.sample_batch_size, requests)
-    chunk = min(requests, REQUESTS_PER_SLOT * config.sample_batch_size)  # the requests whose trunks are in memory at once
-    trunks = min(trunks, config.sample_batch_size, max(1, chunk // on_trunk))
-    on_trunks = trunks * length * s.cached
-    # While trunks are read, the model's own cache holds the keys and values of one forward pass a second time. In an MLP three
-    # inner vectors exist at once: the gate, the other half, and their product. The residual stream and its norm are beside them.
-    read = max(min(READ_TOKENS, trunks * length), length)
-    passed = read * (3 * s.inner + 2 * s.hidden) * s.number
-    # `choose` holds four float32 numbers of each logit: the logit, the log-prob, the probability and its cumulative sum.
-    first = min(LOGITS, chunk * s.vocab) * 4 * 4  # of the first own token of each request
-    reading = on_trunks + read * s.cached, max(passed, first)
-    decoding = on_trunks + slots * config.max_new_tokens * s.cached, slots * s.vocab * 4 * 4
+    slots = min(config.sample_batch_size, phase.requests)
+    chunk = min(phase.requests, REQUESTS_PER_SLOT * slots)  # the requests whose trunks are in memory at once
+    trunks = min(phase.trunks, slots, max(1, chunk // phase.on_trunk))
+    on_trunks = trunks * phase.length * s.cached
+    # First the trunks are read. The model's own cache then holds the keys and values of one forward pass a second time. In an
+    # MLP three inner vectors exist at once: the gate, the other half and their product. The hidden state and its norm are beside
+    # them. Afterwards come the logits. `choose` holds four float32 numbers of each, for the first own token of each request: the
+    # logit, the log-prob, the probability and the cumulative sum. Tokens that a request may follow need the last three.
+    at_once = min(trunks, max(1, READ_TOKENS // phase.length))
+    layer = at_once * phase.length * (3 * s.inner + 2 * s.hidden) * s.number
+    logits = max(4 * min(LOGITS, chunk * s.vocab), 3 * min(LOGITS, at_once * phase.followed * s.vocab)) * 4
+    reading = on_trunks + at_once * phase.length * s.cached, max(layer, logits)
+    # Then the slots are decoded. Each slot has room for the longest response.
+    decoding = on_trunks + slots * config.max_new_tokens * s.cached, 4 * slots * s.vocab * 4
     return max(reading, decoding, key=sum)
 
 

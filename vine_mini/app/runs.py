@@ -10,6 +10,8 @@ policy          a link to the newest checkpoint, which is a Hugging Face folder;
 
 import json
 import os
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 from vine_mini.app import checkpoint
@@ -27,13 +29,9 @@ def new_folder(out: str | None, name: str) -> Path:
 
     Raises UserError where the folder cannot be written, before hours of training.
     """
-    if out is None:
-        tries = (Path("runs") / (name if n == 1 else f"{name}-{n}") for n in range(1, 10_000))
-        path = next(path for path in tries if not path.exists())
-        check_writable(path)
-        return path
-    path = Path(out)
-    if not out.strip():
+    tries = (Path("runs") / (name if n == 1 else f"{name}-{n}") for n in count(1))
+    path = next(path for path in tries if not path.exists()) if out is None else Path(out)
+    if out is not None and not out.strip():
         raise UserError("--out is empty: name a folder, or leave it out")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} already holds something: choose another --out, or remove it")
@@ -51,15 +49,16 @@ def check_writable(path: Path) -> None:
 class Run:
     """The folder of one training run. It is made when the run is ready to start, so that a failed start leaves nothing."""
 
-    def __init__(self, folder: Path, config, iteration: int = 0):
+    def __init__(self, folder: Path, config, iteration: int = 0, before: dict | None = None):
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / "config.yaml", to_yaml(config))
         self.folder, self.config = folder, config
         for path in (folder / "metrics.jsonl", folder / "samples.jsonl"):
             if path.exists():  # a resumed run drops what came after its checkpoint
-                kept = [row for row in _read(path) if row["iteration"] <= iteration]
-                _write(path, "".join(map(_line, kept)))
+                _write(path, "".join(_line(row) for row in _read(path) if row["iteration"] <= iteration))
         self.rows = _read(folder / "metrics.jsonl")
+        if before:  # the evaluation of a new run's first policy
+            self.log({"iteration": 0, "episodes": 0, "seconds": 0.0, "eval": before})
 
     def log(self, metrics: dict) -> None:
         """Appends one line to metrics.jsonl."""
@@ -70,15 +69,15 @@ class Run:
         """Appends the first response to each of the iteration's first problems, as steps with advantages before whitening."""
         group = episodes.rewards.shape[1]
         for row in range(0, min(SAMPLES_AN_ITERATION * group, len(episodes.trajectories)), group):
-            cuts = episodes.cuts[row]
+            trajectory, cuts, problem = episodes.trajectories[row], episodes.cuts[row], episodes.problems[row]
             credit = advantages[row][episodes.tokens.response_mask[row].bool()].tolist()
-            texts = step_texts(episodes.trajectories[row].response_ids, cuts, episodes.tokenizer)
+            texts = step_texts(trajectory.response_ids, cuts, episodes.tokenizer)
             sample = {
                 "iteration": self.rows[-1]["iteration"],
-                "question": episodes.problems[row].question,
-                "answer": episodes.problems[row].answer,
+                "question": problem.question,
+                "answer": problem.answer,
                 "reward": episodes.rewards.flatten()[row].item(),
-                "finished": episodes.trajectories[row].finished,
+                "finished": trajectory.finished,
                 "steps": [{"text": text, "advantage": round(credit[cut], 4)} for text, cut in zip(texts, cuts, strict=True)],
             }
             _append(self.folder / "samples.jsonl", sample)
@@ -99,10 +98,8 @@ def _write(path: Path, text: str) -> None:
 def _read(path: Path) -> list[dict]:
     rows = []
     for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else []:
-        try:
+        with suppress(json.JSONDecodeError):  # the end of the file, or a line that a crash has cut
             rows.append(json.loads(line))
-        except json.JSONDecodeError:  # the end of the file, or a line that a crash has cut
-            continue
     return rows
 
 

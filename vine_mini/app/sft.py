@@ -1,6 +1,7 @@
 """Supervised fine-tuning: a policy learns to imitate solutions. Reinforcement learning then starts from this policy."""
 
 import random
+import shlex
 
 import torch
 from tqdm import tqdm
@@ -13,20 +14,17 @@ from vine_mini.models import autocast, build_tiny, context_length, default_lr, e
 from vine_mini.types import Trajectory, UserError, collate
 
 
-def sft(config):
+def imitate(config):
     """Runs supervised fine-tuning, from `config.model` or from a small new Llama with a tokenizer made for the task.
 
-    Returns:
-        (model, tokenizer, loss, lr). The loss is the mean over the last hundredth of the updates, in nats a token. The lr is
-        the peak of the learning rate. Where `config.lr` is None, it is 3e-3 for a new model, or else ten times the default of
-        `train`.
+    Returns (model, tokenizer, mean loss of the last hundredth of the updates in nats a token, peak learning rate).
     """
     device = pick_device(config.device)
     train, _ = tasks.load_problems(config)
     rng = random.Random(config.seed)
     task = tasks.get(config.task)
     tasks.demonstration(task, train[0], config.error_rate, rng)  # fails before long work where the task refuses the settings
-    model, tokenizer = _start(config, train, rng, device)
+    model, tokenizer, usual_lr, what = _start(config, train, rng, device)
     prompts = tasks.prompt_ids(train, tokenizer, config)
     longest = 1 + max(map(len, tokenizer([p.solution for p in train], add_special_tokens=False)["input_ids"]))
     if longest > config.max_new_tokens:
@@ -34,22 +32,21 @@ def sft(config):
     tasks.check_prompts(prompts, context_length(model), config.max_new_tokens)
     eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else eos_ids(model, tokenizer)[0]
 
-    lr = config.lr
-    if lr is None:
-        lr = 3e-3 if config.model is None else 10 * default_lr(model)
-        print(f"lr = {lr:g}, the default for {'a new model' if config.model is None else 'a model of this size'}")
+    lr = usual_lr if config.lr is None else config.lr
+    if config.lr is None:
+        print(f"lr = {lr:g}, the default for {what}")
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(config.updates, 2), pct_start=0.05)
     losses = []
     bar = tqdm(range(config.updates), desc="sft", dynamic_ncols=True)
     for _ in bar:
-        rows = [
-            _demonstration_ids(train[i], prompts[i], task, tokenizer, eos, config, rng)
-            for i in rng.choices(range(len(train)), k=config.batch_size)
-        ]
-        batch = collate(rows, device)
+        rows = []
+        for i in rng.choices(range(len(train)), k=config.batch_size):
+            text = tasks.demonstration(task, train[i], config.error_rate, rng)
+            ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], eos]  # the end of the sequence is learned too
+            rows.append(Trajectory(prompts[i], ids, [0.0] * len(ids), finished=True))
+        batch, total = collate(rows, device), 0.0
         denominator = batch.response_mask.sum()
-        total = 0.0
         for micro in batch.micro_batches(torch.arange(len(batch)), config.micro_batch_tokens):
             m = batch.rows(micro)
             with autocast(device, config.bf16):
@@ -68,39 +65,33 @@ def sft(config):
 
 
 def _start(config, train, rng, device):
-    """The model and the tokenizer to tune: those of `config.model`, or a small new Llama with its own tokenizer."""
+    """The model and the tokenizer to tune, the default of the learning rate, and what the default is for."""
     if config.model is not None:
-        return load_policy(config.model, device)
+        model, tokenizer = load_policy(config.model, device)
+        return model, tokenizer, 10 * default_lr(model), "a model of this size"
     task = tasks.get(config.task)
     texts = [p.question + "\n" + tasks.demonstration(task, p, config.error_rate, rng) for p in train]
-    model, tokenizer = build_tiny(
-        texts, hidden=config.hidden, layers=config.layers, vocab_size=config.vocab_size, seed=config.seed
-    )
-    return model.to(device), tokenizer
+    shape = dict(hidden=config.hidden, layers=config.layers, vocab_size=config.vocab_size)
+    model, tokenizer = build_tiny(texts, **shape, seed=config.seed)
+    return model.to(device), tokenizer, 3e-3, "a new model"
 
 
-def _demonstration_ids(problem, prompt, task, tokenizer, eos, config, rng) -> Trajectory:
-    """One demonstration as a trajectory. Imitation learns all of its response tokens, the end-of-sequence token included."""
-    text = tasks.demonstration(task, problem, config.error_rate, rng)
-    ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], eos]
-    return Trajectory(prompt, ids, [0.0] * len(ids), finished=True)
-
-
-def model_card(config, command: str, loss: float, results: str) -> str:
-    """The README.md in the policy's folder: what the policy is, how it was made, and its evaluation."""
+def model_card(config, loss: float, results: str) -> str:
+    """The README.md in the policy's folder: what the policy is, the command that made it, and its evaluation."""
+    default = type(config)()
+    changed = [name for name in vars(config) if name != "out" and getattr(config, name) != getattr(default, name)]
+    flags = " ".join(f"--{name} {shlex.quote(str(getattr(config, name)))}" for name in changed)
     start = "from scratch" if config.model is None else f"from {config.model}"
-    mistakes = (
-        f", in which each step's result is a random number with probability {config.error_rate}" if config.error_rate else ""
-    )
+    how = f", in which each step's result is a random number with probability {config.error_rate}" if config.error_rate else ""
     return f"""---
 library_name: transformers
 license: mit
 ---
 # Policy for the task `{task_name(config)}`
 
-Trained {start} to imitate demonstrations{mistakes}. It is a start for reinforcement learning. The command was
+Trained {start} to imitate demonstrations{how}. It is a start for reinforcement learning. The command was
 
-    {command}
+    python -m vine_mini sft {flags}
 
 The loss at the end is {loss:.4f} nats a token. On {config.eval_problems or "all"} test problems (mean ± standard error):
 

@@ -56,10 +56,14 @@ def explain(config: CreditConfig) -> Page:
     critic = _train_critic(trainer, config)
     ppo = [_whole_group(trainer, episodes, chosen, "ppo", trainer.score(episodes)[0]["values"])] if critic else []
     grpo = _whole_group(trainer, episodes, chosen, "grpo")
+    policy = f"Policy {config.model}" if config.model else "The shipped policy"  # no path that the user did not name
+    cut = f", a step every {config.step_tokens} tokens" if config.step_tokens else ""
+    made = f"{policy}, test problem {config.problem} of {task_name(config)}, response {chosen} of 0 to {config.group - 1}, "
+    made += f"temperature {config.temperature:g}, at most {config.max_new_tokens} tokens, seed {config.seed}{cut}."
     return Page(
         question=problem.question,
         answer=problem.answer,
-        made=_settings(config, chosen),
+        made=made,
         critic=critic,
         gamma=trainer.config.gamma,
         lam=trainer.config.lam,
@@ -102,16 +106,6 @@ def _whole_group(trainer: Trainer, episodes: Episodes, chosen: int, name: str, v
     return Credit(name, of_steps, None if values is None else values[chosen][mask][cuts].tolist())
 
 
-def _settings(config: CreditConfig, chosen: int) -> str:
-    """The settings in one line. It has no path of this machine, unless the user named a path."""
-    policy = f"Policy {config.model}" if config.model else "The shipped policy"
-    cut = f", a step every {config.step_tokens} tokens" if config.step_tokens else ""
-    return (
-        f"{policy}, test problem {config.problem} of {task_name(config)}, response {chosen} of 0 to {config.group - 1}, "
-        f"temperature {config.temperature:g}, at most {config.max_new_tokens} tokens, seed {config.seed}{cut}."
-    )
-
-
 def _resting_trainer(config: CreditConfig) -> Trainer:
     """A trainer whose policy does not change. Its critic is new, or comes from the run if the run has trained one."""
     saved = parse(TrainConfig, "train", ["--preset", f"{config.run}/config.yaml"]) if config.run else TrainConfig()
@@ -119,22 +113,13 @@ def _resting_trainer(config: CreditConfig) -> Trainer:
     policy, tokenizer = models.load_policy(policy_name(config), models.pick_device(config.device))
     prompts = min(2 * max(1, 64 // config.group), len(problems[0]))  # about 128 responses in an iteration of the critic
     responses = prompts * config.group
-    settings = {field.name: getattr(config, field.name) for field in fields(Common)} | {
-        "algorithm": "ppo" if config.critic_iterations else "reinforce",
-        "lr": 0.0,
-        "critic_lr": 10 * models.default_lr(policy),
-        "kl_coef": 0.0,
-        "lam": saved.lam,
-        "gamma": saved.gamma,
-        "top_p": saved.top_p,
-        "temperature": config.temperature,
-        "step_tokens": config.step_tokens,
-        "iterations": max(1, config.critic_iterations),
-        "prompts": prompts,
-        "group": config.group,
-        "minibatch_size": responses // 2 if responses % 2 == 0 else responses,
-    }
-    trainer = Trainer(TrainConfig(**settings), policy, tokenizer, *problems)
+    settings = {field.name: getattr(config, field.name) for field in fields(Common)}
+    settings |= {name: getattr(config, name) for name in ("temperature", "step_tokens", "group")}
+    settings |= {name: getattr(saved, name) for name in ("lam", "gamma", "top_p")}
+    settings |= dict(lr=0.0, critic_lr=10 * models.default_lr(policy), kl_coef=0.0, iterations=max(1, config.critic_iterations))
+    settings |= dict(prompts=prompts, minibatch_size=responses // 2 if responses % 2 == 0 else responses)
+    algorithm = "ppo" if config.critic_iterations else "reinforce"
+    trainer = Trainer(TrainConfig(algorithm=algorithm, **settings), policy, tokenizer, *problems)
     if config.critic_iterations and ALGORITHMS[saved.algorithm].needs_critic:
         checkpoint.resume(trainer, Path(config.run))
     return trainer
@@ -146,8 +131,6 @@ def _train_critic(trainer: Trainer, config: CreditConfig) -> str:
         return ""
     if trainer.iteration:
         return f"The network is the run's own, after {trainer.iteration} iterations."
-    with tqdm(total=config.critic_iterations, desc="critic", dynamic_ncols=True) as bar:
-        for metrics, _, _ in trainer.train():
-            episodes = metrics["episodes"]
-            bar.update()
-    return f"The network was trained on {episodes:,} responses of this policy, which did not change meanwhile."
+    for metrics, _, _ in tqdm(trainer.train(), total=config.critic_iterations, desc="critic", dynamic_ncols=True):
+        responses = metrics["episodes"]
+    return f"The network was trained on {responses:,} responses of this policy, which did not change meanwhile."

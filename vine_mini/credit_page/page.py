@@ -10,6 +10,8 @@ from pathlib import Path
 
 from jinja2 import Environment
 
+from vine_mini.evaluate import verdict
+
 NAMES = {"vineppo": "VinePPO", "ppo": "PPO's critic", "grpo": "GRPO", "truth": "truth"}
 STRONG = 0.5  # an advantage of this size has the full colour
 
@@ -25,19 +27,12 @@ class Rollout:
 
 @dataclass
 class Credit:
-    """The advantages that one method gives to n steps.
+    """The advantages that one method gives to n steps."""
 
-    Attributes:
-        name: one of NAMES.
-        advantages: [n] before whitening.
-        values: [n] V of the state before each step; None for a method without values.
-        errors: [n] standard errors of the values; None where the values are not means of samples.
-    """
-
-    name: str
-    advantages: list[float]
-    values: list[float] | None = None
-    errors: list[float] | None = None
+    name: str  # one of NAMES
+    advantages: list[float]  # [n] before whitening
+    values: list[float] | None = None  # [n] V of the state before each step; None for a method without values
+    errors: list[float] | None = None  # [n] standard errors of the values; None where the values are not means of samples
 
     @property
     def title(self) -> str:
@@ -106,9 +101,8 @@ def finding(page: Page) -> str:
 
 def summary(page: Page) -> str:
     """The table of advantages as text, for the terminal."""
-    head = [NAMES[credit.name] for credit in page.credits]
-    asked = f"{visible(page.question.strip())}   ({_verdict(page.reward, page.finished)})"
-    lines = [asked, "".join(f"{name:>14}" for name in head)]
+    lines = [f"{visible(page.question.strip())}   ({verdict(page.reward, page.finished)})"]
+    lines.append("".join(f"{NAMES[credit.name]:>14}" for credit in page.credits))
     for i, text in enumerate(page.steps):
         lines.append("".join(f"{signed(c.advantages[i]):>14}" for c in page.credits) + f"   {visible(' '.join(text.split()))}")
     return "\n".join(lines)
@@ -118,7 +112,7 @@ def render(page: Page) -> str:
     """The whole HTML file as text. It can be opened in any place, without a network."""
     here = Path(__file__).parent
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"shown": _shown, "signed": signed, "share": _share, "verdict": _verdict, "percent": _percent}
+    environment.filters |= {"shown": _shown, "signed": signed, "share": _share, "verdict": verdict, "percent": _percent}
     template = environment.from_string((here / "page.html").read_text(encoding="utf-8"))
     kind = {1.0: "a right response", 0.0: "a wrong response"}.get(page.reward, f"a response with reward {page.reward:g}")
     css = (here / "page.css").read_text(encoding="utf-8")
@@ -132,11 +126,6 @@ def _shown(text: str) -> str:
 def _percent(x: float) -> float:
     """A place on a line from 0 to 1, in % of its width."""
     return round(100 * min(1.0, max(0.0, x)), 1)
-
-
-def _verdict(reward: float, finished: bool) -> str:
-    right = {1.0: "right", 0.0: "wrong"}.get(reward, f"reward {reward:g}")
-    return right + (", ended by itself" if finished else ", cut by the limit")
 
 
 def _share(rewards: list[float], of: str = "") -> str:

@@ -1,6 +1,7 @@
 """The plain way to sample: continue token sequences with a KV cache. The fast way must give the same tokens.
 
-The sampler is asked for *requests*. A request continues the first tokens of a *trunk*, which is any token sequence.
+A *request* asks for one continuation of the first tokens of a *trunk*, which is any token sequence. The fast way reads a trunk
+once for all requests on it. The plain way only takes the prefix.
 """
 
 from dataclasses import dataclass

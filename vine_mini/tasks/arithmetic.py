@@ -10,8 +10,11 @@ Two settings make the problems harder: `steps`, the number of operations, and `m
 The train and test splits share no problem, because a checksum of the question says which split a problem belongs to.
 """
 
+import operator
 import random
+import re
 import zlib
+from functools import partial
 
 from vine_mini.tasks import gsm8k
 from vine_mini.types import Problem, UserError
@@ -23,17 +26,16 @@ TRAIN_SIZE, TEST_SIZE = 10_000, 500
 NAMES = ("Mia", "Tom", "Ana", "Leo", "Zoe", "Sam")
 THINGS = ("pens", "coins", "cards", "shells", "stamps", "beads")
 GAINS, LOSSES = ("buys", "finds", "gets"), ("loses", "sells", "drops")
+OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 
 
 def problems(config) -> tuple[list[Problem], list[Problem]]:
     """Train and test problems. They do not depend on the run's seed, so that runs with other seeds can be compared."""
     if config.data is not None:
         raise UserError("arithmetic makes its own problems: leave out --data, or name another --task")
-    steps = (config.steps if config.min_steps is None else config.min_steps, config.steps)
-    return (
-        generate("train", TRAIN_SIZE, steps=steps, max_number=config.max_number, seed=0),
-        generate("test", TEST_SIZE, steps=steps, max_number=config.max_number, seed=0),
-    )
+    fewest = config.steps if config.min_steps is None else config.min_steps
+    make = partial(generate, steps=(fewest, config.steps), max_number=config.max_number, seed=0)
+    return make("train", TRAIN_SIZE), make("test", TEST_SIZE)
 
 
 def generate(split: str, n: int, *, steps: tuple[int, int], max_number: int, seed: int) -> list[Problem]:
@@ -61,13 +63,12 @@ def demonstration(problem: Problem, error_rate: float, rng: random.Random) -> st
     on from the number that was written. A policy that imitates many of these demonstrations has the right result as its most
     likely token, and makes mistakes when it samples.
     """
-    lines, current = [], None
-    top = max(int(line.split("=")[1]) for line in problem.solution.split("\n")[:-1])
-    for line in problem.solution.split("\n")[:-1]:
-        left, operator, right = _parse(line)
-        left = left if current is None else current
-        current = rng.randint(0, top) if rng.random() < error_rate else _apply(left, operator, right)
-        lines.append(f"{left}{operator}{right}={current}")
+    steps = [re.fullmatch(r"(\d+)([-+*])(\d+)=(\d+)", line).groups() for line in problem.solution.split("\n")[:-1]]
+    top, current, lines = max(int(result) for *_, result in steps), int(steps[0][0]), []
+    for _, operation, right, _ in steps:
+        result = rng.randint(0, top) if rng.random() < error_rate else OPERATIONS[operation](current, int(right))
+        lines.append(f"{current}{operation}{right}={result}")
+        current = result
     return "\n".join([*lines, f"{ANSWER_MARK} {current}"])
 
 
@@ -76,40 +77,24 @@ def _problem(rng: random.Random, n_steps: int, max_number: int) -> Problem:
     current = rng.randint(1, max_number)
     story, lines = [f"{name} has {current} {thing}"], []
     for _ in range(n_steps):
-        words, operator, right = _operation(rng, current, max_number)
-        result = _apply(current, operator, right)
+        words, operation, right = _operation(rng, current, max_number)
+        result = OPERATIONS[operation](current, right)
         story.append(words)
-        lines.append(f"{current}{operator}{right}={result}")
+        lines.append(f"{current}{operation}{right}={result}")
         current = result
     question = f"{', '.join(story)}. How many {thing} now?"
     return Problem(question, "\n".join([*lines, f"{ANSWER_MARK} {current}"]), str(current))
 
 
 def _operation(rng: random.Random, current: int, max_number: int) -> tuple[str, str, int]:
-    """A random operation whose result lies in 0..max_number: (words of the story, operator, right-hand number)."""
-    choices = []
-    if current < max_number:
-        choices.append("+")
-    if current > 0:
-        choices.append("-")
-    if 0 < 2 * current <= max_number:
-        choices.append("*")
-    operator = rng.choice(choices)
-    if operator == "+":
+    """A random operation whose result lies in 0..max_number: (words of the story, operation, right-hand number)."""
+    possible = {"+": current < max_number, "-": current > 0, "*": 0 < 2 * current <= max_number}
+    operation = rng.choice([name for name in possible if possible[name]])
+    if operation == "+":
         right = rng.randint(1, max_number - current)
         return f"{rng.choice(GAINS)} {right}", "+", right
-    if operator == "-":
+    if operation == "-":
         right = rng.randint(1, current)
         return f"{rng.choice(LOSSES)} {right}", "-", right
     right = rng.randint(2, min(3, max_number // current))
     return ("doubles them" if right == 2 else "triples them"), "*", right
-
-
-def _parse(line: str) -> tuple[int, str, int]:
-    operator = next(c for c in line if c in "+-*")
-    left, right = line.split("=")[0].split(operator)
-    return int(left), operator, int(right)
-
-
-def _apply(left: int, operator: str, right: int) -> int:
-    return {"+": left + right, "-": left - right, "*": left * right}[operator]

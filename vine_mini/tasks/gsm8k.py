@@ -39,9 +39,8 @@ def problems(config) -> tuple[list[Problem], list[Problem]]:
 
         hub = load_dataset("openai/gsm8k", "main")
     except Exception as error:  # whatever the Hub client raises without a network
-        raise UserError(
-            f"cannot load openai/gsm8k from the Hub ({type(error).__name__}); give a local folder with --data"
-        ) from error
+        reason = type(error).__name__
+        raise UserError(f"cannot load openai/gsm8k from the Hub ({reason}); give a local folder with --data") from error
     train, test = ([parse_row(row, f"openai/gsm8k {split}") for row in hub[split]] for split in ("train", "test"))
     return train, test
 

@@ -9,7 +9,7 @@ How a response is graded:
   and `#### 1000 eggs` are both right for 1000.
 - Any other answer is graded as exact text. Only the amount of white space does not matter: `#### paris` is wrong for Paris.
 - The answer is what follows #### on its line. Several such lines that disagree are wrong: a response gets one guess.
-- Calculator annotations of GSM8K, as in 48/2=<<48/2=24>>24, are removed from data and responses.
+- Calculator annotations of GSM8K are removed from data and responses.
 """
 
 import zlib
@@ -19,8 +19,7 @@ from vine_mini.tasks import gsm8k
 from vine_mini.types import Problem, UserError
 
 TEMPLATE = '{question}\n\nThink step by step, one short line for each step. End with one line "#### answer".\n'
-ANSWER_MARK = gsm8k.ANSWER_MARK
-DEFAULTS = gsm8k.DEFAULTS
+ANSWER_MARK, DEFAULTS = gsm8k.ANSWER_MARK, gsm8k.DEFAULTS
 OF_NUMBERS = set("0123456789.,/$\u20ac\u00a3%+- \N{MINUS SIGN}\N{EN DASH}")  # an answer of other characters is text
 
 
@@ -53,9 +52,7 @@ def parse_row(row, where: str) -> Problem:
 
 def reward(problem: Problem, text: str) -> float:
     """1.0 where a response states the problem's answer, else 0.0."""
-    if _is_number(problem.answer):
-        return gsm8k.reward(problem, text)
-    return float(_stated(text) == problem.answer)
+    return gsm8k.reward(problem, text) if _is_number(problem.answer) else float(_stated(text) == problem.answer)
 
 
 def extract_answer(text: str) -> str | None:

@@ -15,12 +15,9 @@ NAMES = ("TEMPLATE", "ANSWER_MARK", "DEFAULTS", "problems", "extract_answer", "r
 
 
 def get(name: str):
-    """The module of a task.
+    """The module of a task. `name` is a built-in name, or the path of a `.py` file, which is run once in a process.
 
-    Args:
-        name: a built-in name, or the path of a `.py` file. The file is run as Python code, once in a process.
-    Raises:
-        UserError: the name is unknown, or the file is missing, does not import or lacks a name that a task needs.
+    Raises UserError where the name is unknown, or where the file is missing, does not import or lacks a name that a task needs.
     """
     if name in BUILT_IN:
         return BUILT_IN[name]

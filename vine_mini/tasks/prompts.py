@@ -40,13 +40,8 @@ def check_prompts(prompts: list[list[int]], context: int | None, max_new_tokens:
 def _user_turns(texts: list[str], tokenizer, day: str) -> list[str]:
     """Each text as a user's turn, followed by the start of the assistant's turn.
 
-    A template that thinks by default is asked not to: `enable_thinking` is False, which other templates ignore.
-
-    Args:
-        day: the date of the run's start, as YYYY-MM-DD. The template gets it in place of today's date, since a resumed run
-            must have the prompts that it started with.
-    Raises:
-        UserError: there is no chat template, or it asks for today's date in a way that cannot be replaced.
+    A template that thinks by default is asked not to: `enable_thinking` is False, which other templates ignore. `day` is the
+    date of the run's start, as YYYY-MM-DD. It replaces today's date, so that a resumed run has the prompts of its start.
     """
     if tokenizer.chat_template is None:
         raise UserError("this tokenizer has no chat template; leave out --chat")
@@ -55,6 +50,5 @@ def _user_turns(texts: list[str], tokenizer, day: str) -> list[str]:
     if "strftime_now(" in template:
         raise UserError("this tokenizer's chat template contains today's date in a form that cannot be fixed; leave out --chat")
     turns = [[{"role": "user", "content": text}] for text in texts]
-    return tokenizer.apply_chat_template(
-        turns, chat_template=template, add_generation_prompt=True, tokenize=False, enable_thinking=False
-    )
+    settings = dict(add_generation_prompt=True, tokenize=False, enable_thinking=False)
+    return tokenizer.apply_chat_template(turns, chat_template=template, **settings)

@@ -10,7 +10,7 @@ A request starts at a token of its trunk and is sampled from there. Here are fiv
                     ├ request 3: w w w v
                     └ request 4: w w w u u
 
-- The keys and values of a trunk are computed once (`trunks`). All requests on the trunk attend to them (`layout`, `attention`).
+- The keys and values of a trunk are computed once (`trunks`). All requests on the trunk attend to them (`attention`).
 - Request 2 first samples four tokens that are also the trunk's. These tokens need no forward pass of their own (`trunks`).
 - A request that has left its trunk is decoded in a *slot*, which is a row of the decoding batch. The slot holds the keys and
   values of the tokens that are the request's own (`cache`).
@@ -18,7 +18,7 @@ A request starts at a token of its trunk and is sampled from there. Here are fiv
 - When a request is done, a waiting request takes its place at the next position (`scheduler`).
 - On a GPU each shape of the forward pass becomes a CUDA graph (`graphs`).
 
-`table` holds what the requests ask for and what they have sampled. `probe` finds out which models the fast way supports.
+`probe` finds out which models the fast way supports.
 """
 
 from collections import defaultdict
@@ -30,11 +30,9 @@ import torch
 
 from vine_mini.logprobs import logits_of
 from vine_mini.sampling.fast.attention import attend, use_attention
-from vine_mini.sampling.fast.cache import SlotCache
-from vine_mini.sampling.fast.graphs import Graphs, shape_of
-from vine_mini.sampling.fast.layout import Layout
-from vine_mini.sampling.fast.scheduler import Slots
-from vine_mini.sampling.fast.table import Table
+from vine_mini.sampling.fast.cache import Layout, SlotCache
+from vine_mini.sampling.fast.graphs import Graphs
+from vine_mini.sampling.fast.scheduler import Slots, Table
 from vine_mini.sampling.fast.trunks import read
 from vine_mini.sampling.plain import Request
 from vine_mini.types import Sampling, Trajectory
@@ -92,8 +90,8 @@ def _decode(model, table: Table, keys, values, size: int, progress) -> None:
         while len(slots.rows):
             if slots.halve():
                 graphs.replays.clear()  # they read the tensors that halving has replaced
-            slots.fill(cache)
-            shape = shape_of(table, slots.lead, cache, graphs.fixed)
+            cache.copy(*slots.fill())
+            shape = cache.shape(table, slots.lead, graphs.fixed)
             done = graphs.run(shape, partial(_next_position, model, table, cache, slots, shape))
             progress(slots.release(done))
 
@@ -101,12 +99,10 @@ def _decode(model, table: Table, keys, values, size: int, progress) -> None:
 def _next_position(model, table: Table, cache: SlotCache, slots: Slots, shape):
     """Samples the next token of every member. -> [m] whether each member is done"""
     cache.layout = layout = Layout(table, slots.lead, shape)
-    hidden = model.base_model(
-        input_ids=table.newest(slots.lead)[:, None],
-        attention_mask=layout.mask,
-        position_ids=layout.position[:, None],
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state[:, 0]  # [n, D]
+    ids, positions = table.newest(slots.lead)[:, None], layout.position[:, None]
+    out = model.base_model(
+        input_ids=ids, attention_mask=layout.mask, position_ids=positions, past_key_values=cache, use_cache=True
+    )
+    hidden = out.last_hidden_state[:, 0]  # [n, D]
     table.write(slots.member, logits_of(model, hidden)[slots.slot_of])
     return table.done(slots.member)

@@ -9,8 +9,7 @@ from contextlib import contextmanager
 import torch
 from transformers import AttentionInterface
 
-from vine_mini.sampling.fast.cache import SlotCache
-from vine_mini.sampling.fast.layout import NEVER
+from vine_mini.sampling.fast.cache import NEVER, SlotCache
 
 
 def attend(cache: SlotCache, module, query, key, value, attention_mask, scaling=None, sliding_window=None, softcap=None, **_):

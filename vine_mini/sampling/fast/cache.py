@@ -1,14 +1,52 @@
-"""The keys and values of trunks and slots. To the model's layers this is an ordinary cache."""
+"""The keys and values of trunks and slots, and where they lie: in the cache, in the grid of attention, and in the response."""
 
+from typing import NamedTuple
+
+import torch
 from transformers import DynamicCache
 
-from vine_mini.sampling.fast.layout import Layout
+from vine_mini.sampling.fast.scheduler import Table
+
+NEVER = -1e30  # added to a logit; minus infinity could make a NaN
+
+
+class Shape(NamedTuple):
+    """The sizes of the tensors at one position."""
+
+    own: int  # W, the own tokens of a slot that attention reads
+    crowd: int  # R, the places that the grid has for the slots of a trunk
+    seen: int  # L, the tokens of a trunk that attention reads
+    first: int  # the first trunk in the grid
+    last: int  # the trunk after the last one in the grid
+
+
+class Layout:
+    """Where n slots have their tokens at one position. lead [n]: one request of each slot"""
+
+    def __init__(self, table: Table, lead, shape: Shape):
+        self.shape = shape
+        slot, branch, trunk = torch.arange(len(lead), device=lead.device), table.branch[lead], table.trunk[lead]  # [n]
+        self.position = table.start[lead] + table.length[lead] - 1  # [n] of the newest token
+        self.newest = slot, (self.position - branch).clamp(min=0)  # where the newest token's keys and values are stored
+
+        ordered, order = trunk.sort()
+        rank = torch.empty_like(order)
+        rank[order] = slot - torch.searchsorted(ordered, ordered)  # [n] among the slots of the same trunk
+        rank = torch.where(trunk < 0, shape.crowd - 1, rank)  # unused slots share the last rank
+        self.grid = (trunk - shape.first).clamp(min=0), rank
+
+        of_trunk = torch.arange(shape.seen, device=lead.device).expand(len(lead), -1)  # [n, L] positions of the columns
+        of_slot = branch[:, None] + torch.arange(shape.own, device=lead.device)  # [n, W]
+        no_token = torch.cat([of_trunk >= branch[:, None], of_slot > self.position[:, None]], dim=1)  # [n, L + W]
+        mask = torch.zeros(no_token.shape, device=lead.device).masked_fill_(no_token, NEVER)
+        self.mask = mask[:, None, None]  # [n, 1, 1, L + W]; the model passes a mask of four dimensions on as it is
+        self.distance = (self.position[:, None] - torch.cat([of_trunk, of_slot], dim=1))[:, None]  # [n, 1, L + W]
 
 
 class SlotCache(DynamicCache):
     """Keys and values of G trunks with L tokens, and of slots with at most `width` own tokens. H: heads of keys and values.
 
-    Keys lie as [d, tokens] and values as [tokens, d], ready for the matrix products of attention.
+    To the model's layers this is an ordinary cache. Keys lie as [d, tokens] and values as [tokens, d], ready for attention.
     """
 
     layout: Layout  # set before each forward pass
@@ -19,6 +57,17 @@ class SlotCache(DynamicCache):
         self.trunk_keys, self.trunk_values = trunk_keys, trunk_values  # for each layer [G, H, d, L] and [G, H, L, d]
         self.keys = [k.new_zeros(size, *k.shape[1:3], width) for k in trunk_keys]  # for each layer [size, H, d, width]
         self.values = [v.new_zeros(size, v.shape[1], width, v.shape[3]) for v in trunk_values]  # [size, H, width, d]
+
+    def shape(self, table: Table, lead, fixed: bool) -> Shape:
+        """The shape of the next position, exact or rounded up. lead [n]: one request of each slot"""
+        lead = lead[lead != table.spare]
+        trunk, branch = table.trunk[lead], table.branch[lead]
+        own, crowd = int((table.start[lead] + table.length[lead] - branch).max()), int(torch.bincount(trunk).max())
+        if not fixed:
+            return Shape(own, crowd, int(branch.max()), int(trunk.min()), int(trunk.max()) + 1)
+        G, _, _, L = self.trunk_keys[0].shape
+        own, crowd = -(-own // 64) * 64, -(-crowd // 8) * 8
+        return Shape(min(own, self.keys[0].shape[3]), crowd + 1, L, 0, G)  # unused slots have a rank of their own
 
     def copy(self, source, target) -> None:
         """Copies the own tokens of some slots to others. source, target [n]: slots, without a common one"""

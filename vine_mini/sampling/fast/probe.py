@@ -7,11 +7,11 @@ import weakref
 import torch
 from transformers import DynamicCache
 
-from vine_mini.logprobs import logits_of
+from vine_mini.logprobs import response_logprobs
 from vine_mini.sampling.fast import complete
 from vine_mini.sampling.fast.attention import use_attention
 from vine_mini.sampling.plain import Request
-from vine_mini.types import Sampling
+from vine_mini.types import Sampling, collate, on_response
 
 _ANSWERS = weakref.WeakKeyDictionary()  # model -> bool
 
@@ -34,8 +34,7 @@ def supports(model) -> bool:
 def _is_exact(model) -> bool:
     """Samples two requests on one trunk and compares their log-probs with a forward pass over prefix and response.
 
-    A sliding window is often longer than these few tokens. Each layer must therefore pass its window to the attention
-    function as well.
+    A sliding window is often longer than these few tokens, so each layer must also pass its window to the attention function.
     """
     if any(p.dtype != torch.float32 for p in model.parameters()):
         model = copy.deepcopy(model).float()  # rounding could hide a difference or look like one
@@ -43,14 +42,11 @@ def _is_exact(model) -> bool:
     if _windows(model, trunk) != [getattr(layer, "sliding_window", None) for layer in DynamicCache(config=model.config).layers]:
         return False
     requests, uniforms = [Request(0, 4, 4), Request(0, 2, 6)], torch.tensor([[0.4] * 6, [0.7] * 6])
-    never = Sampling(max_new_tokens=6, eos_token_id=(-1,), batch_size=2)
-    gap = 0.0
-    for t in complete(model, [trunk], requests, uniforms, never, lambda n: None):
-        ids = torch.tensor([t.prompt_ids + t.response_ids], device=model.device)
-        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0, len(t.prompt_ids) - 1 : -1]
-        scores = logits_of(model, hidden).log_softmax(dim=-1).gather(1, ids[0, len(t.prompt_ids) :, None])[:, 0]  # [n]
-        gap += float((scores - torch.tensor(t.logprobs, device=model.device)).abs().sum())
-    return gap < 1e-2
+    never_ends = Sampling(max_new_tokens=6, eos_token_id=(-1,), batch_size=2)
+    done = complete(model, [trunk], requests, uniforms, never_ends, lambda n: None)
+    tokens = collate(done, model.device)
+    scores = response_logprobs(model, tokens.input_ids, tokens.attention_mask, tokens.response_mask)  # [2, T]
+    return float((scores - on_response([t.logprobs for t in done], tokens.response_mask)).abs().sum()) < 1e-2
 
 
 def _windows(model, ids: list[int]) -> list:

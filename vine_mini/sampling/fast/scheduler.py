@@ -1,9 +1,49 @@
-"""The scheduler: which requests are decoded at a position, and which of them share a slot."""
+"""The requests of a chunk: what they have sampled, which of them are decoded at a position, and which of these share a slot."""
 
 import torch
 
-from vine_mini.sampling.fast.cache import SlotCache
-from vine_mini.sampling.fast.table import Table
+from vine_mini.sampling.plain import Request, choose
+from vine_mini.types import Sampling
+
+
+class Table:
+    """What R requests ask for and what they have sampled, one row each.
+
+    Row R is a spare row, which is always done. Tensors of fixed size point to the spare row from places that are not in use.
+    """
+
+    def __init__(self, requests: list[Request], uniforms, sampling: Sampling, device):
+        self.sampling, self.eos, self.spare = sampling, torch.tensor(sampling.eos_token_id, device=device), len(requests)
+        columns = zip(*[(r.trunk, r.start, r.budget) for r in requests], (-1, 1, 0), strict=True)
+        self.trunk, self.start, self.budget = (torch.tensor(column, device=device) for column in columns)  # [R + 1]
+        self.branch = self.start.clone()  # [R + 1] number of the trunk's tokens before the request's own tokens
+        self.length = torch.zeros_like(self.start)  # [R + 1] number of sampled tokens
+        self.finished = torch.zeros_like(self.start, dtype=torch.bool)  # [R + 1] whether an end token was sampled
+        self.uniforms = torch.cat([uniforms, uniforms[:1]]).to(device)  # [R + 1, longest budget]
+        self.tokens = torch.zeros(self.uniforms.shape, dtype=torch.long, device=device)  # sampled tokens
+        self.logprobs = torch.zeros(self.uniforms.shape, device=device)
+
+    def newest(self, rows):
+        """The last sampled token of each of these requests. rows [n] -> [n]"""
+        return self.tokens[rows, self.length[rows] - 1]
+
+    def write(self, rows, logits) -> None:
+        """Samples the next token of these requests. rows [n], logits [n, V]"""
+        place = self.length[rows]
+        token, logprob = choose(logits, self.uniforms[rows, place], self.sampling.temperature, self.sampling.top_p)
+        self.tokens[rows, place], self.logprobs[rows, place] = token, logprob
+        self.finished[rows] = (token[:, None] == self.eos).any(dim=1)
+        self.length[rows] += 1
+        self.length[self.spare] = 0
+
+    def done(self, rows):
+        """Whether each of these requests has ended. rows [n] -> [n]"""
+        return self.finished[rows] | (self.length[rows] >= self.budget[rows])
+
+    def results(self) -> list[tuple[list[int], list[float], bool]]:
+        """For each request the token ids, their log-probs, and whether it sampled an end token."""
+        columns = self.tokens.tolist(), self.logprobs.tolist(), self.length.tolist(), self.finished.tolist()
+        return [(ids[:n], scores[:n], finished) for ids, scores, n, finished in zip(*columns, strict=True)][: self.spare]
 
 
 class Slots:
@@ -19,23 +59,25 @@ class Slots:
     def __init__(self, table: Table, waiting, size: int, fixed: bool):
         self.table, self.size, self.fixed = table, size, fixed
         self.member, self.slot_of, self.lead = (waiting.new_zeros(size) for _ in range(3))
-        # The place of a member is its slot. The place of a waiting request is a number from `size` on. Requests that left the
-        # same trunk at the same position with the same token have the same place and will start in one slot.
+        # The place of a member is its slot. Waiting requests have places from `size` on. Requests that left the same trunk at the
+        # same position with the same token have the same place and will start in one slot.
         left = zip(*(x.tolist() for x in (table.trunk[waiting], table.branch[waiting], table.newest(waiting))), strict=True)
         places: dict[tuple, int] = {}
         place = waiting.new_tensor([places.setdefault(key, size + len(places)) for key in left])
         self.place, order = place.sort(stable=True)
         self.rows = waiting[order]
 
-    def fill(self, cache: SlotCache) -> None:
-        """Chooses the members of the next position and gives a slot to each group of equal members."""
+    def fill(self):
+        """Chooses the members of the next position and gives a slot to each group of equal members.
+
+        -> source, target [moves]: the cache must copy these slots to those
+        """
         member, place = self.rows[: self.size], self.place[: self.size]
         # Members that shared a slot and have now sampled different tokens become several groups.
         groups, group = torch.unique(place << 32 | self.table.newest(member), return_inverse=True)
         source = groups >> 32
         target = _assign(source)
         moves = ((source < self.size) & (source != target)).nonzero()[:, 0]
-        cache.copy(source[moves], target[moves])
         if self.fixed:
             self.member[: len(member)], self.member[len(member) :] = member, self.table.spare
             self.slot_of[: len(member)], self.slot_of[len(member) :] = target[group], 0
@@ -43,6 +85,7 @@ class Slots:
         else:
             self.member, self.slot_of, self.lead = member, target[group], torch.zeros_like(source)
         self.lead[target[group]] = member
+        return source[moves], target[moves]
 
     def release(self, done) -> int:
         """Takes out the members that are done. done [m] -> their number"""

@@ -1,15 +1,14 @@
 """Reads trunks: computes their keys and values, and samples each request up to its first token that is not the trunk's.
 
-The random number of every token is drawn before sampling. A request samples the trunk's next token exactly when the
-request's number falls into that token's interval of the cumulative distribution. One forward pass over the trunk gives the
-intervals of all its tokens. Comparing numbers with intervals then tells how far each request follows its trunk.
+All random numbers are drawn before sampling. A request samples the trunk's next token exactly when the request's number falls
+into that token's interval of the cumulative distribution. One forward pass gives the intervals of all tokens of the trunk.
 """
 
 import torch
 from transformers import DynamicCache
 
 from vine_mini.logprobs import logits_of, rows_of_logits
-from vine_mini.sampling.fast.table import Table
+from vine_mini.sampling.fast.scheduler import Table
 from vine_mini.sampling.plain import cumulative
 
 READ_TOKENS = 8192  # in one forward pass

@@ -1,0 +1,102 @@
+"""The memory estimate counts what is really allocated. `tests/benchmarks` compares it with the peak of a process."""
+
+import pytest
+import torch
+from conftest import ARCHITECTURES, tiny_model
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from vine_mini.app.config import TrainConfig
+from vine_mini.app.memory import estimate, format_memory, memory_estimate
+from vine_mini.app.setup import build_trainer
+from vine_mini.logprobs import response_logprobs
+from vine_mini.types import Batch
+
+SMALL = dict(device="cpu", prompts=2, group=2, minibatch_size=4, max_new_tokens=8, eval_problems=2, eval_samples=2)
+
+
+def size(tensors) -> int:
+    return sum(x.numel() * x.element_size() for x in tensors)
+
+
+def llama(layers: int, kv_heads: int) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=64, intermediate_size=160, num_hidden_layers=layers, vocab_size=97)
+    return LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=kv_heads, pad_token_id=0)).train()
+
+
+def saved_bytes(model, rows: int, prompt: int, response: int, bf16: bool) -> int:
+    """Bytes that autograd keeps of a forward pass, without the weights. One row is shorter, so the batch has a mask."""
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    storages, alive = {}, []
+
+    def pack(x):
+        alive.append(x)  # so that no two tensors have the same place
+        storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    ids = torch.randint(3, model.config.vocab_size, (rows, prompt + response))
+    attention_mask, response_mask = torch.ones_like(ids), torch.zeros(ids.shape)
+    response_mask[:, prompt:] = 1
+    attention_mask[0, -1], response_mask[0, -1] = 0, 0
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        response_logprobs(model, ids, attention_mask, response_mask)
+    return sum(n for place, n in storages.items() if place not in weights)
+
+
+@pytest.mark.parametrize("bf16", (False, True))
+def test_weights_gradients_and_moments_are_counted_exactly(bf16):
+    trainer = build_trainer(TrainConfig(**SMALL, algorithm="ppo", bf16=bf16))
+    episodes = trainer.sample_episodes()
+    scores, _ = trainer.score(episodes)
+    advantages, returns, _ = trainer.algorithm.credit(episodes, scores["values"], trainer.roll_out, trainer.config)
+    batch = Batch(**vars(episodes.tokens), **scores, advantages=advantages, returns=returns)
+    trainer.update(batch)
+    trainer._accumulate_gradients(batch, torch.arange(len(batch)))
+    parts, networks = memory_estimate(trainer), (trainer.policy, trainer.critic)
+    for network, name in zip(networks, ("policy: weights, AdamW", "critic: weights, AdamW"), strict=True):
+        states = [trainer.optimizer.state[p] for p in network.parameters()]
+        moments = [state[name] for state in states for name in ("exp_avg", "exp_avg_sq")]
+        assert parts[name] == size(network.parameters()) + size(moments)
+    assert parts["update: gradients"] == sum(size(p.grad for p in network.parameters()) for network in networks)
+    assert parts["reference"] == size(trainer.reference.parameters())
+    low = trainer.low_precision.parameters() if bf16 else ()
+    assert parts["bf16 copy that samples"] == size(p for p in low if p.dtype == torch.bfloat16)
+
+
+@pytest.mark.parametrize("bf16", (False, True))
+@pytest.mark.parametrize("kv_heads", (4, 2))
+def test_the_activations_of_a_layer_are_what_autograd_keeps(bf16, kv_heads):
+    """One layer more: the estimate and the tensors of autograd grow by the same number of bytes, but for a few vectors."""
+    rows, prompt, response = 3, 10, 30
+    config = TrainConfig(**SMALL | dict(max_new_tokens=response), bf16=bf16, micro_batch_tokens=rows * (prompt + response))
+    kept, counted = [], []
+    for layers in (2, 3):
+        model = llama(layers, kv_heads)
+        parts = estimate(model, config, prompt)
+        counted.append(parts["update: activations"] + parts["update: bf16 weights"])
+        kept.append(saved_bytes(model, rows, prompt, response, bf16))
+    assert counted[1] - counted[0] == pytest.approx(kept[1] - kept[0], rel=0.02)
+
+
+def test_what_lowers_the_peak():
+    """Smaller batches, checkpointing and bfloat16 lower their part. The peak is what is held and the larger of the two phases."""
+
+    def parts_of(**changes):
+        return estimate(llama(4, 4), TrainConfig(**SMALL | dict(prompts=32, minibatch_size=64, eval_problems=0) | changes), 30)
+
+    parts = parts_of(algorithm="vineppo")
+    assert parts_of(sample_batch_size=4)["sampling: KV cache"] < parts["sampling: KV cache"]
+    for change in (dict(micro_batch_tokens=100), dict(gradient_checkpointing=True), dict(bf16=True)):
+        assert parts_of(**change)["update: activations"] < parts["update: activations"]
+    largest = max(sum(parts[name] for name in parts if name.startswith(phase)) for phase in ("sampling", "update"))
+    assert parts["peak"] == parts["policy: weights, AdamW"] + parts["reference"] + largest
+    assert parts_of(algorithm="reinforce", kl_coef=0.0)["reference"] == 0
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_has_an_estimate_also_without_weights(architecture):
+    config = TrainConfig(**SMALL)
+    parts = estimate(tiny_model(architecture), config, 20)
+    with torch.device("meta"):
+        assert estimate(tiny_model(architecture), config, 20) == parts
+    assert format_memory(parts).startswith("memory estimate: ") and "MiB at the peak (policy: weights" in format_memory(parts)
