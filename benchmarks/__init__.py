@@ -1,1 +1,1 @@
-"""Measurements that stand in results/ and the README; each module is run with `python -m benchmarks.<name>`."""
+"""The measurements in results/ and the README. `python -m benchmarks.<name>` runs one of them."""

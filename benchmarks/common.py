@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine in words, alternating repeats, a floor from measured rates, tables and bars."""
+"""What the benchmarks share: a line about the machine, alternating repeats, measured rates, a trainer, tables and pictures."""
 
 import json
 import platform
@@ -122,7 +122,7 @@ def report(out: Path | None, name: str, title: str, rows: list[list[str]], data:
 
 
 def bars(groups: dict[str, dict[str, float]], path: Path, title: str, label: str) -> None:
-    """A picture with a panel of horizontal bars for each group; the first bar of each is ours."""
+    """A picture with a panel of horizontal bars for each group. The first bar of each panel is this package."""
     figure, axes = new_figure(len(groups))
     for axis, (name, values) in zip(axes[0], groups.items(), strict=True):
         ways = list(values)[::-1]

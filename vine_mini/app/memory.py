@@ -1,7 +1,8 @@
 """An estimate of the memory of training, from the shapes of the model and the config. `train` prints the estimate first.
 
 The estimate counts the tensors of a Llama, with the longest prompt and the longest response in every row. Each term below says
-which tensors are counted. `benchmarks.memory` compares the estimate with the measured peak. Not counted are:
+which tensors are counted. `benchmarks.memory` compares the estimate with the measured peak. The activations of other
+architectures differ by up to a third. Not counted are:
 
 - Python and PyTorch themselves: about 0.4 GB.
 - Freed blocks that malloc keeps on a CPU. They are blocks below 32 MiB, so they matter for small models alone.
