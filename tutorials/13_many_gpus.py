@@ -134,18 +134,19 @@ shapes = {  # from the published configurations of TinyLlama and DeepSeek; and h
     "1.1B": (256, dict(hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_key_value_heads=4)),
     "7B": (16, dict(hidden_size=4096, intermediate_size=11008, num_hidden_layers=30, vocab_size=102400)),
 }
-kinds, bars, gpus = ("weights", "AdamW", "reference", "bf16 copies", "KV cache, or gradients and activations"), {}, 8
+kinds, bars, gpus = ("weights", "AdamW", "reference", "bf16 copy that samples", "sampling, or the update"), {}, 8
 for name, (at_once, shape) in shapes.items():
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(num_attention_heads=32, **shape))
     n = sum(p.numel() for p in model.parameters())
     config = TrainConfig(**read_preset("gsm8k-rho1b") | {"sample_batch_size": at_once})
     parts = estimate(model, config, 300)  # prompts of 300 tokens
-    sampling, update = parts["sampling: KV cache"] + parts["sampling: logits"], parts["update: activations"]
+    sampling = parts["sampling: KV cache"] + parts["sampling: activations"]
+    divided, update = parts["update: gradients"] + parts["update: bf16 weights"], parts["update: activations"]
     for label, moments, rest in (("1 GPU, DDP", 1, 1), ("ZeRO 1", gpus, 1), ("ZeRO 3", gpus, gpus)):
-        copies = 2 * n + 2 * n / rest  # the sampler's copy is whole; the copy for the forward pass is divided
-        work = max(sampling, 4 * n / rest + update)  # sampling and updates take turns, so the larger one counts
-        sizes = bars[f"{name}\n{label}"] = [4 * n / rest, 8 * n / moments, 4 * n / rest, copies, work]
+        work = max(sampling, divided / rest + update)  # sampling and updates take turns, so the larger one counts
+        sizes = [4 * n / rest, 8 * n / moments, 4 * n / rest, parts["bf16 copy that samples"], work]
+        bars[f"{name}\n{label}"] = sizes
         row = ", ".join(f"{kind} {size / 2**30:.1f}" for kind, size in zip(kinds, sizes, strict=True))
         print(f"{n / 1e9:.2f}B parameters, {label:10}: {row}; in all {sum(sizes) / 2**30:.0f} GiB")
     assert sum(bars[f"{name}\n1 GPU, DDP"]) == parts["peak"]  # the parts are those of the package's estimate
