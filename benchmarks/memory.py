@@ -37,7 +37,7 @@ SETTINGS = {
     "large, PPO, checkpointing": (LARGE, dict(algorithm="ppo", gradient_checkpointing=True)),
     "large, GRPO, bfloat16": (LARGE, dict(algorithm="grpo", bf16=True)),
 }
-QUICK = ("small, GRPO, 512 tokens, 64 slots", "small, VinePPO, 512 tokens")
+QUICK = ("small, GRPO, 512 tokens, 64 slots",)
 RETURNED = {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}  # blocks from 64 KiB are mapped, so a freed one is returned
 
 
@@ -83,7 +83,7 @@ def main():
     from benchmarks.common import machine, report
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two settings")
+    parser.add_argument("--quick", action="store_true", help="one setting")
     parser.add_argument("--out", type=Path, help="folder for the table and its numbers as JSON")
     parser.add_argument("--one", choices=SETTINGS, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -34,12 +34,11 @@ def test_train_step(tmp_path):
 @pytest.mark.learning
 @pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="the benchmark needs Linux")
 def test_the_memory_estimate_is_near_the_measured_peak(tmp_path):
-    """GRPO has its peak in the update, VinePPO has it while it samples rollouts."""
     text = run("benchmarks.memory", "--quick", "--out", str(tmp_path))
     results = json.loads((tmp_path / "memory.json").read_text())["results"]
-    assert len(results) == 2 and all(f"| {name} " in text for name in results)
-    for found in results.values():
-        assert found["measured"] == pytest.approx(found["estimate"], rel=0.15) and found["as_usual"] > 0
+    [(name, found)] = results.items()
+    assert f"| {name} " in text and found["as_usual"] > 0
+    assert found["measured"] == pytest.approx(found["estimate"], rel=0.15)
 
 
 @pytest.mark.learning
