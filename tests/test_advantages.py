@@ -1,5 +1,7 @@
 """Credit: closed forms, slow references and the invariants that every algorithm must keep."""
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -64,6 +66,65 @@ def test_step_advantages_telescope(seed):
     values = torch.rand(seed + 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).tolist()
     for reward in (0.0, 1.0):
         assert sum(step_advantages(values, reward)) == pytest.approx(reward - values[0], abs=1e-12)
+
+
+DIALS = [(0.0, 0.0), (0.5, 0.5), (0.7, 0.2), (0.0, 1.0), (1.0, 1.0)]
+
+
+def test_the_two_ends_of_the_dial():
+    values, R = [0.5, 0.75, 0.25, 0.9], 1.0
+    assert step_advantages(values, R, lam=0.0, mu=0.0) == step_advantages(values, R)
+    assert step_advantages(values, R, lam=1.0, mu=1.0) == [R - values[0]] * 4
+    assert step_advantages(values, R, lam=1.0, mu=0.0) == [R - value for value in values]
+    assert step_advantages(values, R, lam=0.0, mu=1.0) == pytest.approx([v - values[0] for v in [*values[1:], R]])
+
+
+@pytest.mark.parametrize("lam, mu", DIALS)
+def test_lam_and_mu_equal_their_definition_as_sums(lam, mu):
+    values, R = [0.5, 0.75, 0.25, 0.9, 0.1], 1.0
+    after, n = [*values[1:], R], 5
+    for i, advantage in enumerate(step_advantages(values, R, lam=lam, mu=mu)):
+        q = sum((1 - lam) * lam ** (j - i) * after[j] for j in range(i, n - 1)) + lam ** (n - 1 - i) * R
+        b = sum((1 - mu) * mu ** (i - j) * values[j] for j in range(1, i + 1)) + mu**i * values[0]
+        assert advantage == pytest.approx(q - b, abs=1e-12)
+
+
+class Tree:
+    """Three steps with three actions each: random logits at each state, reward 0 or 1 at each leaf."""
+
+    def __init__(self, steps=3, actions=3):
+        g = torch.Generator().manual_seed(3)
+        self.states = [s for n in range(steps) for s in product(range(actions), repeat=n)]
+        self.leaves = list(product(range(actions), repeat=steps))
+        self.logits = torch.randn(len(self.states), actions, generator=g, dtype=torch.float64, requires_grad=True)
+        self.reward = {leaf: float(torch.rand((), generator=g) < 0.4) for leaf in self.leaves}
+
+    def logprobs(self, leaf):
+        """[steps] of the actions on the way to the leaf."""
+        rows = self.logits.log_softmax(dim=1)
+        return [rows[self.states.index(leaf[:i]), action] for i, action in enumerate(leaf)]
+
+    def value(self, state):
+        below = [leaf for leaf in self.leaves if leaf[: len(state)] == state]
+        return sum(sum(self.logprobs(leaf)[len(state) :]).exp() * self.reward[leaf] for leaf in below)
+
+
+@pytest.mark.parametrize("lam, mu", DIALS)
+def test_the_expected_gradient_is_exact_for_every_lam_and_mu(lam, mu):
+    """All trajectories of a small tree, and all outcomes of one rollout for each of their states, with their probabilities."""
+    tree = Tree()
+    [exact] = torch.autograd.grad(tree.value(()), tree.logits)
+    values = {state: tree.value(state).item() for state in tree.states}
+    surrogate = 0.0
+    for leaf in tree.leaves:
+        logprobs = tree.logprobs(leaf)
+        chance, on_the_way = sum(logprobs).exp().item(), [values[leaf[:i]] for i in range(3)]
+        for outcome in product((0.0, 1.0), repeat=3):  # the rewards of the rollouts, K = 1
+            p = torch.tensor([v if x else 1 - v for x, v in zip(outcome, on_the_way, strict=True)], dtype=torch.float64).prod()
+            advantages = step_advantages(list(outcome), tree.reward[leaf], lam=lam, mu=mu)
+            surrogate += chance * p.item() * sum(a * logprob for a, logprob in zip(advantages, logprobs, strict=True))
+    [expected] = torch.autograd.grad(surrogate, tree.logits)
+    torch.testing.assert_close(expected, exact, rtol=0, atol=1e-12)
 
 
 def test_spread_gives_each_token_its_step():

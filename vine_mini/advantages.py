@@ -30,15 +30,22 @@ def gae(rewards, values, mask, *, gamma: float = 1.0, lam: float = 1.0):
     return advantages, (advantages + values) * mask
 
 
-def step_advantages(values: list[float], reward: float) -> list[float]:
-    """VinePPO's advantage of each step (section 4; gamma = 1): A_i = r_i + V(s_{i+1}) - V(s_i).
+def step_advantages(values: list[float], reward: float, *, lam: float = 0.0, mu: float = 0.0) -> list[float]:
+    """The advantage of each step from Monte Carlo values: A_i = Q_i - B_i. VinePPO's (section 4; gamma = 1) at lam = mu = 0.
 
-    `values` are V(s_0) .. V(s_{n-1}), of the states before each of the n steps. The reward R of the response is paid at the
-    last step. The value of the terminal state is 0. The n advantages telescope: their sum is R - V(s_0).
+    Q_i = (1 - lam) V(s_{i+1}) + lam Q_{i+1}, Q_{n-1} = R, averages values after step i: GAE's lambda over Monte Carlo values.
+    B_i = (1 - mu) V(s_i) + mu B_{i-1}, B_0 = V(s_0), averages values before it. Q is unbiased and B is a baseline for every lam
+    and mu. At 0, A_i = V(s_{i+1}) - V(s_i), and the advantages sum to R - V(s_0). At 1, each of them is R - V(s_0).
+    `values` are V(s_0) .. V(s_{n-1}), of the states before each of the n steps. The reward R is paid at the last step.
     """
     if not values:
         raise ValueError("a response has at least one step, so at least the value of its prompt is needed")
-    return [after - before for before, after in zip(values, [*values[1:], reward], strict=True)]
+    q, baselines = [reward], [values[0]]
+    for value in reversed(values[1:]):
+        q.insert(0, (1 - lam) * value + lam * q[0])
+    for value in values[1:]:
+        baselines.append((1 - mu) * value + mu * baselines[-1])
+    return [after - before for before, after in zip(baselines, q, strict=True)]
 
 
 def spread_to_tokens(step_advantages: list[float], cuts: list[int], length: int) -> list[float]:

@@ -44,12 +44,16 @@ def vineppo(episodes: Episodes, values, roll_out, config):
         [tasks.grade(episodes.task, problem, [*so_far, *r.response_ids], r.finished, tokenizer) for r in group]
         for (problem, so_far), group in zip(first, rollouts, strict=True)
     ]  # [state][K]
-    # The value of a state is the mean of its K rewards.
+    # The value of a state is the mean of its K rewards. The other responses to a problem are rollouts of its prompt as well.
     value = dict(zip(first, monte_carlo_values(rewards), strict=True))
+    others = (episodes.rewards.sum(dim=1, keepdim=True) - episodes.rewards).flatten().tolist()  # [B]
+    G = episodes.rewards.shape[1]
     # The advantage of a step is the value after it minus the value before it. Every token of the step gets this advantage.
     advantages = []
-    for t, starts, of_row, R in zip(trajectories, cuts, states, episodes.rewards.flatten().tolist(), strict=True):
-        of_steps = step_advantages([value[state] for state in of_row], R)
+    for t, starts, of_row, R, rest in zip(trajectories, cuts, states, episodes.rewards.flatten().tolist(), others, strict=True):
+        values = [value[state] for state in of_row]
+        values[0] = (config.k * values[0] + rest) / (config.k + G - 1)
+        of_steps = step_advantages(values, R, lam=config.mc_lam, mu=config.mc_mu)
         advantages.append(spread_to_tokens(of_steps, starts, len(t.response_ids)))
     return on_response(advantages, episodes.tokens.response_mask), None, _rollout_stats(states, rollouts)
 

@@ -4,9 +4,19 @@ import sys
 from collections.abc import Callable
 
 from vine_mini.app import commands
-from vine_mini.app.config import CreditConfig, DemoConfig, EvaluateConfig, ExercisesConfig, SampleConfig, SFTConfig, TrainConfig
+from vine_mini.app.config import (
+    CreditConfig,
+    CreditCostConfig,
+    DemoConfig,
+    EvaluateConfig,
+    ExercisesConfig,
+    SampleConfig,
+    SFTConfig,
+    TrainConfig,
+)
 from vine_mini.app.exercises import exercises
 from vine_mini.app.flags import parse
+from vine_mini.credit_cost.command import credit_cost
 from vine_mini.credit_page.command import credit
 from vine_mini.lengthgen import commands as lengthgen
 from vine_mini.types import UserError
@@ -42,6 +52,7 @@ COMMANDS: dict[str, tuple[Callable, type]] = {
     "evaluate": (commands.evaluate_policy, EvaluateConfig),
     "sample": (commands.sample, SampleConfig),
     "credit": (credit, CreditConfig),
+    "credit-cost": (credit_cost, CreditCostConfig),
     "exercises": (exercises, ExercisesConfig),
     **lengthgen.COMMANDS,
 }

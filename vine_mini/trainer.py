@@ -30,16 +30,16 @@ BAR = dict(leave=False, position=1, dynamic_ncols=True, delay=2)  # progress bel
 class Trainer:
     """A policy and what its training needs: `train()` runs the loop, `evaluate()` measures the policy on the test problems."""
 
-    def __init__(self, config, policy, tokenizer, train_problems, test_problems):
+    def __init__(self, config, policy, tokenizer, train_problems, test_problems, validation_problems=()):
         self.config = config = replace(config, lr=models.default_lr(policy) if config.lr is None else config.lr)
         self.policy, self.tokenizer, self.device = policy, tokenizer, policy.device
         self.algorithm, self.task = ALGORITHMS[config.algorithm], tasks.get(config.task)
         eos = tuple(models.eos_ids(policy, tokenizer))
         self.sampling = Sampling(config.max_new_tokens, eos, config.temperature, config.top_p, config.sample_batch_size)
-        self.train_problems, self.test_problems = train_problems, test_problems
-        self.prompts = tasks.prompt_ids(train_problems, tokenizer, config)
-        self.test_prompts = tasks.prompt_ids(test_problems, tokenizer, config)
-        tasks.check_prompts(self.prompts + self.test_prompts, models.context_length(policy), config.max_new_tokens)
+        self.train_problems, self.test_problems, self.validation_problems = train_problems, test_problems, validation_problems
+        every = tasks.prompt_ids([*train_problems, *test_problems, *validation_problems], tokenizer, config)
+        tasks.check_prompts(every, models.context_length(policy), config.max_new_tokens)
+        self.prompts, self.test_prompts = every[: len(train_problems)], every[len(train_problems) :][: len(test_problems)]
         if config.prompts > len(self.prompts):
             raise UserError(f"prompts = {config.prompts}, but there are only {len(self.prompts)} training problems")
         if config.gradient_checkpointing:
@@ -178,12 +178,14 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return sound
 
-    def evaluate(self, with_kl: bool = True) -> dict:
-        """Accuracy on the test problems; see `evaluate.evaluate`."""
-        n, sampling = self.config.eval_samples, replace(self.sampling, temperature=self.config.eval_temperature, top_p=1.0)
-        parts = self.policy, self.tokenizer, self.task, self.test_problems, self.test_prompts, sampling
+    def evaluate(self, problems=None, with_kl: bool = True) -> dict:
+        """Accuracy on the test problems, or on other problems; see `evaluate.evaluate`."""
+        problems = problems or self.test_problems
+        prompts, n = tasks.prompt_ids(problems, self.tokenizer, self.config), self.config.eval_samples
+        sampling = replace(self.sampling, temperature=self.config.eval_temperature, top_p=1.0)
+        parts = self.policy, self.tokenizer, self.task, problems, prompts, sampling
         more = {"seed": self.config.seed, "reference": self.reference if with_kl else None, "sampler": self.sampler()}
-        bar = tqdm(total=len(self.test_prompts) * (n + 1), desc="evaluate", **BAR)
+        bar = tqdm(total=len(prompts) * (n + 1), desc="evaluate", **BAR)
         with models.autocast(self.device, self.config.bf16), bar:
             return evaluate(*parts, n=n, **more, progress=bar.update)
 

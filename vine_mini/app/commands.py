@@ -52,7 +52,13 @@ def train(config: TrainConfig) -> int:
         folder = new_folder(config.out, name)  # another run may have taken the first meanwhile
         run = Run(folder, config, before=before)
     finished = _train(trainer, run)
-    print(table({f"iteration {row['iteration']}": row["eval"] for row in (run.rows[0], run.rows[-1]) if "eval" in row}))
+    columns = {f"iteration {row['iteration']}": row["eval"] for row in (run.rows[0], run.rows[-1]) if "eval" in row}
+    if finished and (best := run.best()):
+        policy, _ = models.load_policy(str(folder / "best"), trainer.device)
+        trainer.policy.load_state_dict(policy.state_dict())
+        columns |= {f"best, iteration {best['iteration']}": trainer.evaluate()}
+        print(f"the best of {len(trainer.validation_problems)} validation problems: iteration {best['iteration']}, {folder / 'best'}")
+    print(table(columns))
     print(f"{trainer.iteration} iterations: " + ", ".join(f"{name} {s:.1f} s" for name, s in trainer.seconds.items()))
     print(f"{'' if finished else 'interrupted; '}everything is in {folder}")
     return 0 if finished else INTERRUPTED
@@ -69,9 +75,14 @@ def _train(trainer: Trainer, run: Run) -> bool:
     style = dict(dynamic_ncols=True, bar_format="{desc} {percentage:3.0f}% |{bar}| {elapsed}<{remaining}{postfix}")
     with tqdm(total=total, initial=done(), desc=config.algorithm, **style) as bar, _interrupts_wait() as interrupted:
         for metrics, episodes, advantages in trainer.train():
-            if trainer.done or (config.eval_every and trainer.iteration % config.eval_every == 0 and not interrupted):
+            evaluates = config.eval_every and trainer.iteration % config.eval_every == 0 and not interrupted
+            if trainer.validation_problems and (evaluates or trainer.done):
+                metrics["validation"] = trainer.evaluate(trainer.validation_problems)
+            if trainer.done or (evaluates and not trainer.validation_problems):
                 metrics["eval"] = trainer.evaluate()
             run.log(metrics)
+            if run.best() is metrics:
+                run.save_best(trainer)
             run.log_samples(episodes, advantages)
             if trainer.done or interrupted or trainer.iteration % config.save_every == 0:
                 run.save(trainer)

@@ -66,7 +66,7 @@ class Common:
 
     task: str = knob(next(iter(tasks.BUILT_IN)), f"Problems: {', '.join(tasks.BUILT_IN)}, or the path of your own task file.")
     data: str | None = knob(None, "Folder or file of the problems, for tasks that read them. Left out: the Hub, if there.")
-    steps: Count = knob(6, "Generated tasks: operations in a problem.")
+    steps: Count | None = knob(None, "Generated tasks: operations in a problem. Left out: the task's own number.")
     min_steps: Count | None = knob(None, "Generated tasks: fewest operations, if problems of several lengths are wanted.")
     max_number: Annotated[int, Range(3)] = knob(20, "Generated tasks: no number in a solution is larger.")
     prompt: str | None = knob(None, "Prompt with {question} in it. Left out: the task's own.")
@@ -96,6 +96,15 @@ class Common:
             raise UserError(f"date = {self.date}: write it as 2025-01-31") from error
 
 
+def _take_policy_of_run(config) -> None:
+    if config.run is not None:
+        if config.model not in (None, f"{config.run}/policy"):
+            raise UserError("--run and --policy: a run brings its own policy, so leave out one of them")
+        config.model = f"{config.run}/policy"
+        if not Path(config.model).is_dir():
+            raise UserError(f"there is no folder {config.model}: nothing was saved there yet")
+
+
 @dataclass
 class TrainConfig(Common):
     """Train a policy by reinforcement learning."""
@@ -108,6 +117,8 @@ class TrainConfig(Common):
     prompts: Count = knob(32, "Different problems in an iteration.")
     group: Count = knob(4, "Responses to each problem.")
     k: Count = knob(9, "vineppo: Monte Carlo rollouts for each state (paper: 9).")
+    mc_lam: Share = knob(0.0, "vineppo: GAE's lambda over the Monte Carlo values after a step (paper: 0).")
+    mc_mu: Share = knob(0.0, "vineppo: the same over the values before it, for the baseline (paper: 0).")
     step_tokens: Count | None = knob(None, "vineppo: cut a step every so many tokens instead of at newlines.")
     temperature: Positive = knob(1.0, "Of responses and rollouts; log-probs are taken at it too.")
     top_p: PositiveShare = knob(1.0, "Nucleus sampling. Below 1 the ratio is biased: log-probs are of the whole distribution.")
@@ -128,8 +139,9 @@ class TrainConfig(Common):
     max_ratio: Annotated[float, Range(1)] = knob(10.0, "A minibatch whose mean ratio is above this is skipped.")
     gradient_checkpointing: bool = knob(False, "Compute activations again in the backward pass: slower, less memory.")
     eval_every: Whole = knob(0, "Evaluate every so many iterations; 0: only before and after.")
+    validation: Whole = knob(200, "With eval_every: training problems set aside to find RUN/best, the best policy; 0: none.")
     eval_problems: Whole = knob(200, "Test problems in an evaluation; 0: all.")
-    eval_samples: Count = knob(4, "Samples for each test problem in an evaluation.")
+    eval_samples: Count = knob(4, "Samples for each problem in an evaluation.")
     eval_temperature: Amount | None = knob(None, "Of those samples. Left out: the task's own.")
     save_every: Count = knob(40, "Save the policy every so many iterations; it is saved at the end in any case.")
 
@@ -216,12 +228,28 @@ class CreditConfig(Common):
         super().__post_init__()
         if self.response is not None and self.response >= self.group:
             raise UserError(f"response = {self.response}: there are {self.group} responses in the group, counted from 0")
-        if self.run is not None:
-            if self.model not in (None, f"{self.run}/policy"):
-                raise UserError("--run and --policy: a run brings its own policy, so leave out one of them")
-            self.model = f"{self.run}/policy"
-            if not Path(self.model).is_dir():
-                raise UserError(f"there is no folder {self.model}: nothing was saved there yet")
+        _take_policy_of_run(self)
+
+
+@dataclass
+class CreditCostConfig(TrainConfig):
+    """Measure what Monte Carlo credit costs and what it is worth, for your policy and your settings of `train`."""
+
+    run: str | None = knob(None, "A run folder: its policy, the fields of its config.yaml and, if it trained one, its critic.")
+    problems: Annotated[int, Range(2)] = knob(24, "Training problems, with `group` responses each, whose states are rolled out.")
+    pool: Annotated[int, Range(4)] = knob(32, "Rollouts for each state, from which the noise of every K follows.")
+    ks: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 9], metadata={"help": "vineppo: the K to judge."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.resume:
+            raise UserError("credit-cost resumes nothing: give the folder as --run")
+        if self.group < 2:
+            raise UserError("grpo, with which vineppo is compared, needs a group of at least 2")
+        for k in self.ks:
+            if not 1 <= k <= self.pool:
+                raise UserError(f"ks: K = {k} must be at least 1 and at most pool = {self.pool}: raise --pool or leave it out")
+        _take_policy_of_run(self)
 
 
 @dataclass

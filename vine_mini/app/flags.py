@@ -49,16 +49,17 @@ def parse(config_class, prog: str, argv: list[str]):
     for name, source in sources.items():
         if name == "preset":
             values = read_preset(source)
-            usable = names if config_class is TrainConfig else names & {f.name for f in fields(Common)}
+            usable = names if issubclass(config_class, TrainConfig) else names & {f.name for f in fields(Common)}
             continue
         if not Path(source, "config.yaml").is_file():
             raise UserError(f"there is no {source}/config.yaml: --{name} needs the folder of a run")
         values = read_preset(f"{source}/config.yaml")
-        usable = names if name == "resume" else names - {"model", "group"}  # `credit` loads RUN/policy and has its own group
+        own = set() if name == "resume" else {"model"} if issubclass(config_class, TrainConfig) else {"model", "group"}
+        usable = names - own  # `credit` and `credit-cost` load RUN/policy, and `credit` has its own group
     flags = [f"--{name}={value}" for name, value in values.items() if name in usable and value is not None]
     parser = _Parser(config_class, prog=prog, description=config_class.__doc__, allow_abbrev=False)
     if issubclass(config_class, Common):
-        only = "" if config_class is TrainConfig else " Only the fields that all commands share are taken."
+        only = "" if issubclass(config_class, TrainConfig) else " Only the fields that all commands share are taken."
         parser.add_argument("--preset", help=f"Start from these fields: {PRESET_NAMES}, or a YAML file.{only}")
     given = vars(parser.parse_args([*flags, *argv]))
     config = config_class(**{name: given[name] for name in names})

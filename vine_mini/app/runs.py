@@ -1,11 +1,12 @@
 """The folder of a training run.
 
 config.yaml     all settings; `--preset RUN/config.yaml` starts the same run again
-metrics.jsonl   one line for each iteration; evaluations under "eval", the first of them in the line of iteration 0
+metrics.jsonl   one line for each iteration; "eval" holds test problems (iteration 0 and the last), "validation" those set aside
 samples.jsonl   a few responses of each iteration, cut into steps, each step with its advantage
 curves.png      reward, length, KL and seconds, against episodes
 checkpoints/    the newest checkpoint; see `checkpoint.py`
 policy          a link to the newest checkpoint, which is a Hugging Face folder; `train --resume RUN` continues from it
+best            the policy with the highest pass@1 on the validation problems, if some were set aside
 """
 
 import json
@@ -18,6 +19,7 @@ from vine_mini.app import checkpoint
 from vine_mini.app.flags import to_yaml
 from vine_mini.app.plots import plot_run
 from vine_mini.app.setup import task_name
+from vine_mini.models import save_policy
 from vine_mini.steps import step_texts
 from vine_mini.types import UserError
 
@@ -81,6 +83,15 @@ class Run:
                 "steps": [{"text": text, "advantage": round(credit[cut], 4)} for text, cut in zip(texts, cuts, strict=True)],
             }
             _append(self.folder / "samples.jsonl", sample)
+
+    def best(self) -> dict | None:
+        """The line of the iteration whose policy was best on the validation problems; the first of equally good ones."""
+        measured = [row for row in self.rows if "validation" in row]
+        return max(measured, key=lambda row: row["validation"]["pass@1"][0], default=None)
+
+    def save_best(self, trainer) -> None:
+        """Writes the policy as the best one so far."""
+        save_policy(trainer.policy, trainer.tokenizer, self.folder / "best")
 
     def save(self, trainer) -> None:
         """Writes a checkpoint and the curves so far."""

@@ -25,8 +25,16 @@ def policy_name(config: Common) -> str:
 
 
 def build_trainer(config: TrainConfig) -> Trainer:
-    """Loads the problems and the policy that the config names, and makes a trainer. Raises UserError if that is impossible."""
+    """Loads the problems and the policy that the config names, and makes a trainer. Raises UserError if that is impossible.
+
+    Where the run evaluates, `config.validation` training problems are set aside, at equal distances in their order. They are
+    no more than a tenth of all, and the same ones for every seed.
+    """
     device = models.pick_device(config.device)
     train_problems, test_problems = tasks.load_problems(config)
+    count = min(config.validation, len(train_problems) // 10) if config.eval_every else 0
+    aside = {(2 * i + 1) * len(train_problems) // (2 * count) for i in range(count)}
+    validation = [train_problems[i] for i in sorted(aside)]
+    train_problems = [problem for i, problem in enumerate(train_problems) if i not in aside]
     policy, tokenizer = models.load_policy(policy_name(config), device)
-    return Trainer(config, policy, tokenizer, train_problems, test_problems[: config.eval_problems or None])
+    return Trainer(config, policy, tokenizer, train_problems, test_problems[: config.eval_problems or None], validation)

@@ -1,0 +1,213 @@
+"""The `credit-cost` command: the noise of each credit, its seconds on this machine, and what follows for learning.
+
+The functions that train also sample, roll out and update here, with learning rate 0. `noise.py` holds the mathematics.
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from vine_mini import tasks
+from vine_mini.algorithms import ALGORITHMS
+from vine_mini.app import checkpoint
+from vine_mini.app.config import CreditCostConfig, TrainConfig
+from vine_mini.app.runs import new_folder
+from vine_mini.app.setup import build_trainer, task_name
+from vine_mini.credit_cost import noise
+from vine_mini.credit_cost.noise import Pool, mean_and_error
+from vine_mini.credit_cost.picture import plot_cost
+from vine_mini.trainer import Trainer
+from vine_mini.types import Batch, Episodes, Trajectory, UserError
+
+EXPONENT = 0.5  # seconds to the same learning grow with (noise + signal) to this power; see results/credit
+BASE, PLACES = "grpo", 10
+LONG_SECONDS = 10  # a phase that takes longer is not timed again
+
+
+@dataclass
+class Way:
+    """One way to give credit, and what was measured of it."""
+
+    name: str
+    noise: float
+    error: float  # the standard error of the noise, over problems
+    seconds: dict[str, float]  # of an iteration, by phase
+    relative: float = 1.0  # seconds to the same learning, GRPO's = 1
+
+
+@dataclass
+class Report:
+    """What the command measured."""
+
+    ways: list[Way]  # the first is whole-response credit
+    signal: tuple[float, float]  # and its standard error; summed over the steps of a response
+    success: tuple[float, float]  # mean reward of the responses, and its error
+    largest: tuple[float, float]  # share of the signal in the largest step, and in the mean step
+    places: list[float]  # [PLACES] share of the signal by place in the response
+    advice: str
+
+
+def credit_cost(config: CreditCostConfig) -> int:
+    """The `credit-cost` command."""
+    name = f"credit-cost-{task_name(config)}"
+    new_folder(config.out, name)  # refuses before anything is computed
+    report = measure(config)
+    folder = new_folder(config.out, name)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = table(report)
+    plot_cost(report, folder / "credit_cost.png")
+    (folder / "credit_cost.json").write_text(json.dumps(asdict(report), indent=1), encoding="utf-8")
+    (folder / "credit_cost.md").write_text(text + "\n", encoding="utf-8")
+    print(f"{text}\n\npicture, table and JSON: {folder}")
+    return 0
+
+
+def measure(config: CreditCostConfig) -> Report:
+    """Samples responses and a pool of rollouts, times the phases of an iteration, and compares the ways to give credit."""
+    settings = {field.name: getattr(config, field.name) for field in fields(TrainConfig)}
+    settings |= dict(lr=0.0, critic_lr=0.0, eval_every=0)  # the policy stays as it is
+    trainer = build_trainer(TrainConfig(**settings | {"algorithm": BASE}))
+    shared = seconds_of_training(trainer)
+    rollouts = {k: seconds_of_rollouts(trainer, k) for k in (1, 3)}
+    pools, batches = sample_pools(trainer, config)
+    check(pools)
+    signals = [float(noise.signal(p).sum()) for p in pools]
+    ways = [way("GRPO, RLOO", pools, [noise.noise(p, k=0, group=config.group, lam=1.0, mu=1.0) for p in pools], shared)]
+    if config.run and ALGORITHMS[config.algorithm].needs_critic:
+        ppo = Trainer(TrainConfig(**settings), trainer.policy, trainer.tokenizer, trainer.train_problems, trainer.test_problems)
+        checkpoint.resume(ppo, Path(config.run))
+        credits = [row for episodes in batches for row in credit_of_steps(ppo, episodes)]
+        numbers = [noise.critic_noise(p, row) for p, row in zip(pools, credits, strict=False)]
+        ways.append(way("PPO", pools, numbers, seconds_of_training(ppo)))
+    for k in config.ks:
+        seconds = shared | {"rollouts": rollouts[1] + (k - 1) / 2 * max(0.0, rollouts[3] - rollouts[1])}
+        for lam, mu in dict.fromkeys([(0.0, 0.0), noise.best_dials(pools, k=k, group=config.group)]):
+            numbers = [noise.noise(p, k=k, group=config.group, lam=lam, mu=mu) for p in pools]
+            ways.append(way(f"VinePPO, K = {k}" + (f", mc_lam {lam:g}, mc_mu {mu:g}" if lam or mu else ""), pools, numbers, seconds))
+    places = [0.0] * PLACES
+    for p in pools:
+        for place, x in zip(p.places, noise.signal(p).tolist(), strict=True):
+            places[int(PLACES * place)] += x / sum(signals)
+    signal, success = mean_and_error(pools, signals), mean_and_error(pools, [p.reward for p in pools])
+    ways = [replace(w, relative=relative_seconds(w, ways[0], signal[0])) for w in ways]
+    return Report(ways, signal, success, noise.largest_step(pools), places, advice(ways))
+
+
+def relative_seconds(way: Way, base: Way, signal: float) -> float:
+    """Seconds to the same learning in units of the base's: the seconds of an iteration times the iterations that are needed."""
+    noisier = (max(0.0, way.noise) + signal) / (base.noise + signal)
+    return sum(way.seconds.values()) / sum(base.seconds.values()) * noisier**EXPONENT
+
+
+def way(name: str, pools: list[Pool], numbers: list[float], seconds: dict[str, float]) -> Way:
+    """The mean noise of the responses, with its error."""
+    return Way(name, *mean_and_error(pools, numbers), seconds)
+
+
+def seconds_of_training(trainer: Trainer) -> dict[str, float]:
+    """Seconds of an iteration without rollouts, by phase."""
+    phases: dict[str, list[float]] = {"sample": [], "score": [], "update": []}
+    for _ in _repeats():
+        seconds, episodes = timed(trainer.sample_episodes, trainer.device)
+        phases["sample"].append(seconds)
+        seconds, (scores, _) = timed(lambda: trainer.score(episodes), trainer.device)  # noqa: B023
+        phases["score"].append(seconds)
+        advantages, returns, _ = trainer.algorithm.credit(episodes, scores["values"], None, trainer.config)
+        batch = Batch(**vars(episodes.tokens), **scores, advantages=advantages, returns=returns)
+        phases["update"].append(timed(lambda: trainer.update(batch), trainer.device)[0])  # noqa: B023
+    return {phase: min(times) for phase, times in phases.items()}
+
+
+def seconds_of_rollouts(trainer: Trainer, k: int) -> float:
+    """Seconds of VinePPO's credit for one iteration, grading included."""
+    episodes, config = trainer.sample_episodes(), replace(trainer.config, k=k)
+    credit = partial(ALGORITHMS["vineppo"].credit, episodes, None, trainer.roll_out, config)
+    return min(timed(credit, trainer.device)[0] for _ in _repeats())
+
+
+def _repeats():
+    """Three times, or fewer where the first ones took long. The first time includes what is only done once."""
+    start = time.perf_counter()
+    for i in range(3):
+        if i and time.perf_counter() - start > LONG_SECONDS:
+            return
+        yield i
+
+
+def timed(function, device):
+    """-> seconds, what the function returned"""
+    start = time.perf_counter()
+    value = function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start, value
+
+
+def sample_pools(trainer: Trainer, config: CreditCostConfig):
+    """A pool for each of `group` responses to each of `problems` problems. -> the pools, the episodes that they belong to"""
+    pools, batches, wanted = [], [], config.problems * config.group
+    while len(pools) < wanted:
+        episodes = trainer.sample_episodes()
+        rows = range(min(len(episodes.trajectories), wanted - len(pools)))
+        trajectories, cuts = [episodes.trajectories[i] for i in rows], [episodes.cuts[i] for i in rows]
+        for i, states in enumerate(trainer.roll_out(trajectories, cuts, config.pool, "pool")):
+            response = trajectories[i].response_ids
+            rewards = [[_reward(episodes, i, cut, r) for r in state] for cut, state in zip(cuts[i], states, strict=True)]
+            places = [cut / len(response) for cut in cuts[i]]
+            R, problem = episodes.rewards.flatten()[i].item(), len(pools) // config.group
+            pools.append(Pool(torch.tensor(rewards, dtype=torch.float64), R, problem, places))
+        batches.append(episodes)
+        trainer.iteration += 1
+    return pools, batches
+
+
+def _reward(episodes: Episodes, row: int, cut: int, rollout: Trajectory) -> float:
+    response = [*episodes.trajectories[row].response_ids[:cut], *rollout.response_ids]
+    return tasks.grade(episodes.task, episodes.problems[row], response, rollout.finished, episodes.tokenizer)
+
+
+def credit_of_steps(trainer: Trainer, episodes: Episodes) -> list[list[float]]:
+    """The mean advantage of each step's tokens, for an algorithm that gives credit to tokens. -> [B][step]"""
+    values = trainer.score(episodes)[0]["values"]
+    advantages, _, _ = trainer.algorithm.credit(episodes, values, None, trainer.config)  # [B, T]
+    rows = zip(advantages, episodes.tokens.response_mask.bool(), episodes.cuts, strict=True)
+    return [[part.mean().item() for part in row[mask].tensor_split(cuts[1:])] for row, mask, cuts in rows]
+
+
+def check(pools: list[Pool]) -> None:
+    """Raises UserError where no credit can be measured."""
+    rewards = torch.cat([p.rewards.flatten() for p in pools])
+    if rewards.min() == rewards.max():
+        often = "never" if rewards.max() == 0 else "always" if rewards.min() == 1 else "equally"
+        change = "easier problems or a better policy" if often == "never" else "harder problems"
+        raise UserError(f"the policy {often} succeeds, in {len(rewards):,} rollouts: there is no credit to measure; take {change}")
+    if max(len(p.rewards) for p in pools) < 2:
+        raise UserError("each response is a single step, so all methods give the same credit: cut steps with --step_tokens")
+
+
+def advice(ways: list[Way]) -> str:
+    """One sentence: the cheapest way and what it saves."""
+    base, best = ways[0], min(ways, key=lambda way: way.relative)
+    if best is base:
+        rival = min(ways[1:], key=lambda way: way.relative)
+        return f"Take {base.name}: {rival.name} comes next and needs {rival.relative:.2f} times its seconds for the same learning."
+    return f"Take {best.name}: it needs {best.relative:.2f} times the seconds of {base.name} for the same learning."
+
+
+def table(report: Report) -> str:
+    """What was measured, as text."""
+    largest, equal = report.largest
+    lines = [
+        f"success {report.success[0]:.3f} ± {report.success[1]:.3f}, signal {report.signal[0]:.3f} ± {report.signal[1]:.3f} a response",
+        f"the largest step of a response holds {largest:.0%} of the signal ({equal:.0%} if all steps were equal)",
+        "",
+        f"{'credit':36} {'noise':>15} {'s/iteration':>12} {'of it rollouts':>15} {'time to the same learning':>26}",
+    ]
+    for w in report.ways:
+        cells = f"{w.noise:8.3f} ± {w.error:.3f} {sum(w.seconds.values()):12.2f} {w.seconds.get('rollouts', 0.0):15.2f}"
+        lines.append(f"{w.name:36} {cells} {w.relative:26.2f}")
+    return "\n".join([*lines, "", report.advice])

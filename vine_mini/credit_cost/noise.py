@@ -1,0 +1,100 @@
+"""The noise of credit, from a pool of rollouts. Pure functions.
+
+The noise of an estimate of the advantages is the sum over the steps of a response of (estimate - advantage)^2, expected over
+the rollouts. VinePPO's estimate is linear in the values and in the reward. So the noise of every K, lam and mu follows from
+the mean and the variance of the rewards at each state. One pool of m rollouts a state gives both without bias. No rollout is
+drawn twice, and the noise that the pool itself has is subtracted.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+
+import torch
+
+from vine_mini.advantages import step_advantages
+
+DIALS = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """One response of n steps, and m rollouts from the state before each of them."""
+
+    rewards: torch.Tensor  # [n, m], float64
+    reward: float  # R of the response
+    problem: int  # responses to one problem are not independent
+    places: list[float]  # [n] where each step starts, as a share of the response
+
+
+@cache
+def coefficients(n: int, lam: float, mu: float):
+    """W [n, n] and c [n] with advantages = W values + c R."""
+    unit, zero = torch.eye(n).tolist(), [0.0] * n
+    columns = [step_advantages(unit[j], 0.0, lam=lam, mu=mu) for j in range(n)]
+    return torch.tensor(columns, dtype=torch.float64).T, torch.tensor(step_advantages(zero, 1.0, lam=lam, mu=mu)).double()
+
+
+def noise(pool: Pool, *, k: float, group: int, lam: float, mu: float) -> float:
+    """The noise of VinePPO's credit of one response. The other group - 1 rewards count for the value of the prompt.
+
+    Whole-response credit (RLOO, and GRPO without its division) is lam = mu = 1 with k = 0: then only the group counts.
+    """
+    n, m = pool.rewards.shape
+    values, variances = pool.rewards.mean(dim=1), pool.rewards.var(dim=1)
+    w, c = coefficients(n, lam, mu)
+    w_true, c_true = coefficients(n, 0.0, 0.0)
+    counts = torch.full((n,), float(k), dtype=torch.float64)
+    counts[0] += group - 1
+    off = (w - w_true) @ values + (c - c_true) * pool.reward  # [n] what stays when k goes to infinity, and the pool's noise
+    drawn = torch.where(w == 0, 0.0, w.square() * (variances / counts))
+    return float((off.square() - (w - w_true).square() @ (variances / m) + drawn.sum(dim=1)).sum())
+
+
+def critic_noise(pool: Pool, advantages) -> float:
+    """The noise of any other advantages [n], such as those of a critic."""
+    true, error = squares(pool)
+    return float(((torch.as_tensor(advantages).double() - true).square() - error).sum())
+
+
+def squares(pool: Pool):
+    """-> the advantages [n] by the whole pool, and the variance [n] that they have because the pool is finite"""
+    n, m = pool.rewards.shape
+    w, c = coefficients(n, 0.0, 0.0)
+    return w @ pool.rewards.mean(dim=1) + c * pool.reward, w.square() @ (pool.rewards.var(dim=1) / m)
+
+
+def signal(pool: Pool):
+    """[n] the squared advantage of each step, without bias. A single one may be below 0."""
+    advantages, error = squares(pool)
+    return advantages.square() - error
+
+
+def largest_step(pools: list[Pool]) -> tuple[float, float]:
+    """The share of all signal that lies in the largest step of each response, and the share if all its steps were equal.
+
+    One half of the pool says which step is the largest, the other half says how large it is.
+    """
+    at_most, every, equal = 0.0, 0.0, 0.0
+    for p in pools:
+        halves = [Pool(p.rewards[:, start::2], p.reward, p.problem, p.places) for start in (0, 1)]
+        for choosing, measuring in (halves, halves[::-1]):
+            found = signal(measuring)
+            at_most += float(found[squares(choosing)[0].abs().argmax()])
+            every += float(found.sum())
+            equal += float(found.mean())
+    return at_most / every, equal / every
+
+
+def mean_and_error(pools: list[Pool], numbers: list[float]) -> tuple[float, float]:
+    """The mean over responses, and its standard error over problems."""
+    problems = sorted({p.problem for p in pools})
+    mean = sum(numbers) / len(numbers)
+    off = [sum(x - mean for p, x in zip(pools, numbers, strict=True) if p.problem == problem) for problem in problems]
+    spread = sum(x * x for x in off) * len(problems) / max(1, len(problems) - 1)
+    return mean, spread**0.5 / len(numbers)
+
+
+def best_dials(pools: list[Pool], *, k: int, group: int) -> tuple[float, float]:
+    """The lam and the mu at which the noise is least."""
+    return min(product(DIALS, DIALS), key=lambda dial: sum(noise(p, k=k, group=group, lam=dial[0], mu=dial[1]) for p in pools))
