@@ -16,7 +16,7 @@ FLOORS = [
     ["algorithms", "evaluate"],
     ["trainer"],
     ["app"],
-    ["credit_page", "lengthgen"],
+    ["credit_page", "credit_cost", "lengthgen"],
     ["cli", "__main__"],
 ]
 # The files of one VinePPO iteration, in reading order.

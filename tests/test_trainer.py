@@ -228,10 +228,11 @@ def test_vineppo_credit_is_the_change_of_value(tokenizer):
     assert asked == [([[0, 6], []], 4)]  # both trajectories share both states: each state is rolled out once
     assert cost["states"] == 4 and cost["unique_states"] == 2 and cost["rollouts_truncated"] == pytest.approx(1 / 8)
     assert returns is None
-    for row, last in ((0, 0.25), (1, -0.75)):
+    # V(s_0) is the mean of four rollouts, of which one is right, and of the other response's reward: 1/5 and 2/5.
+    for row, first, last in ((0, 3 / 4 - 1 / 5, 1 / 4), (1, 3 / 4 - 2 / 5, -3 / 4)):
         n = len(trajectories[row].response_ids)
         credit = advantages[row][episodes.tokens.response_mask[row].bool()].tolist()
-        assert credit == [0.5] * 6 + [last] * (n - 6)  # the end token included (rule 3)
+        assert credit == pytest.approx([first] * 6 + [last] * (n - 6))  # the end token included (rule 3)
 
 
 def test_equal_responses_to_other_problems_are_other_states(tokenizer):

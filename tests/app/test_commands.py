@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
@@ -37,18 +38,19 @@ def no_pictures(monkeypatch):
 
 
 def test_train_leaves_a_whole_run_folder(empty_folder, capsys):
-    assert main(["train", *QUICK, "--save_every", "1", "--eval_every", "1", "--out", "run"]) == 0
+    assert main(["train", *QUICK, "--save_every", "1", "--eval_every", "1", "--validation", "6", "--out", "run"]) == 0
     run = empty_folder / "run"
     names = {p.name for p in run.iterdir()}
-    assert names == {"config.yaml", "metrics.jsonl", "samples.jsonl", "curves.png", "checkpoints", "policy"}
+    assert names == {"config.yaml", "metrics.jsonl", "samples.jsonl", "curves.png", "checkpoints", "policy", "best"}
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["iteration"] for row in rows] == [0, 1, 2]
-    assert all(set(row["eval"]) >= {"pass@1", "greedy"} for row in rows)
+    assert [row["iteration"] for row in rows if "eval" in row] == [0, 2]
+    assert all(set(row["validation"]) >= {"pass@1", "greedy"} for row in rows[1:])
     samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
     assert len(samples) == 4 and samples[0]["steps"][0]["text"].endswith("\n")
     for sample in samples:
         start_value = sample["reward"] - sum(step["advantage"] for step in sample["steps"])  # they telescope
-        assert start_value in (0.0, 0.5, 1.0)  # a mean of k = 2 rollouts
+        assert 5 * start_value == pytest.approx(round(5 * start_value))  # a mean of k = 2 rollouts and 3 other responses
     out = capsys.readouterr().out
     for text in ("memory estimate", *"pass@1 greedy maj@2 any@2 truncated kl sample rollouts score update".split()):
         assert text in out
@@ -59,6 +61,49 @@ def test_train_leaves_a_whole_run_folder(empty_folder, capsys):
     assert json.loads(first)["loss"] == json.loads(again)["loss"]
     flags = ["--reference", str(SHIPPED / "arithmetic"), "--problems", "3", "--n", "2"]
     assert main(["evaluate", "--model", "run/policy", *flags]) == 0
+
+
+def test_the_best_policy_by_validation_problems_is_kept_and_tested(empty_folder, no_pictures, capsys, monkeypatch):
+    """The learning rate destroys the policy in the second iteration. The first one is the best and is the one that is tested."""
+    monkeypatch.setattr("vine_mini.trainer.Trainer._step", _destroys_at(2))
+    assert main(["train", *QUICK, "--eval_every", "1", "--validation", "20", "--out", "run"]) == 0
+    rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    first, last = (row["validation"]["pass@1"][0] for row in rows[1:])
+    assert first > last == 0
+    out = capsys.readouterr().out
+    assert "the best of 20 validation problems: iteration 1, run/best" in out
+    [line] = [line for line in out.splitlines() if line.startswith("greedy")]
+    assert "100.0" in line.split("%")[2] and "0.0 ± 0.0" in line.split("%")[1]  # columns: iteration 0, iteration 2, best
+    best, _ = load_policy("run/best", "cpu")
+    shipped, _ = load_policy(str(SHIPPED / "arithmetic"), "cpu")
+    assert all(map(torch.equal, best.state_dict().values(), shipped.state_dict().values()))
+
+
+def _destroys_at(iteration: int):
+    def step(trainer, stats):
+        if trainer.iteration == iteration - 1:  # counted after the update
+            for parameter in trainer.policy.parameters():
+                parameter.data.zero_()
+        trainer.optimizer.zero_grad(set_to_none=True)
+        stats |= {"grad_norm": 0.0, "lr": 0.0}
+        return True
+
+    return step
+
+
+def test_validation_problems_are_set_aside_by_a_rule():
+    settings = dict(steps=4, prompts=2, group=2, minibatch_size=4)
+    plain, same, other = (
+        build_trainer(TrainConfig(**settings, eval_every=every, seed=seed)) for every, seed in ((0, 0), (5, 0), (5, 1))
+    )
+    count = min(200, len(plain.train_problems) // 10)
+    assert len(plain.validation_problems) == 0 and len(same.validation_problems) == count
+    assert same.validation_problems == other.validation_problems  # whatever the seed
+    assert len(same.train_problems) + count == len(plain.train_problems)
+    assert not set(same.train_problems) & set(same.validation_problems)
+    assert set(same.train_problems) | set(same.validation_problems) == set(plain.train_problems)
+    few = build_trainer(TrainConfig(**settings | dict(eval_every=5, steps=1, max_number=3)))
+    assert 0 < len(few.validation_problems) <= (len(few.train_problems) + len(few.validation_problems)) / 10
 
 
 def test_a_policy_that_diverged_is_named(empty_folder, no_pictures, capsys):

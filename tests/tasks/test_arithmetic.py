@@ -47,7 +47,7 @@ def test_settings_with_few_problems_give_all_there_are():
     few = arithmetic.generate("test", 500, steps=(1, 1), max_number=3, seed=0)
     assert 0 < len(few) < 500
     with pytest.raises(UserError, match="min_steps <= steps"):
-        arithmetic.problems(SimpleNamespace(data=None, steps=2, min_steps=3, max_number=20))
+        arithmetic.problems(SimpleNamespace(task="arithmetic", data=None, steps=2, min_steps=3, max_number=20))
 
 
 def test_demonstrations_slip_and_go_on_from_the_slip():
@@ -72,4 +72,4 @@ def test_the_problems_never_change():
 
 def test_data_is_refused():
     with pytest.raises(UserError, match="arithmetic makes its own problems: leave out --data"):
-        arithmetic.problems(SimpleNamespace(data="folder", steps=6, min_steps=None, max_number=20))
+        arithmetic.problems(SimpleNamespace(task="arithmetic", data="folder", steps=6, min_steps=None, max_number=20))

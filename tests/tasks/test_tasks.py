@@ -56,7 +56,7 @@ def test_every_task_has_the_same_names(name):
 
 
 def test_defaults():
-    assert arithmetic.DEFAULTS == {"max_new_tokens": 64, "eval_temperature": 1.0}
+    assert arithmetic.DEFAULTS == {"steps": 6, "max_new_tokens": 64, "eval_temperature": 1.0}
     assert gsm8k.DEFAULTS == jsonl.DEFAULTS == {"max_new_tokens": 512, "eval_temperature": 0.35}
 
 
@@ -104,7 +104,7 @@ def test_mistakes_in_an_own_task_are_one_line(tmp_path, text, says):
 
 def test_a_task_that_does_not_exist(tmp_path):
     with pytest.raises(
-        UserError, match=r"unknown task 'math': choose from arithmetic, gsm8k, jsonl, or give the path of a \.py file"
+        UserError, match=r"unknown task 'math': choose from arithmetic, decisive, gsm8k, jsonl, or give the path of a \.py file"
     ):
         tasks.get("math")
     for missing in (tmp_path / "none.py", tmp_path):

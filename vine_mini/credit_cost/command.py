@@ -33,8 +33,9 @@ class Way:
     """One way to give credit, and what was measured of it."""
 
     name: str
-    noise: float
+    noise: float  # summed over the steps of a response
     error: float  # the standard error of the noise, over problems
+    in_gradient: float  # the noise, each step weighted by the freedom that the policy has there
     seconds: dict[str, float]  # of an iteration, by phase
     relative: float = 1.0  # seconds to the same learning, GRPO's = 1
 
@@ -46,7 +47,7 @@ class Report:
     ways: list[Way]  # the first is whole-response credit
     signal: tuple[float, float]  # and its standard error; summed over the steps of a response
     success: tuple[float, float]  # mean reward of the responses, and its error
-    largest: tuple[float, float]  # share of the signal in the largest step, and in the mean step
+    largest: tuple[float, float] | None  # see noise.largest_step
     places: list[float]  # [PLACES] share of the signal by place in the response
     advice: str
 
@@ -75,37 +76,38 @@ def measure(config: CreditCostConfig) -> Report:
     rollouts = {k: seconds_of_rollouts(trainer, k) for k in (1, 3)}
     pools, batches = sample_pools(trainer, config)
     check(pools)
-    signals = [float(noise.signal(p).sum()) for p in pools]
     ways = [way("GRPO, RLOO", pools, [noise.noise(p, k=0, group=config.group, lam=1.0, mu=1.0) for p in pools], shared)]
     if config.run and ALGORITHMS[config.algorithm].needs_critic:
         ppo = Trainer(TrainConfig(**settings), trainer.policy, trainer.tokenizer, trainer.train_problems, trainer.test_problems)
         checkpoint.resume(ppo, Path(config.run))
         credits = [row for episodes in batches for row in credit_of_steps(ppo, episodes)]
-        numbers = [noise.critic_noise(p, row) for p, row in zip(pools, credits, strict=False)]
-        ways.append(way("PPO", pools, numbers, seconds_of_training(ppo)))
+        of_steps = [noise.critic_noise(p, row) for p, row in zip(pools, credits, strict=False)]
+        ways.append(way("PPO", pools, of_steps, seconds_of_training(ppo)))
     for k in config.ks:
         seconds = shared | {"rollouts": rollouts[1] + (k - 1) / 2 * max(0.0, rollouts[3] - rollouts[1])}
         for lam, mu in dict.fromkeys([(0.0, 0.0), noise.best_dials(pools, k=k, group=config.group)]):
-            numbers = [noise.noise(p, k=k, group=config.group, lam=lam, mu=mu) for p in pools]
-            ways.append(way(f"VinePPO, K = {k}" + (f", mc_lam {lam:g}, mc_mu {mu:g}" if lam or mu else ""), pools, numbers, seconds))
+            of_steps = [noise.noise(p, k=k, group=config.group, lam=lam, mu=mu) for p in pools]
+            name = f"VinePPO, K = {k}" + (f", mc_lam {lam:g}, mc_mu {mu:g}" if lam or mu else "")
+            ways.append(way(name, pools, of_steps, seconds))
+    of_steps = [noise.signal(p) for p in pools]
+    signal = way("signal", pools, of_steps, {})
+    for w in ways:
+        more = sum(w.seconds.values()) / sum(shared.values())
+        w.relative = more * ((w.in_gradient + signal.in_gradient) / (ways[0].in_gradient + signal.in_gradient)) ** EXPONENT
     places = [0.0] * PLACES
-    for p in pools:
-        for place, x in zip(p.places, noise.signal(p).tolist(), strict=True):
-            places[int(PLACES * place)] += x / sum(signals)
-    signal, success = mean_and_error(pools, signals), mean_and_error(pools, [p.reward for p in pools])
-    ways = [replace(w, relative=relative_seconds(w, ways[0], signal[0])) for w in ways]
-    return Report(ways, signal, success, noise.largest_step(pools), places, advice(ways))
+    for p, row in zip(pools, of_steps, strict=True):
+        for place, x in zip(p.places, row.tolist(), strict=True):
+            places[int(PLACES * place)] += x / signal.noise / len(pools)
+    success = mean_and_error(pools, [p.reward for p in pools])
+    return Report(ways, (signal.noise, signal.error), success, noise.largest_step(pools), places, advice(ways))
 
 
-def relative_seconds(way: Way, base: Way, signal: float) -> float:
-    """Seconds to the same learning in units of the base's: the seconds of an iteration times the iterations that are needed."""
-    noisier = (max(0.0, way.noise) + signal) / (base.noise + signal)
-    return sum(way.seconds.values()) / sum(base.seconds.values()) * noisier**EXPONENT
-
-
-def way(name: str, pools: list[Pool], numbers: list[float], seconds: dict[str, float]) -> Way:
-    """The mean noise of the responses, with its error."""
-    return Way(name, *mean_and_error(pools, numbers), seconds)
+def way(name: str, pools: list[Pool], of_steps: list, seconds: dict[str, float]) -> Way:
+    """The mean of the responses' noise [n]. Where the policy is sure of its tokens, noise moves no weight."""
+    freedom = [p.freedom for p in pools]
+    weights = [row / sum(x.mean() for x in freedom) * len(pools) for row in freedom]  # mean 1
+    weighted = sum(float(weight @ row) for weight, row in zip(weights, of_steps, strict=True)) / len(pools)
+    return Way(name, *mean_and_error(pools, [float(row.sum()) for row in of_steps]), weighted, seconds)
 
 
 def seconds_of_training(trainer: Trainer) -> dict[str, float]:
@@ -159,7 +161,9 @@ def sample_pools(trainer: Trainer, config: CreditCostConfig):
             rewards = [[_reward(episodes, i, cut, r) for r in state] for cut, state in zip(cuts[i], states, strict=True)]
             places = [cut / len(response) for cut in cuts[i]]
             R, problem = episodes.rewards.flatten()[i].item(), len(pools) // config.group
-            pools.append(Pool(torch.tensor(rewards, dtype=torch.float64), R, problem, places))
+            sure = torch.tensor(trajectories[i].logprobs, dtype=torch.float64).exp()
+            freedom = torch.stack([(1 - part).sum() for part in sure.tensor_split(cuts[i][1:])])  # [n]
+            pools.append(Pool(torch.tensor(rewards, dtype=torch.float64), R, problem, places, freedom))
         batches.append(episodes)
         trainer.iteration += 1
     return pools, batches
@@ -200,10 +204,9 @@ def advice(ways: list[Way]) -> str:
 
 def table(report: Report) -> str:
     """What was measured, as text."""
-    largest, equal = report.largest
     lines = [
         f"success {report.success[0]:.3f} ± {report.success[1]:.3f}, signal {report.signal[0]:.3f} ± {report.signal[1]:.3f} a response",
-        f"the largest step of a response holds {largest:.0%} of the signal ({equal:.0%} if all steps were equal)",
+        *(["right responses gain {:.0%} of their value in one step (an average step: {:.0%})".format(*report.largest)] if report.largest else []),
         "",
         f"{'credit':36} {'noise':>15} {'s/iteration':>12} {'of it rollouts':>15} {'time to the same learning':>26}",
     ]

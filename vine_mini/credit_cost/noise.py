@@ -1,12 +1,11 @@
 """The noise of credit, from a pool of rollouts. Pure functions.
 
-The noise of an estimate of the advantages is the sum over the steps of a response of (estimate - advantage)^2, expected over
-the rollouts. VinePPO's estimate is linear in the values and in the reward. So the noise of every K, lam and mu follows from
+The noise of an estimate of the advantages is (estimate - advantage)^2 at each step, expected over the rollouts. VinePPO's estimate is linear in the values and in the reward. So the noise of every K, lam and mu follows from
 the mean and the variance of the rewards at each state. One pool of m rollouts a state gives both without bias. No rollout is
 drawn twice, and the noise that the pool itself has is subtracted.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 
@@ -25,6 +24,7 @@ class Pool:
     reward: float  # R of the response
     problem: int  # responses to one problem are not independent
     places: list[float]  # [n] where each step starts, as a share of the response
+    freedom: torch.Tensor  # [n] sum of 1 - p over the tokens of the step, p: the probability of the sampled token
 
 
 @cache
@@ -35,8 +35,8 @@ def coefficients(n: int, lam: float, mu: float):
     return torch.tensor(columns, dtype=torch.float64).T, torch.tensor(step_advantages(zero, 1.0, lam=lam, mu=mu)).double()
 
 
-def noise(pool: Pool, *, k: float, group: int, lam: float, mu: float) -> float:
-    """The noise of VinePPO's credit of one response. The other group - 1 rewards count for the value of the prompt.
+def noise(pool: Pool, *, k: float, group: int, lam: float, mu: float):
+    """[n] the noise of VinePPO's credit at each step of a response. The other group - 1 rewards count for the value of the prompt.
 
     Whole-response credit (RLOO, and GRPO without its division) is lam = mu = 1 with k = 0: then only the group counts.
     """
@@ -48,13 +48,13 @@ def noise(pool: Pool, *, k: float, group: int, lam: float, mu: float) -> float:
     counts[0] += group - 1
     off = (w - w_true) @ values + (c - c_true) * pool.reward  # [n] what stays when k goes to infinity, and the pool's noise
     drawn = torch.where(w == 0, 0.0, w.square() * (variances / counts))
-    return float((off.square() - (w - w_true).square() @ (variances / m) + drawn.sum(dim=1)).sum())
+    return off.square() - (w - w_true).square() @ (variances / m) + drawn.sum(dim=1)
 
 
-def critic_noise(pool: Pool, advantages) -> float:
-    """The noise of any other advantages [n], such as those of a critic."""
+def critic_noise(pool: Pool, advantages):
+    """[n] the noise of any other advantages [n], such as those of a critic."""
     true, error = squares(pool)
-    return float(((torch.as_tensor(advantages).double() - true).square() - error).sum())
+    return (torch.as_tensor(advantages).double() - true).square() - error
 
 
 def squares(pool: Pool):
@@ -70,20 +70,20 @@ def signal(pool: Pool):
     return advantages.square() - error
 
 
-def largest_step(pools: list[Pool]) -> tuple[float, float]:
-    """The share of all signal that lies in the largest step of each response, and the share if all its steps were equal.
+def largest_step(pools: list[Pool]) -> tuple[float, float] | None:
+    """Of the value that right responses gain, the share gained in the largest step, and the share of an average step.
 
-    One half of the pool says which step is the largest, the other half says how large it is.
+    One half of the pool says which step is the largest, the other half says how much is gained there. Every wrong response
+    has a step that loses all, so wrong responses do not tell few decisive steps from many small ones.
     """
-    at_most, every, equal = 0.0, 0.0, 0.0
-    for p in pools:
-        halves = [Pool(p.rewards[:, start::2], p.reward, p.problem, p.places) for start in (0, 1)]
+    largest, every, average = 0.0, 0.0, 0.0
+    for p in (p for p in pools if p.reward == 1):
+        halves = [squares(replace(p, rewards=p.rewards[:, start::2]))[0] for start in (0, 1)]  # advantages [n]
         for choosing, measuring in (halves, halves[::-1]):
-            found = signal(measuring)
-            at_most += float(found[squares(choosing)[0].abs().argmax()])
-            every += float(found.sum())
-            equal += float(found.mean())
-    return at_most / every, equal / every
+            largest += float(measuring[choosing.argmax()])
+            every += float(measuring.sum())
+            average += float(measuring.mean())
+    return (largest / every, average / every) if every > 0 else None
 
 
 def mean_and_error(pools: list[Pool], numbers: list[float]) -> tuple[float, float]:
@@ -97,4 +97,4 @@ def mean_and_error(pools: list[Pool], numbers: list[float]) -> tuple[float, floa
 
 def best_dials(pools: list[Pool], *, k: int, group: int) -> tuple[float, float]:
     """The lam and the mu at which the noise is least."""
-    return min(product(DIALS, DIALS), key=lambda dial: sum(noise(p, k=k, group=group, lam=dial[0], mu=dial[1]) for p in pools))
+    return min(product(DIALS, DIALS), key=lambda dial: sum(noise(p, k=k, group=group, lam=dial[0], mu=dial[1]).sum() for p in pools))

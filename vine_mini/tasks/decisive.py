@@ -2,13 +2,15 @@
 
     Mia has 7 pens, loses 3, doubles them, buys 5. How many pens now?
 
-    7-3=4
-    4*2=8         <- decisive
-    8+5=13
+    then 7-3=4
+    so 4*2=8         <- decisive
+    now 8+5=13
     #### 13
 
 One step in four is a multiplication, at random places that are never side by side. The others are additions and subtractions.
 A demonstration has mistakes at the multiplications alone, so these are the lines at which the value of the response moves.
+Each line begins with a word that does not matter. Such free choices are what credit for whole responses rewards and punishes
+without reason.
 """
 
 import random
@@ -20,7 +22,7 @@ from vine_mini.types import Problem, UserError
 TEMPLATE, ANSWER_MARK = arithmetic.TEMPLATE, arithmetic.ANSWER_MARK
 DEFAULTS = {"steps": 12, "max_new_tokens": 140, "eval_temperature": 1.0}
 extract_answer, reward = arithmetic.extract_answer, arithmetic.reward
-demonstration = partial(arithmetic.demonstration, mistakes_at="*")
+WORDS = ("so", "then", "now", "next", "thus", "here", "well", "again")
 
 
 def problems(config, places=None) -> tuple[list[Problem], list[Problem]]:
@@ -28,6 +30,12 @@ def problems(config, places=None) -> tuple[list[Problem], list[Problem]]:
     if config.max_number < 4:
         raise UserError(f"max_number = {config.max_number}: doubling needs at least 4")
     return arithmetic.problems(config, partial(_problem, places=places or anywhere))
+
+
+def demonstration(problem: Problem, error_rate: float, rng: random.Random) -> str:
+    """The solution with a random word before each line, and with random mistakes at the multiplications."""
+    *lines, answer = arithmetic.demonstration(problem, error_rate, rng, mistakes_at="*").split("\n")
+    return "\n".join([*(f"{rng.choice(WORDS)} {line}" for line in lines), answer])
 
 
 def anywhere(rng: random.Random, n_steps: int) -> list[int]:
