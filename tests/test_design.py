@@ -17,6 +17,7 @@ FLOORS = [
     ["trainer"],
     ["app"],
     ["credit_page", "credit_cost", "lengthgen"],
+    ["demo"],
     ["cli", "__main__"],
 ]
 # The files of one VinePPO iteration, in reading order.

@@ -18,6 +18,7 @@ from vine_mini.app.exercises import exercises
 from vine_mini.app.flags import parse
 from vine_mini.credit_cost.command import credit_cost
 from vine_mini.credit_page.command import credit
+from vine_mini.demo import demo
 from vine_mini.lengthgen import commands as lengthgen
 from vine_mini.types import UserError
 
@@ -46,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 COMMANDS: dict[str, tuple[Callable, type]] = {
-    "demo": (commands.demo, DemoConfig),
+    "demo": (demo, DemoConfig),
     "sft": (commands.sft, SFTConfig),
     "train": (commands.train, TrainConfig),
     "evaluate": (commands.evaluate_policy, EvaluateConfig),

@@ -114,11 +114,19 @@ def test_a_policy_that_diverged_is_named(empty_folder, no_pictures, capsys):
 def test_the_demo(empty_folder, no_pictures, capsys):
     assert main(["demo", "--seconds", "0.5", "--problems", "10"]) == 0
     out = capsys.readouterr().out
-    assert "vineppo" in out and "±" in out and "points of sampled accuracy" in out
-    assert "How VinePPO saw one response" in out and "in all = reward" in out
+    assert "vineppo" in out and "±" in out and "one response of the policy that ppo trained" in out.lower()
+    assert all(name in out for name in ("VinePPO", "PPO's critic", "GRPO")) and "VinePPO's value" in out.splitlines()[-2]
+    assert "After the same" in out and "episodes: vineppo" in out and "After the same time: vineppo" in out
     folder = empty_folder / "runs" / "demo"
     results = json.loads((folder / "results.json").read_text())
     assert set(results) == {"start", "vineppo", "ppo", "grpo"} and (folder / "demo.png").stat().st_size > 10_000
+    assert (folder / "credit.png").stat().st_size > 10_000
+
+
+def test_the_demo_without_a_critic(empty_folder, no_pictures, capsys):
+    assert main(["demo", "--seconds", "0.1", "--problems", "4", "--algorithms", "rloo", "--out", "here"]) == 0
+    out = capsys.readouterr().out
+    assert "policy that rloo trained" in out and "PPO's critic" not in out and Path("here/credit.png").exists()
 
 
 def test_sft_from_scratch_and_on_from_there(empty_folder, capsys):

@@ -4,7 +4,6 @@ import json
 import platform
 import signal
 import sys
-import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +12,9 @@ import torch
 from tqdm import tqdm
 
 from vine_mini import models, tasks
-from vine_mini.algorithms import ALGORITHMS
 from vine_mini.app import checkpoint
-from vine_mini.app.config import DemoConfig, EvaluateConfig, SampleConfig, SFTConfig, TrainConfig
-from vine_mini.app.flags import read_preset
+from vine_mini.app.config import EvaluateConfig, SampleConfig, SFTConfig, TrainConfig
 from vine_mini.app.memory import format_memory, memory_estimate
-from vine_mini.app.plots import plot_comparison
 from vine_mini.app.runs import Run, check_writable, new_folder
 from vine_mini.app.setup import build_trainer, policy_name, task_name
 from vine_mini.app.sft import imitate, model_card
@@ -41,7 +37,7 @@ def train(config: TrainConfig) -> int:
     if config.resume:
         checkpoint.resume(trainer, folder)
         print(f"going on after iteration {trainer.iteration}")
-    print(f"{_machine(trainer.device)}; {len(trainer.prompts)} training and {len(trainer.test_prompts)} test problems")
+    print(f"{machine(trainer.device)}; {len(trainer.prompts)} training and {len(trainer.test_prompts)} test problems")
     print(format_memory(memory_estimate(trainer)))
     if config.resume:
         run = Run(folder, config, trainer.iteration)
@@ -51,7 +47,7 @@ def train(config: TrainConfig) -> int:
             print(f"{before['truncated'][0]:.0%} of the responses are cut by the limit and get reward 0: raise --max_new_tokens")
         folder = new_folder(config.out, name)  # another run may have taken the first meanwhile
         run = Run(folder, config, before=before)
-    finished = _train(trainer, run)
+    finished = train_run(trainer, run)
     columns = {f"iteration {row['iteration']}": row["eval"] for row in (run.rows[0], run.rows[-1]) if "eval" in row}
     if finished and (best := run.best()):
         policy, _ = models.load_policy(str(folder / "best"), trainer.device)
@@ -64,7 +60,7 @@ def train(config: TrainConfig) -> int:
     return 0 if finished else INTERRUPTED
 
 
-def _train(trainer: Trainer, run: Run) -> bool:
+def train_run(trainer: Trainer, run: Run) -> bool:
     """The loop with its logging and saving. It evaluates after the last iteration. -> False if Ctrl-C ended the loop"""
     config = trainer.config
     total = config.max_seconds or config.iterations
@@ -108,53 +104,6 @@ def _interrupts_wait():
         yield pressed
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def demo(config: DemoConfig) -> int:
-    """The `demo` command."""
-    start = time.perf_counter()
-    folder = new_folder(config.out, "demo")
-    limits = dict(iterations=100_000, max_seconds=config.seconds, save_every=100_000, eval_problems=config.problems)
-    base = TrainConfig(**read_preset("arithmetic") | limits, device=config.device, seed=config.seed)
-    before, runs = None, {}
-    for name in config.algorithms:
-        trainer = build_trainer(replace(base, algorithm=name))
-        if before is None:
-            print(f"{_machine(trainer.device)}\nTask: {trainer.test_problems[0].question}")
-            print(f"Training {', '.join(config.algorithms)} for {config.seconds:g} s each, from the same policy.")
-            before = trainer.evaluate(with_kl=False)
-        run = Run(folder / name, trainer.config, before=before)
-        if not _train(trainer, run):
-            print(f"interrupted; what was trained is in {folder}")
-            return INTERRUPTED
-        runs[name] = run.rows
-    plot_comparison(runs, folder / "demo.png", f"From the same policy, {config.seconds:g} s of training each")
-    last = {name: rows[-1] for name, rows in runs.items()}
-    (folder / "results.json").write_text(json.dumps({"start": before, **last}, indent=1), encoding="utf-8")
-    print(table({"start": before} | {name: row["eval"] for name, row in last.items()}))
-    for name, row in sorted(last.items(), key=lambda item: -item[1]["eval"]["pass@1"][0]):
-        gain = 100 * (row["eval"]["pass@1"][0] - before["pass@1"][0])
-        print(f"{name:>10}: {gain:+.1f} points of sampled accuracy in {row['iteration']} iterations, {row['episodes']} episodes")
-    for name in runs:
-        if ALGORITHMS[name].needs_rollouts:
-            print(_credit_of_one_response(folder / name / "samples.jsonl", base.k))
-    print(f"picture: {folder / 'demo.png'}   ({time.perf_counter() - start:.0f} s in all)")
-    return 0
-
-
-def _credit_of_one_response(samples: Path, k: int) -> str:
-    """The last wrong response in samples.jsonl, or else the last response, with VinePPO's advantage beside each step."""
-    rows = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
-    row = next((row for row in reversed(rows) if not row["reward"]), rows[-1])
-    noise = 0.5 / k**0.5  # the largest standard error of a mean of k rewards from 0 to 1
-    total = sum(step["advantage"] for step in row["steps"])
-    lines = [
-        f"\nHow VinePPO saw one response (iteration {row['iteration']}): {row['question']}",
-        f"(an advantage is the difference of two values, each a mean of {k} rollouts with an error of up to {noise:.2g})",
-        *(f"{step['advantage']:+8.2f}   {' '.join(step['text'].split())}" for step in row["steps"]),
-        f"{total:+8.2f}   in all = reward {row['reward']:g} - value of the question {row['reward'] - total:.2f}\n",
-    ]
-    return "\n".join(lines)
 
 
 def sft(config: SFTConfig) -> int:
@@ -230,6 +179,7 @@ def sample(config: SampleConfig) -> int:
     return 0
 
 
-def _machine(device) -> str:
+def machine(device) -> str:
+    """What the run takes place on."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
     return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"

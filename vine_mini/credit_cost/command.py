@@ -74,7 +74,7 @@ def measure(config: CreditCostConfig) -> Report:
     trainer = build_trainer(TrainConfig(**settings | {"algorithm": BASE}))
     shared = seconds_of_training(trainer)
     rollouts = {k: seconds_of_rollouts(trainer, k) for k in (1, 3)}
-    pools, batches = sample_pools(trainer, config)
+    pools, batches = sample_pools(trainer, config.problems, config.pool)
     check(pools)
     ways = [way("GRPO, RLOO", pools, [noise.noise(p, k=0, group=config.group, lam=1.0, mu=1.0) for p in pools], shared)]
     if config.run and ALGORITHMS[config.algorithm].needs_critic:
@@ -149,18 +149,19 @@ def timed(function, device):
     return time.perf_counter() - start, value
 
 
-def sample_pools(trainer: Trainer, config: CreditCostConfig):
-    """A pool for each of `group` responses to each of `problems` problems. -> the pools, the episodes that they belong to"""
-    pools, batches, wanted = [], [], config.problems * config.group
+def sample_pools(trainer: Trainer, problems: int, m: int):
+    """m rollouts from each state of a group of responses to each problem. -> the pools, the episodes that they belong to"""
+    group, pools, batches = trainer.config.group, [], []
+    wanted = problems * group
     while len(pools) < wanted:
         episodes = trainer.sample_episodes()
         rows = range(min(len(episodes.trajectories), wanted - len(pools)))
         trajectories, cuts = [episodes.trajectories[i] for i in rows], [episodes.cuts[i] for i in rows]
-        for i, states in enumerate(trainer.roll_out(trajectories, cuts, config.pool, "pool")):
+        for i, states in enumerate(trainer.roll_out(trajectories, cuts, m, "pool")):
             response = trajectories[i].response_ids
             rewards = [[_reward(episodes, i, cut, r) for r in state] for cut, state in zip(cuts[i], states, strict=True)]
             places = [cut / len(response) for cut in cuts[i]]
-            R, problem = episodes.rewards.flatten()[i].item(), len(pools) // config.group
+            R, problem = episodes.rewards.flatten()[i].item(), len(pools) // group
             sure = torch.tensor(trajectories[i].logprobs, dtype=torch.float64).exp()
             freedom = torch.stack([(1 - part).sum() for part in sure.tensor_split(cuts[i][1:])])  # [n]
             pools.append(Pool(torch.tensor(rewards, dtype=torch.float64), R, problem, places, freedom))

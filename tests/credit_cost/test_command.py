@@ -1,0 +1,116 @@
+"""The command as people run it: what it prints and writes, what it refuses, and that it measures what training does."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from vine_mini.app.config import TrainConfig
+from vine_mini.app.setup import SHIPPED, build_trainer
+from vine_mini.cli import main
+from vine_mini.credit_cost import command, noise
+from vine_mini.credit_cost.command import Report, Way
+from vine_mini.models import load_policy, save_policy
+
+QUICK = "--steps 3 --prompts 4 --group 4 --minibatch_size 8 --problems 4 --pool 8 --ks 1 3".split()
+
+
+@pytest.fixture
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_command(empty_folder, capsys):
+    assert main(["credit-cost", *QUICK, "--out", "here"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("VinePPO, K = 1") >= 2 and "GRPO, RLOO" in out and "PPO  " not in out
+    report = json.loads(Path("here/credit_cost.json").read_text())
+    assert report["advice"] in out and report["advice"].startswith("Take ")
+    assert [way["name"] for way in report["ways"]][:2] == ["GRPO, RLOO", "VinePPO, K = 1"]
+    for way in report["ways"]:
+        assert set(way["seconds"]) >= {"sample", "score", "update"} and way["error"] > 0
+        assert ("rollouts" in way["seconds"]) == way["name"].startswith("VinePPO")
+    assert report["ways"][0]["relative"] == 1.0
+    assert sum(report["places"]) == pytest.approx(1.0)
+    assert Path("here/credit_cost.png").stat().st_size > 20_000
+    assert report["advice"] in Path("here/credit_cost.md").read_text()
+
+
+def test_a_run_brings_its_policy_its_settings_and_its_critic(empty_folder, capsys, monkeypatch):
+    monkeypatch.setattr("vine_mini.app.runs.plot_run", lambda *_: None)
+    small = "--steps 3 --prompts 4 --group 4 --minibatch_size 8 --iterations 1 --eval_problems 4 --eval_samples 1".split()
+    assert main(["train", "--algorithm", "ppo", *small, "--out", "run"]) == 0
+    assert main(["credit-cost", "--run", "run", "--problems", "6", "--pool", "8", "--ks", "1", "--out", "here"]) == 0
+    ways = {way["name"]: way for way in json.loads(Path("here/credit_cost.json").read_text())["ways"]}
+    assert "PPO" in ways and ways["PPO"]["noise"] > 0
+    assert sum(ways["PPO"]["seconds"].values()) > 0
+
+
+def test_the_policy_does_not_change():
+    before = load_policy(str(SHIPPED / "arithmetic"), "cpu")[0].state_dict()
+    trainer = build_trainer(TrainConfig(algorithm="grpo", steps=3, prompts=4, minibatch_size=8, lr=0.0))
+    command.seconds_of_training(trainer)
+    after = trainer.policy.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_pool_holds_the_states_of_training():
+    trainer = build_trainer(TrainConfig(algorithm="grpo", steps=3, prompts=4, minibatch_size=8))
+    pools, [episodes, _] = command.sample_pools(trainer, 6, 5)
+    assert len(pools) == 24 and [p.problem for p in pools] == [i // 4 for i in range(24)]
+    for p, cuts, t, R in zip(pools, episodes.cuts, episodes.trajectories, episodes.rewards.flatten().tolist(), strict=False):
+        assert p.rewards.shape == (len(cuts), 5) and p.reward == R
+        assert p.places == [cut / len(t.response_ids) for cut in cuts]
+        assert float(p.freedom.sum()) == pytest.approx(sum(1 - 2.718281828459045**x for x in t.logprobs), rel=1e-6)
+
+
+def test_the_predicted_time(monkeypatch):
+    base = Way("GRPO, RLOO", 1.0, 0.1, 1.0, {"update": 1.0}, 1.0)
+    cheap, dear = (Way(name, 0.2, 0.1, 0.2, {"update": 1.0}, x) for name, x in (("VinePPO, K = 1", 0.7), ("VinePPO, K = 9", 1.3)))
+    assert command.advice([base, cheap, dear]) == (
+        "Take VinePPO, K = 1: it needs 0.70 times the seconds of GRPO, RLOO for the same learning."
+    )
+    assert command.advice([base, dear]) == (
+        "Take GRPO, RLOO: VinePPO, K = 9 comes next and needs 1.30 times its seconds for the same learning."
+    )
+
+
+def test_a_policy_that_never_succeeds(empty_folder, capsys):
+    policy, tokenizer = load_policy(str(SHIPPED / "arithmetic"), "cpu")
+    with torch.no_grad():
+        policy.model.embed_tokens.weight.zero_()  # the head too: all tokens are equally likely
+    save_policy(policy, tokenizer, Path("random"))
+    assert main(["credit-cost", *QUICK, "--model", "random", "--out", "here"]) == 2
+    [line] = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert "the policy never succeeds" in line and "easier problems" in line and not Path("here").exists()
+
+
+@pytest.mark.parametrize("reward, often", [(0.0, "never"), (1.0, "always"), (0.5, "equally")])
+def test_equal_rewards_hold_no_credit(reward, often):
+    pool = noise.Pool(torch.full((3, 4), reward, dtype=torch.float64), reward, 0, [0.0, 0.3, 0.6], torch.ones(3))
+    with pytest.raises(Exception, match=f"the policy {often} succeeds, in 12 rollouts: there is no credit to measure; take"):
+        command.check([pool])
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--ks", "64"], "K = 64 must be at least 1 and at most pool = 32: raise --pool or leave it out"),
+        (["--ks", "0"], "K = 0 must be at least 1"),
+        (["--pool", "1"], "pool = 1: must be at least 4"),
+        (["--problems", "1"], "problems = 1: must be at least 2"),
+        (["--group", "1", "--minibatch_size", "32"], "needs a group of at least 2"),
+        (["--resume", "run"], "there is no run/config.yaml"),
+        (["--steps", "1", "--problems", "2"], "each response is a single step, so all methods give the same credit"),
+    ],
+)
+def test_bad_input(flags, said, empty_folder, capsys):
+    assert main(["credit-cost", *flags]) == 2
+    assert said in capsys.readouterr().err.strip().splitlines()[-1] and not list(empty_folder.iterdir())
+
+
+def test_the_report_of_a_policy_without_right_responses():
+    report = Report([Way("GRPO, RLOO", 1.0, 0.1, 1.0, {"update": 1.0})], (0.1, 0.01), (0.0, 0.0), None, [0.1] * 10, "advice")
+    assert "right responses" not in command.table(report) and command.table(report).endswith("advice")

@@ -1,0 +1,61 @@
+"""The `demo` command: the same policy trained by several algorithms for the same time, and what each of them saw.
+
+The last screen shows the accuracy, one response with the credit of each method beside its steps, and what follows from both.
+"""
+
+import json
+import time
+from dataclasses import replace
+
+from vine_mini.app.commands import INTERRUPTED, machine, train_run
+from vine_mini.app.config import CreditConfig, DemoConfig, TrainConfig
+from vine_mini.app.flags import parse, read_preset
+from vine_mini.app.plots import plot_comparison
+from vine_mini.app.runs import Run, new_folder
+from vine_mini.app.setup import build_trainer
+from vine_mini.credit_page.command import explain
+from vine_mini.credit_page.page import finding, summary
+from vine_mini.credit_page.picture import plot_credit
+from vine_mini.evaluate import table
+
+
+def demo(config: DemoConfig) -> int:
+    """The `demo` command."""
+    start = time.perf_counter()
+    folder = new_folder(config.out, "demo")
+    limits = dict(iterations=100_000, max_seconds=config.seconds, save_every=100_000, eval_problems=config.problems)
+    base = TrainConfig(**read_preset("decisive") | limits, device=config.device, seed=config.seed)
+    before, runs = None, {}
+    for name in config.algorithms:
+        trainer = build_trainer(replace(base, algorithm=name))
+        if before is None:
+            print(f"{machine(trainer.device)}\nTask: {trainer.test_problems[0].question}")
+            print(f"Training {', '.join(config.algorithms)} for {config.seconds:g} s each, from the same policy.")
+            before = trainer.evaluate(with_kl=False)
+        run = Run(folder / name, trainer.config, before=before)
+        if not train_run(trainer, run):
+            print(f"interrupted; what was trained is in {folder}")
+            return INTERRUPTED
+        runs[name] = run.rows
+    plot_comparison(runs, folder / "demo.png", f"From the same policy, {config.seconds:g} s of training each")
+    last = {name: rows[-1] for name, rows in runs.items()}
+    (folder / "results.json").write_text(json.dumps({"start": before, **last}, indent=1), encoding="utf-8")
+    print(table({"start": before} | {name: row["eval"] for name, row in last.items()}))
+    # One wrong response of the last policy that has a critic, or else of the last policy.
+    judge = next((name for name in reversed(runs) if (folder / name / "policy").is_dir() and "value_loss" in last[name]), name)
+    page = explain(parse(CreditConfig, "demo", ["--run", str(folder / judge), "--critic_iterations", str(int("value_loss" in last[judge]))]))
+    plot_credit(page, folder / "credit.png")
+    print(f"\nOne response of the policy that {judge} trained, and the advantage of each step:\n{summary(page)}\n")
+    print(seen(runs))
+    print(finding(page))
+    print(f"pictures: {folder / 'demo.png'}, {folder / 'credit.png'}   ({time.perf_counter() - start:.0f} s in all)")
+    return 0
+
+
+def seen(runs: dict[str, list[dict]]) -> str:
+    """One line: the accuracy of the training responses at the same number of episodes, and the test accuracy at the same time."""
+    fewest = min(rows[-1]["episodes"] for rows in runs.values())
+    early = {name: [row["reward"] for row in rows if 0.8 * fewest <= row["episodes"] <= fewest] for name, rows in runs.items()}
+    at = ", ".join(f"{name} {100 * sum(rewards) / len(rewards):.0f} %" for name, rewards in early.items() if rewards)
+    end = ", ".join(f"{name} {100 * rows[-1]['eval']['pass@1'][0]:.0f} %" for name, rows in runs.items())
+    return f"After the same {fewest:,} episodes: {at}. After the same time: {end}."
