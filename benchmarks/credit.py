@@ -4,10 +4,10 @@
     python -m benchmarks.credit --out results/credit/noise
     python -m benchmarks.credit --steps 12 --model ../shared/policies/chain12 --out results/credit/noise-12
 
-First on a policy: plain VinePPO and its best lam and mu for each K, from a pool of rollouts, with intervals by resampling problems.
-K is the same on both sides of a ratio, so the rollout tokens are. Then on simulated chains of equal slips, whose values are known:
-values at every second or third step only, a critic as the baseline, trees of responses, and a K that follows from the rollouts of
-the neighbouring states. All of them are unbiased. Cost is in units of decoding one response.
+First on a policy: plain VinePPO and its best lam and mu for each K, from a pool of rollouts, with intervals by resampling
+problems. Both sides of a ratio have the same K, so they have the same rollout tokens. Then on simulated chains of equal slips,
+whose values are known: values at every second or third step only, a critic as the baseline, trees of responses, and a K that
+follows from the rollouts of the neighbouring states. All are unbiased. Cost is in units of decoding one response.
 """
 
 import argparse
@@ -41,7 +41,9 @@ def of_policy(pools, ks) -> tuple[list[list[str]], dict]:
         lam, mu = noise.best_dials(pools, k=k, group=GROUP)
         ways = {"plain": (1, 0.0, 0.0), "group": (GROUP, 0.0, 0.0), "half": (GROUP, 0.5, 0.5), "best": (GROUP, lam, mu)}
         rows = {name: [total(p, k, *way) for p in pools] for name, way in ways.items()}
-        by_problem = [[sum(x for p, x in zip(pools, rows[n], strict=True) if p.problem == i) for i in problems] for n in ("plain", "best")]
+        by_problem = [
+            [sum(x for p, x in zip(pools, rows[n], strict=True) if p.problem == i) for i in problems] for n in ("plain", "best")
+        ]
         ratios = []
         for _ in range(1000):
             drawn = rng.choices(range(len(problems)), k=len(problems))
@@ -99,7 +101,10 @@ class Chains:
         return found[0], f"{found[1]:g}, {found[2]:g}"
 
     def tree_error(self, branches: int, every: int) -> tuple[float, float]:
-        """Trees as in SPO (arXiv 2505.23564): each node has `branches` segments of `every` steps. -> noise, cost a path trained on"""
+        """Trees as in SPO (arXiv 2505.23564): each node has `branches` segments of `every` steps.
+
+        -> the noise of a path, and the tokens that are decoded for each token that is trained on
+        """
         levels = self.n // every
         alive = numpy.ones((len(self.truth) // branches**2 + 1, 1), bool)  # [tree, node]
         states, tokens = [alive], 0.0
@@ -109,7 +114,7 @@ class Chains:
             states.append(alive)
             tokens += alive.shape[1] * every / self.n
         means, errors = [states[-1].astype(float)], []
-        for level in reversed(range(levels)):
+        for _ in range(levels):
             means.insert(0, means[0].reshape(len(alive), -1, branches).mean(axis=2))
         for level in range(levels):
             true = [states[j] * self.keep ** (self.n - j * every) for j in (level, level + 1)]
@@ -183,7 +188,9 @@ def main():
     title = f"Noise of VinePPO's credit: {where}, {len(pools)} responses, pool of {args.pool}, {machine('cpu', 1)}"
     report(args.out, "policy", title, table, data)
     table, data = ideas(args.steps, success, 1000 if args.quick else 20_000)
-    report(args.out, "ideas", f"Simulated chains of {args.steps} equal steps, {success:.2f} success, best lam and mu", table, data)
+    report(
+        args.out, "ideas", f"Simulated chains of {args.steps} equal steps, {success:.2f} success, best lam and mu", table, data
+    )
 
 
 if __name__ == "__main__":

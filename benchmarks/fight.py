@@ -1,13 +1,15 @@
 """The fair fight: VinePPO, PPO and GRPO at equal seconds, each at its own best setting, on several tasks and batch sizes.
 
-    python -m benchmarks.fight grid     settings for each algorithm, equally many; validation problems choose the best
-    python -m benchmarks.fight fresh    the best setting of each algorithm, on seeds that the grid has not seen
-    python -m benchmarks.fight order    GRPO, plain VinePPO and the best VinePPO, against what `credit-cost` predicts
-    python -m benchmarks.fight lrs      at which learning rates each algorithm still learns
+    python -m benchmarks.fight grid      settings for each algorithm, equally many; validation problems choose the best
+    python -m benchmarks.fight fresh     the best setting of each algorithm, on seeds that the grid has not seen
+    python -m benchmarks.fight predict   what `credit-cost` says of GRPO, plain VinePPO and the best VinePPO, before they run
+    python -m benchmarks.fight order     GRPO, plain VinePPO and the best VinePPO
+    python -m benchmarks.fight rates     at which learning rates each algorithm still learns
+    python -m benchmarks.fight report    tables and pictures of what has run
 
-Each call goes on with what results/credit/fight/runs.jsonl lacks, and writes tables and pictures of all that is there. A run
-counts CPU seconds of one thread, so that a busy machine disturbs it little. It stops several times, outside its seconds, to
-measure 100 validation problems. The best policy by them is tested at the end.
+Each call does what results/credit/fight/runs.jsonl lacks, so a study that was stopped goes on where it was. A run counts CPU
+seconds of one thread. Leave the machine alone meanwhile: other work slows down the memory too. A run stops several times, outside
+its seconds, to measure 100 validation problems. The best policy by them is tested at the end.
 """
 
 import argparse
@@ -24,10 +26,11 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.common import machine
-from vine_mini.app.config import TrainConfig
+from vine_mini.app.config import CreditCostConfig, TrainConfig
 from vine_mini.app.flags import read_preset
 from vine_mini.app.plots import COLOURS, new_figure, save_figure
 from vine_mini.app.setup import build_trainer
+from vine_mini.credit_cost.command import measure
 from vine_mini.lengthgen.report import columns
 
 CHAIN12 = dict(steps=12, max_new_tokens=140, model="../shared/policies/chain12")
@@ -47,14 +50,14 @@ ALGORITHMS = {
     "grpo": dict(algorithm="grpo"),
 }
 PLAIN = dict(algorithm="vineppo", k=3, mc_lam=0.0, mc_mu=0.0)
-FOUGHT = ["chain12", "decisive", "chain12, 32 episodes", "decisive, 32 episodes"]
+RATES = (3e-5, 4.4e-5, 6.7e-5, 1e-4, 1.5e-4, 2.2e-4)
 LRS, EPOCHS = (5e-5, 1e-4, 2e-4), (1, 2)
-SECONDS, GRID_SEED, SEEDS = 60, 100, (0, 1, 2, 3, 4)
+SECONDS, GRID_SEED = 60, 100
 POINTS, EVALUATIONS = 40, 5
 
 
 def one_run(job: dict) -> dict:
-    """One learning run. -> the job with its curve, the accuracy on validation problems, and that of the best policy on test ones"""
+    """One learning run. -> the job with its curve, the accuracies on validation problems, and the best policy's on test ones"""
     torch.set_num_threads(1)
     seconds = job["seconds"]
     limits = dict(iterations=100_000, max_seconds=seconds, eval_every=100_000, validation=100, seed=job["seed"])
@@ -81,22 +84,23 @@ def updates_of(setting: str, epochs: int) -> dict:
     return dict(epochs=epochs, minibatch_size=episodes // epochs)
 
 
-def jobs_of(study: str, done: list[dict]) -> list[dict]:
+def jobs_of(study: str, done: list[dict], seeds: list[int]) -> list[dict]:
     """The runs of a study, in an order in which the algorithms alternate."""
     shared = dict(seconds=SECONDS)
     if study == "grid":
-        every = product(FOUGHT, EPOCHS, LRS, ALGORITHMS.values())
+        every = product(SETTINGS, EPOCHS, LRS, ALGORITHMS.values())
         return [
             shared | dict(setting=s, seed=GRID_SEED, config=c | updates_of(s, epochs) | dict(lr=lr)) for s, epochs, lr, c in every
         ]
-    best = {setting: best_configs(done, setting) for setting in FOUGHT}
-    if study == "fresh":
-        return [shared | dict(setting=s, seed=seed, config=c) for s in FOUGHT for seed in SEEDS for c in best[s].values()]
-    if study == "order":
-        ways = {s: [best[s]["grpo"], best[s]["vineppo"], best[s]["vineppo"] | PLAIN] for s in FOUGHT}
-        ways |= {s: ways["chain12" + s.removeprefix("six")] for s in SETTINGS if s not in FOUGHT}
-        return [shared | dict(setting=s, seed=seed, config=c) for s in ways for seed in SEEDS[:3] for c in ways[s]]
-    raise ValueError(study)
+    if study == "rates":
+        every = product(seeds, RATES, ALGORITHMS.values())
+        return [shared | dict(setting="chain12", seed=s, config=c | updates_of("chain12", 2) | dict(lr=lr)) for s, lr, c in every]
+    jobs = []
+    for setting in (s for s in SETTINGS if any(run["setting"] == s for run in done)):
+        best = best_configs(done, setting)
+        ways = list(best.values()) if study == "fresh" else [best["grpo"], best["vineppo"], best["vineppo"] | PLAIN]
+        jobs += [shared | dict(setting=setting, seed=seed, config=c) for seed in seeds for c in ways]
+    return jobs
 
 
 def key(job: dict) -> str:
@@ -123,26 +127,142 @@ def best_configs(done: list[dict], setting: str) -> dict[str, dict]:
     return {name: best[name]["config"] for name in ALGORITHMS}
 
 
+def predict(setting: str, config: dict) -> dict[str, float]:
+    """What `credit-cost` says: way -> seconds to the same learning, GRPO's = 1."""
+    torch.set_num_threads(1)
+    settings = read_preset("arithmetic") | SETTINGS[setting] | {n: config[n] for n in ("epochs", "minibatch_size")}
+    report = measure(CreditCostConfig(**settings | dict(problems=32, ks=[1, 3])))
+    ways = {way.name: way.relative for way in report.ways}
+    averaged = min(relative for name, relative in ways.items() if name.startswith("VinePPO, K = 1,"))
+    return {"grpo": 1.0, "vineppo": averaged, "plain": ways["VinePPO, K = 3"]}
+
+
+def name_of(run: dict) -> str:
+    """The algorithm, or `plain` for VinePPO as in the paper."""
+    config = run["config"]
+    return "plain" if config.get("mc_lam") == 0 else config["algorithm"]
+
+
+def mean_error(values: list[float]) -> tuple[float, float]:
+    """The mean over seeds and its standard error."""
+    return statistics.mean(values), statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+
+
+def summary(done: list[dict]) -> tuple[list[list[str]], dict]:
+    """A row for each setting and algorithm: fresh seeds only."""
+    table = [["setting", "algorithm", "lr", "epochs", "seeds", "test accuracy", "mean reward over the seconds", "episodes"]]
+    groups: dict = {}
+    for run in done:
+        if run["seed"] != GRID_SEED and run["config"] in [*best_configs(done, run["setting"]).values(), plain_config(done, run)]:
+            groups.setdefault((run["setting"], name_of(run)), []).append(run)
+    for (setting, name), runs in sorted(groups.items(), key=lambda item: (list(SETTINGS).index(item[0][0]), item[0][1])):
+        test, areas = (mean_error([x(run) for run in runs]) for x in (lambda run: run["test"][0], area))
+        config = runs[0]["config"]
+        cells = [f"{config['lr']:g}", str(config["epochs"]), str(len(runs)), f"{100 * test[0]:.1f} ± {100 * test[1]:.1f} %"]
+        episodes = statistics.mean(run["curve"][-1][1] for run in runs)
+        table.append([setting, name, *cells, f"{areas[0]:.3f} ± {areas[1]:.3f}", f"{episodes:,.0f}"])
+    return table, groups
+
+
+def plain_config(done: list[dict], run: dict) -> dict:
+    """The configuration of plain VinePPO in the setting of a run."""
+    return best_configs(done, run["setting"])["vineppo"] | PLAIN
+
+
+def order(groups: dict, predictions: dict) -> list[list[str]]:
+    """For each pair of ways in each setting: which one is predicted to be ahead, and which one was."""
+    table = [["setting", "pair", "predicted, GRPO = 1", "seen: mean reward over the seconds", "verdict"]]
+    for setting, predicted in predictions.items():
+        for a, b in (("grpo", "plain"), ("grpo", "vineppo"), ("vineppo", "plain")):
+            if (setting, a) in groups and (setting, b) in groups:
+                seen = {name: mean_error([area(run) for run in groups[setting, name]]) for name in (a, b)}
+                gap, error = seen[a][0] - seen[b][0], (seen[a][1] ** 2 + seen[b][1] ** 2) ** 0.5
+                right = (predicted[a] < predicted[b]) == (gap > 0)
+                verdict = "too close" if abs(gap) < error else "right" if right else "wrong"
+                cells = [f"{predicted[a]:.2f}, {predicted[b]:.2f}", f"{seen[a][0]:.3f}, {seen[b][0]:.3f} (± {error:.3f})"]
+                table.append([setting, f"{a}, {b}", *cells, verdict])
+    return table
+
+
+def draw_curves(setting: str, runs: dict[str, list[dict]], path: Path) -> None:
+    """Mean reward over seconds, episodes and updates, with a band of one standard deviation over seeds."""
+    figure, (axes,) = new_figure(3)
+    for column, (axis, label) in enumerate(zip(axes, ("CPU seconds", "episodes", "updates"), strict=True)):
+        for name, same in runs.items():
+            curves = [numpy.array(run["curve"]) for run in same]
+            grid = numpy.linspace(max(c[0, column] for c in curves), min(c[-1, column] for c in curves), 100)
+            rewards = numpy.array([numpy.interp(grid, c[:, column], c[:, 3]) for c in curves])
+            mean, spread = rewards.mean(axis=0), rewards.std(axis=0, ddof=1 if len(rewards) > 1 else 0)
+            colour = COLOURS.get(name, "#56B4E9")
+            axis.plot(grid, mean, color=colour, label={"plain": "vineppo, K = 3 plain"}.get(name, name))
+            axis.fill_between(grid, mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0)
+        axis.set(xlabel=label, ylim=(0, 1))
+    axes[0].set(ylabel="reward, training problems")
+    axes[0].legend(frameon=False)
+    figure.suptitle(f"{setting}: each algorithm at its best setting, {len(next(iter(runs.values())))} seeds")
+    save_figure(figure, path)
+
+
+def draw_rates(done: list[dict], path: Path) -> None:
+    """Test accuracy against the learning rate, a dot for each seed."""
+    figure, ((axis,),) = new_figure(1)
+    for name in ALGORITHMS:
+        runs = [run for run in done if run["setting"] == "chain12" and run["config"]["lr"] in RATES and name_of(run) == name]
+        runs = [run for run in runs if run["seed"] != GRID_SEED and run["config"]["epochs"] == 2]
+        rates = sorted({run["config"]["lr"] for run in runs})
+        means = [statistics.mean(run["test"][0] for run in runs if run["config"]["lr"] == lr) for lr in rates]
+        axis.plot(rates, means, color=COLOURS[name], label=name)
+        axis.plot([run["config"]["lr"] for run in runs], [run["test"][0] for run in runs], ".", color=COLOURS[name])
+    axis.set(xscale="log", xlabel="learning rate", ylabel="test accuracy", ylim=(0, 1), title=f"chain12 after {SECONDS} s")
+    axis.legend(frameon=False)
+    save_figure(figure, path)
+
+
+def write_report(done: list[dict], out: Path) -> None:
+    """Tables and pictures of all runs."""
+    table, groups = summary(done)
+    text = f"{machine('cpu', 1)}\n\n{SECONDS} CPU seconds a run, ± standard error over seeds.\n\n{columns(table)}\n"
+    if (out / "predictions.json").exists():
+        predictions = json.loads((out / "predictions.json").read_text(encoding="utf-8"))
+        verdicts = order(groups, predictions)
+        counts = [sum(row[-1] == verdict for row in verdicts[1:]) for verdict in ("right", "wrong", "too close")]
+        text += f"\nPredicted order: {counts[0]} pairs right, {counts[1]} wrong, {counts[2]} within one standard error.\n\n"
+        text += f"{columns(verdicts)}\n"
+    (out / "table.md").write_text(text, encoding="utf-8")
+    print(text)
+    for setting in {setting for setting, _ in groups}:
+        curves = {name: runs for (where, name), runs in groups.items() if where == setting}
+        draw_curves(setting, curves, out / f"{setting.replace(', ', '-').replace(' ', '-')}.png")
+    if any(run["config"]["lr"] in RATES and run["config"]["lr"] not in LRS for run in done):
+        draw_rates(done, out / "rates.png")
+
+
 def main():
-    """Runs what is missing of a study, then writes the tables and pictures."""
+    """Runs what is missing of a study."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=["grid", "fresh", "order", "report"])
-    parser.add_argument("--workers", type=int, default=2, help="processes")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="training time of a run")
-    parser.add_argument("--settings", nargs="+", default=FOUGHT, choices=SETTINGS, help="only these")
+    parser.add_argument("study", choices=["grid", "fresh", "predict", "order", "rates", "report"])
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=SETTINGS, help="only these")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of every study but the grid")
+    parser.add_argument("--workers", type=int, default=1, help="runs side by side; more than one slows each of them down")
     parser.add_argument("--out", type=Path, default=Path("results/credit/fight"), help="folder of runs.jsonl")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    log = args.out / "runs.jsonl"
+    log, predicted = args.out / "runs.jsonl", args.out / "predictions.json"
     done = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
+    if args.study == "report":
+        return write_report(done, args.out)
+    if args.study == "predict":
+        found = json.loads(predicted.read_text(encoding="utf-8")) if predicted.exists() else {}
+        for setting in tqdm([s for s in args.settings if s not in found], desc="predict"):
+            found[setting] = predict(setting, best_configs(done, setting)["vineppo"])
+            predicted.write_text(json.dumps(found, indent=1), encoding="utf-8")
+        return None
     finished = {key(run) for run in done}
-    jobs = [] if args.study == "report" else jobs_of(args.study, done)
-    jobs = [job for job in jobs if key(job) not in finished and job["setting"] in args.settings]
+    jobs = [job for job in jobs_of(args.study, done, args.seeds) if key(job) not in finished and job["setting"] in args.settings]
     with ProcessPoolExecutor(args.workers) as pool:
         for future in tqdm(as_completed([pool.submit(one_run, job) for job in jobs]), total=len(jobs), desc=args.study):
-            done.append(future.result())
             with log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(done[-1]) + "\n")
+                file.write(json.dumps(future.result()) + "\n")
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ GOOD = '{"question": "2+2?", "answer": "#### 4"}'
         ("train --temperature nan", "temperature = nan: must be above 0", None),
         ("train --clip -1", "clip = -1.0: must be at least 0", None),
         ("train --critic_lr -1", "critic_lr = -1.0: must be at least 0", None),
-        ("train --warmup 5", "warmup = 5.0: must be at least 0 and at most 1", None),
+        ("train --warmup=-1", "warmup = -1: must be at least 0", None),
         ("train --min_steps 0", "min_steps = 0: must be at least 1", None),
         ("train --seed 99999999999999999999", "seed = 99999999999999999999: must be at least 0 and at most", None),
         ("train --out file/x", "file is not a folder", lambda: Path("file").touch()),

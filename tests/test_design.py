@@ -106,10 +106,12 @@ def test_vineppo_is_flat_and_fits_on_a_screen():
     assert not any(isinstance(node, (ast.FunctionDef, ast.Lambda)) for node in ast.walk(vineppo) if node is not vineppo)
 
 
-def test_the_package_without_lengthgen_and_decoder_stays_small():
-    counted = [p for p in PACKAGE.rglob("*.py") if not {"lengthgen", "decoder"} & set(p.parts)]
-    # It was to be 3,500. Tasks of one's own, JSON lines, atomic checkpoints and a counted memory estimate came in the meantime.
-    assert sum(p.read_text().count("\n") for p in counted) <= 3850
+def test_the_package_without_its_separate_rooms_stays_small():
+    separate = {"lengthgen", "decoder", "credit_cost"}  # the second paper, and a tool beside the lesson
+    counted = [p for p in PACKAGE.rglob("*.py") if not separate & set(p.parts)]
+    # It was to be 3,500. Tasks of one's own, JSON lines, atomic checkpoints, a counted memory estimate, a second generated task and
+    # the best policy by validation came in the meantime.
+    assert sum(p.read_text().count("\n") for p in counted) <= 4000
 
 
 def strings_and_names(path: Path):

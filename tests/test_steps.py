@@ -2,7 +2,8 @@
 
 import pytest
 
-from vine_mini.steps import cut_steps, step_texts
+from vine_mini.app.runs import step_texts
+from vine_mini.steps import cut_steps
 
 
 class Pieces:

@@ -121,7 +121,7 @@ def test_bf16_samples_the_quick_way_even_if_an_evaluation_comes_first():
 
 def test_bf16_moves_float32_weights_that_bf16_could_not_hold():
     """At lr 1e-6 an AdamW step is far below a bf16 weight's spacing (2^-8 of it): pure bf16 would stand still."""
-    trainer = build_trainer(replace(SMALL, bf16=True, lr=1e-6, warmup=0.0))
+    trainer = build_trainer(replace(SMALL, bf16=True, lr=1e-6, warmup=0))
     start = weights(trainer.policy)
     assert start.dtype == weights(trainer.reference).dtype == torch.float32
     next(trainer.train())
@@ -168,7 +168,7 @@ def test_without_kl_no_reference_is_kept():
 
 
 def test_warmup_rises_linearly():
-    trainer = build_trainer(replace(SMALL, lr=1e-5, warmup=0.5))  # 2 iterations x 2 epochs x 2 minibatches: 4 updates of warm-up
+    trainer = build_trainer(replace(SMALL, lr=1e-5, warmup=4))
     batch, seen = batch_of(trainer), []
     trainer.optimizer.register_step_pre_hook(lambda optimizer, *_: seen.append(optimizer.param_groups[0]["lr"]))
     for _ in range(2):

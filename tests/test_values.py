@@ -8,9 +8,10 @@ import pytest
 import torch
 from conftest import VOCAB, ragged_prompts
 
+from vine_mini.evaluate import standard_errors
 from vine_mini.sampling import rollouts, sample
 from vine_mini.types import Sampling
-from vine_mini.values import monte_carlo_values, standard_errors
+from vine_mini.values import monte_carlo_values
 
 # A walk on 0..4 that ends at 0 (reward 0) or 4 (reward 1), a step up with probability UP: the gambler's ruin.
 UP = 0.55

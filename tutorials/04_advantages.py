@@ -22,12 +22,12 @@ from lesson import QUICK, rewards_of_rollouts, show, start
 
 from vine_mini.advantages import gae, spread_to_tokens, step_advantages, whiten
 from vine_mini.app.plots import new_figure
-from vine_mini.evaluate import grade
+from vine_mini.evaluate import grade, standard_errors
 from vine_mini.logprobs import response_values
 from vine_mini.sampling import sample
 from vine_mini.steps import cut_steps
 from vine_mini.types import collate
-from vine_mini.values import monte_carlo_values, standard_errors
+from vine_mini.values import monte_carlo_values
 
 r, V, lambdas = [0.0, 0.0, 1.0], [0.5, 0.6, 0.2], (1.0, 0.95, 0.0)
 delta = [r[0] + V[1] - V[0], r[1] + V[2] - V[1], r[2] + 0 - V[2]]  # gamma = 1; the value after the last token is 0
@@ -85,6 +85,9 @@ many = rewards_of_rollouts(trainer, problems, trajectories, cuts, k=k_steps, see
 true_values, true_of_steps = monte_carlo_values(of_tokens), map(monte_carlo_values, many)
 values = list(map(monte_carlo_values, nine))
 steps = {"truth": list(map(step_advantages, true_of_steps, R)), "K = 9": list(map(step_advantages, values, R))}
+few = [monte_carlo_values([rewards[:3] for rewards in states]) for states in nine]  # the first three of the nine rollouts
+steps["K = 3"] = list(map(step_advantages, few, R))
+steps["averaged"] = [step_advantages(v, reward, lam=0.5, mu=0.5) for v, reward in zip(few, R, strict=True)]  # explained below
 
 b = collate(trajectories)
 with torch.no_grad():
@@ -108,8 +111,26 @@ print(f"\nsum of step advantages (K = 9) against R - V(s_0): largest gap in {len
 # positive one. With nine rollouts the mistake is visible, and the other steps get some noise. GAE with $\lambda = 1$ gives every
 # step a negative advantage, the right steps as well.
 #
-# For any values, the step advantages of a response sum to $R - V(s_0)$, because all values in between cancel. This sum is a good
-# test for code that computes step advantages.
+# For any values, these step advantages of a response sum to $R - V(s_0)$, because all values in between cancel. This sum is a
+# good test for code that computes step advantages.
+#
+# ## Fewer rollouts, with memory
+#
+# The advantage $V(s_{i+1}) - V(s_i)$ uses the rollouts of two states and forgets those of all others. But the value is an
+# expectation. On average it does not change along the response: every later Monte Carlo value is an unbiased estimate of
+# $Q(s_i, a_i)$, the value after step $i$, and so is the reward $R$. An average of them is unbiased too, and has less noise where
+# the value hardly moves. This is the idea of GAE, with Monte Carlo values in the place of a critic:
+#
+# $$Q_i = (1 - \lambda) V(s_{i+1}) + \lambda Q_{i+1}, \qquad Q_{n-1} = R$$
+#
+# The second term of the advantage is a baseline. Any number that is known before step $i$ may be subtracted without bias, so we
+# may average over the earlier values:
+#
+# $$B_i = (1 - \mu) V(s_i) + \mu B_{i-1}, \qquad B_0 = V(s_0), \qquad A_i = Q_i - B_i$$
+#
+# With $\lambda = \mu = 0$ this is the paper's VinePPO. With $\lambda = \mu = 1$ every step has $R - V(s_0)$, the credit of
+# REINFORCE and of GRPO. Only at $\lambda = \mu = 0$ do the advantages sum to $R - V(s_0)$. The column *averaged* has $K = 3$ and
+# $\lambda = \mu = 0.5$. In `train` the options are `--mc_lam` and `--mc_mu`.
 #
 # One response proves little. We therefore compare the advantages of all steps in all responses with the true ones. We use the
 # correlation, because advantages are shifted and scaled before the update. For the error of the correlation, we leave out one

@@ -65,18 +65,22 @@ print(
 # %% [markdown]
 # ## 3. Values and advantages
 #
-# The value of a state is the mean reward of its rollouts. The advantage of a step is the change of the value that the step
-# causes. All tokens of the step share this advantage. Whitening gives the advantages of all response tokens of the iteration mean
-# 0 and standard deviation 1.
+# The value of a state is the mean reward of its rollouts. The other responses to a problem are rollouts of its prompt as well, so
+# they count for the value of the first state. The advantage of a step is the change of the value that the step causes, averaged
+# with $\lambda$ and $\mu$ as in tutorial 4. All tokens of the step share this advantage. Whitening gives the advantages of all
+# response tokens of the iteration mean 0 and standard deviation 1.
 
 # %%
 rewards = []  # [distinct state][K]
 for (problem, so_far), group in zip(place, rollouts, strict=True):
     rewards.append([tasks.grade(task, problem, [*so_far, *r.response_ids], r.finished, tokenizer) for r in group])
 value = dict(zip(place, monte_carlo_values(rewards), strict=True))  # state -> value
+others = (episodes.rewards.sum(dim=1, keepdim=True) - episodes.rewards).flatten().tolist()  # [B] rewards of the rest of the group
 of_tokens = []
-for t, row, of_row, R in zip(trajectories, cuts, states, episodes.rewards.flatten().tolist(), strict=True):
-    of_steps = step_advantages([value[state] for state in of_row], R)
+for t, row, of_row, R, rest in zip(trajectories, cuts, states, episodes.rewards.flatten().tolist(), others, strict=True):
+    values = [value[state] for state in of_row]
+    values[0] = (config.k * values[0] + rest) / (config.k + config.group - 1)
+    of_steps = step_advantages(values, R, lam=config.mc_lam, mu=config.mc_mu)
     of_tokens.append(spread_to_tokens(of_steps, row, len(t.response_ids)))
 advantages = on_response(of_tokens, mask)  # [B, T]
 batch = Batch(**vars(tokens), **scores, advantages=whiten(advantages, mask))

@@ -3,6 +3,8 @@
 Deviation: GRPO and whitening divide by the sample standard deviation (n - 1). The papers do not say which one they use.
 """
 
+from itertools import accumulate
+
 import torch
 
 EPS = 1e-8  # added to the standard deviations that GRPO and whitening divide by
@@ -40,12 +42,9 @@ def step_advantages(values: list[float], reward: float, *, lam: float = 0.0, mu:
     """
     if not values:
         raise ValueError("a response has at least one step, so at least the value of its prompt is needed")
-    q, baselines = [reward], [values[0]]
-    for value in reversed(values[1:]):
-        q.insert(0, (1 - lam) * value + lam * q[0])
-    for value in values[1:]:
-        baselines.append((1 - mu) * value + mu * baselines[-1])
-    return [after - before for before, after in zip(baselines, q, strict=True)]
+    q = accumulate(reversed(values[1:]), lambda later, value: (1 - lam) * value + lam * later, initial=reward)
+    baselines = accumulate(values[1:], lambda earlier, value: (1 - mu) * value + mu * earlier, initial=values[0])
+    return [after - before for before, after in zip(baselines, reversed(list(q)), strict=True)]
 
 
 def spread_to_tokens(step_advantages: list[float], cuts: list[int], length: int) -> list[float]:

@@ -6,7 +6,8 @@
     rloo       R - mean of the rest of the group, for all tokens               arXiv 2402.14740
     reinforce  R for all tokens; whitening subtracts the mean of the iteration
 
-Deviations from the paper: every step gets a value (the official code stops at 25), and steps are cut in the sampled tokens.
+Deviations from the paper: every step gets a value (the official code stops at 25). Steps are cut in the sampled tokens. V(s_0)
+counts the other responses to a problem as rollouts of its prompt. The paper's advantages are those of mc_lam = mc_mu = 0.
 """
 
 from collections.abc import Callable
@@ -47,12 +48,11 @@ def vineppo(episodes: Episodes, values, roll_out, config):
     # The value of a state is the mean of its K rewards. The other responses to a problem are rollouts of its prompt as well.
     value = dict(zip(first, monte_carlo_values(rewards), strict=True))
     others = (episodes.rewards.sum(dim=1, keepdim=True) - episodes.rewards).flatten().tolist()  # [B]
-    G = episodes.rewards.shape[1]
     # The advantage of a step is the value after it minus the value before it. Every token of the step gets this advantage.
     advantages = []
     for t, starts, of_row, R, rest in zip(trajectories, cuts, states, episodes.rewards.flatten().tolist(), others, strict=True):
         values = [value[state] for state in of_row]
-        values[0] = (config.k * values[0] + rest) / (config.k + G - 1)
+        values[0] = (config.k * values[0] + rest) / (config.k + config.group - 1)
         of_steps = step_advantages(values, R, lam=config.mc_lam, mu=config.mc_mu)
         advantages.append(spread_to_tokens(of_steps, starts, len(t.response_ids)))
     return on_response(advantages, episodes.tokens.response_mask), None, _rollout_stats(states, rollouts)

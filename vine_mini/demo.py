@@ -7,6 +7,7 @@ import json
 import time
 from dataclasses import replace
 
+from vine_mini.algorithms import ALGORITHMS
 from vine_mini.app.commands import INTERRUPTED, machine, train_run
 from vine_mini.app.config import CreditConfig, DemoConfig, TrainConfig
 from vine_mini.app.flags import parse, read_preset
@@ -41,11 +42,12 @@ def demo(config: DemoConfig) -> int:
     last = {name: rows[-1] for name, rows in runs.items()}
     (folder / "results.json").write_text(json.dumps({"start": before, **last}, indent=1), encoding="utf-8")
     print(table({"start": before} | {name: row["eval"] for name, row in last.items()}))
-    # One wrong response of the last policy that has a critic, or else of the last policy.
-    judge = next((name for name in reversed(runs) if (folder / name / "policy").is_dir() and "value_loss" in last[name]), name)
-    page = explain(parse(CreditConfig, "demo", ["--run", str(folder / judge), "--critic_iterations", str(int("value_loss" in last[judge]))]))
+    # The run that has a critic shows a response, so that the critic's credit stands beside the others'. Else the last run does.
+    shown = next((name for name in runs if ALGORITHMS[name].needs_critic), name)
+    critic = str(int(ALGORITHMS[shown].needs_critic))
+    page = explain(parse(CreditConfig, "demo", ["--run", str(folder / shown), "--critic_iterations", critic]))
     plot_credit(page, folder / "credit.png")
-    print(f"\nOne response of the policy that {judge} trained, and the advantage of each step:\n{summary(page)}\n")
+    print(f"\nOne response of the policy that {shown} trained, and the advantage of each step:\n{summary(page)}\n")
     print(seen(runs))
     print(finding(page))
     print(f"pictures: {folder / 'demo.png'}, {folder / 'credit.png'}   ({time.perf_counter() - start:.0f} s in all)")

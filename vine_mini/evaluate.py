@@ -4,6 +4,7 @@ Samples of one problem are not independent. Every measure is therefore averaged 
 standard error is the error of a mean over problems.
 """
 
+import math
 from collections import Counter
 from dataclasses import replace
 
@@ -62,6 +63,20 @@ def verdict(reward: float | None, finished: bool) -> str:
     """A response in words, such as "right, ended by itself". The reward is None where no task grades the response."""
     graded = "" if reward is None else {1.0: "right, ", 0.0: "wrong, "}.get(reward, f"reward {reward:g}, ")
     return graded + ("ended by itself" if finished else "cut by the limit")
+
+
+def standard_errors(rewards: list[list[float]]) -> list[float]:
+    """The standard error of each Monte Carlo value. rewards: [state][K] -> [state].
+
+    It is the deviation of the rewards / sqrt(K). Half a reward of 0 and half a reward of 1 are added to the K rewards. Without
+    them, K equal rewards would have error 0. For rewards of 0 and 1 it is sqrt(p (1 - p) / K), p = (V K + 1/2) / (K + 1).
+    """
+    errors = []
+    for row in rewards:
+        k = len(row)
+        mean, squares = (sum(row) + 0.5) / (k + 1), (sum(x * x for x in row) + 0.5) / (k + 1)
+        errors.append(math.sqrt((squares - mean**2) / k))
+    return errors
 
 
 @torch.no_grad()

@@ -37,10 +37,5 @@ def cut_steps(token_ids: list[int], tokenizer, *, every: int | None = None, answ
     return starts
 
 
-def step_texts(token_ids: list[int], cuts: list[int], tokenizer) -> list[str]:
-    """The text of each step, special tokens included."""
-    return [tokenizer.decode(token_ids[a:b]) for a, b in zip(cuts, [*cuts[1:], len(token_ids)], strict=True)]
-
-
 def _begins_with(pieces: list[str], mark: str | None) -> bool:
     return bool(mark) and "".join(pieces).lstrip().startswith(mark)

@@ -50,12 +50,11 @@ class Trainer:
         self.reference = models.frozen_copy(policy) if with_reference else None
         self.low_precision = models.bfloat16_copy(policy) if config.bf16 else None
         self.critic = models.Critic(policy) if self.algorithm.needs_critic else None
-        critic_lr = config.lr if config.critic_lr is None else config.critic_lr
-        networks = [(policy, config.lr)] + ([(self.critic, critic_lr)] if self.critic else [])
-        groups = [{"params": list(network.parameters()), "peak_lr": lr} for network, lr in networks]
+        groups = [{"params": list(policy.parameters()), "peak_lr": config.lr}]
+        if self.critic:
+            critic_lr = config.lr if config.critic_lr is None else config.critic_lr
+            groups.append({"params": list(self.critic.parameters()), "peak_lr": critic_lr})
         self.optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
-        planned = config.iterations * config.epochs * config.prompts * config.group // config.minibatch_size
-        self.warmup = max(1, round(config.warmup * planned))  # in updates; a checkpoint keeps it when a run is extended
         self.iteration, self.updates, self.seconds = 0, 0, defaultdict(float)
 
     @property
@@ -169,7 +168,7 @@ class Trainer:
         """One update of policy and critic. -> whether it was made: it is not where the ratio or the gradients have exploded"""
         groups, limit = self.optimizer.param_groups, self.config.max_grad_norm
         norms = [torch.nn.utils.clip_grad_norm_(group["params"], limit).item() for group in groups]
-        warm = min(1.0, (self.updates + 1) / self.warmup)  # the learning rate rises linearly over the warm-up
+        warm = min(1.0, (self.updates + 1) / max(1, self.config.warmup))  # the learning rate rises linearly over the warm-up
         stats |= {"grad_norm": norms[0], "lr": warm * self.config.lr}
         sound = stats["ratio"] <= self.config.max_ratio and all(map(math.isfinite, norms))
         if sound:

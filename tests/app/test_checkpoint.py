@@ -87,7 +87,7 @@ SMALL = TrainConfig(
 
 def test_a_longer_run_keeps_the_length_of_its_warm_up(empty_folder, no_pictures):
     """It followed from the number of iterations: a run that was extended to 400 fell from its peak to a thirtieth of it."""
-    flags = ["train", *QUICK, "--iterations", "4", "--warmup", ".3", "--lr", "2e-4", "--algorithm", "grpo"]
+    flags = ["train", *QUICK, "--iterations", "4", "--warmup", "2", "--lr", "2e-4", "--algorithm", "grpo"]
     assert main([*flags, "--out", "run"]) == 0
     rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     a_little_more = str(rows[-1]["seconds"] + 1e-6)  # one iteration, and the run is over
@@ -141,7 +141,7 @@ def killed_before_change(n: int, folder: Path):
 def mark(trainer, iteration: int) -> None:
     """Puts a trainer into a state that can be told from others: every number in it is the iteration."""
     trainer.iteration = trainer.updates = iteration
-    trainer.warmup, trainer.seconds = 3, {"sample": float(iteration)}
+    trainer.seconds = {"sample": float(iteration)}
     with torch.no_grad():
         for p in [*trainer.policy.parameters(), *trainer.critic.parameters()]:
             p.fill_(iteration / 100)

@@ -71,7 +71,7 @@ def test_the_best_policy_by_validation_problems_is_kept_and_tested(empty_folder,
     first, last = (row["validation"]["pass@1"][0] for row in rows[1:])
     assert first > last == 0
     out = capsys.readouterr().out
-    assert "the best of 20 validation problems: iteration 1, run/best" in out
+    assert "best on 20 validation problems: iteration 1, run/best" in out
     [line] = [line for line in out.splitlines() if line.startswith("greedy")]
     assert "100.0" in line.split("%")[2] and "0.0 ± 0.0" in line.split("%")[1]  # columns: iteration 0, iteration 2, best
     best, _ = load_policy("run/best", "cpu")

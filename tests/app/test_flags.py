@@ -29,7 +29,7 @@ def test_the_paper_preset_is_the_papers_table():
     config = parse(TrainConfig, "train", ["--preset", "gsm8k-rho1b"])
     table = dict(
         model="realtreetune/rho-1b-sft-GSM8K", prompts=64, group=8, k=9, temperature=0.6, max_new_tokens=1024, epochs=2,
-        minibatch_size=64, lr=1e-6, warmup=0.03, weight_decay=0.0, max_grad_norm=1.0, bf16=True, clip=0.2, value_clip=0.2, kl_coef=1e-4,
+        minibatch_size=64, lr=1e-6, warmup=312, mc_lam=0.0, mc_mu=0.0, weight_decay=0.0, max_grad_norm=1.0, bf16=True, clip=0.2, value_clip=0.2, kl_coef=1e-4,
         kl_kind="k3", max_ratio=10.0, gamma=1.0, lam=1.0, iterations=650, eval_temperature=0.35, eval_samples=16,
     )  # fmt: skip
     assert {name: getattr(config, name) for name in table} == table

@@ -12,14 +12,15 @@ from safetensors.torch import save_file
 
 from vine_mini.advantages import group_relative
 from vine_mini.app.config import CreditConfig
+from vine_mini.app.runs import step_texts
 from vine_mini.app.setup import SHIPPED
 from vine_mini.cli import main
 from vine_mini.credit_page import command as credit
 from vine_mini.credit_page import page, picture
 from vine_mini.credit_page.page import Credit, Page, Rollout
-from vine_mini.steps import cut_steps, step_texts
+from vine_mini.evaluate import standard_errors
+from vine_mini.steps import cut_steps
 from vine_mini.types import Episodes, Trajectory, collate
-from vine_mini.values import standard_errors
 
 HOSTILE = '<script>document.title = "taken"</script></details></td></table>"><img src=x onerror=alert(1)>&lt;\u202egnorw\x00'
 SMALL = ["--k", "3", "--group", "4", "--critic_iterations", "0"]
@@ -287,7 +288,7 @@ def test_a_run_that_is_damaged_or_belongs_to_another_is_one_line(ppo_run, tmp_pa
     small = {"critic.head.weight": torch.zeros(1, 3)}
     save_file(small, state)
     assert "is damaged" in refused()
-    save_file(small, state, {"counters": '{"iteration": 1, "updates": 1, "warmup": 1, "seconds": {}}'})
+    save_file(small, state, {"counters": '{"iteration": 1, "updates": 1, "seconds": {}}'})
     assert "belongs to another model" in refused()
     (run / "policy").rename(run / "elsewhere")
     assert "nothing was saved there yet" in refused()

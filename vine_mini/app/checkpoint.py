@@ -20,7 +20,7 @@ from vine_mini.models import load_policy, save_policy
 from vine_mini.types import UserError
 
 STATE = "training_state.safetensors"
-COUNTERS = ("iteration", "updates", "warmup")
+COUNTERS = ("iteration", "updates")
 
 
 def save(trainer, run: Path) -> None:

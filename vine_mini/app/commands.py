@@ -53,7 +53,8 @@ def train(config: TrainConfig) -> int:
         policy, _ = models.load_policy(str(folder / "best"), trainer.device)
         trainer.policy.load_state_dict(policy.state_dict())
         columns |= {f"best, iteration {best['iteration']}": trainer.evaluate()}
-        print(f"the best of {len(trainer.validation_problems)} validation problems: iteration {best['iteration']}, {folder / 'best'}")
+        count = len(trainer.validation_problems)
+        print(f"best on {count} validation problems: iteration {best['iteration']}, {folder / 'best'}")
     print(table(columns))
     print(f"{trainer.iteration} iterations: " + ", ".join(f"{name} {s:.1f} s" for name, s in trainer.seconds.items()))
     print(f"{'' if finished else 'interrupted; '}everything is in {folder}")

@@ -20,7 +20,6 @@ from vine_mini.app.flags import to_yaml
 from vine_mini.app.plots import plot_run
 from vine_mini.app.setup import task_name
 from vine_mini.models import save_policy
-from vine_mini.steps import step_texts
 from vine_mini.types import UserError
 
 SAMPLES_AN_ITERATION = 2
@@ -97,6 +96,11 @@ class Run:
         """Writes a checkpoint and the curves so far."""
         checkpoint.save(trainer, self.folder)
         plot_run(self.rows, self.folder / "curves.png", f"{self.config.algorithm} on {task_name(self.config)}")
+
+
+def step_texts(token_ids: list[int], cuts: list[int], tokenizer) -> list[str]:
+    """The text of each step, special tokens included."""
+    return [tokenizer.decode(token_ids[a:b]) for a, b in zip(cuts, [*cuts[1:], len(token_ids)], strict=True)]
 
 
 def _write(path: Path, text: str) -> None:

@@ -189,7 +189,9 @@ def check(pools: list[Pool]) -> None:
     if rewards.min() == rewards.max():
         often = "never" if rewards.max() == 0 else "always" if rewards.min() == 1 else "equally"
         change = "easier problems or a better policy" if often == "never" else "harder problems"
-        raise UserError(f"the policy {often} succeeds, in {len(rewards):,} rollouts: there is no credit to measure; take {change}")
+        raise UserError(
+            f"the policy {often} succeeds, in {len(rewards):,} rollouts: there is no credit to measure; take {change}"
+        )
     if max(len(p.rewards) for p in pools) < 2:
         raise UserError("each response is a single step, so all methods give the same credit: cut steps with --step_tokens")
 
@@ -199,15 +201,25 @@ def advice(ways: list[Way]) -> str:
     base, best = ways[0], min(ways, key=lambda way: way.relative)
     if best is base:
         rival = min(ways[1:], key=lambda way: way.relative)
-        return f"Take {base.name}: {rival.name} comes next and needs {rival.relative:.2f} times its seconds for the same learning."
+        return (
+            f"Take {base.name}: {rival.name} comes next and needs {rival.relative:.2f} times its seconds for the same learning."
+        )
     return f"Take {best.name}: it needs {best.relative:.2f} times the seconds of {base.name} for the same learning."
+
+
+def lines_of_largest(report: Report) -> list[str]:
+    """Whether few steps decide; nothing where no response was right."""
+    if not report.largest:
+        return []
+    largest, average = report.largest
+    return [f"right responses gain {largest:.0%} of their value in their largest step, {average:.0%} in an average step"]
 
 
 def table(report: Report) -> str:
     """What was measured, as text."""
     lines = [
-        f"success {report.success[0]:.3f} ± {report.success[1]:.3f}, signal {report.signal[0]:.3f} ± {report.signal[1]:.3f} a response",
-        *(["right responses gain {:.0%} of their value in one step (an average step: {:.0%})".format(*report.largest)] if report.largest else []),
+        "success {:.3f} ± {:.3f}, signal {:.3f} ± {:.3f} a response".format(*report.success, *report.signal),
+        *lines_of_largest(report),
         "",
         f"{'credit':36} {'noise':>15} {'s/iteration':>12} {'of it rollouts':>15} {'time to the same learning':>26}",
     ]

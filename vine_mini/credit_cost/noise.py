@@ -1,8 +1,9 @@
 """The noise of credit, from a pool of rollouts. Pure functions.
 
-The noise of an estimate of the advantages is (estimate - advantage)^2 at each step, expected over the rollouts. VinePPO's estimate is linear in the values and in the reward. So the noise of every K, lam and mu follows from
-the mean and the variance of the rewards at each state. One pool of m rollouts a state gives both without bias. No rollout is
-drawn twice, and the noise that the pool itself has is subtracted.
+The noise of an estimate of the advantages is (estimate - advantage)^2 at each step, expected over the rollouts. VinePPO's
+estimate is linear in the values and in the reward. So the noise of every K, lam and mu follows from the mean and the variance
+of the rewards at each state. One pool of m rollouts a state gives both without bias. No rollout is drawn twice, and the noise
+that the pool itself has is subtracted.
 """
 
 from dataclasses import dataclass, replace
@@ -36,7 +37,7 @@ def coefficients(n: int, lam: float, mu: float):
 
 
 def noise(pool: Pool, *, k: float, group: int, lam: float, mu: float):
-    """[n] the noise of VinePPO's credit at each step of a response. The other group - 1 rewards count for the value of the prompt.
+    """[n] the noise of VinePPO's credit at each step. The other group - 1 rewards count for the value of the prompt.
 
     Whole-response credit (RLOO, and GRPO without its division) is lam = mu = 1 with k = 0: then only the group counts.
     """
@@ -97,4 +98,8 @@ def mean_and_error(pools: list[Pool], numbers: list[float]) -> tuple[float, floa
 
 def best_dials(pools: list[Pool], *, k: int, group: int) -> tuple[float, float]:
     """The lam and the mu at which the noise is least."""
-    return min(product(DIALS, DIALS), key=lambda dial: sum(noise(p, k=k, group=group, lam=dial[0], mu=dial[1]).sum() for p in pools))
+
+    def total(dials):
+        return sum(noise(p, k=k, group=group, lam=dials[0], mu=dials[1]).sum() for p in pools)
+
+    return min(product(DIALS, DIALS), key=total)

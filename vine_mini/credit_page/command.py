@@ -15,15 +15,15 @@ from vine_mini.algorithms import ALGORITHMS
 from vine_mini.app import checkpoint
 from vine_mini.app.config import Common, CreditConfig, TrainConfig
 from vine_mini.app.flags import parse
-from vine_mini.app.runs import new_folder
+from vine_mini.app.runs import new_folder, step_texts
 from vine_mini.app.setup import policy_name, task_name
 from vine_mini.credit_page.page import Credit, Page, Rollout, finding, render, summary
 from vine_mini.credit_page.picture import plot_credit
+from vine_mini.evaluate import standard_errors
 from vine_mini.sampling import sample
-from vine_mini.steps import step_texts
 from vine_mini.trainer import Trainer
 from vine_mini.types import Episodes, Trajectory, UserError, derive_seed
-from vine_mini.values import monte_carlo_values, standard_errors
+from vine_mini.values import monte_carlo_values
 
 
 def credit(config: CreditConfig) -> int:
