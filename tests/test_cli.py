@@ -34,7 +34,7 @@ GOOD = '{"question": "2+2?", "answer": "#### 4"}'
     "command, says, prepare",
     [
         ("walk", "unknown command 'walk'", None),
-        ("train --task chess", "unknown task 'chess': choose from arithmetic, gsm8k", None),
+        ("train --task chess", "unknown task 'chess': choose from arithmetic, decisive, gsm8k", None),
         ("train --algorithm sarsa", "unknown algorithm 'sarsa': choose from vineppo", None),
         ("demo --algorithms sarsa", "unknown algorithm 'sarsa'", None),
         ("train --preset gsm9k", "no preset 'gsm9k': choose from arithmetic", None),

@@ -150,7 +150,7 @@ def test_an_exploding_kl_has_finite_gradients():
 
 def test_the_kl_pulls_towards_the_reference():
     """With no reward at all, a policy that was moved away comes back."""
-    trainer = build_trainer(replace(SMALL, algorithm="rloo", kl_coef=1.0, lr=1e-4))
+    trainer = build_trainer(replace(SMALL, algorithm="rloo", kl_coef=1.0, lr=1e-4, warmup=0))
     with torch.no_grad():
         for p in trainer.policy.parameters():
             p.add_(0.03 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
@@ -209,7 +209,7 @@ def test_neighbouring_seeds_meet_different_prompts():
 
 def test_vineppo_credit_is_the_change_of_value(tokenizer):
     """A policy replaced by a table: its rollouts succeed as often as the text so far deserves."""
-    trainer = build_trainer(replace(SMALL, prompts=1, group=2, minibatch_size=2, k=4))
+    trainer = build_trainer(replace(SMALL, prompts=1, group=2, minibatch_size=2, k=4, mc_lam=0.0, mc_mu=0.0))
     eos, prompt = tokenizer.eos_token_id, trainer.prompts[0]
     good, bad = tokenizer("\n1+1=2\n2+1=3\n#### 3")["input_ids"][1:], tokenizer("\n1+1=2\n2+1=4\n#### 4")["input_ids"][1:]
     trajectories = [Trajectory(prompt, [*ids, eos], [0.0] * (len(ids) + 1), True) for ids in (good, bad)]
@@ -233,6 +233,10 @@ def test_vineppo_credit_is_the_change_of_value(tokenizer):
         n = len(trajectories[row].response_ids)
         credit = advantages[row][episodes.tokens.response_mask[row].bool()].tolist()
         assert credit == pytest.approx([first] * 6 + [last] * (n - 6))  # the end token included (rule 3)
+    whole = algorithms.vineppo(episodes, None, roll_out, replace(trainer.config, mc_lam=1.0, mc_mu=1.0))[0]
+    for row, expected in ((0, 1 - 1 / 5), (1, -2 / 5)):
+        credit = whole[row][episodes.tokens.response_mask[row].bool()].tolist()
+        assert credit == pytest.approx([expected] * len(credit))  # the other end of the dial: R - V(s_0) everywhere
 
 
 def test_equal_responses_to_other_problems_are_other_states(tokenizer):

@@ -38,7 +38,27 @@ def no_pictures(monkeypatch):
 
 
 def test_train_leaves_a_whole_run_folder(empty_folder, capsys):
-    assert main(["train", *QUICK, "--save_every", "1", "--eval_every", "1", "--validation", "6", "--out", "run"]) == 0
+    assert (
+        main(
+            [
+                "train",
+                *QUICK,
+                "--save_every",
+                "1",
+                "--eval_every",
+                "1",
+                "--validation",
+                "6",
+                "--mc_lam",
+                "0",
+                "--mc_mu",
+                "0",
+                "--out",
+                "run",
+            ]
+        )
+        == 0
+    )
     run = empty_folder / "run"
     names = {p.name for p in run.iterdir()}
     assert names == {"config.yaml", "metrics.jsonl", "samples.jsonl", "curves.png", "checkpoints", "policy", "best"}
@@ -107,7 +127,7 @@ def test_validation_problems_are_set_aside_by_a_rule():
 
 
 def test_a_policy_that_diverged_is_named(empty_folder, no_pictures, capsys):
-    assert main(["train", *QUICK, "--lr", "1e10", "--out", "run"]) == 2
+    assert main(["train", *QUICK, "--lr", "1e10", "--warmup", "0", "--out", "run"]) == 2
     assert "it has diverged; lower --lr" in capsys.readouterr().err.splitlines()[-1]
 
 

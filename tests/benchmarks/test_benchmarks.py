@@ -43,10 +43,67 @@ def test_the_memory_estimate_is_near_the_measured_peak(tmp_path):
 
 @pytest.mark.learning
 def test_credit(tmp_path):
-    run("benchmarks.credit", "--quick", "--out", str(tmp_path))
-    found = json.loads((tmp_path / "credit.json").read_text())
-    assert found["vineppo, K = 3"]["tokens"] < found["vineppo, K = 9"]["tokens"] and found["grpo"]["tokens"] == 0
-    assert found["vineppo, K = 9"]["error"] < found["vineppo, K = 1"]["error"]
+    text = run("benchmarks.credit", "--quick", "--out", str(tmp_path))
+    assert "plain / best [95 %]" in text and "(d) tree" in text
+    policy, ideas = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("policy", "ideas"))
+    assert policy["2"]["low"] <= policy["2"]["ratio"] <= policy["2"]["high"] and policy["1"]["best"][0] < policy["1"]["plain"][0]
+    assert ideas["K = 3"]["noise"] < ideas["K = 1"]["noise"] < ideas["whole response (RLOO)"]["noise"]
+    assert ideas["K = 1, (b) group's rewards in V(s_0)"]["noise"] < ideas["K = 1"]["noise"]
+
+
+@pytest.mark.learning
+def test_the_simulated_ideas_are_right():
+    """Against closed forms: plain noise of chains of equal slips, whole-response credit, and trees whose steps cannot fail."""
+    import numpy
+
+    from benchmarks.credit import Chains
+
+    c = Chains(6, 0.3, 40_000)
+    plain = c.error(c.draw(3), 0.0, 0.0)
+    variance = c.values[:, :-1] * (1 - c.values[:, :-1])
+    expected = float((2 * variance.sum(axis=1) - variance[:, 0]).mean() / 3)
+    assert plain == pytest.approx(expected, rel=0.02)
+    assert c.error(c.draw(10_000), 0.0, 0.0) < 0.001
+    kept = numpy.arange(0, 6, 2)
+    assert c.error(c.draw(10_000), 0.0, 0.0, kept=kept) > 0.05  # two steps share the credit of both
+    assert Chains(6, 1.0, 100).tree_error(2, 2)[0] == 0
+
+
+@pytest.mark.learning
+def test_the_fight_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
+    from concurrent.futures import ThreadPoolExecutor
+
+    from benchmarks import fight
+
+    tiny = dict(prompts=4, minibatch_size=8, eval_problems=4, eval_samples=1)
+    monkeypatch.setattr(fight, "SETTINGS", {"six": tiny | dict(steps=2), "chain12": tiny | dict(steps=3)})
+    monkeypatch.setattr(fight, "updates_of", lambda setting, epochs: dict(epochs=epochs, minibatch_size=8))
+    monkeypatch.setattr(fight, "SECONDS", 0.5)
+    monkeypatch.setattr(fight, "LRS", (1e-4, 2e-4))
+    monkeypatch.setattr(fight, "EPOCHS", (1,))
+    monkeypatch.setattr(fight, "RATES", (3e-5,))
+    monkeypatch.setattr(fight, "ProcessPoolExecutor", ThreadPoolExecutor)
+    log = tmp_path / "runs.jsonl"
+
+    def lines(*arguments) -> int:
+        monkeypatch.setattr(sys, "argv", ["fight", *arguments, "--out", str(tmp_path)])
+        fight.main()
+        return len(log.read_text().splitlines())
+
+    with pytest.raises(SystemExit, match="the grid of six is not complete"):
+        fight.best_configs([], "six")
+    assert lines("grid", "--settings", "six") == 6 and lines("grid") == 12 and lines("grid") == 12
+    assert lines("fresh", "--seeds", "0", "1") == 24
+    lines("predict")
+    assert set(json.loads((tmp_path / "predictions.json").read_text())) == {"six", "chain12"}
+    assert lines("order", "--seeds", "0", "1") == 28  # plain VinePPO is new, the others have run
+    assert lines("rates", "--seeds", "0") == 31
+    assert lines("report") == 31
+    table = (tmp_path / "table.md").read_text()
+    assert "Predicted order:" in table and table.count("| six ") == 4 + 3 and "grpo, plain" in table
+    assert (tmp_path / "six.png").stat().st_size > 10_000 and (tmp_path / "rates.png").stat().st_size > 5_000
+    run = json.loads(log.read_text().splitlines()[0])
+    assert len(run["validation"]) >= 1 and 0 <= run["test"][0] <= 1 and run["curve"][-1][0] >= 0.5
 
 
 @pytest.mark.parametrize("arguments", (["--device", "cuda"], ["--vllm", "nowhere"]))

@@ -56,18 +56,18 @@ def generate(split: str, n: int, *, steps: tuple[int, int], max_number: int, see
     return list(found.values())
 
 
-def demonstration(problem: Problem, error_rate: float, rng: random.Random, mistakes_at: str = "+-*") -> str:
-    """The solution with random mistakes. Each step's result is wrong with probability about `error_rate`.
+def demonstration(problem: Problem, error_rate: float | dict[str, float], rng: random.Random) -> str:
+    """The solution with random mistakes. Each step's result is wrong with probability about `error_rate`, or its operation's.
 
     A mistake is a random number from 0 to the largest result of the problem, which is sometimes the right one. Later steps go
     on from the number that was written. A policy that imitates many of these demonstrations has the right result as its most
-    likely token, and makes mistakes when it samples. Only the operations in `mistakes_at` go wrong.
+    likely token, and makes mistakes when it samples.
     """
+    rates = error_rate if isinstance(error_rate, dict) else dict.fromkeys(OPERATIONS, error_rate)
     steps = [re.fullmatch(r"(\d+)([-+*])(\d+)=(\d+)", line).groups() for line in problem.solution.split("\n")[:-1]]
     top, current, lines = max(int(result) for *_, result in steps), int(steps[0][0]), []
     for _, operation, right, _ in steps:
-        wrong = operation in mistakes_at and rng.random() < error_rate
-        result = rng.randint(0, top) if wrong else OPERATIONS[operation](current, int(right))
+        result = rng.randint(0, top) if rng.random() < rates[operation] else OPERATIONS[operation](current, int(right))
         lines.append(f"{current}{operation}{right}={result}")
         current = result
     return "\n".join([*lines, f"{ANSWER_MARK} {current}"])

@@ -1,16 +1,14 @@
-"""Chains of arithmetic in which few lines decide: a policy often gets the multiplications wrong, and nothing else.
+"""Chains of arithmetic in which few lines decide: a policy gets the multiplications wrong often, and the other lines seldom.
 
     Mia has 7 pens, loses 3, doubles them, buys 5. How many pens now?
 
-    then 7-3=4
-    so 4*2=8         <- decisive
-    now 8+5=13
+    7-3=4
+    4*2=8         <- decisive
+    8+5=13
     #### 13
 
 One step in four is a multiplication, at random places that are never side by side. The others are additions and subtractions.
-A demonstration has mistakes at the multiplications alone, so these are the lines at which the value of the response moves.
-Each line begins with a word that does not matter. Such free choices are what credit for whole responses rewards and punishes
-without reason.
+A demonstration has most of its mistakes at the multiplications, so these are the lines at which the value moves most.
 """
 
 import random
@@ -22,7 +20,7 @@ from vine_mini.types import Problem, UserError
 TEMPLATE, ANSWER_MARK = arithmetic.TEMPLATE, arithmetic.ANSWER_MARK
 DEFAULTS = {"steps": 12, "max_new_tokens": 140, "eval_temperature": 1.0}
 extract_answer, reward = arithmetic.extract_answer, arithmetic.reward
-WORDS = ("so", "then", "now", "next", "thus", "here", "well", "again")
+ROUTINE = 0.2  # mistakes at an addition or a subtraction, for each mistake at a multiplication
 
 
 def problems(config, places=None) -> tuple[list[Problem], list[Problem]]:
@@ -33,9 +31,9 @@ def problems(config, places=None) -> tuple[list[Problem], list[Problem]]:
 
 
 def demonstration(problem: Problem, error_rate: float, rng: random.Random) -> str:
-    """The solution with a random word before each line, and with random mistakes at the multiplications."""
-    *lines, answer = arithmetic.demonstration(problem, error_rate, rng, mistakes_at="*").split("\n")
-    return "\n".join([*(f"{rng.choice(WORDS)} {line}" for line in lines), answer])
+    """The solution with mistakes: at a multiplication with probability about `error_rate`, at the other lines less often."""
+    rates = {"*": error_rate, "+": ROUTINE * error_rate, "-": ROUTINE * error_rate}
+    return arithmetic.demonstration(problem, rates, rng)
 
 
 def anywhere(rng: random.Random, n_steps: int) -> list[int]:
