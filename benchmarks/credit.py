@@ -22,9 +22,10 @@ from vine_mini.app.config import TrainConfig
 from vine_mini.app.flags import read_preset
 from vine_mini.app.setup import build_trainer
 from vine_mini.credit_cost import noise
-from vine_mini.credit_cost.command import sample_pools
+from vine_mini.credit_cost.command import EXPONENT, sample_pools
 
 GROUP = 4
+REST = 9  # cost of sampling, scoring and updating a response, in units of decoding it (a CPU, one epoch)
 DIALS = (0.0, 0.3, 0.5, 0.7, 0.8)
 
 
@@ -100,31 +101,29 @@ class Chains:
         found = min((self.error(values, lam, mu, **more), lam, mu) for lam in DIALS for mu in DIALS)
         return found[0], f"{found[1]:g}, {found[2]:g}"
 
-    def tree_error(self, branches: int, every: int) -> tuple[float, float]:
-        """Trees as in SPO (arXiv 2505.23564): each node has `branches` segments of `every` steps.
+    def tree_error(self, branches: int, every: int) -> float:
+        """The noise of a path in trees as in SPO (arXiv 2505.23564): each node has `branches` segments of `every` steps.
 
-        -> the noise of a path, and the tokens that are decoded for each token that is trained on
+        A segment's credit is the value of its end minus the mean value of its siblings' ends. All of its steps get it. The truth
+        within a segment is approximate: a failure happens at one step, a success is spread over all. All that is decoded is
+        trained on, so rollouts cost nothing.
         """
         levels = self.n // every
         alive = numpy.ones((len(self.truth) // branches**2 + 1, 1), bool)  # [tree, node]
-        states, tokens = [alive], 0.0
+        states = [alive]
         for _ in range(levels):
             alive = numpy.repeat(states[-1], branches, axis=1)
-            alive = alive & (self.rng.random(alive.shape) < self.keep**every)
-            states.append(alive)
-            tokens += alive.shape[1] * every / self.n
-        means, errors = [states[-1].astype(float)], []
+            states.append(alive & (self.rng.random(alive.shape) < self.keep**every))
+        means, total = [states[-1].astype(float)], 0.0
         for _ in range(levels):
             means.insert(0, means[0].reshape(len(alive), -1, branches).mean(axis=2))
         for level in range(levels):
-            true = [states[j] * self.keep ** (self.n - j * every) for j in (level, level + 1)]
-            others = (means[level].repeat(branches, axis=1) * branches - means[level + 1]) / (branches - 1)  # the siblings
-            found, moved = means[level + 1] - others, true[1] - true[0].repeat(branches, axis=1)
-            # The steps of a segment share its credit. A failure happens in one of them, a success is spread over all.
+            before, after = (states[j] * self.keep ** (self.n - j * every) for j in (level, level + 1))
+            others = (means[level].repeat(branches, axis=1) * branches - means[level + 1]) / (branches - 1)
+            found, moved = means[level + 1] - others, after - before.repeat(branches, axis=1)
             within = numpy.where(moved < 0, (every - 1) * found**2 + (found - moved) ** 2, every * (found - moved / every) ** 2)
-            errors.append(within.mean())
-        edges = sum(branches ** (level + 1) for level in range(levels))
-        return sum(errors), tokens / (edges * every / self.n)
+            total += within.mean()
+        return float(total)
 
 
 def ideas(n: int, success: float, responses: int) -> tuple[list[list[str]], dict]:
@@ -147,8 +146,7 @@ def ideas(n: int, success: float, responses: int) -> tuple[list[list[str]], dict
         found = c.best(c.with_group(c.draw(1), 1), baseline=critic)
         rows[f"K = 1, (c) a critic with error {off:g} as baseline"] = (*found, per_k)
     for branches, every in ((2, n // 3), (3, n // 3), (2, n // 6)):
-        error, cost = c.tree_error(branches, every)
-        rows[f"(d) tree, {branches} branches each {every} steps"] = (error, "", cost - 1)
+        rows[f"(d) tree, {branches} branches each {every} steps"] = (c.tree_error(branches, every), "", 0.0)
     first = c.rng.random(c.truth.shape) < c.values[:, :-1]
     around = numpy.stack([numpy.roll(first, 1, axis=1), numpy.roll(first, -1, axis=1)])
     for more in (1, 2):
@@ -156,11 +154,11 @@ def ideas(n: int, success: float, responses: int) -> tuple[list[list[str]], dict
         values = (first + (k > 1) * c.rng.binomial(k - 1, c.values[:, :-1])) / k
         cost = float((k * (n - numpy.arange(n)) / n).sum(axis=1).mean())
         rows[f"(e) K = {1 + more} where the neighbours differ, else 1, group"] = (*c.best(c.with_group(values, k[:, 0])), cost)
-    table = [["credit", "noise", "mc_lam, mc_mu", "rollouts, in responses", "(noise + signal) x (9 + cost), RLOO = 1"]]
+    table = [["credit", "noise", "mc_lam, mc_mu", "rollouts, in responses", "time to the same learning, RLOO = 1"]]
     signal, data = q * (1 - q), {}
     for name, row in rows.items():
         error, dial, cost = row
-        clock = (error + signal) * (9 + cost) / ((whole + signal) * 9)
+        clock = ((error + signal) / (whole + signal)) ** EXPONENT * (REST + cost) / REST
         data[name] = dict(noise=error, cost=cost, clock=clock)
         table.append([name, f"{error:.3f}", dial, f"{cost:.1f}", f"{clock:.2f}"])
     return table, data
@@ -171,7 +169,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="the policy, in place of the shipped one")
     parser.add_argument("--task", default="arithmetic", help="arithmetic or decisive")
-    parser.add_argument("--steps", type=int, default=6, help="steps of a problem")
+    parser.add_argument("--steps", type=int, help="steps of a problem; left out: the task's own number")
     parser.add_argument("--problems", type=int, default=48, help="problems with four responses each")
     parser.add_argument("--pool", type=int, default=32, help="rollouts for each state")
     parser.add_argument("--quick", action="store_true", help="four problems and a pool of eight")
@@ -179,18 +177,16 @@ def main():
     args = parser.parse_args()
     args.problems, args.pool = (4, 8) if args.quick else (args.problems, args.pool)
     settings = read_preset("arithmetic") | dict(task=args.task, model=args.model, steps=args.steps, max_new_tokens=140)
-    settings |= dict(prompts=16, group=GROUP)
-    trainer = build_trainer(TrainConfig(**settings))
+    trainer = build_trainer(TrainConfig(**settings | dict(prompts=16, group=GROUP)))
+    steps = trainer.config.steps
     pools, _ = sample_pools(trainer, args.problems, args.pool)
     success = statistics.mean(float(p.rewards[0].mean()) for p in pools)
-    where = f"{args.model or 'the shipped policy'}, task {args.task}, {args.steps} steps, {success:.2f} success"
+    where = f"{args.model or 'the shipped policy'}, task {args.task}, {steps} steps, {success:.2f} success"
     table, data = of_policy(pools, [k for k in (1, 2, 3, 4, 9) if k <= args.pool])
     title = f"Noise of VinePPO's credit: {where}, {len(pools)} responses, pool of {args.pool}, {machine('cpu', 1)}"
     report(args.out, "policy", title, table, data)
-    table, data = ideas(args.steps, success, 1000 if args.quick else 20_000)
-    report(
-        args.out, "ideas", f"Simulated chains of {args.steps} equal steps, {success:.2f} success, best lam and mu", table, data
-    )
+    table, data = ideas(steps, success, 1000 if args.quick else 20_000)
+    report(args.out, "ideas", f"Simulated chains of {steps} equal steps, {success:.2f} success, best lam and mu", table, data)
 
 
 if __name__ == "__main__":

@@ -84,11 +84,11 @@ def updates_of(setting: str, epochs: int) -> dict:
     return dict(epochs=epochs, minibatch_size=episodes // epochs)
 
 
-def jobs_of(study: str, done: list[dict], seeds: list[int]) -> list[dict]:
+def jobs_of(study: str, done: list[dict], settings: list[str], seeds: list[int]) -> list[dict]:
     """The runs of a study, in an order in which the algorithms alternate."""
     shared = dict(seconds=SECONDS)
     if study == "grid":
-        every = product(SETTINGS, EPOCHS, LRS, ALGORITHMS.values())
+        every = product(settings, EPOCHS, LRS, ALGORITHMS.values())
         return [
             shared | dict(setting=s, seed=GRID_SEED, config=c | updates_of(s, epochs) | dict(lr=lr)) for s, epochs, lr, c in every
         ]
@@ -96,7 +96,7 @@ def jobs_of(study: str, done: list[dict], seeds: list[int]) -> list[dict]:
         every = product(seeds, RATES, ALGORITHMS.values())
         return [shared | dict(setting="chain12", seed=s, config=c | updates_of("chain12", 2) | dict(lr=lr)) for s, lr, c in every]
     jobs = []
-    for setting in (s for s in SETTINGS if any(run["setting"] == s for run in done)):
+    for setting in settings:
         best = best_configs(done, setting)
         ways = list(best.values()) if study == "fresh" else [best["grpo"], best["vineppo"], best["vineppo"] | PLAIN]
         jobs += [shared | dict(setting=setting, seed=seed, config=c) for seed in seeds for c in ways]
@@ -128,12 +128,12 @@ def best_configs(done: list[dict], setting: str) -> dict[str, dict]:
 
 
 def predict(setting: str, config: dict) -> dict[str, float]:
-    """What `credit-cost` says: way -> seconds to the same learning, GRPO's = 1."""
+    """What `credit-cost` says: way -> seconds to the same learning, GRPO's = 1. `vineppo` has the lam and mu that it advises."""
     torch.set_num_threads(1)
     settings = read_preset("arithmetic") | SETTINGS[setting] | {n: config[n] for n in ("epochs", "minibatch_size")}
     report = measure(CreditCostConfig(**settings | dict(problems=32, ks=[1, 3])))
     ways = {way.name: way.relative for way in report.ways}
-    averaged = min(relative for name, relative in ways.items() if name.startswith("VinePPO, K = 1,"))
+    averaged = min(relative for name, relative in ways.items() if name.startswith("VinePPO, K = 1"))
     return {"grpo": 1.0, "vineppo": averaged, "plain": ways["VinePPO, K = 3"]}
 
 
@@ -152,11 +152,14 @@ def summary(done: list[dict]) -> tuple[list[list[str]], dict]:
     """A row for each setting and algorithm: fresh seeds only."""
     table = [["setting", "algorithm", "lr", "epochs", "seeds", "test accuracy", "mean reward over the seconds", "episodes"]]
     groups: dict = {}
-    for run in done:
+    complete = [
+        s for s in SETTINGS if len({r["config"]["algorithm"] for r in done if (r["setting"], r["seed"]) == (s, GRID_SEED)}) == 3
+    ]
+    for run in (run for run in done if run["setting"] in complete):
         if run["seed"] != GRID_SEED and run["config"] in [*best_configs(done, run["setting"]).values(), plain_config(done, run)]:
             groups.setdefault((run["setting"], name_of(run)), []).append(run)
     for (setting, name), runs in sorted(groups.items(), key=lambda item: (list(SETTINGS).index(item[0][0]), item[0][1])):
-        test, areas = (mean_error([x(run) for run in runs]) for x in (lambda run: run["test"][0], area))
+        test, areas = (mean_error([x(run) for run in runs]) for x in (lambda run: run["test"], area))
         config = runs[0]["config"]
         cells = [f"{config['lr']:g}", str(config["epochs"]), str(len(runs)), f"{100 * test[0]:.1f} ± {100 * test[1]:.1f} %"]
         episodes = statistics.mean(run["curve"][-1][1] for run in runs)
@@ -210,9 +213,9 @@ def draw_rates(done: list[dict], path: Path) -> None:
         runs = [run for run in done if run["setting"] == "chain12" and run["config"]["lr"] in RATES and name_of(run) == name]
         runs = [run for run in runs if run["seed"] != GRID_SEED and run["config"]["epochs"] == 2]
         rates = sorted({run["config"]["lr"] for run in runs})
-        means = [statistics.mean(run["test"][0] for run in runs if run["config"]["lr"] == lr) for lr in rates]
+        means = [statistics.mean(run["test"] for run in runs if run["config"]["lr"] == lr) for lr in rates]
         axis.plot(rates, means, color=COLOURS[name], label=name)
-        axis.plot([run["config"]["lr"] for run in runs], [run["test"][0] for run in runs], ".", color=COLOURS[name])
+        axis.plot([run["config"]["lr"] for run in runs], [run["test"] for run in runs], ".", color=COLOURS[name])
     axis.set(xscale="log", xlabel="learning rate", ylabel="test accuracy", ylim=(0, 1), title=f"chain12 after {SECONDS} s")
     axis.legend(frameon=False)
     save_figure(figure, path)
@@ -258,7 +261,7 @@ def main():
             predicted.write_text(json.dumps(found, indent=1), encoding="utf-8")
         return None
     finished = {key(run) for run in done}
-    jobs = [job for job in jobs_of(args.study, done, args.seeds) if key(job) not in finished and job["setting"] in args.settings]
+    jobs = [job for job in jobs_of(args.study, done, args.settings, args.seeds) if key(job) not in finished]
     with ProcessPoolExecutor(args.workers) as pool:
         for future in tqdm(as_completed([pool.submit(one_run, job) for job in jobs]), total=len(jobs), desc=args.study):
             with log.open("a", encoding="utf-8") as file:

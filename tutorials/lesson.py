@@ -23,13 +23,13 @@ torch.set_num_threads(1)  # a second thread gains little with models this small,
 
 
 def start(**changes) -> Trainer:
-    """A trainer in the demo's setting: arithmetic chains of six operations and the shipped policy of 130 thousand parameters.
+    """A trainer in the tutorials' setting: arithmetic chains of six operations and the shipped policy of 130 thousand parameters.
 
     The tutorials use its parts: `policy`, `tokenizer`, `task`, `sampling` and `config`, and the problems with their prompts
     (`train_problems` and `prompts`, `test_problems` and `test_prompts`).
 
     Args:
-        changes: fields of `TrainConfig` that differ from the demo's.
+        changes: fields of `TrainConfig` that differ from the preset `arithmetic`.
     """
     return build_trainer(TrainConfig(**read_preset("arithmetic") | {"device": "cpu"} | changes))
 

@@ -43,11 +43,14 @@ def demo(config: DemoConfig) -> int:
     (folder / "results.json").write_text(json.dumps({"start": before, **last}, indent=1), encoding="utf-8")
     print(table({"start": before} | {name: row["eval"] for name, row in last.items()}))
     # The run that has a critic shows a response, so that the critic's credit stands beside the others'. Else the last run does.
-    shown = next((name for name in runs if ALGORITHMS[name].needs_critic), name)
+    shown = next((name for name in runs if ALGORITHMS[name].needs_critic), config.algorithms[-1])
     critic = str(int(ALGORITHMS[shown].needs_critic))
-    page = explain(parse(CreditConfig, "demo", ["--run", str(folder / shown), "--critic_iterations", critic]))
+    page = explain(parse(CreditConfig, "demo", ["--run", str(folder / shown), "--critic_iterations", critic, "--k", "32"]))
     plot_credit(page, folder / "credit.png")
-    print(f"\nOne response of the policy that {shown} trained, and the advantage of each step:\n{summary(page)}\n")
+    print(
+        f"\nOne response of the policy that {shown} trained, and the advantage of each step (VinePPO's from 32 rollouts a state):"
+    )
+    print(f"{summary(page)}\n")
     print(seen(runs))
     print(finding(page))
     print(f"pictures: {folder / 'demo.png'}, {folder / 'credit.png'}   ({time.perf_counter() - start:.0f} s in all)")
@@ -55,9 +58,9 @@ def demo(config: DemoConfig) -> int:
 
 
 def seen(runs: dict[str, list[dict]]) -> str:
-    """One line: the accuracy of the training responses at the same number of episodes, and the test accuracy at the same time."""
+    """One line: the training accuracy at the same number of episodes, and the test accuracy at the same time."""
     fewest = min(rows[-1]["episodes"] for rows in runs.values())
     early = {name: [row["reward"] for row in rows if 0.8 * fewest <= row["episodes"] <= fewest] for name, rows in runs.items()}
     at = ", ".join(f"{name} {100 * sum(rewards) / len(rewards):.0f} %" for name, rewards in early.items() if rewards)
     end = ", ".join(f"{name} {100 * rows[-1]['eval']['pass@1'][0]:.0f} %" for name, rows in runs.items())
-    return f"After the same {fewest:,} episodes: {at}. After the same time: {end}."
+    return f"Training accuracy after the same {fewest:,} episodes: {at}. Test accuracy after the same time: {end}."

@@ -136,7 +136,7 @@ def test_the_demo(empty_folder, no_pictures, capsys):
     out = capsys.readouterr().out
     assert "vineppo" in out and "±" in out and "one response of the policy that ppo trained" in out.lower()
     assert all(name in out for name in ("VinePPO", "PPO's critic", "GRPO")) and "VinePPO's value" in out.splitlines()[-2]
-    assert "After the same" in out and "episodes: vineppo" in out and "After the same time: vineppo" in out
+    assert "episodes: vineppo" in out and "Test accuracy after the same time: vineppo" in out
     folder = empty_folder / "runs" / "demo"
     results = json.loads((folder / "results.json").read_text())
     assert set(results) == {"start", "vineppo", "ppo", "grpo"} and (folder / "demo.png").stat().st_size > 10_000

@@ -25,6 +25,7 @@ def empty_folder(tmp_path, monkeypatch):
 def test_the_command(empty_folder, capsys):
     assert main(["credit-cost", *QUICK, "--out", "here"]) == 0
     out = capsys.readouterr().out
+    assert "VinePPO, K = 3, mc_lam 0.5, mc_mu 0.5" in out  # the setting that `train` would use
     assert out.count("VinePPO, K = 1") >= 2 and "GRPO, RLOO" in out and "PPO  " not in out
     report = json.loads(Path("here/credit_cost.json").read_text())
     assert report["advice"] in out and report["advice"].startswith("Take ")
@@ -66,7 +67,7 @@ def test_a_pool_holds_the_states_of_training():
         assert float(p.freedom.sum()) == pytest.approx(sum(1 - 2.718281828459045**x for x in t.logprobs), rel=1e-6)
 
 
-def test_the_predicted_time(monkeypatch):
+def test_the_advice():
     base = Way("GRPO, RLOO", 1.0, 0.1, 1.0, {"update": 1.0}, 1.0)
     cheap, dear = (Way(name, 0.2, 0.1, 0.2, {"update": 1.0}, x) for name, x in (("VinePPO, K = 1", 0.7), ("VinePPO, K = 9", 1.3)))
     assert command.advice([base, cheap, dear]) == (
@@ -84,13 +85,38 @@ def test_a_policy_that_never_succeeds(empty_folder, capsys):
     save_policy(policy, tokenizer, Path("random"))
     assert main(["credit-cost", *QUICK, "--model", "random", "--out", "here"]) == 2
     [line] = capsys.readouterr().err.strip().splitlines()[-1:]
-    assert "the policy never succeeds" in line and "easier problems" in line and not Path("here").exists()
+    assert "rollouts have reward 0, so there is no credit to measure: take easier problems" in line and not Path("here").exists()
 
 
-@pytest.mark.parametrize("reward, often", [(0.0, "never"), (1.0, "always"), (0.5, "equally")])
-def test_equal_rewards_hold_no_credit(reward, often):
-    pool = noise.Pool(torch.full((3, 4), reward, dtype=torch.float64), reward, 0, [0.0, 0.3, 0.6], torch.ones(3))
-    with pytest.raises(Exception, match=f"the policy {often} succeeds, in 12 rollouts: there is no credit to measure; take"):
+def test_problems_that_are_always_or_never_solved(empty_folder, capsys, monkeypatch):
+    """Rewards differ between problems and never within one, so every advantage is 0."""
+
+    def sure(episodes, row, cut, rollout):
+        return float(episodes.problems[row].question < "M")
+
+    monkeypatch.setattr(command, "_reward", sure)
+    monkeypatch.setattr("vine_mini.tasks.grade", lambda task, problem, *_: float(problem.question < "M"))
+    assert main(["credit-cost", *QUICK, "--out", "here"]) == 2
+    [line] = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert "too small to tell from 0: raise --problems or --pool" in line and not Path("here").exists()
+
+
+def test_a_damaged_critic_is_told_before_the_rollouts(empty_folder, capsys, monkeypatch):
+    monkeypatch.setattr("vine_mini.app.runs.plot_run", lambda *_: None)
+    small = "--steps 3 --prompts 4 --group 4 --minibatch_size 8 --iterations 1 --eval_problems 4 --eval_samples 1".split()
+    assert main(["train", "--algorithm", "ppo", *small, "--out", "run"]) == 0
+    Path("run/policy/training_state.safetensors").write_bytes(b"damaged")
+    monkeypatch.setattr(command, "sample_pools", None)
+    assert main(["credit-cost", "--run", "run", "--out", "here"]) == 2
+    assert "is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("reward, change", [(0.0, "easier problems"), (1.0, "harder problems"), (0.5, "harder problems")])
+def test_equal_rewards_hold_no_credit(reward, change):
+    pool = noise.Pool(torch.full((3, 4), reward, dtype=torch.float64), reward, 0, [0.0, 0.3, 0.6], torch.ones(3, dtype=torch.float64))
+    with pytest.raises(
+        Exception, match=f"all 12 rollouts have reward {reward:g}, so there is no credit to measure: take {change}"
+    ):
         command.check([pool])
 
 
@@ -101,6 +127,7 @@ def test_equal_rewards_hold_no_credit(reward, often):
         (["--ks", "0"], "K = 0 must be at least 1"),
         (["--pool", "1"], "pool = 1: must be at least 4"),
         (["--problems", "1"], "problems = 1: must be at least 2"),
+        (["--problems", "100000"], "problems = 100000, but there are only"),
         (["--group", "1", "--minibatch_size", "32"], "needs a group of at least 2"),
         (["--resume", "run"], "there is no run/config.yaml"),
         (["--steps", "1", "--problems", "2"], "each response is a single step, so all methods give the same credit"),

@@ -52,7 +52,9 @@ def train(config: TrainConfig) -> int:
     if finished and (best := run.best()):
         policy, _ = models.load_policy(str(folder / "best"), trainer.device)
         trainer.policy.load_state_dict(policy.state_dict())
-        columns |= {f"best, iteration {best['iteration']}": trainer.evaluate()}
+        tested = {f"best, iteration {best['iteration']}": trainer.evaluate()}
+        (folder / "best" / "evaluation.json").write_text(json.dumps(tested, indent=1), encoding="utf-8")
+        columns |= tested
         count = len(trainer.validation_problems)
         print(f"best on {count} validation problems: iteration {best['iteration']}, {folder / 'best'}")
     print(table(columns))

@@ -167,7 +167,9 @@ class SFTConfig(Common):
     lr: Amount | None = knob(None, "Peak of a one-cycle schedule. Left out: 3e-3 for a new model, or 10 times that of `train`.")
     weight_decay: Amount = knob(0.0, "AdamW's weight decay.")
     max_grad_norm: Positive = knob(1.0, "Gradients are scaled down to this norm.")
-    error_rate: Share = knob(0.0, "Generated tasks: probability that a demonstrated step's result is a random number.")
+    error_rate: Share = knob(
+        0.0, "Generated tasks: probability that a demonstrated step's result is random (`decisive`: a product)."
+    )
     hidden: int = knob(64, "New model: hidden size, a multiple of 16.")
     layers: Count = knob(3, "New model: layers.")
     vocab_size: Annotated[int, Range(258)] = knob(400, "New model: tokens of its byte-level BPE.")

@@ -63,6 +63,10 @@ def parse(config_class, prog: str, argv: list[str]):
         parser.add_argument("--preset", help=f"Start from these fields: {PRESET_NAMES}, or a YAML file.{only}")
     given = vars(parser.parse_args([*flags, *argv]))
     config = config_class(**{name: given[name] for name in names})
+    if "resume" in sources and bool(config.eval_every) != bool(values.get("eval_every")):
+        raise UserError(
+            "--resume cannot begin or end evaluations (eval_every): validation problems would become training problems"
+        )
     for name, old in vars(TrainConfig(**values)).items() if "resume" in sources else ():
         if getattr(config, name) != old and name not in MAY_CHANGE.split() and not name.startswith("eval_"):
             raise UserError(f"--resume goes on with {name} = {old}; it cannot change to {getattr(config, name)}")

@@ -33,12 +33,15 @@ def plot_run(rows: list[dict], path: Path, title: str) -> None:
     """Draws curves.png of a run from the rows of its metrics.jsonl: reward, length, KL and seconds."""
     figure, ((reward, length), (kl, seconds)) = new_figure(2, 2)
     tests = [(row["episodes"], row["eval"]["pass@1"][0], row["eval"]["pass@1"][1] or 0) for row in rows if "eval" in row]
+    validation = [(row["episodes"], row["validation"]["pass@1"][0]) for row in rows if "validation" in row]
     rows = [row for row in rows if "reward" in row]
     x, rewards = [row["episodes"] for row in rows], [row["reward"] for row in rows]
     reward.plot(x, rewards, color="0.75", label="iteration")
     reward.plot(x, smooth(rewards), color=COLOURS["vineppo"], label="smoothed")
     if tests:
         reward.errorbar(*zip(*tests, strict=True), fmt="o", color="black", capsize=3, label="test, pass@1")
+    if validation:
+        reward.plot(*zip(*validation, strict=True), "s", color=COLOURS["reinforce"], label="validation, pass@1")
     length.plot(x, [row["length"] for row in rows], color=COLOURS["grpo"])
     length.set(ylabel="tokens", ylim=(0, None))
     kl.plot(x, [row.get("kl", float("nan")) for row in rows], color=COLOURS["ppo"], label="to the reference")

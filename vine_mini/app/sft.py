@@ -82,7 +82,7 @@ def model_card(config, loss: float, results: str) -> str:
     changed = [name for name in vars(config) if name != "out" and getattr(config, name) != getattr(default, name)]
     flags = " ".join(f"--{name} {shlex.quote(str(getattr(config, name)))}" for name in changed)
     start = "from scratch" if config.model is None else f"from {config.model}"
-    how = f", in which each step's result is a random number with probability {config.error_rate}" if config.error_rate else ""
+    how = f" with mistakes (--error_rate {config.error_rate})" if config.error_rate else ""
     return f"""---
 library_name: transformers
 license: mit

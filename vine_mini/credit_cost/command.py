@@ -72,41 +72,55 @@ def measure(config: CreditCostConfig) -> Report:
     settings = {field.name: getattr(config, field.name) for field in fields(TrainConfig)}
     settings |= dict(lr=0.0, critic_lr=0.0, eval_every=0)  # the policy stays as it is
     trainer = build_trainer(TrainConfig(**settings | {"algorithm": BASE}))
+    if config.problems > len(trainer.prompts):
+        raise UserError(f"problems = {config.problems}, but there are only {len(trainer.prompts)} training problems")
+    ppo = _trained_critic(config, settings, trainer)
     shared = seconds_of_training(trainer)
-    rollouts = {k: seconds_of_rollouts(trainer, k) for k in (1, 3)}
+    rollouts = {k: seconds_of_rollouts(trainer, k) for k in (1, 3)}  # other K follow from these two
     pools, batches = sample_pools(trainer, config.problems, config.pool)
     check(pools)
+    signal = way("signal", pools, [noise.signal(p) for p in pools], {})
     ways = [way("GRPO, RLOO", pools, [noise.noise(p, k=0, group=config.group, lam=1.0, mu=1.0) for p in pools], shared)]
-    if config.run and ALGORITHMS[config.algorithm].needs_critic:
-        ppo = Trainer(TrainConfig(**settings), trainer.policy, trainer.tokenizer, trainer.train_problems, trainer.test_problems)
-        checkpoint.resume(ppo, Path(config.run))
+    if ppo:
         credits = [row for episodes in batches for row in credit_of_steps(ppo, episodes)]
         of_steps = [noise.critic_noise(p, row) for p, row in zip(pools, credits, strict=False)]
         ways.append(way("PPO", pools, of_steps, seconds_of_training(ppo)))
-    for k in config.ks:
+    dials = {k: [(0.0, 0.0), noise.best_dials(pools, k=k, group=config.group)] for k in config.ks}
+    dials.setdefault(config.k, []).append((config.mc_lam, config.mc_mu))  # the user's own
+    for k, of_k in sorted(dials.items()):
         seconds = shared | {"rollouts": rollouts[1] + (k - 1) / 2 * max(0.0, rollouts[3] - rollouts[1])}
-        for lam, mu in dict.fromkeys([(0.0, 0.0), noise.best_dials(pools, k=k, group=config.group)]):
+        for lam, mu in dict.fromkeys(of_k):
             of_steps = [noise.noise(p, k=k, group=config.group, lam=lam, mu=mu) for p in pools]
             name = f"VinePPO, K = {k}" + (f", mc_lam {lam:g}, mc_mu {mu:g}" if lam or mu else "")
             ways.append(way(name, pools, of_steps, seconds))
-    of_steps = [noise.signal(p) for p in pools]
-    signal = way("signal", pools, of_steps, {})
+    if signal.noise <= 0 or min(w.in_gradient for w in ways) + signal.in_gradient <= 0:
+        raise UserError(
+            "the advantages are too small to tell from 0: raise --problems or --pool, or take problems of another length"
+        )
     for w in ways:
         more = sum(w.seconds.values()) / sum(shared.values())
         w.relative = more * ((w.in_gradient + signal.in_gradient) / (ways[0].in_gradient + signal.in_gradient)) ** EXPONENT
     places = [0.0] * PLACES
-    for p, row in zip(pools, of_steps, strict=True):
-        for place, x in zip(p.places, row.tolist(), strict=True):
+    for p in pools:
+        for place, x in zip(p.places, noise.signal(p).tolist(), strict=True):
             places[int(PLACES * place)] += x / signal.noise / len(pools)
     success = mean_and_error(pools, [p.reward for p in pools])
     return Report(ways, (signal.noise, signal.error), success, noise.largest_step(pools), places, advice(ways))
 
 
+def _trained_critic(config: CreditCostConfig, settings: dict, trainer: Trainer) -> Trainer | None:
+    """A trainer with the same policy and with the critic of `config.run`, if that run has trained one."""
+    if not config.run or not ALGORITHMS[config.algorithm].needs_critic:
+        return None
+    ppo = Trainer(TrainConfig(**settings), trainer.policy, trainer.tokenizer, trainer.train_problems, trainer.test_problems)
+    checkpoint.resume(ppo, Path(config.run))
+    return ppo
+
+
 def way(name: str, pools: list[Pool], of_steps: list, seconds: dict[str, float]) -> Way:
-    """The mean of the responses' noise [n]. Where the policy is sure of its tokens, noise moves no weight."""
-    freedom = [p.freedom for p in pools]
-    weights = [row / sum(x.mean() for x in freedom) * len(pools) for row in freedom]  # mean 1
-    weighted = sum(float(weight @ row) for weight, row in zip(weights, of_steps, strict=True)) / len(pools)
+    """The mean over responses of a noise of steps [n]. Where the policy is sure of its tokens, noise moves no weight."""
+    total = sum(float(p.freedom.mean()) for p in pools) or 1.0
+    weighted = sum(float(p.freedom @ row) for p, row in zip(pools, of_steps, strict=True)) / total  # the weights have mean 1
     return Way(name, *mean_and_error(pools, [float(row.sum()) for row in of_steps]), weighted, seconds)
 
 
@@ -176,7 +190,10 @@ def _reward(episodes: Episodes, row: int, cut: int, rollout: Trajectory) -> floa
 
 
 def credit_of_steps(trainer: Trainer, episodes: Episodes) -> list[list[float]]:
-    """The mean advantage of each step's tokens, for an algorithm that gives credit to tokens. -> [B][step]"""
+    """The mean advantage of each step's tokens, for an algorithm that gives credit to tokens. -> [B][step]
+
+    What differs within a step does not count as noise, so the noise of PPO is at least the one that is shown.
+    """
     values = trainer.score(episodes)[0]["values"]
     advantages, _, _ = trainer.algorithm.credit(episodes, values, None, trainer.config)  # [B, T]
     rows = zip(advantages, episodes.tokens.response_mask.bool(), episodes.cuts, strict=True)
@@ -187,11 +204,9 @@ def check(pools: list[Pool]) -> None:
     """Raises UserError where no credit can be measured."""
     rewards = torch.cat([p.rewards.flatten() for p in pools])
     if rewards.min() == rewards.max():
-        often = "never" if rewards.max() == 0 else "always" if rewards.min() == 1 else "equally"
-        change = "easier problems or a better policy" if often == "never" else "harder problems"
-        raise UserError(
-            f"the policy {often} succeeds, in {len(rewards):,} rollouts: there is no credit to measure; take {change}"
-        )
+        change = "easier problems or a better policy" if rewards.max() == 0 else "harder problems"
+        found = f"all {len(rewards):,} rollouts have reward {rewards.max():g}"
+        raise UserError(f"{found}, so there is no credit to measure: take {change}")
     if max(len(p.rewards) for p in pools) < 2:
         raise UserError("each response is a single step, so all methods give the same credit: cut steps with --step_tokens")
 

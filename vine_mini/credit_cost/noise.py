@@ -33,13 +33,15 @@ def coefficients(n: int, lam: float, mu: float):
     """W [n, n] and c [n] with advantages = W values + c R."""
     unit, zero = torch.eye(n).tolist(), [0.0] * n
     columns = [step_advantages(unit[j], 0.0, lam=lam, mu=mu) for j in range(n)]
-    return torch.tensor(columns, dtype=torch.float64).T, torch.tensor(step_advantages(zero, 1.0, lam=lam, mu=mu)).double()
+    return torch.tensor(columns, dtype=torch.float64).T, torch.tensor(
+        step_advantages(zero, 1.0, lam=lam, mu=mu), dtype=torch.float64
+    )
 
 
 def noise(pool: Pool, *, k: float, group: int, lam: float, mu: float):
     """[n] the noise of VinePPO's credit at each step. The other group - 1 rewards count for the value of the prompt.
 
-    Whole-response credit (RLOO, and GRPO without its division) is lam = mu = 1 with k = 0: then only the group counts.
+    RLOO's credit is lam = mu = 1 with k = 0: then only the group counts for V(s_0). GRPO's is the same up to its scale.
     """
     n, m = pool.rewards.shape
     values, variances = pool.rewards.mean(dim=1), pool.rewards.var(dim=1)
@@ -74,8 +76,8 @@ def signal(pool: Pool):
 def largest_step(pools: list[Pool]) -> tuple[float, float] | None:
     """Of the value that right responses gain, the share gained in the largest step, and the share of an average step.
 
-    One half of the pool says which step is the largest, the other half says how much is gained there. Every wrong response
-    has a step that loses all, so wrong responses do not tell few decisive steps from many small ones.
+    One half of the pool says which step is the largest, the other half says how much is gained there. Most wrong
+    responses lose their value in one step, so they do not tell few decisive steps from many small ones.
     """
     largest, every, average = 0.0, 0.0, 0.0
     for p in (p for p in pools if p.reward == 1):
@@ -97,9 +99,12 @@ def mean_and_error(pools: list[Pool], numbers: list[float]) -> tuple[float, floa
 
 
 def best_dials(pools: list[Pool], *, k: int, group: int) -> tuple[float, float]:
-    """The lam and the mu at which the noise is least."""
+    """The lam and the mu at which the noise is least, each step weighted by the freedom of the policy.
+
+    The same pools that choose them then measure their noise, which is therefore a little too low.
+    """
 
     def total(dials):
-        return sum(noise(p, k=k, group=group, lam=dials[0], mu=dials[1]).sum() for p in pools)
+        return sum(float(p.freedom @ noise(p, k=k, group=group, lam=dials[0], mu=dials[1])) for p in pools)
 
     return min(product(DIALS, DIALS), key=total)

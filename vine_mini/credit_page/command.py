@@ -1,7 +1,8 @@
 """The `credit` command: the advantages that VinePPO, PPO and GRPO give to the steps of one response.
 
 The functions that train also compute every number on the page. This module chooses the response.
-Deviation from training: the page shows advantages before whitening.
+Deviations from training: the page shows advantages before whitening, and VinePPO's are those of the paper, V(after) - V(before)
+of the rollouts alone. Training may average the values along the response (mc_lam, mc_mu), and counts the group in V(s_0).
 """
 
 from dataclasses import fields

@@ -34,7 +34,7 @@ def problems(config, make_problem=None) -> tuple[list[Problem], list[Problem]]:
     if config.data is not None:
         raise UserError(f"{config.task} makes its own problems: leave out --data, or name another --task")
     fewest = config.steps if config.min_steps is None else config.min_steps
-    settings = dict(steps=(fewest, config.steps), max_number=config.max_number, seed=0, make_problem=make_problem or _problem)
+    settings = dict(steps=(fewest, config.steps), max_number=config.max_number, seed=0, make_problem=make_problem)
     return generate("train", TRAIN_SIZE, **settings), generate("test", TEST_SIZE, **settings)
 
 
@@ -44,7 +44,7 @@ def generate(split: str, n: int, *, steps: tuple[int, int], max_number: int, see
     `make_problem(rng, number of operations, max_number)` makes one problem. Raises UserError for settings that allow none.
     """
     if not 1 <= steps[0] <= steps[1] or max_number < 3:
-        raise UserError(f"arithmetic needs 1 <= min_steps <= steps and max_number >= 3, not {steps} and {max_number}")
+        raise UserError(f"generated problems need 1 <= min_steps <= steps and max_number >= 3, not {steps} and {max_number}")
     rng = random.Random(f"{split} {steps} {max_number} {seed}")
     found: dict[str, Problem] = {}
     for _ in range(50 * n):

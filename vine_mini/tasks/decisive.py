@@ -12,7 +12,6 @@ A demonstration has most of its mistakes at the multiplications, so these are th
 """
 
 import random
-from functools import partial
 
 from vine_mini.tasks import arithmetic
 from vine_mini.types import Problem, UserError
@@ -23,11 +22,11 @@ extract_answer, reward = arithmetic.extract_answer, arithmetic.reward
 ROUTINE = 0.2  # mistakes at an addition or a subtraction, for each mistake at a multiplication
 
 
-def problems(config, places=None) -> tuple[list[Problem], list[Problem]]:
-    """Train and test problems. `places(rng, n_steps)` -> the numbers of the decisive steps; left out: anywhere."""
+def problems(config) -> tuple[list[Problem], list[Problem]]:
+    """Train and test problems, the same for every seed of a run."""
     if config.max_number < 4:
         raise UserError(f"max_number = {config.max_number}: doubling needs at least 4")
-    return arithmetic.problems(config, partial(_problem, places=places or anywhere))
+    return arithmetic.problems(config, _problem)
 
 
 def demonstration(problem: Problem, error_rate: float, rng: random.Random) -> str:
@@ -36,14 +35,14 @@ def demonstration(problem: Problem, error_rate: float, rng: random.Random) -> st
     return arithmetic.demonstration(problem, rates, rng)
 
 
-def anywhere(rng: random.Random, n_steps: int) -> list[int]:
-    """A quarter of the steps, at least one, no two of them side by side."""
+def _places(rng: random.Random, n_steps: int) -> list[int]:
+    """The numbers of the decisive steps: a quarter of all, at least one, no two of them side by side."""
     count = max(1, n_steps // 4)
     return [place + before for before, place in enumerate(sorted(rng.sample(range(n_steps - count + 1), count)))]
 
 
-def _problem(rng: random.Random, n_steps: int, max_number: int, places) -> Problem:
-    decisive = places(rng, n_steps)
+def _problem(rng: random.Random, n_steps: int, max_number: int) -> Problem:
+    decisive = _places(rng, n_steps)
 
     def operation(step: int, current: int) -> tuple[str, int]:
         if step in decisive:
