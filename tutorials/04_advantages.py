@@ -174,6 +174,8 @@ value_axis.plot(every_token, critic[0][here], "s--", markersize=4, color="#D55E0
 axis.bar(every_token, step_advantages(true_values, R[0]), color="0.6", label="truth")
 spread = spread_to_tokens(steps["K = 9"][0], cuts[0], len(every_token))
 axis.step(every_token, spread, where="mid", color="#0072B2", label="K = 9")
+averaged = spread_to_tokens(steps["averaged"][0], cuts[0], len(every_token))
+axis.step(every_token, averaged, "--", where="mid", color="#56B4E9", label="K = 3, averaged")
 for lam, colour, style in ((1.0, "#D55E00", "s--"), (0.95, "#009E73", "^:"), (0.0, "#CC79A7", "v-.")):
     axis.plot(every_token, tokens[lam][0][here], style, markersize=4, color=colour, label=f"GAE, $\\lambda$ = {lam}")
 axis.axhline(0, color="black", linewidth=0.8)

@@ -30,7 +30,7 @@ from vine_mini.evaluate import grade
 from vine_mini.sampling import sample
 
 N, G = (8, 4) if QUICK else (16, 8)
-trainer = start(prompts=N, group=G, minibatch_size=N * G)
+trainer = start(prompts=N, group=G, minibatch_size=N * G, mc_lam=0.0, mc_mu=0.0)  # the paper's VinePPO
 tokenizer, config, episodes, numbers = trainer.tokenizer, trainer.config, trainer.sample_episodes(), count()
 rewards, mask = episodes.rewards, episodes.tokens.response_mask  # [N, G], [B, T]
 
@@ -95,7 +95,9 @@ rloo = leave_one_out(rewards)
 print("RLOO = G/(G-1) (R - mean):", torch.allclose(rloo, G / (G - 1) * group_relative(rewards, scale_by_std=False)))
 [of_first] = step_advantages([rewards[mixed, 1:].mean().item()], rewards[mixed, 0].item())
 print("RLOO = one step whose value comes from the other responses:", abs(of_first - rloo[mixed, 0].item()) < 1e-6)
-one_step = credit("vineppo", of=replace(episodes, cuts=[[0]] * (N * G)), k=G - 1)  # one step, new rollouts
+one_step = credit(
+    "vineppo", of=replace(episodes, cuts=[[0]] * (N * G)), k=G - 1
+)  # one step; V(s_0) counts new rollouts and the group
 first = [len(t.prompt_ids) for t in episodes.trajectories]
 print(f"VinePPO with one step: std of the advantages {one_step[range(N * G), first].std():.3f}; RLOO: {rloo.std():.3f}")
 
@@ -189,8 +191,8 @@ show(figure, "08_grpo_and_rloo")
 # 1. GRPO's mean contains the response's own reward. Why does this only scale the advantage?
 # 2. One of 8 responses in a group is right. What does the division by the standard deviation do to its advantage? With 7 right,
 #    what does it do to the advantage of the wrong one?
-# 3. VinePPO could take the mean reward of the group as V(s_0), without rollouts. What goes wrong if this mean contains the
-#    response's own reward?
+# 3. In this package, VinePPO's V(s_0) counts the other responses of the group as rollouts of the prompt. What would go wrong if
+#    it counted the response's own reward?
 # 4. When would one advantage for a whole response be as good as one for each step?
 #
 # Exercise: `ex12` (group baselines).

@@ -113,7 +113,9 @@ def test_a_damaged_critic_is_told_before_the_rollouts(empty_folder, capsys, monk
 
 @pytest.mark.parametrize("reward, change", [(0.0, "easier problems"), (1.0, "harder problems"), (0.5, "harder problems")])
 def test_equal_rewards_hold_no_credit(reward, change):
-    pool = noise.Pool(torch.full((3, 4), reward, dtype=torch.float64), reward, 0, [0.0, 0.3, 0.6], torch.ones(3, dtype=torch.float64))
+    pool = noise.Pool(
+        torch.full((3, 4), reward, dtype=torch.float64), reward, 0, [0.0, 0.3, 0.6], torch.ones(3, dtype=torch.float64)
+    )
     with pytest.raises(
         Exception, match=f"all 12 rollouts have reward {reward:g}, so there is no credit to measure: take {change}"
     ):

@@ -22,7 +22,9 @@ def chains(slips, m, responses, seed=0):
     values = alive * to_go
     draws = torch.rand(responses, n, m, generator=g, dtype=torch.float64) < values[:, :n, None]
     places = [i / n for i in range(n)]
-    return [Pool(draws[b].double(), values[b, n].item(), b, places, torch.ones(n, dtype=torch.float64)) for b in range(responses)], values
+    return [
+        Pool(draws[b].double(), values[b, n].item(), b, places, torch.ones(n, dtype=torch.float64)) for b in range(responses)
+    ], values
 
 
 def simulated(values, *, k, group, lam, mu, repeats=40, seed=1):
