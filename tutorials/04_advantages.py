@@ -129,7 +129,7 @@ print(f"\nsum of step advantages (K = 9) against R - V(s_0): largest gap in {len
 # $$B_i = (1 - \mu) V(s_i) + \mu B_{i-1}, \qquad B_0 = V(s_0), \qquad A_i = Q_i - B_i$$
 #
 # With $\lambda = \mu = 0$ this is the paper's VinePPO. With $\lambda = \mu = 1$ every step has $R - V(s_0)$, the credit of
-# RLOO. Only at $\lambda = \mu = 0$ do the advantages sum to $R - V(s_0)$. The column *averaged* has $K = 3$, $\lambda = \mu = 0.5$.
+# RLOO. Only at $\lambda = \mu = 0$ do the advantages sum to $R - V(s_0)$. The column *averaged* has $K = 3$ and 0.5 for both.
 #
 # One response proves little. We therefore compare the advantages of all steps in all responses with the true ones. We use the
 # correlation, because advantages are shifted and scaled before the update. For the error of the correlation, we leave out one
