@@ -72,7 +72,7 @@ def one_run(job: dict) -> dict:
                 best = copy.deepcopy(trainer.policy.state_dict())
             validation.append(accuracy)
     trainer.policy.load_state_dict(best)
-    parts = [part for part in numpy.array_split(points, min(POINTS, len(points)))]
+    parts = numpy.array_split(points, min(POINTS, len(points)))
     curve = [[round(float(x), 4) for x in part.mean(axis=0)] for part in parts]
     phases = {name: total / len(points) for name, total in trainer.seconds.items()}
     return job | dict(curve=curve, validation=validation, test=trainer.evaluate(with_kl=False)["pass@1"][0], phases=phases)

@@ -1,12 +1,12 @@
 """The folder of a training run.
 
-config.yaml     all settings; `--preset RUN/config.yaml` starts the same run again
-metrics.jsonl   one line for each iteration; "eval" holds test problems (iteration 0 and the last), "validation" those set aside
-samples.jsonl   a few responses of each iteration, cut into steps, each step with its advantage
-curves.png      reward, length, KL and seconds, against episodes
-checkpoints/    the newest checkpoint; see `checkpoint.py`
-policy          a link to the newest checkpoint, which is a Hugging Face folder; `train --resume RUN` continues from it
-best            the policy with the highest pass@1 on the validation problems, if some were set aside
+config.yaml     all settings; `--preset RUN/config.yaml` starts the same run again.
+metrics.jsonl   one line for each iteration; "eval" holds test problems (iteration 0 and the last), "validation" those set aside.
+samples.jsonl   a few responses of each iteration, cut into steps, each step with its advantage.
+curves.png      reward, length, KL and seconds, against episodes.
+checkpoints/    the newest checkpoint; see `checkpoint.py`.
+policy          a link to the newest checkpoint, which is a Hugging Face folder; `train --resume RUN` continues from it.
+best            the policy with the highest pass@1 on the validation problems, if some were set aside.
 """
 
 import json

@@ -1,8 +1,8 @@
 """The `credit` command: the advantages that VinePPO, PPO and GRPO give to the steps of one response.
 
 The functions that train also compute every number on the page. This module chooses the response.
-Deviations from training: the page shows advantages before whitening, and VinePPO's are those of the paper, V(after) - V(before)
-of the rollouts alone. Training may average the values along the response (mc_lam, mc_mu), and counts the group in V(s_0).
+Deviations from training: the page shows advantages before whitening. VinePPO's advantages are the paper's, V(after) - V(before),
+from rollouts alone. Training may average values along the response (mc_lam, mc_mu). Training counts the group in V(s_0).
 """
 
 from dataclasses import fields
