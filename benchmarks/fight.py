@@ -17,6 +17,7 @@ import copy
 import json
 import statistics
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from itertools import product
 from pathlib import Path
@@ -56,13 +57,18 @@ SECONDS, GRID_SEED = 60, 100
 POINTS, EVALUATIONS = 40, 5
 
 
-def one_run(job: dict) -> dict:
-    """One learning run. -> the job with its curve, the accuracies on validation problems, and the best policy's on test ones"""
+def trainer_of(job: dict):
+    """A trainer that counts CPU seconds of one thread."""
     torch.set_num_threads(1)
-    seconds = job["seconds"]
-    limits = dict(iterations=100_000, max_seconds=seconds, eval_every=100_000, validation=100, seed=job["seed"])
+    limits = dict(iterations=100_000, max_seconds=job["seconds"], eval_every=100_000, validation=100, seed=job["seed"])
     trainer = build_trainer(TrainConfig(**read_preset("arithmetic") | SETTINGS[job["setting"]] | job["config"] | limits))
     trainer.clock = time.process_time
+    return trainer
+
+
+def one_run(job: dict, make: Callable = trainer_of) -> dict:
+    """One learning run. -> the job with its curve, the accuracies on validation problems, and the best policy's on test ones"""
+    trainer, seconds = make(job), job["seconds"]
     points, validation, best = [], [], None
     for metrics, _, _ in trainer.train():
         points.append([metrics["seconds"], metrics["episodes"], trainer.updates, metrics["reward"]])
@@ -221,6 +227,21 @@ def draw_rates(done: list[dict], path: Path) -> None:
     save_figure(figure, path)
 
 
+def read(log: Path) -> list[dict]:
+    """The runs that have finished."""
+    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
+
+
+def run_missing(jobs: list[dict], log: Path, run: Callable, workers: int) -> None:
+    """Makes the runs that the log lacks, each in a process, and appends them to the log."""
+    finished = {key(done) for done in read(log)}
+    jobs = [job for job in jobs if key(job) not in finished]
+    with ProcessPoolExecutor(workers) as pool:
+        for future in tqdm(as_completed([pool.submit(run, job) for job in jobs]), total=len(jobs), desc=log.stem):
+            with log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(future.result()) + "\n")
+
+
 def write_report(done: list[dict], out: Path) -> None:
     """Tables and pictures of all runs."""
     table, groups = summary(done)
@@ -251,7 +272,7 @@ def main():
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     log, predicted = args.out / "runs.jsonl", args.out / "predictions.json"
-    done = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
+    done = read(log)
     if args.study == "report":
         return write_report(done, args.out)
     if args.study == "predict":
@@ -260,12 +281,7 @@ def main():
             found[setting] = predict(setting, best_configs(done, setting)["vineppo"])
             predicted.write_text(json.dumps(found, indent=1), encoding="utf-8")
         return None
-    finished = {key(run) for run in done}
-    jobs = [job for job in jobs_of(args.study, done, args.settings, args.seeds) if key(job) not in finished]
-    with ProcessPoolExecutor(args.workers) as pool:
-        for future in tqdm(as_completed([pool.submit(one_run, job) for job in jobs]), total=len(jobs), desc=args.study):
-            with log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(future.result()) + "\n")
+    run_missing(jobs_of(args.study, done, args.settings, args.seeds), log, one_run, args.workers)
 
 
 if __name__ == "__main__":

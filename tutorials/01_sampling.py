@@ -19,10 +19,10 @@ from lesson import QUICK, mean_and_error, show, start
 from transformers import DynamicCache
 
 from vine_mini.app.plots import new_figure
-from vine_mini.evaluate import grade
 from vine_mini.logprobs import response_logprobs
 from vine_mini.sampling import sample
 from vine_mini.sampling.plain import choose
+from vine_mini.tasks import grade
 from vine_mini.types import collate
 
 trainer = start()

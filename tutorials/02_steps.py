@@ -19,10 +19,10 @@ import torch
 from lesson import QUICK, mean_and_error, show, start
 
 from vine_mini.app.plots import new_figure
-from vine_mini.evaluate import grade
 from vine_mini.logprobs import response_logprobs
 from vine_mini.sampling import sample
 from vine_mini.steps import cut_steps
+from vine_mini.tasks import grade
 from vine_mini.types import Trajectory, collate
 
 trainer = start()

@@ -14,11 +14,10 @@
 import torch
 from lesson import QUICK, show, start
 
-from vine_mini import tasks
 from vine_mini.app.plots import new_figure
-from vine_mini.evaluate import grade
 from vine_mini.sampling import rollouts, sample
 from vine_mini.steps import cut_steps
+from vine_mini.tasks import grade
 from vine_mini.values import monte_carlo_values
 
 trainer = start()
@@ -57,8 +56,7 @@ def rewards_of_rollouts(k, seed):
     for row, t in enumerate(pair):
         for i, start_of_step in enumerate(cuts[row]):
             for n, rollout in enumerate(done[row][i]):
-                response = t.response_ids[:start_of_step] + rollout.response_ids
-                R[row, i, n] = tasks.grade(task, problem, response, rollout.finished, tokenizer)
+                R[row, i, n] = grade(task, problem, rollout, tokenizer, t.response_ids[:start_of_step])
                 lengths[row, i, n] = len(rollout.response_ids)
     return R, lengths
 

@@ -20,12 +20,13 @@
 import torch
 from lesson import QUICK, rewards_of_rollouts, show, start
 
-from vine_mini.advantages import gae, spread_to_tokens, step_advantages, whiten
+from vine_mini.advantages import gae, mean_of_steps, spread_to_tokens, step_advantages, whiten
 from vine_mini.app.plots import new_figure
-from vine_mini.evaluate import grade, standard_errors
+from vine_mini.evaluate import standard_errors
 from vine_mini.logprobs import response_values
 from vine_mini.sampling import sample
 from vine_mini.steps import cut_steps
+from vine_mini.tasks import grade
 from vine_mini.types import collate
 from vine_mini.values import monte_carlo_values
 
@@ -96,8 +97,7 @@ token_rewards = torch.zeros_like(critic)
 token_rewards[torch.arange(len(b)), b.attention_mask.sum(dim=1) - 1] = torch.tensor(R)  # paid at the last token
 tokens = {lam: gae(token_rewards, critic, b.response_mask, lam=lam)[0] for lam in lambdas}  # [B, T] each
 for lam, of_tokens in tokens.items():  # the advantage of a step is the mean over its tokens
-    rows = [of_tokens[n][b.response_mask[n].bool()].tensor_split(cuts[n][1:]) for n in range(len(b))]
-    steps[f"GAE {lam}"] = [[part.mean().item() for part in row] for row in rows]
+    steps[f"GAE {lam}"] = [mean_of_steps(of_tokens[n][b.response_mask[n].bool()], cuts[n]) for n in range(len(b))]
 
 print(f"{problem.question}\n{'':22}" + "".join(f"{name:>10}" for name in steps))
 for i, (a, z) in enumerate(zip(cuts[0], [*cuts[0][1:], len(every_token)], strict=True)):

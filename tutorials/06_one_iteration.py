@@ -73,7 +73,7 @@ print(
 # %%
 rewards = []  # [distinct state][K]
 for (problem, so_far), group in zip(place, rollouts, strict=True):
-    rewards.append([tasks.grade(task, problem, [*so_far, *r.response_ids], r.finished, tokenizer) for r in group])
+    rewards.append([tasks.grade(task, problem, r, tokenizer, so_far) for r in group])
 value = dict(zip(place, monte_carlo_values(rewards), strict=True))  # state -> value
 others = (episodes.rewards.sum(dim=1, keepdim=True) - episodes.rewards).flatten().tolist()  # [B] rewards of the rest of the group
 of_tokens = []

@@ -26,8 +26,8 @@ from lesson import QUICK, mean_and_error, show, start
 from vine_mini.advantages import group_relative, leave_one_out, step_advantages, whiten
 from vine_mini.algorithms import ALGORITHMS
 from vine_mini.app.plots import new_figure
-from vine_mini.evaluate import grade
 from vine_mini.sampling import sample
+from vine_mini.tasks import grade
 
 N, G = (8, 4) if QUICK else (16, 8)
 trainer = start(prompts=N, group=G, minibatch_size=N * G, mc_lam=0.0, mc_mu=0.0)  # the paper's VinePPO

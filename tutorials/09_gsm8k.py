@@ -29,7 +29,7 @@ from vine_mini.evaluate import table
 from vine_mini.models import load_policy, pick_device
 from vine_mini.tasks import arithmetic, gsm8k
 from vine_mini.trainer import Trainer
-from vine_mini.types import Problem
+from vine_mini.types import Problem, Trajectory
 
 MODEL = os.environ.get("MODEL")  # a Hub name or a folder; None: the tiny policy
 DATA = os.environ.get("DATA")  # "hub", or a folder with train.jsonl and test.jsonl; None: generated problems
@@ -88,7 +88,8 @@ for text in right + wrong:
     verdict = "right" if gsm8k.is_correct(text, "72") else "wrong"
     print(f"{text!r:34} is read as {gsm8k.extract_answer(text)!s:5} {verdict}")
 ids, asked = tokenizer.encode("#### 72", add_special_tokens=False), Problem("", "", "72")
-ended, cut = (tasks.grade(gsm8k, asked, ids, finished, tokenizer) for finished in (True, False))
+responses = [Trajectory([], ids, [0.0] * len(ids), finished) for finished in (True, False)]
+ended, cut = (tasks.grade(gsm8k, asked, response, tokenizer) for response in responses)
 print(f"reward of '#### 72': {ended} if the model ended the response, {cut} if the length limit cut it")
 
 # %% [markdown]

@@ -44,7 +44,7 @@ def rewards_of_rollouts(trainer, problems, trajectories, cuts, *, k: int, seed: 
     done = rollouts(trainer.policy, trajectories, cuts, trainer.sampling, k=k, seed=seed)  # [response][state][k]
 
     def graded(problem, so_far, group):
-        return [tasks.grade(trainer.task, problem, so_far + r.response_ids, r.finished, trainer.tokenizer) for r in group]
+        return [tasks.grade(trainer.task, problem, r, trainer.tokenizer, so_far) for r in group]
 
     return [
         [graded(problem, t.response_ids[:cut], group) for cut, group in zip(row, groups, strict=True)]

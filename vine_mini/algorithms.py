@@ -42,7 +42,7 @@ def vineppo(episodes: Episodes, values, roll_out, config):
     rollouts = [group for of_row in roll_out(trajectories, distinct_cuts, config.k) for group in of_row]  # [state][K]
     # Grade the response that each rollout completes.
     rewards = [
-        [tasks.grade(episodes.task, problem, [*so_far, *r.response_ids], r.finished, tokenizer) for r in group]
+        [tasks.grade(episodes.task, problem, r, tokenizer, so_far) for r in group]
         for (problem, so_far), group in zip(first, rollouts, strict=True)
     ]  # [state][K]
     # The value of a state is the mean of its K rewards. The other responses to a problem are rollouts of its prompt as well.

@@ -14,7 +14,7 @@ from vine_mini import tasks
 from vine_mini.logprobs import response_logprobs
 from vine_mini.losses import kl_penalty, masked_mean
 from vine_mini.sampling import sample
-from vine_mini.types import Problem, Sampling, Trajectory, collate
+from vine_mini.types import Sampling, Trajectory, collate
 
 
 def evaluate(
@@ -39,10 +39,10 @@ def evaluate(
     flat = sample(sampler, [p for p in prompts for _ in range(n)], sampling, seed=seed, progress=progress)
     greedy = sample(sampler, prompts, replace(sampling, temperature=0.0), seed=seed, progress=progress)
     groups = [flat[i : i + n] for i in range(0, len(flat), n)]  # [P][n]
-    rewards = [[grade(task, p, t, tokenizer) for t in group] for p, group in zip(problems, groups, strict=True)]
+    rewards = [[tasks.grade(task, p, t, tokenizer) for t in group] for p, group in zip(problems, groups, strict=True)]
     result = {
         "pass@1": _mean([sum(row) / n for row in rewards]),
-        "greedy": _mean([grade(task, p, t, tokenizer) for p, t in zip(problems, greedy, strict=True)]),
+        "greedy": _mean([tasks.grade(task, p, t, tokenizer) for p, t in zip(problems, greedy, strict=True)]),
         f"maj@{n}": _mean([_majority_reward(task, *pair, tokenizer) for pair in zip(groups, rewards, strict=True)]),
         f"any@{n}": _mean([max(row) for row in rewards]),
         "length": _mean([sum(len(t.response_ids) for t in group) / n for group in groups]),
@@ -52,11 +52,6 @@ def evaluate(
         kl = kl_to_reference(model, reference, flat, sampling.temperature)
         result["kl"] = _mean([sum(kl[i : i + n]) / n for i in range(0, len(kl), n)])
     return result
-
-
-def grade(task, problem: Problem, trajectory: Trajectory, tokenizer) -> float:
-    """The reward of a whole response, from 0 to 1."""
-    return tasks.grade(task, problem, trajectory.response_ids, trajectory.finished, tokenizer)
 
 
 def verdict(reward: float | None, finished: bool) -> str:

@@ -99,7 +99,7 @@ class Trainer:
         """Grades the responses, G to each problem, and cuts them into steps. No other place cuts responses."""
         task, tokenizer, every = self.task, self.tokenizer, self.config.step_tokens
         graded = zip(problems, trajectories, strict=True)
-        rewards = torch.tensor([tasks.grade(task, p, t.response_ids, t.finished, tokenizer) for p, t in graded])  # [B]
+        rewards = torch.tensor([tasks.grade(task, p, t, tokenizer) for p, t in graded])  # [B]
         cuts = [cut_steps(t.response_ids, tokenizer, every=every, answer_mark=task.ANSWER_MARK) for t in trajectories]
         rewards, tokens = rewards.view(-1, self.config.group), collate(trajectories, self.device)
         return Episodes(problems, trajectories, rewards, cuts, tokens, task, tokenizer)

@@ -106,6 +106,32 @@ def test_the_fight_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     assert len(run["validation"]) >= 1 and 0 <= run["test"] <= 1 and run["curve"][-1][0] >= 0.5
 
 
+@pytest.mark.learning
+def test_what_protects_a_policy(tmp_path, monkeypatch):
+    from concurrent.futures import ThreadPoolExecutor
+
+    from benchmarks import fight, protect
+
+    tiny = dict(prompts=4, steps=2, eval_problems=4, eval_samples=1)
+    monkeypatch.setattr(fight, "SETTINGS", {protect.SETTING: tiny})
+    monkeypatch.setattr(fight, "ProcessPoolExecutor", ThreadPoolExecutor)
+    monkeypatch.setattr(protect, "SECONDS", 0.2)
+    names = ("none", "advantages not divided by a deviation", "no negative advantages")
+    monkeypatch.setattr(protect, "CHANGES", {name: protect.CHANGES[name] for name in names})
+    monkeypatch.setattr(sys, "argv", ["protect", "--seeds", "0", "--out", str(tmp_path)])
+    protect.main()
+    table = (tmp_path / "protect.md").read_text()
+    assert all(name in table for name in names) and table.count("of 1") == 6
+    made = {}
+    for name in names:
+        job = dict(
+            setting=protect.SETTING, seconds=1, seed=0, config=fight.ALGORITHMS["vineppo"] | protect.RISKY | protect.CHANGES[name]
+        )
+        made[name] = protect.risky_trainer(job).algorithm
+    assert [made[name].whitened for name in names] == [True, False, True]
+    assert made["none"].loss is not made["no negative advantages"].loss
+
+
 @pytest.mark.parametrize("arguments", (["--device", "cuda"], ["--vllm", "nowhere"]))
 def test_what_is_not_there_is_told(arguments):
     import torch

@@ -11,7 +11,13 @@ import pytest
 from vine_mini import tasks
 from vine_mini.steps import cut_steps
 from vine_mini.tasks import arithmetic, gsm8k, jsonl
-from vine_mini.types import Problem, UserError
+from vine_mini.types import Problem, Trajectory, UserError
+
+
+def of_ids(ids, finished):
+    """A response."""
+    return Trajectory([], ids, [0.0] * len(ids), finished)
+
 
 OWN = '''
 """Say how many times the letter a occurs."""
@@ -69,8 +75,8 @@ def test_a_task_from_one_file_of_its_own(tmp_path, tokenizer, monkeypatch):
     [ids] = tasks.prompt_ids(train, tokenizer, config)
     assert tokenizer.decode(ids) == "How many a: apple?\n"
     response = tokenizer("a\n=> 1", add_special_tokens=False)["input_ids"]
-    assert tasks.grade(task, train[0], response, True, tokenizer) == 1.0
-    assert tasks.grade(task, test[0], response, True, tokenizer) == 1 / 3
+    assert tasks.grade(task, train[0], of_ids(response, True), tokenizer) == 1.0
+    assert tasks.grade(task, test[0], of_ids(response, True), tokenizer) == 1 / 3
     assert tasks.demonstration(task, train[0], 0.0, random.Random(0)) == "=> 1"
     assert len(cut_steps(response, tokenizer, answer_mark=task.ANSWER_MARK)) == 1 < len(cut_steps(response, tokenizer))
     monkeypatch.chdir(tmp_path)
@@ -122,20 +128,20 @@ def test_an_empty_split_is_refused(tmp_path):
 def test_reward_needs_an_ending(tokenizer):
     problem = Problem("q", "#### 9", "9")
     ids = tokenizer("12-3=9\n#### 9")["input_ids"]
-    assert tasks.grade(arithmetic, problem, [*ids, tokenizer.eos_token_id], True, tokenizer) == 1.0
-    assert tasks.grade(arithmetic, problem, ids, False, tokenizer) == 0.0  # cut by the limit, whatever it says
+    assert tasks.grade(arithmetic, problem, of_ids([*ids, tokenizer.eos_token_id], True), tokenizer) == 1.0
+    assert tasks.grade(arithmetic, problem, of_ids(ids, False), tokenizer) == 0.0  # cut by the limit, whatever it says
 
 
 @pytest.mark.parametrize("reward", [0, 1, True, 0.25, np.float32(0.5), np.float64(1), np.int64(1)])
 def test_a_reward_is_a_number_from_0_to_1(tokenizer, reward):
-    grade = tasks.grade(SimpleNamespace(reward=lambda problem, text: reward), Problem("q", "", ""), [1], True, tokenizer)
+    grade = tasks.grade(SimpleNamespace(reward=lambda problem, text: reward), Problem("q", "", ""), of_ids([1], True), tokenizer)
     assert type(grade) is float and grade == reward
 
 
 @pytest.mark.parametrize("reward", [-0.1, 1.1, float("nan"), float("inf"), None, "1", [1.0], 1j])
 def test_anything_else_is_refused(tokenizer, reward):
     with pytest.raises(UserError, match=r"the task's reward\(\) must return a number from 0 to 1, not "):
-        tasks.grade(SimpleNamespace(reward=lambda problem, text: reward), Problem("q", "", ""), [1], True, tokenizer)
+        tasks.grade(SimpleNamespace(reward=lambda problem, text: reward), Problem("q", "", ""), of_ids([1], True), tokenizer)
 
 
 def test_demonstrations_of_a_task_without_its_own():

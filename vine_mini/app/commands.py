@@ -18,7 +18,7 @@ from vine_mini.app.memory import format_memory, memory_estimate
 from vine_mini.app.runs import Run, check_writable, new_folder
 from vine_mini.app.setup import build_trainer, policy_name, task_name
 from vine_mini.app.sft import imitate, model_card
-from vine_mini.evaluate import evaluate, grade, table, verdict
+from vine_mini.evaluate import evaluate, table, verdict
 from vine_mini.sampling import sample as sample_responses
 from vine_mini.trainer import Trainer
 from vine_mini.types import Problem, Sampling, UserError
@@ -176,7 +176,7 @@ def sample(config: SampleConfig) -> int:
     responses = sample_responses(model, prompts * config.n, sampling, seed=config.seed)
     print(asked.question + (f"   (answer: {problem.answer})" if problem else ""))
     for i, t in enumerate(responses):
-        reward = None if problem is None else grade(tasks.get(config.task), problem, t, tokenizer)
+        reward = None if problem is None else tasks.grade(tasks.get(config.task), problem, t, tokenizer)
         print(f"\n--- {i + 1}: {verdict(reward, t.finished)}, {len(t.response_ids)} tokens, log-prob {sum(t.logprobs):.2f}")
         print(tokenizer.decode(t.response_ids, skip_special_tokens=True))
     return 0

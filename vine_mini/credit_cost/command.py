@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from vine_mini import tasks
+from vine_mini.advantages import mean_of_steps
 from vine_mini.algorithms import ALGORITHMS
 from vine_mini.app import checkpoint
 from vine_mini.app.config import CreditCostConfig, TrainConfig
@@ -21,7 +22,7 @@ from vine_mini.credit_cost import noise
 from vine_mini.credit_cost.noise import Pool, mean_and_error
 from vine_mini.credit_cost.picture import plot_cost
 from vine_mini.trainer import Trainer
-from vine_mini.types import Batch, Episodes, Trajectory, UserError
+from vine_mini.types import Batch, Episodes, UserError
 
 EXPONENT = 0.5  # seconds to the same learning grow with (noise + signal) to this power; see results/credit
 BASE, PLACES = "grpo", 10
@@ -173,7 +174,10 @@ def sample_pools(trainer: Trainer, problems: int, m: int):
         trajectories, cuts = [episodes.trajectories[i] for i in rows], [episodes.cuts[i] for i in rows]
         for i, states in enumerate(trainer.roll_out(trajectories, cuts, m, "pool")):
             response = trajectories[i].response_ids
-            rewards = [[_reward(episodes, i, cut, r) for r in state] for cut, state in zip(cuts[i], states, strict=True)]
+            rewards = [
+                [tasks.grade(episodes.task, episodes.problems[i], r, trainer.tokenizer, response[:cut]) for r in state]
+                for cut, state in zip(cuts[i], states, strict=True)
+            ]  # [n][m]
             places = [cut / len(response) for cut in cuts[i]]
             R, problem = episodes.rewards.flatten()[i].item(), len(pools) // group
             sure = torch.tensor(trajectories[i].logprobs, dtype=torch.float64).exp()
@@ -184,11 +188,6 @@ def sample_pools(trainer: Trainer, problems: int, m: int):
     return pools, batches
 
 
-def _reward(episodes: Episodes, row: int, cut: int, rollout: Trajectory) -> float:
-    response = [*episodes.trajectories[row].response_ids[:cut], *rollout.response_ids]
-    return tasks.grade(episodes.task, episodes.problems[row], response, rollout.finished, episodes.tokenizer)
-
-
 def credit_of_steps(trainer: Trainer, episodes: Episodes) -> list[list[float]]:
     """The mean advantage of each step's tokens, for an algorithm that gives credit to tokens. -> [B][step]
 
@@ -197,7 +196,7 @@ def credit_of_steps(trainer: Trainer, episodes: Episodes) -> list[list[float]]:
     values = trainer.score(episodes)[0]["values"]
     advantages, _, _ = trainer.algorithm.credit(episodes, values, None, trainer.config)  # [B, T]
     rows = zip(advantages, episodes.tokens.response_mask.bool(), episodes.cuts, strict=True)
-    return [[part.mean().item() for part in row[mask].tensor_split(cuts[1:])] for row, mask, cuts in rows]
+    return [mean_of_steps(row[mask], cuts) for row, mask, cuts in rows]
 
 
 def check(pools: list[Pool]) -> None:

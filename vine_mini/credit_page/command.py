@@ -6,12 +6,13 @@ from rollouts alone. Training may average values along the response (mc_lam, mc_
 """
 
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
 from vine_mini import models, tasks
-from vine_mini.advantages import step_advantages
+from vine_mini.advantages import mean_of_steps, step_advantages
 from vine_mini.algorithms import ALGORITHMS
 from vine_mini.app import checkpoint
 from vine_mini.app.config import Common, CreditConfig, TrainConfig
@@ -23,7 +24,7 @@ from vine_mini.credit_page.picture import plot_credit
 from vine_mini.evaluate import standard_errors
 from vine_mini.sampling import sample
 from vine_mini.trainer import Trainer
-from vine_mini.types import Episodes, Trajectory, UserError, derive_seed
+from vine_mini.types import Episodes, UserError, derive_seed
 from vine_mini.values import monte_carlo_values
 
 
@@ -82,18 +83,17 @@ def _monte_carlo(trainer: Trainer, episodes: Episodes, chosen: int, name: str, k
     """VinePPO's credit of one response, and the k rollouts from before each of its steps, [n][k]."""
     trajectory, cuts, R = episodes.trajectories[chosen], episodes.cuts[chosen], episodes.rewards[0, chosen].item()
     [states] = trainer.roll_out([trajectory], [cuts], k, name)
-    rollouts = [[_graded(episodes, chosen, cut, rollout) for rollout in state] for cut, state in zip(cuts, states, strict=True)]
-    rewards = [[rollout.reward for rollout in state] for state in rollouts]  # [n][k]
+    problem, decode = episodes.problems[chosen], partial(trainer.tokenizer.decode, skip_special_tokens=True)
+    rewards = [
+        [tasks.grade(episodes.task, problem, r, trainer.tokenizer, trajectory.response_ids[:cut]) for r in state]
+        for cut, state in zip(cuts, states, strict=True)
+    ]  # [n][k]
+    rollouts = [
+        [Rollout(decode(r.response_ids), reward, r.finished) for r, reward in zip(*pair, strict=True)]
+        for pair in zip(states, rewards, strict=True)
+    ]
     values = monte_carlo_values(rewards)
     return rollouts, Credit(name, step_advantages(values, R), values, standard_errors(rewards))
-
-
-def _graded(episodes: Episodes, chosen: int, cut: int, rollout: Trajectory) -> Rollout:
-    """A rollout as text, with the reward of the response that it completes."""
-    text = episodes.tokenizer.decode(rollout.response_ids, skip_special_tokens=True)
-    response = [*episodes.trajectories[chosen].response_ids[:cut], *rollout.response_ids]
-    reward = tasks.grade(episodes.task, episodes.problems[chosen], response, rollout.finished, episodes.tokenizer)
-    return Rollout(text, reward, rollout.finished)
 
 
 def _whole_group(trainer: Trainer, episodes: Episodes, chosen: int, name: str, values=None) -> Credit:
@@ -103,8 +103,9 @@ def _whole_group(trainer: Trainer, episodes: Episodes, chosen: int, name: str, v
     """
     advantages, _, _ = ALGORITHMS[name].credit(episodes, values, None, trainer.config)  # [G, T]
     mask, cuts = episodes.tokens.response_mask[chosen].bool(), episodes.cuts[chosen]
-    of_steps = [tokens.mean().item() for tokens in advantages[chosen][mask].tensor_split(cuts[1:])]
-    return Credit(name, of_steps, None if values is None else values[chosen][mask][cuts].tolist())
+    return Credit(
+        name, mean_of_steps(advantages[chosen][mask], cuts), None if values is None else values[chosen][mask][cuts].tolist()
+    )
 
 
 def _resting_trainer(config: CreditConfig) -> Trainer:

@@ -12,11 +12,12 @@ user's own file. No module outside this folder knows how a task grades or what i
     demonstration(problem, error_rate, rng) -> str  optional: what supervised fine-tuning imitates, instead of problem.solution
 """
 
+from collections.abc import Sequence
 from numbers import Real
 
 from vine_mini.tasks.loading import BUILT_IN, get
 from vine_mini.tasks.prompts import check_prompts, prompt_ids
-from vine_mini.types import Problem, UserError
+from vine_mini.types import Problem, Trajectory, UserError
 
 __all__ = ["BUILT_IN", "check_prompts", "demonstration", "get", "grade", "load_problems", "prompt_ids"]
 
@@ -30,11 +31,11 @@ def load_problems(config) -> tuple[list[Problem], list[Problem]]:
     return train, test
 
 
-def grade(task, problem: Problem, response_ids: list[int], finished: bool, tokenizer) -> float:
-    """The reward of a response, from 0 to 1. A response that the length limit cut (`finished` is False) gets 0."""
-    if not finished:
+def grade(task, problem: Problem, response: Trajectory, tokenizer, so_far: Sequence[int] = ()) -> float:
+    """The reward of a response, from 0 to 1; of a rollout, with the response so far before it. 0 if the length limit cut it."""
+    if not response.finished:
         return 0.0
-    reward = task.reward(problem, tokenizer.decode(response_ids, skip_special_tokens=True))
+    reward = task.reward(problem, tokenizer.decode([*so_far, *response.response_ids], skip_special_tokens=True))
     if not isinstance(reward, Real) or not 0 <= float(reward) <= 1:  # a NaN fails the comparison
         raise UserError(f"the task's reward() must return a number from 0 to 1, not {reward!r}")
     return float(reward)
