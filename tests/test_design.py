@@ -10,11 +10,11 @@ PACKAGE = Path(__file__).parents[1] / "vine_mini"
 
 # From the ground up. A file uses files of its own floor or of the floors below it.
 FLOORS = [
-    ["types", "steps", "values", "advantages", "losses"],
+    ["types", "steps", "values", "advantages", "losses", "offline"],
     ["logprobs", "decoder"],
     ["sampling", "tasks", "models"],
     ["algorithms", "evaluate"],
-    ["trainer"],
+    ["trainer", "self_training"],
     ["app"],
     ["credit_page", "credit_cost", "lengthgen"],
     ["demo"],
@@ -109,9 +109,9 @@ def test_vineppo_is_flat_and_fits_on_a_screen():
 def test_the_package_without_its_separate_rooms_stays_small():
     separate = {"lengthgen", "decoder", "credit_cost"}  # the second paper, and a tool beside the lesson
     counted = [p for p in PACKAGE.rglob("*.py") if not separate & set(p.parts)]
-    # It was to be 3,500. Tasks of one's own, JSON lines, atomic checkpoints, a counted memory estimate, a second generated task and
-    # the best policy by validation came in the meantime.
-    assert sum(p.read_text().count("\n") for p in counted) <= 4000
+    # It was to be 3,500. Tasks of one's own, JSON lines, atomic checkpoints, a counted memory estimate, a second generated task,
+    # the best policy by validation, RestEM, DPO-Positive and MATH came in the meantime.
+    assert sum(p.read_text().count("\n") for p in counted) <= 4400
 
 
 def strings_and_names(path: Path):
@@ -134,7 +134,7 @@ def test_only_tasks_name_a_task_and_only_algorithms_an_algorithm(path):
     for node in ast.walk(tree):
         if isinstance(node, ast.Compare) and room != "lengthgen":
             compared = {c.value for c in ast.walk(node) if isinstance(c, ast.Constant) and isinstance(c.value, str)}
-            assert not compared & {"vineppo", "ppo", "grpo", "rloo", "reinforce"} or room == "credit_page", (
+            assert not compared & {"vineppo", "ppo", "grpo", "rloo", "reinforce", "restem", "dpo"} or room == "credit_page", (
                 f"{path.name}: {ast.unparse(node)}"
             )
 

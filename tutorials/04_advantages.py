@@ -20,9 +20,9 @@
 import torch
 from lesson import QUICK, rewards_of_rollouts, show, start
 
-from vine_mini.advantages import gae, mean_of_steps, spread_to_tokens, step_advantages, whiten
+from vine_mini.advantages import gae, spread_to_tokens, step_advantages, whiten
 from vine_mini.app.plots import new_figure
-from vine_mini.evaluate import standard_errors
+from vine_mini.evaluate import mean_of_steps, standard_errors
 from vine_mini.logprobs import response_values
 from vine_mini.sampling import sample
 from vine_mini.steps import cut_steps

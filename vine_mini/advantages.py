@@ -58,11 +58,6 @@ def spread_to_tokens(step_advantages: list[float], cuts: list[int], length: int)
     return [a for a, start, end in zip(step_advantages, cuts, ends, strict=True) for _ in range(end - start)]
 
 
-def mean_of_steps(advantages, cuts: list[int]) -> list[float]:
-    """The mean advantage of the tokens of each step. advantages: [length] -> [step]"""
-    return [step.mean().item() for step in advantages.tensor_split(cuts[1:])]
-
-
 def group_relative(rewards, *, scale_by_std: bool = True):
     """GRPO's advantage: the reward minus the mean of its group, in units of the group's standard deviation. [N, G] -> [N, G]
 

@@ -5,6 +5,8 @@
     grpo       (R - mean of the group) / std of the group, for all tokens      arXiv 2402.03300
     rloo       R - mean of the rest of the group, for all tokens               arXiv 2402.14740
     reinforce  R for all tokens; whitening subtracts the mean of the iteration
+    restem     imitates right responses                                        arXiv 2312.06585
+    dpo        prefers right responses to wrong ones (DPO-Positive)            arXiv 2402.13228
 
 Deviations from the paper: every step gets a value (the official code stops at 25). Steps are cut in the sampled tokens. V(s_0)
 counts the other responses to a problem as rollouts of its prompt. The paper's advantages are those of mc_lam = mc_mu = 0.
@@ -18,6 +20,7 @@ import torch
 from vine_mini import tasks
 from vine_mini.advantages import gae, group_relative, leave_one_out, spread_to_tokens, step_advantages
 from vine_mini.losses import clipped_policy_loss, kl_penalty, masked_mean
+from vine_mini.offline import dpo_positive_loss, imitation_loss, pairs, right_responses
 from vine_mini.types import Batch, Episodes, on_response
 from vine_mini.values import monte_carlo_values
 
@@ -106,7 +109,8 @@ class Algorithm:
     needs_rollouts: bool = False
     needs_critic: bool = False
     needs_group: bool = False  # two or more responses to each problem
-    needs_reference: bool = True  # the frozen start policy, for the KL; all five use it, and the same loss
+    needs_reference: bool = True  # the frozen start policy, for the KL
+    examples: Callable | None = None  # (rewards, limit, rng) -> rows: `SelfTrainer` fine-tunes the start policy on them
 
 
 ALGORITHMS = {
@@ -115,4 +119,6 @@ ALGORITHMS = {
     "grpo": Algorithm(whole_response(group_relative), needs_group=True),
     "rloo": Algorithm(whole_response(leave_one_out), needs_group=True),
     "reinforce": Algorithm(whole_response(lambda rewards: rewards), whitened=True),
+    "restem": Algorithm(whole_response(lambda rewards: rewards), imitation_loss, examples=right_responses),
+    "dpo": Algorithm(whole_response(lambda rewards: rewards), dpo_positive_loss, needs_group=True, examples=pairs),
 }

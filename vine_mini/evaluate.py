@@ -54,6 +54,11 @@ def evaluate(
     return result
 
 
+def mean_of_steps(advantages, cuts: list[int]) -> list[float]:
+    """The mean advantage of the tokens of each step. advantages: [length] -> [step]"""
+    return [step.mean().item() for step in advantages.tensor_split(cuts[1:])]
+
+
 def verdict(reward: float | None, finished: bool) -> str:
     """A response in words, such as "right, ended by itself". The reward is None where no task grades the response."""
     graded = "" if reward is None else {1.0: "right, ", 0.0: "wrong, "}.get(reward, f"reward {reward:g}, ")

@@ -109,7 +109,7 @@ def _take_policy_of_run(config) -> None:
 class TrainConfig(Common):
     """Train a policy by reinforcement learning."""
 
-    algorithm: str = knob("vineppo", f"{', '.join(ALGORITHMS)}: they differ only in how they compute advantages.")
+    algorithm: str = knob("vineppo", f"{', '.join(ALGORITHMS)}; see the first lines of algorithms.py.")
     out: str | None = knob(None, "Run folder, which must not hold another run; a new one under runs/ when left out.")
     resume: str | None = knob(None, "Go on with this run folder, with the fields of its config.yaml.")
     iterations: Count = knob(60, "Rounds of sampling, credit and updates.")
@@ -134,6 +134,9 @@ class TrainConfig(Common):
     value_clip: Amount = knob(0.2, "ppo: how far a value may move from the old one.")
     gamma: Share = knob(1.0, "ppo: discount.")
     lam: Share = knob(1.0, "ppo: GAE's lambda (paper: 1.0).")
+    examples: Count = knob(10, "restem, dpo: at most so many examples from a problem (paper: 10 and 64).")
+    dpo_beta: Positive = knob(0.3, "dpo: how strongly the policy is kept near the reference (paper: 0.3 for GSM8K).")
+    dpo_penalty: Amount = knob(50.0, "dpo: weight of a right response's lost log-prob (paper: 50); 0: plain DPO.")
     kl_coef: Amount = knob(1e-4, "Weight of the KL to the reference in the loss; 0: no reference is kept.")
     kl_kind: str = knob("k3", "KL estimator: k1, k2 or k3.")
     max_ratio: Annotated[float, Range(1)] = knob(10.0, "A minibatch whose mean ratio is above this is skipped.")
@@ -151,7 +154,7 @@ class TrainConfig(Common):
         one_of(self, "kl_kind", ("k1", "k2", "k3"))
         if ALGORITHMS[self.algorithm].needs_group and self.group < 2:
             raise UserError(f"{self.algorithm} compares the responses to one problem: group must be at least 2")
-        if (self.prompts * self.group) % self.minibatch_size:
+        if ALGORITHMS[self.algorithm].examples is None and (self.prompts * self.group) % self.minibatch_size:
             episodes = self.prompts * self.group
             raise UserError(f"minibatch_size = {self.minibatch_size} does not divide prompts x group = {episodes}")
 

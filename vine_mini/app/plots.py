@@ -45,7 +45,7 @@ def plot_run(rows: list[dict], path: Path, title: str) -> None:
     length.plot(x, [row["length"] for row in rows], color=COLOURS["grpo"])
     length.set(ylabel="tokens", ylim=(0, None))
     kl.plot(x, [row.get("kl", float("nan")) for row in rows], color=COLOURS["ppo"], label="to the reference")
-    kl.plot(x, [row["approx_kl"] for row in rows], color=COLOURS["reinforce"], label="to the sampling policy")
+    kl.plot(x, [row.get("approx_kl", float("nan")) for row in rows], color=COLOURS["reinforce"], label="to the sampling policy")
     stacks = [[row.get(f"seconds_{phase}", 0.0) for row in rows] for phase in PHASES]
     seconds.stackplot(x, stacks, labels=PHASES, colors=list(COLOURS.values()))
     headings = "Mean reward", "Response length", "KL a token (nats)", "Seconds an iteration"

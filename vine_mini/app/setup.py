@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from vine_mini import models, tasks
+from vine_mini.algorithms import ALGORITHMS
 from vine_mini.app.config import Common, TrainConfig
+from vine_mini.self_training import SelfTrainer
 from vine_mini.trainer import Trainer
 from vine_mini.types import UserError
 
@@ -37,4 +39,5 @@ def build_trainer(config: TrainConfig) -> Trainer:
     validation = [train_problems[i] for i in sorted(aside)]
     train_problems = [problem for i, problem in enumerate(train_problems) if i not in aside]
     policy, tokenizer = models.load_policy(policy_name(config), device)
-    return Trainer(config, policy, tokenizer, train_problems, test_problems[: config.eval_problems or None], validation)
+    kind = SelfTrainer if ALGORITHMS[config.algorithm].examples else Trainer
+    return kind(config, policy, tokenizer, train_problems, test_problems[: config.eval_problems or None], validation)

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 
 from vine_mini import tasks
-from vine_mini.advantages import mean_of_steps
 from vine_mini.algorithms import ALGORITHMS
 from vine_mini.app import checkpoint
 from vine_mini.app.config import CreditCostConfig, TrainConfig
@@ -21,6 +20,7 @@ from vine_mini.app.setup import build_trainer, task_name
 from vine_mini.credit_cost import noise
 from vine_mini.credit_cost.noise import Pool, mean_and_error
 from vine_mini.credit_cost.picture import plot_cost
+from vine_mini.evaluate import mean_of_steps
 from vine_mini.trainer import Trainer
 from vine_mini.types import Batch, Episodes, UserError
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from vine_mini import models, tasks
-from vine_mini.advantages import mean_of_steps, step_advantages
+from vine_mini.advantages import step_advantages
 from vine_mini.algorithms import ALGORITHMS
 from vine_mini.app import checkpoint
 from vine_mini.app.config import Common, CreditConfig, TrainConfig
@@ -21,7 +21,7 @@ from vine_mini.app.runs import new_folder, step_texts
 from vine_mini.app.setup import policy_name, task_name
 from vine_mini.credit_page.page import Credit, Page, Rollout, finding, render, summary
 from vine_mini.credit_page.picture import plot_credit
-from vine_mini.evaluate import standard_errors
+from vine_mini.evaluate import mean_of_steps, standard_errors
 from vine_mini.sampling import sample
 from vine_mini.trainer import Trainer
 from vine_mini.types import Episodes, UserError, derive_seed

@@ -1,0 +1,96 @@
+"""The loop of RestEM and DPO-Positive. An iteration samples, chooses examples, and fine-tunes the start policy on them.
+
+With validation problems, an iteration stops at the first epoch that lowers their accuracy, and keeps the epoch before.
+
+Deviations from the paper: an iteration draws `prompts` problems instead of all. DPO-Positive may have several iterations.
+"""
+
+import copy
+import random
+from collections import defaultdict
+
+import torch
+from tqdm import tqdm
+
+from vine_mini import models
+from vine_mini.offline import example_batches
+from vine_mini.trainer import BAR, Trainer
+from vine_mini.types import Batch, UserError, derive_seed
+
+
+class SelfTrainer(Trainer):
+    """A trainer whose algorithm has `examples`. The reference is the start policy, whatever kl_coef is."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.reference = self.reference or models.frozen_copy(self.policy)
+
+    def train(self):
+        """Yields (metrics, episodes, rewards as advantages [B, T]) after each iteration, until done."""
+        while not self.done:
+            clock = defaultdict(float)
+            with self._phase(clock, "sample"):
+                episodes = self.sample_episodes()
+            rng = random.Random(derive_seed(self.config.seed, self.iteration, "examples"))
+            examples = self.algorithm.examples(episodes.rewards, self.config.examples, rng)
+            if not examples:
+                raise UserError(
+                    "no response is an example to learn from: raise --prompts or --group, or start from a better policy"
+                )
+            with self._phase(clock, "score"):
+                scores, score_stats = self.score(episodes)
+            stats = self.fit(episodes.tokens, examples, scores["ref_logprobs"], rng, clock) | score_stats
+            self.iteration += 1
+            for phase, seconds in clock.items():
+                self.seconds[phase] += seconds
+            advantages, _, _ = self.algorithm.credit(episodes, None, None, self.config)  # [B, T]
+            metrics = self._metrics(episodes, advantages, Batch(**vars(episodes.tokens), **scores, advantages=advantages)) | stats
+            yield metrics | {f"seconds_{phase}": s for phase, s in clock.items()}, episodes, advantages
+
+    def fit(self, tokens, examples, ref_logprobs, rng, clock) -> dict:
+        """Fine-tunes the start policy. -> statistics, means over the updates of the last epoch"""
+        config, best, accuracies = self.config, None, []
+        self.policy.load_state_dict(self.reference.state_dict())
+        self.optimizer = torch.optim.AdamW(self.policy.parameters(), config.lr, weight_decay=config.weight_decay, fused=True)
+        made = 0
+        for _ in range(config.epochs):
+            log = defaultdict(list)
+            order = rng.sample(examples, len(examples))
+            minibatches = [order[i : i + config.minibatch_size] for i in range(0, len(order), config.minibatch_size)]
+            with self._phase(clock, "update"), tqdm(total=len(minibatches), desc="update", **BAR) as bar:
+                for minibatch in minibatches:
+                    made += 1
+                    stats = self._update(tokens, minibatch, ref_logprobs, min(1.0, made / max(1, config.warmup)))
+                    for name, value in stats.items():
+                        log[name].append(value)
+                    bar.update()
+            if self.validation_problems:
+                accuracy = self.evaluate(self.validation_problems, with_kl=False)["pass@1"][0]
+                if accuracies and accuracy < max(accuracies):
+                    self.policy.load_state_dict(best)
+                    break
+                accuracies.append(accuracy)
+                best = copy.deepcopy(self.policy.state_dict())
+        counts = {"examples": len(examples), "updates_made": made}
+        return counts | {name: sum(values) / len(values) for name, values in log.items()}
+
+    def _update(self, tokens, minibatch, ref_logprobs, warm: float) -> dict:
+        """One update. The denominator is fixed first: the tokens of RestEM's examples, or the pairs of DPO-Positive."""
+        stats, rows = defaultdict(float), torch.tensor(minibatch)  # [m, w]
+        denominator = tokens.response_mask[rows].sum() if rows.shape[1] == 1 else len(rows)
+        lengths = tokens.attention_mask.sum(dim=1).tolist()
+        for part in example_batches(minibatch, lengths, self.config.micro_batch_tokens):
+            micro = tokens.rows(part.flatten())
+            width, shape = micro.input_ids.shape[1], (*part.shape, -1)
+            logprobs = self._forward(self.policy, micro).view(shape)  # [m, w, T]
+            reference, mask = ref_logprobs[part, :width], micro.response_mask.view(shape)
+            loss, parts = self.algorithm.loss(logprobs, reference, mask, self.config, denominator)
+            loss.backward()
+            for name, value in (parts | {"loss": loss.item()}).items():
+                stats[name] += value
+        stats["grad_norm"] = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm).item()
+        self.optimizer.param_groups[0]["lr"] = stats["lr"] = warm * self.config.lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.updates += 1
+        return stats
