@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from vine_mini.app.config import TrainConfig
 from vine_mini.app.plots import COLOURS, new_figure, save_figure
+from vine_mini.app.tables import columns
 from vine_mini.decoder.model import word_tokenizer
-from vine_mini.lengthgen.report import columns
 from vine_mini.trainer import Trainer
 from vine_mini.types import Problem
 

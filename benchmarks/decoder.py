@@ -21,10 +21,10 @@ import torch.nn.functional as F
 import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from vine_mini.app.tables import columns
 from vine_mini.decoder.model import Decoder
 from vine_mini.decoder.positions import ENCODINGS
 from vine_mini.lengthgen.config import LengthgenConfig
-from vine_mini.lengthgen.report import columns
 from vine_mini.lengthgen.tasks import TASKS, VOCABULARY
 from vine_mini.lengthgen.train import collate, decoder_config, example, make_optimizer, target_logits
 

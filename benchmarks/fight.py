@@ -31,8 +31,8 @@ from vine_mini.app.config import CreditCostConfig, TrainConfig
 from vine_mini.app.flags import read_preset
 from vine_mini.app.plots import COLOURS, new_figure, save_figure
 from vine_mini.app.setup import build_trainer
+from vine_mini.app.tables import columns
 from vine_mini.credit_cost.command import measure
-from vine_mini.lengthgen.report import columns
 
 CHAIN12 = dict(steps=12, max_new_tokens=140, model="../shared/policies/chain12")
 DECISIVE = dict(task="decisive", steps=12, max_new_tokens=140)

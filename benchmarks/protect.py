@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.common import machine
 from benchmarks.fight import ALGORITHMS, area, one_run, read, run_missing, trainer_of
 from vine_mini.algorithms import ALGORITHMS as RECORDS
-from vine_mini.lengthgen.report import columns
+from vine_mini.app.tables import columns
 
 SETTING, SECONDS, AT_START = "chain12, 32 episodes", 30, 0.07
 RISKY = dict(epochs=2, minibatch_size=16, lr=1e-4)

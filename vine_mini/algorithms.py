@@ -58,14 +58,11 @@ def vineppo(episodes: Episodes, values, roll_out, config):
         values[0] = (config.k * values[0] + rest) / (config.k + config.group - 1)
         of_steps = step_advantages(values, R, lam=config.mc_lam, mu=config.mc_mu)
         advantages.append(spread_to_tokens(of_steps, starts, len(t.response_ids)))
-    return on_response(advantages, episodes.tokens.response_mask), None, _rollout_stats(states, rollouts)
-
-
-def _rollout_stats(states, rollouts) -> dict:
     every = [r for group in rollouts for r in group]
-    tokens, truncated = sum(len(r.response_ids) for r in every), sum(not r.finished for r in every) / len(every)
-    counts = {"states": sum(map(len, states)), "unique_states": len(rollouts), "rollouts": len(every)}
-    return counts | {"rollout_tokens": tokens, "rollouts_truncated": truncated}
+    stats = {"states": sum(map(len, states)), "unique_states": len(rollouts), "rollouts": len(every)}
+    stats |= {"rollout_tokens": sum(len(r.response_ids) for r in every)}
+    stats |= {"rollouts_truncated": sum(not r.finished for r in every) / len(every)}
+    return on_response(advantages, episodes.tokens.response_mask), None, stats
 
 
 def ppo(episodes: Episodes, values, roll_out, config):

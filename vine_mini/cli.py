@@ -21,6 +21,8 @@ from vine_mini.credit_page.command import credit
 from vine_mini.demo import demo
 from vine_mini.lengthgen import commands as lengthgen
 from vine_mini.types import UserError
+from vine_mini.value_errors.command import analyze_values
+from vine_mini.value_errors.config import ValuesConfig
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,6 +34,8 @@ def main(argv: list[str] | None = None) -> int:
         print("usage: python -m vine_mini [command] [--help]\n", *lines, "\nWithout a command: demo.", sep="\n")
         return 0
     try:
+        if name == "analyze":
+            name, rest = f"analyze {rest[0]}" if rest else name, rest[1:]
         if name == "lengthgen":
             name, rest = lengthgen.words(rest)
         if name not in COMMANDS:
@@ -54,6 +58,7 @@ COMMANDS: dict[str, tuple[Callable, type]] = {
     "sample": (commands.sample, SampleConfig),
     "credit": (credit, CreditConfig),
     "credit-cost": (credit_cost, CreditCostConfig),
+    "analyze values": (analyze_values, ValuesConfig),
     "exercises": (exercises, ExercisesConfig),
     **lengthgen.COMMANDS,
 }

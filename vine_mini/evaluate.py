@@ -108,6 +108,18 @@ def _cell(measure: str, mean: float, error: float | None) -> str:
     return f"{100 * mean:.1f} ± {'?' if error is None else format(100 * error, '.1f')} %"
 
 
+def clustered_mean(numbers: list[float], problems: list[int]) -> tuple[float, float]:
+    """The mean, and its standard error from the differences between problems: numbers of one problem are not independent.
+
+    The error is 0 where there is one problem only.
+    """
+    mean = sum(numbers) / len(numbers)
+    off: dict[int, float] = {}  # of each problem, the sum of its deviations
+    for x, problem in zip(numbers, problems, strict=True):
+        off[problem] = off.get(problem, 0.0) + x - mean
+    return mean, (sum(x * x for x in off.values()) * len(off) / max(1, len(off) - 1)) ** 0.5 / len(numbers)
+
+
 def _mean(per_problem: list[float]) -> tuple[float, float | None]:
     x = torch.tensor(per_problem, dtype=torch.float64)
     error = x.std().item() / len(x) ** 0.5 if len(x) > 1 else None  # one problem does not show the spread

@@ -97,12 +97,14 @@ class Trainer:
 
     def as_episodes(self, problems, trajectories) -> Episodes:
         """Grades the responses, G to each problem, and cuts them into steps. No other place cuts responses."""
-        task, tokenizer, every = self.task, self.tokenizer, self.config.step_tokens
-        graded = zip(problems, trajectories, strict=True)
-        rewards = torch.tensor([tasks.grade(task, p, t, tokenizer) for p, t in graded])  # [B]
-        cuts = [cut_steps(t.response_ids, tokenizer, every=every, answer_mark=task.ANSWER_MARK) for t in trajectories]
-        rewards, tokens = rewards.view(-1, self.config.group), collate(trajectories, self.device)
-        return Episodes(problems, trajectories, rewards, cuts, tokens, task, tokenizer)
+        task, tokenizer, tokens = self.task, self.tokenizer, collate(trajectories, self.device)
+        rewards = [tasks.grade(task, p, t, tokenizer) for p, t in zip(problems, trajectories, strict=True)]
+        cuts, grouped = [self.cut(t.response_ids) for t in trajectories], torch.tensor(rewards).view(-1, self.config.group)
+        return Episodes(problems, trajectories, grouped, cuts, tokens, task, tokenizer)
+
+    def cut(self, response_ids: list[int]) -> list[int]:
+        """The token indices at which the steps of a response start."""
+        return cut_steps(response_ids, self.tokenizer, every=self.config.step_tokens, answer_mark=self.task.ANSWER_MARK)
 
     def roll_out(self, trajectories, cuts, k: int, name: str = "rollouts"):
         """K rollouts from each cut of each trajectory, sampled as the trajectories were; the name seeds them. -> [B][cut][K]"""

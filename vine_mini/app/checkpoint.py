@@ -40,14 +40,21 @@ def save(trainer, run: Path) -> None:
     if link.is_dir() and not link.is_symlink():  # the run was copied by a program that follows links
         link.rename(target.with_name("copied"))
     fresh.replace(link)  # a reader of the link finds the old checkpoint or the new one at every moment
+    every = trainer.config.keep_every
     for other in target.parent.iterdir():  # older checkpoints, and what an interrupted save has left
-        if other != target:
+        if other != target and not (every and other.name.isdecimal() and int(other.name) % every == 0):
             shutil.rmtree(other, ignore_errors=True)
 
 
-def resume(trainer, run: Path) -> None:
-    """Puts a new trainer into the state that `save` wrote into the run folder. Raises UserError where that is impossible."""
-    path = run / "policy" / STATE
+def kept(run: Path) -> list[str]:
+    """The checkpoints of a run, from the oldest to the newest, as names for `resume`."""
+    numbers = sorted(int(path.name) for path in (run / "checkpoints").glob("*") if path.name.isdecimal())
+    return [f"checkpoints/{number}" for number in numbers] or ["policy"]  # a copied run may hold the policy alone
+
+
+def resume(trainer, run: Path, name: str = "policy") -> None:
+    """Puts a new trainer into the state of a checkpoint of the run folder. Raises UserError where that is impossible."""
+    path = run / name / STATE
     if not path.is_file():
         raise UserError(f"{path.parent} holds no {STATE}: nothing was saved there to resume from")
     policy, _ = load_policy(str(path.parent), trainer.device)

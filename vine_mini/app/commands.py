@@ -83,7 +83,8 @@ def train_run(trainer: Trainer, run: Run) -> bool:
             if run.best() is metrics:
                 run.save_best(trainer)
             run.log_samples(episodes, advantages)
-            if trainer.done or interrupted or trainer.iteration % config.save_every == 0:
+            kept = config.keep_every and trainer.iteration % config.keep_every == 0
+            if trainer.done or interrupted or kept or trainer.iteration % config.save_every == 0:
                 run.save(trainer)
             bar.set_postfix(iteration=trainer.iteration, **{name: f"{metrics[name]:.2f}" for name in ("reward", "truncated")})
             bar.update(done() - bar.n)

@@ -148,6 +148,8 @@ class TrainConfig(Common):
     eval_temperature: Amount | None = knob(None, "Of those samples. Left out: the task's own.")
     save_every: Count = knob(40, "Save the policy every so many iterations; it is saved at the end in any case.")
 
+    keep_every: Whole = knob(0, "Also keep the checkpoint of every so many iterations; 0: only the newest one.")
+
     def __post_init__(self):
         super().__post_init__()
         one_of(self, "algorithm", ALGORITHMS)

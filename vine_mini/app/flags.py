@@ -12,7 +12,8 @@ from vine_mini.types import UserError
 PRESETS = Path(__file__).parent / "presets"
 PRESET_NAMES = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
 # What a resumed run may change: its length, its machine and, not listed here, its evaluation.
-MAY_CHANGE = "resume device data iterations max_seconds save_every gradient_checkpointing sample_batch_size micro_batch_tokens"
+MAY_CHANGE = "resume device data iterations max_seconds save_every keep_every gradient_checkpointing"
+MAY_CHANGE += " sample_batch_size micro_batch_tokens"
 
 
 def read_preset(name: str) -> dict:

@@ -13,6 +13,7 @@ from itertools import product
 import torch
 
 from vine_mini.advantages import step_advantages
+from vine_mini.evaluate import clustered_mean
 
 DIALS = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -91,11 +92,7 @@ def largest_step(pools: list[Pool]) -> tuple[float, float] | None:
 
 def mean_and_error(pools: list[Pool], numbers: list[float]) -> tuple[float, float]:
     """The mean over responses, and its standard error over problems."""
-    problems = sorted({p.problem for p in pools})
-    mean = sum(numbers) / len(numbers)
-    off = [sum(x - mean for p, x in zip(pools, numbers, strict=True) if p.problem == problem) for problem in problems]
-    spread = sum(x * x for x in off) * len(problems) / max(1, len(problems) - 1)
-    return mean, spread**0.5 / len(numbers)
+    return clustered_mean(numbers, [p.problem for p in pools])
 
 
 def best_dials(pools: list[Pool], *, k: int, group: int) -> tuple[float, float]:

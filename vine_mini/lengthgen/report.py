@@ -2,6 +2,7 @@
 
 from statistics import mean, stdev
 
+from vine_mini.app.tables import columns
 from vine_mini.lengthgen import paper
 from vine_mini.lengthgen.tasks import TASKS
 from vine_mini.types import UserError
@@ -135,13 +136,6 @@ def temperature_table(curves: dict[str, dict[float, dict[int, list[float]]]], lo
 
 def _per_cent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.1f}"
-
-
-def columns(rows: list[list[str]]) -> str:
-    """The rows as a Markdown table that can also be read as plain text."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
 
 
 def cell(shares: list[float]) -> str:

@@ -1,0 +1,135 @@
+"""The errors of value estimates: their mathematics on cases done by hand, and the command on small runs."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from vine_mini.app import checkpoint
+from vine_mini.app.config import TrainConfig
+from vine_mini.app.setup import build_trainer
+from vine_mini.cli import main
+from vine_mini.evaluate import clustered_mean
+from vine_mini.logprobs import response_values
+from vine_mini.value_errors import command
+from vine_mini.value_errors.measures import Choice, State, agreement, error_by_place, errors
+
+QUICK = "--steps 3 --prompts 4 --group 4 --minibatch_size 8 --eval_problems 4 --eval_samples 1".split()
+FEW = "--problems 4 --responses 1 --truth 16 --ks 1 3 --states 4 --choices 2".split()
+
+
+@pytest.fixture
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_errors_by_hand():
+    states = [
+        State(p, i, 2, truth, {"x": value}) for p, i, truth, value in [(0, 0, 0.5, 0.7), (0, 1, 1.0, 0.8), (1, 0, 0.2, 0.2)]
+    ]
+    of = errors(states, "x")
+    assert of["error"][0] == pytest.approx(0.4 / 3) and of["bias"][0] == pytest.approx(0.0)
+    # Problem 0 deviates by 0.4 - 2 x 0.4 / 3 and problem 1 by as much on the other side.
+    assert of["error"][1] == pytest.approx((2 * 2 * (0.4 / 3) ** 2) ** 0.5 / 3)
+    assert error_by_place(states, "x", 2) == [pytest.approx(0.1), pytest.approx(0.2)]
+    assert error_by_place(states[:1], "x", 3) == [pytest.approx(0.2), None, None]
+
+
+def test_copies_of_numbers_say_nothing_new():
+    numbers, problems = [0.1, 0.4, 0.3, 0.9], [0, 0, 1, 2]
+    mean, error = clustered_mean(numbers, problems)
+    assert clustered_mean(numbers * 5, problems * 5) == pytest.approx((mean, error)) and error > 0
+    assert clustered_mean([1.0, 2.0], [7, 7]) == (1.5, 0.0)
+
+
+def test_agreement_by_hand():
+    choices = [
+        Choice(0, [0.1, 0.9, 0.5], {"right": [1.0, 3.0, 2.0], "wrong": [3.0, 1.0, 2.0], "same": [1.0, 1.0, 1.0]}),
+        Choice(1, [0.5, 0.5, 0.0], {"right": [2.0, 1.0, 0.0], "wrong": [0.0, 0.0, 1.0], "same": [0.0, 0.0, 0.0]}),
+    ]
+    found = {name: {what: mean for what, (mean, _) in agreement(choices, name).items()} for name in ("right", "wrong", "same")}
+    chance = (1 / 3 + 2 / 3) / 2
+    assert found["right"] == {"top": 1.0, "chance": pytest.approx(chance), "pairs": 1.0}
+    assert found["wrong"] == {"top": 0.0, "chance": pytest.approx(chance), "pairs": 0.0}
+    assert found["same"] == {"top": pytest.approx(chance), "chance": pytest.approx(chance), "pairs": 0.5}
+
+
+def test_the_critic_is_read_at_the_states():
+    """The value after the last token of a state needs no token after it: any token does."""
+    trainer = build_trainer(TrainConfig(algorithm="ppo", steps=2, prompts=2, group=2, minibatch_size=2))
+    torch.nn.init.normal_(trainer.critic.head.weight)
+    episodes = trainer.sample_episodes()
+    cuts = [[*of_row, len(t.response_ids)] for of_row, t in zip(episodes.cuts, episodes.trajectories, strict=True)]
+    found = command.critic_values(trainer, episodes.trajectories, cuts)["critic"]
+    tokens = episodes.tokens
+    with torch.no_grad():
+        values = response_values(trainer.critic, tokens.input_ids, tokens.attention_mask, tokens.response_mask)
+    for row, of_row in enumerate(episodes.cuts):
+        assert found[row][:-1] == pytest.approx(values[row][tokens.response_mask[row].bool()][of_row].tolist(), abs=1e-5)
+        assert len(found[row]) == len(of_row) + 1 and math.isfinite(found[row][-1])
+
+
+def test_the_command_over_the_checkpoints_of_a_run(empty_folder, capsys):
+    flags = [
+        "train",
+        *QUICK,
+        "--algorithm",
+        "ppo",
+        "--iterations",
+        "3",
+        "--keep_every",
+        "1",
+        "--save_every",
+        "50",
+        "--out",
+        "run",
+    ]
+    assert main(flags) == 0
+    assert checkpoint.kept(Path("run")) == ["checkpoints/1", "checkpoints/2", "checkpoints/3"]
+    assert main(["analyze", "values", "--run", "run", *FEW, "--out", "here"]) == 0
+    reports = json.loads(Path("here/values.json").read_text())
+    assert [report["iteration"] for report in reports] == [1, 2, 3] and reports[0]["names"] == ["critic", "K = 1", "K = 3"]
+    last = reports[-1]
+    assert len(last["states"]) >= 4 and 1 <= len(last["choices"]) <= 4
+    assert {state["problem"] for state in last["states"]} == {0, 1, 2, 3}
+    assert all(state["values"]["K = 1"] in (0, 1) and (state["truth"] * 16).is_integer() for state in last["states"])
+    text = capsys.readouterr().out
+    assert text.count("| critic |") == 3 and "checkpoints 1" not in text and Path("here/values.md").read_text().strip() in text
+    assert Path("here/values.png").stat().st_size > 20_000 and Path("here/trend.png").stat().st_size > 10_000
+    questions = [[state["truth"] for state in report["states"] if state["step"] == 0] for report in reports]
+    assert len(questions[0]) == len(questions[1]) == 4  # the same problems at each checkpoint
+    assert main(["train", "--resume", "run", "--iterations", "4", "--keep_every", "2"]) == 0
+    assert checkpoint.kept(Path("run")) == ["checkpoints/2", "checkpoints/4"]
+
+
+def test_a_run_without_a_critic(empty_folder, capsys, monkeypatch):
+    monkeypatch.setattr("vine_mini.app.runs.plot_run", lambda *_: None)
+    assert main(["train", *QUICK, "--algorithm", "rloo", "--iterations", "1", "--out", "run"]) == 0
+    assert main(["analyze", "values", "--run", "run", *FEW, "--out", "here"]) == 0
+    assert "run trained no critic (rloo): only Monte Carlo values are measured" in capsys.readouterr().out
+    assert json.loads(Path("here/values.json").read_text())[0]["names"] == ["K = 1", "K = 3"]
+    assert not Path("here/trend.png").exists()
+    for flags, says in (
+        (["--choices", "50"], "no state has 50 distinct next steps: lower --choices"),
+        (["--problems", "5000"], "problems = 5000, but there are only "),
+        (["--ks", "0"], "ks: each K must be at least 1"),
+        (["--truth", "1"], "truth = 1: must be at least 2"),
+        (["--out", "here"], "here already holds something"),
+    ):
+        assert main(["analyze", "values", "--run", "run", *FEW, "--out", "new", *flags]) == 2
+        [line] = capsys.readouterr().err.strip().splitlines()[-1:]
+        assert says in line and not Path("new").exists()
+
+
+def test_what_is_no_run(empty_folder, capsys):
+    for flags, says in (
+        ([], "vine_mini analyze values: --run is missing"),
+        (["--run", "nowhere"], "there is no nowhere/config.yaml: --run needs the folder of a run"),
+    ):
+        assert main(["analyze", "values", *flags]) == 2
+        assert says in capsys.readouterr().err
+    assert main(["analyze"]) == 2 and "unknown command 'analyze'" in capsys.readouterr().err
+    assert main(["analyze", "words"]) == 2 and "unknown command 'analyze words'" in capsys.readouterr().err

@@ -1,0 +1,186 @@
+"""The `analyze values` command: how wrong are a run's critic and Monte Carlo values of few rollouts? (VinePPO, section 7)
+
+The truth of a state is the mean reward of many rollouts. The estimates use other rollouts. All states are on responses to test
+problems, sampled by the run's policy as in training.
+"""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from vine_mini import tasks
+from vine_mini.algorithms import ALGORITHMS
+from vine_mini.app import checkpoint
+from vine_mini.app.config import TrainConfig
+from vine_mini.app.flags import parse
+from vine_mini.app.runs import new_folder
+from vine_mini.app.setup import build_trainer
+from vine_mini.app.tables import columns
+from vine_mini.trainer import Trainer
+from vine_mini.types import Episodes, Trajectory, UserError, collate
+from vine_mini.value_errors.config import ValuesConfig
+from vine_mini.value_errors.measures import Choice, State, agreement, error_by_place, errors
+from vine_mini.value_errors.picture import plot_trend, plot_values
+
+PLACES = 6
+SIMPLEST = "reinforce"  # no critic and no group: all that is used of the trainer of such a run is its policy
+CANDIDATES, TRIES = 4, 6  # states tried for each wanted one, and rollouts for each wanted next step: many are equal
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured at one checkpoint."""
+
+    iteration: int
+    names: list[str]  # of the estimators
+    states: list[State]
+    choices: list[Choice]
+    errors: dict[str, dict[str, tuple[float, float]]]  # see measures.errors
+    by_place: dict[str, list[float | None]]
+    agreement: dict[str, dict[str, tuple[float, float]]]  # see measures.agreement
+    where: str
+
+
+def analyze_values(config: ValuesConfig) -> int:
+    """The `analyze values` command."""
+    new_folder(config.out, "values")  # refuses before anything is computed
+    saved = parse(TrainConfig, "train", ["--preset", f"{config.run}/config.yaml"])
+    names = checkpoint.kept(Path(config.run))
+    if not ALGORITHMS[saved.algorithm].needs_critic:
+        print(f"{config.run} trained no critic ({saved.algorithm}): only Monte Carlo values are measured")
+    with tqdm(names, desc="checkpoints", dynamic_ncols=True) as bar:
+        reports = [measure(config, saved, name) for name in bar]
+    folder = new_folder(config.out, "values")
+    folder.mkdir(parents=True, exist_ok=True)
+    text = table(reports)
+    plot_values(reports[-1], folder / "values.png")
+    if len(reports) > 1:
+        plot_trend(reports, folder / "trend.png")
+    (folder / "values.json").write_text(json.dumps([asdict(report) for report in reports], indent=1), encoding="utf-8")
+    (folder / "values.md").write_text(text + "\n", encoding="utf-8")
+    print(f"{text}\n\npictures, table and JSON: {folder}")
+    return 0
+
+
+def measure(config: ValuesConfig, saved: TrainConfig, name: str) -> Report:
+    """Samples trajectories with the policy of a checkpoint, and measures the values of their states and of next steps."""
+    of_run: dict = vars(saved) | dict(device=config.device, seed=config.seed, eval_every=0, eval_problems=0)
+    of_run |= dict(prompts=1, group=config.responses, minibatch_size=1, model=f"{config.run}/{name}")
+    if not ALGORITHMS[saved.algorithm].needs_critic:
+        of_run["algorithm"] = SIMPLEST
+    trainer = build_trainer(TrainConfig(**of_run))
+    checkpoint.resume(trainer, Path(config.run), name)
+    iteration, trainer.iteration = trainer.iteration, 0  # the same problems at every checkpoint
+    if config.problems > len(trainer.test_prompts):
+        raise UserError(f"problems = {config.problems}, but there are only {len(trainer.test_prompts)} test problems")
+    trainer.train_problems, trainer.prompts = trainer.test_problems, trainer.test_prompts
+    trainer.config = replace(trainer.config, prompts=config.problems)
+    episodes = trainer.sample_episodes()
+    states = values_of_states(trainer, episodes, config)
+    choices = values_of_next_steps(trainer, episodes, config)
+    if not choices:
+        raise UserError(f"no state has {config.choices} distinct next steps: lower --choices, or take a less certain policy")
+    names = list(states[0].values)
+    return Report(
+        iteration=iteration,
+        names=names,
+        states=states,
+        choices=choices,
+        errors={name: errors(states, name) for name in names},
+        by_place={name: error_by_place(states, name, PLACES) for name in names},
+        agreement={name: agreement(choices, name) for name in names},
+        where=f"iteration {iteration} of {config.run}",
+    )
+
+
+def values_of_states(trainer: Trainer, episodes: Episodes, config: ValuesConfig) -> list[State]:
+    """The states before the steps of all responses, with their values."""
+    truth, by_k = monte_carlo(trainer, episodes.problems, episodes.trajectories, episodes.cuts, config)
+    critic = critic_values(trainer, episodes.trajectories, episodes.cuts)
+    states = []
+    for row, cuts in enumerate(episodes.cuts):
+        for step in range(len(cuts)):
+            values = {name: of_states[row][step] for name, of_states in (critic | by_k).items()}
+            states.append(State(row // config.responses, step, len(cuts), truth[row][step], values))
+    return states
+
+
+def values_of_next_steps(trainer: Trainer, episodes: Episodes, config: ValuesConfig) -> list[Choice]:
+    """Several distinct next steps from states spread over all responses, with the values after them."""
+    places = [(row, i) for row, cuts in enumerate(episodes.cuts) for i in range(len(cuts) - 1)]
+    count = min(CANDIDATES * config.states, len(places))
+    picked = [places[i * len(places) // count] for i in range(count)]
+    chosen = [episodes.trajectories[row] for row, _ in picked]
+    starts = [[episodes.cuts[row][i]] for row, i in picked]
+    tried = trainer.roll_out(chosen, starts, TRIES * config.choices, "next steps")
+    choices = []
+    after: list[list[Trajectory]] = []  # of each state with enough distinct next steps
+    for (row, _), t, [cut], [sampled] in zip(picked, chosen, starts, tried, strict=True):
+        responses = [t.response_ids[:cut] + r.response_ids for r in sampled]
+        ends = [[c for c in trainer.cut(ids) if c > cut] for ids in responses]
+        distinct = list(dict.fromkeys(tuple(ids[: of[0]]) for ids, of in zip(responses, ends, strict=True) if of))
+        if len(distinct) >= config.choices and len(choices) < config.states:
+            after.append([Trajectory(t.prompt_ids, list(ids), [0.0] * len(ids), False) for ids in distinct[: config.choices]])
+            choices.append(row)
+    flat = [t for group in after for t in group]
+    if not flat:
+        return []
+    ends_of = [[len(t.response_ids)] for t in flat]
+    problems = [episodes.problems[row] for row in choices for _ in range(config.choices)]
+    truth, by_k = monte_carlo(trainer, problems, flat, ends_of, config)
+    by_name = critic_values(trainer, flat, ends_of) | by_k
+    found = []
+    for n, row in enumerate(choices):
+        part = slice(n * config.choices, (n + 1) * config.choices)
+        values = {name: [x for [x] in of_rows[part]] for name, of_rows in by_name.items()}
+        found.append(Choice(row // config.responses, [x for [x] in truth[part]], values))
+    return found
+
+
+def monte_carlo(trainer: Trainer, problems, trajectories, cuts, config: ValuesConfig):
+    """-> the truth [row][cut], and for each K the mean of K other rollouts: name -> [row][cut]"""
+    most = max(config.ks)
+    done = trainer.roll_out(trajectories, cuts, config.truth + most, "truth")
+    rewards = [
+        [
+            [tasks.grade(trainer.task, problem, r, trainer.tokenizer, t.response_ids[:cut]) for r in state]
+            for cut, state in zip(of_row, states, strict=True)
+        ]
+        for problem, t, of_row, states in zip(problems, trajectories, cuts, done, strict=True)
+    ]  # [row][cut][truth + most]
+
+    def mean(part):
+        return [[sum(state[part]) / len(state[part]) for state in row] for row in rewards]
+
+    return mean(slice(most, None)), {f"K = {k}": mean(slice(0, k)) for k in config.ks}
+
+
+@torch.no_grad()
+def critic_values(trainer: Trainer, trajectories, cuts) -> dict[str, list[list[float]]]:
+    """The critic's values of the states: {"critic": [row][cut]}, or {} without a critic."""
+    if trainer.critic is None:
+        return {}
+    end = trainer.sampling.eos_token_id[0]  # a token after the state, because the value before a token is read at that token
+    longer = [replace(t, response_ids=[*t.response_ids, end], logprobs=[*t.logprobs, 0.0]) for t in trajectories]
+    tokens, found = collate(longer, trainer.device), [[0.0]] * len(longer)
+    for rows in tokens.micro_batches(torch.arange(len(longer)), trainer.config.micro_batch_tokens):
+        part = tokens.rows(rows)
+        values = trainer._forward(trainer.critic, part)  # [b, T]
+        for row, of_row, mask in zip(rows.tolist(), values, part.response_mask.bool(), strict=True):
+            found[row] = of_row[mask][cuts[row]].tolist()
+    return {"critic": found}
+
+
+def table(reports: list[Report]) -> str:
+    """The errors and agreements of all checkpoints."""
+    rows = [["iteration", "value", "mean absolute error", "bias", "best of several", "chance", "better of two"]]
+    for report in reports:
+        for name in report.names:
+            of, agree = report.errors[name], report.agreement[name]
+            cells = [f"{of['error'][0]:.3f} ± {of['error'][1]:.3f}", f"{of['bias'][0]:+.3f} ± {of['bias'][1]:.3f}"]
+            cells += [f"{100 * agree[what][0]:.0f} ± {100 * agree[what][1]:.0f} %" for what in ("top", "chance", "pairs")]
+            rows.append([str(report.iteration), name, *cells])
+    return columns(rows)

@@ -1,0 +1,66 @@
+"""The pictures of `analyze values`."""
+
+from pathlib import Path
+
+from vine_mini.app.plots import COLOURS, new_figure, save_figure
+
+SHADES = ("#CC79A7", "#56B4E9", "#0072B2", "#009E73", "#E69F00")  # of the numbers of rollouts
+
+
+def colours(names: list[str]) -> dict[str, str]:
+    """A colour for each estimator."""
+    rollouts = [name for name in names if name != "critic"]
+    return {"critic": COLOURS["ppo"]} | {name: SHADES[i % len(SHADES)] for i, name in enumerate(rollouts)}
+
+
+def plot_values(report, path: Path) -> None:
+    """Draws each estimator's values against the truth, the error along the trajectory, and the agreement about next steps."""
+    names, colour = report.names, colours(report.names)
+    figure, axes = new_figure(3, -(-(len(names) + 2) // 3))
+    flat = list(axes.flat)
+    for axis, name in zip(flat, names, strict=False):
+        axis.plot([0, 1], [0, 1], color="0.6", linewidth=1)
+        axis.plot([s.truth for s in report.states], [s.values[name] for s in report.states], ".", color=colour[name], alpha=0.35)
+        mean, bias = report.errors[name]["error"], report.errors[name]["bias"]
+        axis.set(
+            title=f"{name}: mean error {mean[0]:.3f}, bias {bias[0]:+.3f}", xlabel="truth", xlim=(-0.05, 1.05), ylim=(-0.05, 1.05)
+        )
+    flat[0].set(ylabel="value")
+    by_place, ranking = flat[len(names)], flat[len(names) + 1]
+    for name in names:
+        places = report.by_place[name]
+        by_place.plot([(i + 0.5) / len(places) for i in range(len(places))], places, "o-", color=colour[name], label=name)
+    by_place.set(title="mean absolute error", xlabel="place in the response", xlim=(0, 1), ylim=(0, None))
+    by_place.legend(frameon=False)
+    for i, name in enumerate(names):
+        for offset, what, alpha in ((-0.2, "top", 1.0), (0.2, "pairs", 0.5)):
+            mean, error = report.agreement[name][what]
+            ranking.bar(i + offset, mean, 0.38, yerr=error, color=colour[name], alpha=alpha, capsize=3)
+    ranking.axhline(report.agreement[names[0]]["chance"][0], color="0.3", linestyle="--", linewidth=1)
+    ranking.axhline(0.5, color="0.3", linestyle=":", linewidth=1)
+    ranking.set_xticks(range(len(names)), names)
+    ranking.set(title="best next step found; pale: better of two\n(dashed, dotted: chance)", ylim=(0, 1))
+    for axis in flat[len(names) + 2 :]:
+        axis.axis("off")
+    figure.suptitle(f"{report.where}: {len(report.states)} states, {len(report.choices)} of them with several next steps")
+    save_figure(figure, path)
+
+
+def plot_trend(reports: list, path: Path) -> None:
+    """Draws the errors and the choice of the best next step over the checkpoints of a run."""
+    names, colour = reports[0].names, colours(reports[0].names)
+    figure, ((error, top),) = new_figure(2)
+    x = [report.iteration for report in reports]
+    for name in names:
+        for axis, pairs in (
+            (error, [r.errors[name]["error"] for r in reports]),
+            (top, [r.agreement[name]["top"] for r in reports]),
+        ):
+            axis.errorbar(
+                x, [mean for mean, _ in pairs], yerr=[e for _, e in pairs], fmt="o-", capsize=3, color=colour[name], label=name
+            )
+    top.plot(x, [report.agreement[names[0]]["chance"][0] for report in reports], "--", color="0.3", label="chance")
+    error.set(title="mean absolute error", xlabel="iteration", ylim=(0, None))
+    top.set(title="best of several next steps found", xlabel="iteration", ylim=(0, 1))
+    top.legend(frameon=False)
+    save_figure(figure, path)
