@@ -59,7 +59,7 @@ def vineppo(episodes: Episodes, values, roll_out, config):
         of_steps = step_advantages(values, R, lam=config.mc_lam, mu=config.mc_mu)
         advantages.append(spread_to_tokens(of_steps, starts, len(t.response_ids)))
     every = [r for group in rollouts for r in group]
-    stats = {"states": sum(map(len, states)), "unique_states": len(rollouts), "rollouts": len(every)}
+    stats: dict = {"states": sum(map(len, states)), "unique_states": len(rollouts), "rollouts": len(every)}
     stats |= {"rollout_tokens": sum(len(r.response_ids) for r in every)}
     stats |= {"rollouts_truncated": sum(not r.finished for r in every) / len(every)}
     return on_response(advantages, episodes.tokens.response_mask), None, stats
