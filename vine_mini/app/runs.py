@@ -4,7 +4,7 @@ config.yaml     all settings; `--preset RUN/config.yaml` starts the same run aga
 metrics.jsonl   one line for each iteration; "eval" holds test problems (iteration 0 and the last), "validation" those set aside.
 samples.jsonl   a few responses of each iteration, cut into steps, each step with its advantage.
 curves.png      reward, length, KL and seconds, against episodes.
-checkpoints/    the newest checkpoint; see `checkpoint.py`.
+checkpoints/    the newest checkpoint, and those that `keep_every` keeps; see `checkpoint.py`.
 policy          a link to the newest checkpoint, which is a Hugging Face folder; `train --resume RUN` continues from it.
 best            the policy with the highest pass@1 on the validation problems, if some were set aside.
 """
