@@ -19,6 +19,7 @@ import torch
 
 from vine_mini import tasks
 from vine_mini.advantages import gae, group_relative, leave_one_out, spread_to_tokens, step_advantages
+from vine_mini.divisors import row_weights
 from vine_mini.losses import clipped_policy_loss, kl_penalty, masked_mean
 from vine_mini.offline import dpo_positive_loss, imitation_loss, pairs, right_responses
 from vine_mini.types import Batch, Episodes, on_response
@@ -74,11 +75,11 @@ def ppo(episodes: Episodes, values, roll_out, config):
 
 
 def whole_response(advantage: Callable):
-    """The credit of an algorithm that gives all tokens of a response the same advantage. advantage: [N, G] -> [N, G]"""
+    """The credit of an algorithm that gives all tokens of a response the same advantage. (rewards [N, G], config) -> [N, G]"""
 
     def credit(episodes: Episodes, values, roll_out, config):
         mask = episodes.tokens.response_mask  # [B, T]
-        return advantage(episodes.rewards).reshape(-1, 1).to(mask) * mask, None, {}
+        return advantage(episodes.rewards, config).reshape(-1, 1).to(mask) * mask, None, {}
 
     return credit
 
@@ -86,7 +87,7 @@ def whole_response(advantage: Callable):
 def clipped_loss_with_kl(logprobs, batch: Batch, config, denominator):
     """PPO's clipped loss, plus kl_coef times the KL to the reference where there is one. -> (scalar loss, stats)"""
     mask = batch.response_mask
-    sampled = batch.old_logprobs, batch.advantages, mask
+    sampled = batch.old_logprobs, batch.advantages * row_weights(mask, denominator, config), mask
     loss, stats = clipped_policy_loss(logprobs, *sampled, clip=config.clip, denominator=denominator)
     if batch.ref_logprobs is not None:
         # exp of a large difference is infinite, and its gradient after the clamp is NaN. So the difference is bounded first.
@@ -113,9 +114,9 @@ class Algorithm:
 ALGORITHMS = {
     "vineppo": Algorithm(vineppo, whitened=True, needs_rollouts=True),
     "ppo": Algorithm(ppo, whitened=True, needs_critic=True),
-    "grpo": Algorithm(whole_response(group_relative), needs_group=True),
-    "rloo": Algorithm(whole_response(leave_one_out), needs_group=True),
-    "reinforce": Algorithm(whole_response(lambda rewards: rewards), whitened=True),
-    "restem": Algorithm(whole_response(lambda rewards: rewards), imitation_loss, examples=right_responses),
-    "dpo": Algorithm(whole_response(lambda rewards: rewards), dpo_positive_loss, needs_group=True, examples=pairs),
+    "grpo": Algorithm(whole_response(lambda R, config: group_relative(R, scale_by_std=config.scale_by_std)), needs_group=True),
+    "rloo": Algorithm(whole_response(lambda R, config: leave_one_out(R)), needs_group=True),
+    "reinforce": Algorithm(whole_response(lambda R, config: R), whitened=True),
+    "restem": Algorithm(whole_response(lambda R, config: R), imitation_loss, examples=right_responses),
+    "dpo": Algorithm(whole_response(lambda R, config: R), dpo_positive_loss, needs_group=True, examples=pairs),
 }

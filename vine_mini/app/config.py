@@ -11,6 +11,7 @@ from typing import Annotated, get_args, get_type_hints
 
 from vine_mini import tasks
 from vine_mini.algorithms import ALGORITHMS
+from vine_mini.divisors import DIVISORS
 from vine_mini.types import UserError
 
 
@@ -120,6 +121,8 @@ class TrainConfig(Common):
     mc_lam: Share = knob(0.5, "vineppo: GAE's lambda over the Monte Carlo values after a step (paper: 0).")
     mc_mu: Share = knob(0.5, "vineppo: the same over the values before the step, for the baseline (paper: 0).")
     step_tokens: Count | None = knob(None, "vineppo: cut a step every so many tokens instead of at newlines.")
+    scale_by_std: bool = knob(True, "grpo: divide by the standard deviation of the group (Dr. GRPO: no).")
+    divisor: str = knob("tokens", "Of the policy loss: tokens, sequences (GRPO) or constant (Dr. GRPO); see divisors.py.")
     temperature: Positive = knob(1.0, "Of responses and rollouts; log-probs are taken at it too.")
     top_p: PositiveShare = knob(1.0, "Nucleus sampling. Below 1 the ratio is biased: log-probs are of the whole distribution.")
     epochs: Count = knob(2, "Passes over an iteration's episodes.")
@@ -154,6 +157,7 @@ class TrainConfig(Common):
         super().__post_init__()
         one_of(self, "algorithm", ALGORITHMS)
         one_of(self, "kl_kind", ("k1", "k2", "k3"))
+        one_of(self, "divisor", DIVISORS)
         if ALGORITHMS[self.algorithm].needs_group and self.group < 2:
             raise UserError(f"{self.algorithm} compares the responses to one problem: group must be at least 2")
         if ALGORITHMS[self.algorithm].examples is None and (self.prompts * self.group) % self.minibatch_size:
