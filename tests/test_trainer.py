@@ -272,6 +272,50 @@ def test_equal_prompts_with_other_answers_are_other_states(tokenizer):
     assert episodes.rewards.flatten().tolist() == [1.0, 0.0]
 
 
+@pytest.mark.parametrize("reward", [0.0, 1.0])
+def test_max_states_leaves_later_values_out(tokenizer, reward, monkeypatch):
+    """As in the official code: later values are the reward, so the first step without one gets R - V, and the rest nothing."""
+    trainer = build_trainer(
+        replace(SMALL, steps=4, prompts=1, group=1, minibatch_size=1, k=2, mc_lam=0.0, mc_mu=0.0, max_states=2)
+    )
+    text = "1+1=2\n2+1=3\n3+1=4\n4+1=5\n#### 5"
+    ids = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+    monkeypatch.setattr("vine_mini.tasks.grade", lambda task, problem, r, *_: reward if len(r.response_ids) > 1 else 0.5)
+    trainer.config = replace(trainer.config, group=1)
+    episodes = trainer.as_episodes([trainer.train_problems[0]], [Trajectory(trainer.prompts[0], ids, [0.0] * len(ids), True)])
+    [cuts] = episodes.cuts
+
+    def roll_out(trajectories, asked, k):
+        assert asked == [cuts[:2]]
+        return [[[Trajectory([1], [3], [0.0], True)] * k for _ in row] for row in asked]
+
+    advantages, _, stats = algorithms.vineppo(episodes, None, roll_out, trainer.config)
+    of_steps = [advantages[0][episodes.tokens.response_mask[0].bool()][cut].item() for cut in cuts]
+    assert len(cuts) == 4 and stats["rollouts"] == 4 and of_steps == [0.0, reward - 0.5, 0.0, 0.0]
+
+
+def test_problems_with_replacement():
+    """Drawn independently: an iteration may hold a problem twice, and each iteration has its own seed."""
+    trainer = build_trainer(replace(SMALL, prompts=100, group=1, minibatch_size=1, with_replacement=True, max_new_tokens=4))
+    trainer.config = replace(trainer.config, group=1)
+    first = [p.question for p in trainer.sample_episodes().problems]
+    assert first == [p.question for p in trainer.sample_episodes().problems] and 50 < len(set(first)) < 100
+    trainer.iteration = 1
+    assert first != [p.question for p in trainer.sample_episodes().problems]
+
+
+def test_the_kl_of_a_response_is_the_one_of_its_tokens_times_the_mean_length():
+    trainer = build_trainer(replace(SMALL, kl_coef=0.1, algorithm="rloo"))
+    batch = batch_of(trainer)
+    denominator, logprobs = batch.response_mask.sum(), batch.old_logprobs - 0.1 * batch.response_mask
+    config = replace(trainer.config, minibatch_size=len(batch))
+    plain, stats = algorithms.clipped_loss_with_kl(logprobs, batch, replace(config, kl_coef=0.0), denominator)
+    per_token, _ = algorithms.clipped_loss_with_kl(logprobs, batch, config, denominator)
+    summed, _ = algorithms.clipped_loss_with_kl(logprobs, batch, replace(config, kl_per_response=True), denominator)
+    assert per_token - plain == pytest.approx(0.1 * stats["kl"], rel=1e-4)
+    assert summed - plain == pytest.approx(0.1 * stats["kl"] * denominator.item() / len(batch), rel=1e-4)
+
+
 def test_credit_of_the_other_algorithms_by_hand():
     """Two problems, two responses each, of unequal lengths: every algorithm's advantages, token by token."""
     lengths = [2, 4, 1, 3]

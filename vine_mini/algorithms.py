@@ -8,8 +8,8 @@
     restem     imitates right responses                                        arXiv 2312.06585
     dpo        prefers right responses to wrong ones (DPO-Positive)            arXiv 2402.13228
 
-Deviations from the paper: every step gets a value (the official code stops at 25). Steps are cut in the sampled tokens. V(s_0)
-counts the other responses to a problem as rollouts of its prompt. The paper's advantages are those of mc_lam = mc_mu = 0.
+Deviations from the paper: steps are cut in the sampled tokens. V(s_0) counts the other responses to a problem as rollouts of its
+prompt. The paper's advantages are those of mc_lam = mc_mu = 0.
 """
 
 from collections.abc import Callable
@@ -33,11 +33,11 @@ def vineppo(episodes: Episodes, values, roll_out, config):
     trajectories, cuts, tokenizer = episodes.trajectories, episodes.cuts, episodes.tokenizer
     # Each response is cut into steps. The state before a step is the problem and the response so far. [B][step]
     rows = zip(episodes.problems, trajectories, cuts, strict=True)
-    states = [[(problem, tuple(t.response_ids[:cut])) for cut in starts] for problem, t, starts in rows]
+    states = [[(problem, tuple(t.response_ids[:cut])) for cut in starts[: config.max_states]] for problem, t, starts in rows]
     # Equal states have equal values. Keep each distinct state once, with the row and the cut at which it occurs first.
     first = {}  # in the order of rows and cuts, which is also the order of the rollouts
     for row, of_row in enumerate(states):
-        for state, cut in zip(of_row, cuts[row], strict=True):
+        for state, cut in zip(of_row, cuts[row], strict=False):
             first.setdefault(state, (row, cut))
     # Roll out each distinct state K times.
     distinct_cuts = [[] for _ in trajectories]
@@ -57,6 +57,7 @@ def vineppo(episodes: Episodes, values, roll_out, config):
     for t, starts, of_row, R, rest in zip(trajectories, cuts, states, episodes.rewards.flatten().tolist(), others, strict=True):
         values = [value[state] for state in of_row]
         values[0] = (config.k * values[0] + rest) / (config.k + config.group - 1)
+        values += [R] * (len(starts) - len(values))  # as the official code does where a response has more than max_states
         of_steps = step_advantages(values, R, lam=config.mc_lam, mu=config.mc_mu)
         advantages.append(spread_to_tokens(of_steps, starts, len(t.response_ids)))
     every = [r for group in rollouts for r in group]
@@ -69,8 +70,7 @@ def vineppo(episodes: Episodes, values, roll_out, config):
 def ppo(episodes: Episodes, values, roll_out, config):
     """The credit of a value network. The reward is paid at the last token."""
     mask, R = episodes.tokens.response_mask, episodes.rewards.flatten().tolist()
-    rows = [[0.0] * (len(t.response_ids) - 1) + [r] for t, r in zip(episodes.trajectories, R, strict=True)]
-    rewards = on_response(rows, mask)  # [B, T]
+    rewards = on_response([[0.0] * (len(t.response_ids) - 1) + [r] for t, r in zip(episodes.trajectories, R, strict=True)], mask)
     return *gae(rewards, values, mask, gamma=config.gamma, lam=config.lam), {}
 
 
@@ -93,7 +93,8 @@ def clipped_loss_with_kl(logprobs, batch: Batch, config, denominator):
         # exp of a large difference is infinite, and its gradient after the clamp is NaN. So the difference is bounded first.
         reference = torch.minimum(batch.ref_logprobs, logprobs.detach() + 2 * MAX_KL)
         kl = masked_mean(kl_penalty(logprobs, reference, kind=config.kl_kind).clamp(max=MAX_KL), mask, denominator)
-        loss, stats["kl"] = loss + config.kl_coef * kl, kl.item()
+        mean_length = denominator / config.minibatch_size if config.kl_per_response else 1.0
+        loss, stats["kl"] = loss + config.kl_coef * mean_length * kl, kl.item()
     return loss, stats
 
 

@@ -5,7 +5,7 @@ divides by the number of masked tokens. A trainer passes the number of the whole
 gradients nor the statistics depend on the split.
 
 Deviation from the paper's code: here the policy loss and the KL are both means over tokens. The official code sums the KL over
-each sequence, so its KL weight grows with the length of the responses.
+each response, so its KL weight grows with the length of the responses (kl_per_response).
 """
 
 import torch

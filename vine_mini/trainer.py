@@ -9,6 +9,7 @@ import time
 from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ class Trainer:
         self.policy, self.tokenizer, self.device = policy, tokenizer, policy.device
         self.algorithm, self.task = ALGORITHMS[config.algorithm], tasks.get(config.task)
         eos = tuple(models.eos_ids(policy, tokenizer))
+        self.cut = partial(cut_steps, tokenizer=tokenizer, every=config.step_tokens, answer_mark=self.task.ANSWER_MARK)
         self.sampling = Sampling(config.max_new_tokens, eos, config.temperature, config.top_p, config.sample_batch_size)
         self.train_problems, self.test_problems, self.validation_problems = train_problems, test_problems, validation_problems
         every = tasks.prompt_ids([*train_problems, *test_problems, *validation_problems], tokenizer, config)
@@ -85,11 +87,13 @@ class Trainer:
     def sample_episodes(self) -> Episodes:
         """G responses to each of the next N problems, their rewards and steps. No gradient flows through sampling."""
         config, n, size = self.config, self.config.prompts, len(self.prompts)
-        # Problems come in a new random order each epoch. An iteration never holds one twice.
-        epoch, place = divmod(self.iteration, size // n)
+        # Problems come in a new random order each epoch, so an iteration never holds one twice; or they are drawn independently.
+        epoch, place = (self.iteration, 0) if config.with_replacement else divmod(self.iteration, size // n)
         shuffle = torch.Generator().manual_seed(derive_seed(config.seed, "problems", epoch))
-        order = torch.randperm(size, generator=shuffle)[place * n : (place + 1) * n].tolist()
-        chosen = [i for i in order for _ in range(config.group)]  # [B]
+        order = (
+            torch.randint(size, (n,), generator=shuffle) if config.with_replacement else torch.randperm(size, generator=shuffle)
+        )
+        chosen = [i for i in order[place * n : (place + 1) * n].tolist() for _ in range(config.group)]  # [B]
         prompts, seed = [self.prompts[i] for i in chosen], derive_seed(config.seed, self.iteration, "responses")
         with tqdm(total=len(chosen), desc="sample", **BAR) as bar:
             trajectories = sample(self.sampler(), prompts, self.sampling, seed=seed, progress=bar.update)
@@ -101,10 +105,6 @@ class Trainer:
         rewards = [tasks.grade(task, p, t, tokenizer) for p, t in zip(problems, trajectories, strict=True)]
         cuts, grouped = [self.cut(t.response_ids) for t in trajectories], torch.tensor(rewards).view(-1, self.config.group)
         return Episodes(problems, trajectories, grouped, cuts, tokens, task, tokenizer)
-
-    def cut(self, response_ids: list[int]) -> list[int]:
-        """The token indices at which the steps of a response start."""
-        return cut_steps(response_ids, self.tokenizer, every=self.config.step_tokens, answer_mark=self.task.ANSWER_MARK)
 
     def roll_out(self, trajectories, cuts, k: int, name: str = "rollouts"):
         """K rollouts from each cut of each trajectory, sampled as the trajectories were; the name seeds them. -> [B][cut][K]"""
@@ -188,8 +188,7 @@ class Trainer:
         sampling = replace(self.sampling, temperature=self.config.eval_temperature, top_p=1.0)
         parts = self.policy, self.tokenizer, self.task, problems, prompts, sampling
         more = {"seed": self.config.seed, "reference": self.reference if with_kl else None, "sampler": self.sampler()}
-        bar = tqdm(total=len(prompts) * (n + 1), desc="evaluate", **BAR)
-        with models.autocast(self.device, self.config.bf16), bar:
+        with models.autocast(self.device, self.config.bf16), tqdm(total=len(prompts) * (n + 1), desc="evaluate", **BAR) as bar:
             return evaluate(*parts, n=n, **more, progress=bar.update)
 
     def sampler(self):

@@ -33,6 +33,10 @@ def test_the_paper_preset_is_the_papers_table():
         kl_kind="k3", max_ratio=10.0, gamma=1.0, lam=1.0, iterations=650, eval_temperature=0.35, eval_samples=16,
     )  # fmt: skip
     assert {name: getattr(config, name) for name in table} == table
+    official = parse(TrainConfig, "train", ["--preset", "gsm8k-rho1b-paper"])
+    assert {name: getattr(official, name) for name in table} == table
+    differs = {name for name, value in vars(official).items() if value != getattr(config, name)}
+    assert differs == {"top_p", "max_states", "with_replacement", "kl_per_response"}
 
 
 def test_a_training_preset_does_not_change_how_a_policy_is_measured():

@@ -116,10 +116,14 @@ class TrainConfig(Common):
     iterations: Count = knob(60, "Rounds of sampling, credit and updates.")
     max_seconds: Amount = knob(0, "Stop after so many seconds of training, evaluations not counted; 0: no limit.")
     prompts: Count = knob(32, "Different problems in an iteration.")
+    with_replacement: bool = knob(False, "Draw problems independently, as the official code does, instead of in epochs.")
     group: Count = knob(4, "Responses to each problem.")
     k: Count = knob(3, "vineppo: Monte Carlo rollouts for each state (paper: 9).")
     mc_lam: Share = knob(0.5, "vineppo: GAE's lambda over the Monte Carlo values after a step (paper: 0).")
     mc_mu: Share = knob(0.5, "vineppo: the same over the values before the step, for the baseline (paper: 0).")
+    max_states: Count | None = knob(
+        None, "vineppo: estimate only so many values of a response (official code: 26). Left out: all."
+    )
     step_tokens: Count | None = knob(None, "vineppo: cut a step every so many tokens instead of at newlines.")
     scale_by_std: bool = knob(True, "grpo: divide by the standard deviation of the group (Dr. GRPO: no).")
     divisor: str = knob("tokens", "Of the policy loss: tokens, sequences (GRPO) or constant (Dr. GRPO); see divisors.py.")
@@ -141,6 +145,7 @@ class TrainConfig(Common):
     dpo_beta: Positive = knob(0.3, "dpo: how strongly the policy is kept near the reference (paper: 0.3 for GSM8K).")
     dpo_penalty: Amount = knob(50.0, "dpo: weight of a right response's lost log-prob (paper: 50); 0: plain DPO.")
     kl_coef: Amount = knob(1e-4, "Weight of the KL to the reference in the loss; 0: no reference is kept.")
+    kl_per_response: bool = knob(False, "Sum the KL over a response, as the official code does, instead of a mean over tokens.")
     kl_kind: str = knob("k3", "KL estimator: k1, k2 or k3.")
     max_ratio: Annotated[float, Range(1)] = knob(10.0, "A minibatch whose mean ratio is above this is skipped.")
     gradient_checkpointing: bool = knob(False, "Compute activations again in the backward pass: slower, less memory.")
