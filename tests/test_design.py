@@ -17,7 +17,7 @@ FLOORS = [
     ["trainer", "self_training"],
     ["app"],
     ["credit_page", "credit_cost", "value_errors", "lengthgen"],
-    ["demo"],
+    ["demo", "study"],
     ["cli", "__main__"],
 ]
 # The files of one VinePPO iteration, in reading order.
@@ -107,7 +107,7 @@ def test_vineppo_is_flat_and_fits_on_a_screen():
 
 
 def test_the_package_without_its_separate_rooms_stays_small():
-    separate = {"lengthgen", "decoder", "credit_cost", "value_errors"}  # the second paper, and tools beside the lesson
+    separate = {"lengthgen", "decoder", "credit_cost", "value_errors", "study"}  # the second paper, and tools beside the lesson
     counted = [p for p in PACKAGE.rglob("*.py") if not separate & set(p.parts)]
     # It was to be 3,500. Tasks of one's own, JSON lines, atomic checkpoints, a counted memory estimate, a second generated task,
     # the best policy by validation, RestEM, DPO-Positive and MATH came in the meantime.

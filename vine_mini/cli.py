@@ -20,6 +20,8 @@ from vine_mini.credit_cost.command import credit_cost
 from vine_mini.credit_page.command import credit
 from vine_mini.demo import demo
 from vine_mini.lengthgen import commands as lengthgen
+from vine_mini.study.command import study
+from vine_mini.study.config import StudyConfig
 from vine_mini.types import UserError
 from vine_mini.value_errors.command import analyze_values
 from vine_mini.value_errors.config import ValuesConfig
@@ -59,6 +61,7 @@ COMMANDS: dict[str, tuple[Callable, type]] = {
     "credit": (credit, CreditConfig),
     "credit-cost": (credit_cost, CreditCostConfig),
     "analyze values": (analyze_values, ValuesConfig),
+    "study": (study, StudyConfig),
     "exercises": (exercises, ExercisesConfig),
     **lengthgen.COMMANDS,
 }

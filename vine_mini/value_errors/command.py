@@ -4,6 +4,7 @@ The truth of a state is the mean reward of many rollouts. The estimates use othe
 problems, sampled by the run's policy as in training.
 """
 
+import copy
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -40,8 +41,7 @@ class Report:
     choices: list[Choice]
     errors: dict[str, dict[str, tuple[float, float]]]  # see measures.errors
     by_place: dict[str, list[float | None]]
-    agreement: dict[str, dict[str, tuple[float, float]]]  # see measures.agreement
-    where: str
+    agreement: dict[str, dict[str, tuple[float, float]]]  # see measures.agreement; {} where there are no choices
 
 
 def analyze_values(config: ValuesConfig) -> int:
@@ -52,11 +52,13 @@ def analyze_values(config: ValuesConfig) -> int:
     if not ALGORITHMS[saved.algorithm].needs_critic:
         print(f"{config.run} trained no critic ({saved.algorithm}): only Monte Carlo values are measured")
     with tqdm(names, desc="checkpoints", dynamic_ncols=True) as bar:
-        reports = [measure(config, saved, name) for name in bar]
+        reports = [measure(load(config, saved, name), config) for name in bar]
+    if not all(report.choices for report in reports):
+        raise UserError(f"no state has {config.choices} distinct next steps: lower --choices, or take a less certain policy")
     folder = new_folder(config.out, "values")
     folder.mkdir(parents=True, exist_ok=True)
     text = table(reports)
-    plot_values(reports[-1], folder / "values.png")
+    plot_values(reports[-1], config.run, folder / "values.png")
     if len(reports) > 1:
         plot_trend(reports, folder / "trend.png")
     (folder / "values.json").write_text(json.dumps([asdict(report) for report in reports], indent=1), encoding="utf-8")
@@ -65,24 +67,28 @@ def analyze_values(config: ValuesConfig) -> int:
     return 0
 
 
-def measure(config: ValuesConfig, saved: TrainConfig, name: str) -> Report:
-    """Samples trajectories with the policy of a checkpoint, and measures the values of their states and of next steps."""
+def load(config: ValuesConfig, saved: TrainConfig, name: str) -> Trainer:
+    """A trainer in the state of a checkpoint of the run."""
     of_run: dict = vars(saved) | dict(device=config.device, seed=config.seed, eval_every=0, eval_problems=0)
     of_run |= dict(prompts=1, group=config.responses, minibatch_size=1, model=f"{config.run}/{name}")
     if not ALGORITHMS[saved.algorithm].needs_critic:
         of_run["algorithm"] = SIMPLEST
     trainer = build_trainer(TrainConfig(**of_run))
     checkpoint.resume(trainer, Path(config.run), name)
-    iteration, trainer.iteration = trainer.iteration, 0  # the same problems at every checkpoint
+    return trainer
+
+
+def measure(trainer: Trainer, config: ValuesConfig) -> Report:
+    """Samples responses to test problems with the policy, and measures the values of their states and of next steps."""
     if config.problems > len(trainer.test_prompts):
         raise UserError(f"problems = {config.problems}, but there are only {len(trainer.test_prompts)} test problems")
+    iteration, trainer = trainer.iteration, copy.copy(trainer)  # the trainer itself stays as it is
+    trainer.iteration = 0  # the same problems at every checkpoint
     trainer.train_problems, trainer.prompts = trainer.test_problems, trainer.test_prompts
-    trainer.config = replace(trainer.config, prompts=config.problems)
+    trainer.config = replace(trainer.config, prompts=config.problems, group=config.responses, minibatch_size=1)
     episodes = trainer.sample_episodes()
     states = values_of_states(trainer, episodes, config)
     choices = values_of_next_steps(trainer, episodes, config)
-    if not choices:
-        raise UserError(f"no state has {config.choices} distinct next steps: lower --choices, or take a less certain policy")
     names = list(states[0].values)
     return Report(
         iteration=iteration,
@@ -91,8 +97,7 @@ def measure(config: ValuesConfig, saved: TrainConfig, name: str) -> Report:
         choices=choices,
         errors={name: errors(states, name) for name in names},
         by_place={name: error_by_place(states, name, PLACES) for name in names},
-        agreement={name: agreement(choices, name) for name in names},
-        where=f"iteration {iteration} of {config.run}",
+        agreement={name: agreement(choices, name) for name in names} if choices else {},
     )
 
 

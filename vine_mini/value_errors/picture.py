@@ -13,7 +13,7 @@ def colours(names: list[str]) -> dict[str, str]:
     return {"critic": COLOURS["ppo"]} | {name: SHADES[i % len(SHADES)] for i, name in enumerate(rollouts)}
 
 
-def plot_values(report, path: Path) -> None:
+def plot_values(report, run: str, path: Path) -> None:
     """Draws each estimator's values against the truth, the error along the trajectory, and the agreement about next steps."""
     names, colour = report.names, colours(report.names)
     figure, axes = new_figure(3, -(-(len(names) + 2) // 3))
@@ -42,7 +42,8 @@ def plot_values(report, path: Path) -> None:
     ranking.set(title="best next step found; pale: better of two\n(dashed, dotted: chance)", ylim=(0, 1))
     for axis in flat[len(names) + 2 :]:
         axis.axis("off")
-    figure.suptitle(f"{report.where}: {len(report.states)} states, {len(report.choices)} of them with several next steps")
+    counts = f"{len(report.states)} states, {len(report.choices)} of them with several next steps"
+    figure.suptitle(f"iteration {report.iteration} of {run}: {counts}")
     save_figure(figure, path)
 
 

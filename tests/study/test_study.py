@@ -1,0 +1,123 @@
+"""The study: which runs each claim needs, how runs become findings, and the command itself on tiny runs."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from vine_mini.cli import main
+from vine_mini.study import claims, config
+from vine_mini.study.config import ALGORITHMS, CLAIMS, PLAIN, StudyConfig, jobs
+from vine_mini.tasks import arithmetic
+
+
+def a_run(task, algorithm, seed, test, *, train=None, kl=None, speed=1.0, **changes):
+    """A run whose checks have the given test accuracies."""
+    checks = [
+        dict(iteration=i, seconds=10.0 * i, episodes=128 * i, updates=int(4 * i * speed), tokens=1000 * i, test=x, greedy=1.0)
+        | dict(train=(train or test)[i], kl=(kl or [0.01 * j for j in range(len(test))])[i])
+        for i, x in enumerate(test)
+    ]
+    return dict(task=task, seed=seed, config=ALGORITHMS[task][algorithm] | changes, checks=checks)
+
+
+def runs(vine, ppo, **changes):
+    """Five seeds of two algorithms on one task; the accuracies of seed s are s / 100 higher."""
+    return [
+        a_run("decisive", name, s, [x + s / 100 for x in test], **changes)
+        for s in range(5)
+        for name, test in (("vineppo", vine), ("ppo", ppo))
+    ]
+
+
+def test_accuracy_and_efficiency_by_hand():
+    made = runs([0.1, 0.5, 0.7, 0.8], [0.1, 0.3, 0.4, 0.5])
+    [found] = claims.accuracy(made)
+    assert found.interval == pytest.approx((30.0, 30.0, 30.0)) and found.seeds == 5 and found.verdict == "holds"
+    [swapped] = claims.accuracy(runs([0.1, 0.3, 0.4, 0.5], [0.1, 0.5, 0.7, 0.8]))
+    assert swapped.verdict == "does not hold"
+    by_unit = {f.what: f for f in claims.efficiency(made)}
+    assert len(by_unit) == 4
+    for f in by_unit.values():  # PPO needs all of its run, VinePPO a third of it
+        assert 2.718281828 ** f.interval[0] == pytest.approx(3.0) and f.verdict == "holds"
+    for f in claims.efficiency(runs([0.1, 0.2, 0.2, 0.2], [0.1, 0.3, 0.4, 0.5])):
+        assert 2.718281828 ** f.interval[0] == pytest.approx(0.5) and f.verdict == "does not hold"  # never there: twice its end
+
+
+def test_generalization_and_kl_compare_at_equal_accuracy():
+    steep, flat = [0.0, 0.2, 0.4, 0.6], [0.0, 0.1, 0.2, 0.3]
+    made = [a_run("decisive", "vineppo", s, steep, train=steep, train_size=128) for s in range(5)]
+    made += [a_run("decisive", "ppo", s, flat, train=steep, train_size=128) for s in range(5)]
+    [found] = claims.generalization(made)
+    assert found.interval[0] == pytest.approx(100 * sum(0.5 * 0.05 * i for i in range(1, 13)) / 12) and found.verdict == "holds"
+    made = [a_run("decisive", "vineppo", s, steep, kl=[0.0, 0.1, 0.2, 0.3]) for s in range(5)]
+    made += [a_run("decisive", "ppo", s, steep, kl=[0.0, 0.2, 0.4, 0.6]) for s in range(5)]
+    [found] = claims.kl(made)
+    assert found.interval[0] == pytest.approx(sum(0.5 * 0.05 * i for i in range(1, 13)) / 12) and found.verdict == "holds"
+
+
+def test_rollouts_and_temperature_by_hand():
+    made = [a_run("chains", "vineppo", s, [0.0, 0.1 * k, 0.2 * k], **PLAIN, k=k) for s in range(5) for k in (1, 3)]
+    [found] = claims.rollouts(made)  # at 0, 128 and 256 episodes: 0, 20 and 40 points
+    assert found.interval[0] == pytest.approx(20.0) and "K = 3 - K = 1" in found.what
+    made = [
+        a_run("chains", name, s, [0.0, end, end], temperature=t)
+        for s in range(5)
+        for name, t, end in (("vineppo", 0.7, 0.9), ("vineppo", 1.3, 0.8), ("ppo", 0.7, 0.9), ("ppo", 1.3, 0.5))
+    ]
+    [found] = claims.temperature(made)
+    assert found.interval == pytest.approx((30.0, 30.0, 30.0)) and found.verdict == "holds"
+
+
+def test_values_by_hand():
+    def report(critic, nine):
+        tops = {"critic": {"top": (0.2, 0.0)}, "K = 9": {"top": (0.8, 0.0)}}
+        return dict(iteration=7, errors={"critic": {"error": (critic, 0.0)}, "K = 9": {"error": (nine, 0.0)}}, agreement=tops)
+
+    made = [dict(task="chains", seed=s, reports=[report(0.3, 0.1), report(0.2 + s / 100, 0.3)]) for s in range(5)]
+    made[0]["reports"][1]["agreement"] = {}
+    first, top, second, last = claims.values(made)
+    assert first.interval[0] == pytest.approx(0.2) and first.verdict == "holds" and "iteration 7" in first.what
+    assert second.verdict == "does not hold" and top.interval[0] == pytest.approx(60.0) and last.seeds == 4
+
+
+def test_claims_share_runs():
+    study = StudyConfig()
+    keys = {claim: [json.dumps(job, sort_keys=True) for job in jobs(claim, study)] for claim in CLAIMS}
+    assert set(keys["kl"]) == set(keys["efficiency"]) <= set(keys["accuracy"])
+    assert all(len(set(of)) == len(of) and len(of) % 10 == 0 for of in keys.values())  # two tasks, five seeds
+    assert all(job["config"]["algorithm"] == "ppo" for job in jobs("values", study))
+
+
+@pytest.mark.learning
+def test_the_command_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("vine_mini.study.runs.ProcessPoolExecutor", ThreadPoolExecutor)
+    monkeypatch.setattr(arithmetic, "TRAIN_SIZE", 300)
+    monkeypatch.setitem(config.SHARED, "prompts", 4)
+    for task in ("decisive", "chains"):
+        monkeypatch.setitem(config.TASKS, task, dict(task="arithmetic", steps=3, max_new_tokens=40))
+        small = {name: of | dict(minibatch_size=8) for name, of in ALGORITHMS[task].items()}
+        monkeypatch.setitem(ALGORITHMS, task, small)
+    for job_size in ("seconds", "problems"):
+        assert job_size in jobs("kl", StudyConfig(quick=True))[0]
+    whole = jobs
+
+    def tiny(claim, of):
+        return [job | dict(seconds=0.2, problems=4) for job in whole(claim, of)]
+
+    monkeypatch.setattr("vine_mini.study.command.jobs", tiny)
+    assert main(["study", "--quick", "--claims", "accuracy", "values", "--workers", "1"]) == 0
+    lines = Path("runs/claims/runs.jsonl").read_text().splitlines()
+    assert len(lines) == 2 * 2 * len(ALGORITHMS["chains"]) and len(Path("runs/claims/values.jsonl").read_text().splitlines()) == 4
+    checks = json.loads(lines[0])["checks"]
+    assert checks[0]["iteration"] == 0 and checks[-1]["tokens"] > 0 and all(0 <= c["test"] <= 1 for c in checks)
+    Path("runs/claims/runs.jsonl").write_text("\n".join(lines[:3]) + "\n")
+    assert main(["study", "--quick", "--claims", "accuracy", "efficiency", "kl", "rollouts", "values", "--workers", "1"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"| {claim} " in text for claim in ("accuracy", "efficiency", "values", "rollouts"))
+    assert Path("runs/claims/runs.jsonl").read_text().splitlines()[:3] == lines[:3]
+    assert Path("runs/claims/claims.png").stat().st_size > 20_000 and Path("runs/claims/curves.png").stat().st_size > 20_000
+    assert Path("runs/claims/checks.csv").read_text().startswith("task,seed,config,iteration")
+    assert main(["study", "--claims", "everything"]) == 2 and "unknown claim 'everything'" in capsys.readouterr().err

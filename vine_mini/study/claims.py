@@ -1,0 +1,168 @@
+"""Each claim as a comparison of learning runs, paired by seed: differences with intervals, and a verdict."""
+
+import math
+import statistics
+from dataclasses import dataclass
+
+from vine_mini.study.config import ALGORITHMS, PLAIN, TASKS
+from vine_mini.study.statistics import at_levels, first_at, interval, verdict
+
+LEVELS = [round(0.05 * i, 2) for i in range(1, 20)]  # accuracies at which runs are compared
+PAPER = {
+    "accuracy": "GSM8K, RhoMath 1.1B: VinePPO 53.4 %, PPO 50.1, DPO-Positive 46.4, RestEM 42.8 (table of results)",
+    "efficiency": "PPO's peak in up to 9 times fewer updates and 3 times less time",
+    "generalization": "higher test accuracy at the same training accuracy",
+    "kl": "lower KL to the start policy at the same accuracy",
+    "values": "mean absolute error 0.11 (critic) against 0.03; best of five next steps near chance against 70 to 90 %",
+    "rollouts": "more rollouts K help (1, 3, 9)",
+    "temperature": "VinePPO tolerates higher sampling temperatures",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One comparison. The interval is that of a number that the claim says is positive."""
+
+    task: str
+    what: str
+    unit: str
+    interval: tuple[float, float, float]  # mean, low, high
+    seeds: int
+
+    @property
+    def verdict(self) -> str:
+        return verdict(self.interval)
+
+
+def runs_of(runs: list[dict], task: str, config: dict) -> list[dict]:
+    """The runs of one setting, in the order of their seeds."""
+    return sorted((r for r in runs if r["task"] == task and r["config"] == config), key=lambda r: r["seed"])
+
+
+def column(run: dict, name: str) -> list[float]:
+    """One number of all checks of a run."""
+    return [check[name] for check in run["checks"]]
+
+
+def final(run: dict) -> float:
+    """Test accuracy at the end: the mean of the last two checks."""
+    return statistics.mean(column(run, "test")[-2:])
+
+
+def _pairs(runs, name: str, **changes):
+    """Yields (task, runs of VinePPO, runs of another algorithm) for each task where both have run."""
+    for task in TASKS:
+        mine, other = (runs_of(runs, task, ALGORITHMS[task][n] | changes) for n in ("vineppo", name))
+        count = min(len(mine), len(other))
+        if count:
+            yield task, mine[:count], other[:count]
+
+
+def accuracy(runs: list[dict]) -> list[Finding]:
+    """Claim 1: VinePPO's test accuracy after equal seconds is above that of each other algorithm."""
+    others = [name for name in ALGORITHMS["decisive"] if name != "vineppo"]
+    found = []
+    for name in others:
+        for task, mine, other in _pairs(runs, name):
+            gaps = [100 * (final(a) - final(b)) for a, b in zip(mine, other, strict=True)]
+            found.append(Finding(task, f"VinePPO - {name}, test accuracy", "points", interval(gaps, len(others)), len(gaps)))
+    return found
+
+
+def efficiency(runs: list[dict]) -> list[Finding]:
+    """Claim 2: VinePPO is at PPO's best accuracy after fewer updates and seconds. A run that never is counts as twice its end."""
+    found = []
+    for task, mine, ppo in _pairs(runs, "ppo"):
+        for unit in ("updates", "episodes", "seconds", "tokens"):
+            ratios = []
+            for a, b in zip(mine, ppo, strict=True):
+                peak = max(column(b, "test"))
+                needed = first_at(column(b, unit), column(b, "test"), peak)
+                reached = first_at(column(a, unit), column(a, "test"), peak) or 2 * column(a, unit)[-1]
+                ratios.append(math.log(needed / reached) if needed else 0.0)
+            found.append(Finding(task, f"log(PPO's {unit} to its peak / VinePPO's)", "", interval(ratios), len(ratios)))
+    return found
+
+
+def _at_equal(a: dict, b: dict, x: str, y: str, levels: list[float] = LEVELS) -> float | None:
+    """The mean, over the levels of x that both runs reach, of y of the first run - y of the second. None: no such level."""
+    values = (at_levels(column(run, x), column(run, y), levels) for run in (a, b))
+    gaps = [mine - other for mine, other in zip(*values, strict=True) if mine is not None and other is not None]
+    return statistics.mean(gaps) if gaps else None
+
+
+def generalization(runs: list[dict]) -> list[Finding]:
+    """Claim 3: at equal accuracy on few training problems, VinePPO's test accuracy is higher."""
+    found = []
+    for name in ("ppo", "grpo"):
+        for task, mine, other in _pairs(runs, name, train_size=128):
+            gaps = [_at_equal(a, b, "train", "test") for a, b in zip(mine, other, strict=True)]
+            known = [100 * gap for gap in gaps if gap is not None]
+            if known:
+                what = f"VinePPO - {name}, test accuracy at equal training accuracy"
+                found.append(Finding(task, what, "points", interval(known, 2), len(known)))
+    return found
+
+
+def kl(runs: list[dict]) -> list[Finding]:
+    """Claim 4: at equal test accuracy, VinePPO's KL to the start policy is lower."""
+    found = []
+    for name in ("ppo", "grpo"):
+        for task, mine, other in _pairs(runs, name):
+            gaps = [_at_equal(b, a, "test", "kl") for a, b in zip(mine, other, strict=True)]
+            known = [gap for gap in gaps if gap is not None]
+            if known:
+                found.append(
+                    Finding(task, f"{name} - VinePPO, KL at equal accuracy", "nats a token", interval(known, 2), len(known))
+                )
+    return found
+
+
+def rollouts(runs: list[dict]) -> list[Finding]:
+    """Claim 6: plain VinePPO learns more from as many episodes with a higher K."""
+    found = []
+    for task in TASKS:
+        by_k = {k: runs_of(runs, task, ALGORITHMS[task]["vineppo"] | PLAIN | dict(k=k)) for k in (1, 3, 9)}
+        for more, fewer in ((3, 1), (9, 3)):
+            pairs = zip(by_k[more], by_k[fewer], strict=False)
+            gaps = [_at_equal(a, b, "episodes", "test", column(a, "episodes")) for a, b in pairs]
+            known = [100 * gap for gap in gaps if gap is not None]
+            if known:
+                what = f"K = {more} - K = {fewer}, test accuracy at equal episodes"
+                found.append(Finding(task, what, "points", interval(known, 2), len(known)))
+    return found
+
+
+def temperature(runs: list[dict]) -> list[Finding]:
+    """Claim 7: a high sampling temperature costs VinePPO less test accuracy than the others."""
+    found = []
+    for name in ("ppo", "grpo"):
+        for task in TASKS:
+            loss = {}
+            for n in ("vineppo", name):
+                at = [runs_of(runs, task, ALGORITHMS[task][n] | dict(temperature=t)) for t in (0.7, 1.3)]
+                loss[n] = [final(low) - final(high) for low, high in zip(*at, strict=False)]
+            gaps = [100 * (b - a) for a, b in zip(loss["vineppo"], loss[name], strict=False)]
+            if gaps:
+                what = f"loss of {name} - loss of VinePPO, from temperature 0.7 to 1.3"
+                found.append(Finding(task, what, "points", interval(gaps, 2), len(gaps)))
+    return found
+
+
+def values(runs: list[dict]) -> list[Finding]:
+    """Claim 5: the critic's error is above that of K = 9, and K = 9 finds the best next step more often than the critic does."""
+    found = []
+    for task in TASKS:
+        mine = sorted((r for r in runs if r["task"] == task), key=lambda r: r["seed"])
+        for stage in range(min((len(r["reports"]) for r in mine), default=0)):
+            reports = [r["reports"][stage] for r in mine]
+            iteration = statistics.mean(r["iteration"] for r in reports)
+            errors = [r["errors"]["critic"]["error"][0] - r["errors"]["K = 9"]["error"][0] for r in reports]
+            what = f"critic - K = 9, mean absolute error at iteration {iteration:.0f}"
+            found.append(Finding(task, what, "", interval(errors, 2), len(errors)))
+            both = [r["agreement"] for r in reports if r["agreement"]]
+            tops = [100 * (of["K = 9"]["top"][0] - of["critic"]["top"][0]) for of in both]
+            if tops:
+                what = f"K = 9 - critic, best next step found at iteration {iteration:.0f}"
+                found.append(Finding(task, what, "points", interval(tops, 2), len(tops)))
+    return found

@@ -1,0 +1,74 @@
+"""The settings of `study`, and the learning runs that each claim needs."""
+
+from dataclasses import dataclass, field
+from itertools import product
+
+from vine_mini.app.config import Count, Positive, check_ranges, knob
+from vine_mini.types import UserError
+
+# Each algorithm at its best setting of the grid in results/credit and results/claims, for each task.
+TASKS: dict[str, dict] = {
+    "decisive": dict(task="decisive", steps=12, max_new_tokens=140),
+    "chains": dict(task="arithmetic", steps=6, max_new_tokens=64),
+}
+SHARED = dict(prompts=32, group=4, sample_batch_size=1024, warmup=0, eval_temperature=1.0, eval_samples=4)
+PLAIN = dict(mc_lam=0.0, mc_mu=0.0)
+FEW = dict(k=1, mc_lam=0.7, mc_mu=0.8)  # by `credit-cost`
+ALGORITHMS: dict[str, dict[str, dict]] = {
+    "decisive": {
+        "vineppo": dict(algorithm="vineppo", lr=2e-4, epochs=1, minibatch_size=128, **FEW),
+        "ppo": dict(algorithm="ppo", lr=2e-4, epochs=2, minibatch_size=64),
+        "grpo": dict(algorithm="grpo", lr=1e-4, epochs=2, minibatch_size=64),
+    },
+    "chains": {
+        "vineppo": dict(algorithm="vineppo", lr=2e-4, epochs=2, minibatch_size=64, **FEW),
+        "ppo": dict(algorithm="ppo", lr=2e-4, epochs=1, minibatch_size=128),
+        "grpo": dict(algorithm="grpo", lr=2e-4, epochs=1, minibatch_size=128),
+    },
+}
+CLAIMS = ("accuracy", "efficiency", "generalization", "kl", "values", "rollouts", "temperature")
+
+
+@dataclass
+class StudyConfig:
+    """Measure claims of the VinePPO paper; goes on where it stopped."""
+
+    claims: list[str] = field(default_factory=lambda: list(CLAIMS), metadata={"help": f"Which claims: {', '.join(CLAIMS)}."})
+    seeds: Count = knob(5, "Learning runs of each setting, with the seeds 0, 1, ...")
+    seconds: Positive = knob(60.0, "CPU seconds of training in a run.")
+    workers: Count = knob(2, "Runs side by side, one thread each.")
+    quick: bool = knob(False, "Two seeds of two seconds: shows that everything runs, and nothing else.")
+    out: str = knob("runs/claims", "Folder of the runs, tables and pictures.")
+
+    def __post_init__(self):
+        check_ranges(self)
+        for name in self.claims:
+            if name not in CLAIMS:
+                raise UserError(f"unknown claim {name!r}: choose from {', '.join(CLAIMS)}")
+        if self.quick:
+            self.seeds, self.seconds = 2, 2.0
+
+
+def jobs(claim: str, config: StudyConfig) -> list[dict]:
+    """The learning runs that a claim needs. Claims share runs: equal jobs are made once."""
+    changes: list[dict] = [{}]
+    names: dict[str, list[str]] = {task: list(of) for task, of in ALGORITHMS.items()}
+    if claim == "generalization":
+        changes = [dict(train_size=128)]
+        names = {task: ["vineppo", "ppo", "grpo"] for task in names}
+    if claim == "values":
+        names = {task: ["ppo"] for task in names}
+    if claim == "rollouts":
+        changes = [dict(k=k, **PLAIN) for k in (1, 3, 9)]
+        names = {task: ["vineppo"] for task in names}
+    if claim == "temperature":
+        changes = [dict(temperature=t) for t in (0.7, 1.3)]
+        names = {task: ["vineppo", "ppo", "grpo"] for task in names}
+    if claim in ("efficiency", "kl"):
+        names = {task: ["vineppo", "ppo", "grpo"] for task in names}
+    shared = dict(seconds=config.seconds, checks=2 if config.quick else 10, problems=20 if config.quick else 200)
+    return [
+        shared | dict(task=task, seed=seed, config=ALGORITHMS[task][name] | change)
+        for seed, change, task in product(range(config.seeds), changes, TASKS)
+        for name in names[task]
+    ]

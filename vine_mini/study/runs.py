@@ -1,0 +1,87 @@
+"""Learning runs of a study: each is made once and is one line of runs.jsonl. A study that was stopped goes on where it was."""
+
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from vine_mini.app.config import TrainConfig
+from vine_mini.app.setup import build_trainer
+from vine_mini.study.config import SHARED, TASKS
+from vine_mini.value_errors.command import measure
+from vine_mini.value_errors.config import ValuesConfig
+
+STAGES = 3  # of a PPO run at which values are measured
+
+
+def learn(job: dict) -> dict:
+    """One learning run. -> the job with its `checks`, at equal distances of its seconds, the first before training
+
+    A check holds iteration, seconds, episodes, updates, tokens (sampled, rollouts included), and the policy's pass@1 on test and
+    on training problems with the KL to the start policy. The seconds are CPU seconds of one thread.
+    """
+    torch.set_num_threads(1)
+    settings = SHARED | TASKS[job["task"]] | {name: x for name, x in job["config"].items() if name != "train_size"}
+    limits = dict(iterations=100_000, max_seconds=job["seconds"], seed=job["seed"], eval_problems=job["problems"])
+    trainer = build_trainer(TrainConfig(**settings | limits))
+    trainer.clock = time.process_time
+    if size := job["config"].get("train_size"):
+        trainer.train_problems, trainer.prompts = trainer.train_problems[:size], trainer.prompts[:size]
+    tokens, checks = 0, [check(trainer, 0)]
+    for metrics, episodes, _ in trainer.train():
+        tokens += sum(len(t.response_ids) for t in episodes.trajectories) + metrics.get("rollout_tokens", 0)
+        if trainer.done or metrics["seconds"] >= job["seconds"] * len(checks) / job["checks"]:
+            checks.append(check(trainer, tokens))
+    return job | dict(checks=checks)
+
+
+def analyse(job: dict, quick: bool = False) -> dict:
+    """A PPO run for the claim about values. -> the job with `reports`, one at the end of each third of the seconds"""
+    torch.set_num_threads(1)
+    settings = SHARED | TASKS[job["task"]] | job["config"]
+    limits = dict(iterations=100_000, max_seconds=job["seconds"], seed=job["seed"], eval_problems=job["problems"])
+    trainer = build_trainer(TrainConfig(**settings | limits))
+    trainer.clock = time.process_time
+    few: dict = dict(problems=4, responses=1, truth=16, states=8, choices=2) if quick else {}
+    values, reports = ValuesConfig(run="", seed=job["seed"], **few), []
+    for metrics, _, _ in trainer.train():
+        if trainer.done or metrics["seconds"] >= job["seconds"] * (len(reports) + 1) / STAGES:
+            reports.append(measure(trainer, values))
+    return job | dict(reports=[asdict(report) for report in reports])
+
+
+def check(trainer, tokens: int) -> dict:
+    """The policy as it is now."""
+    n = trainer.config.eval_problems
+    test, training = trainer.evaluate(trainer.test_problems[:n]), trainer.evaluate(trainer.train_problems[:n])
+    now = dict(iteration=trainer.iteration, updates=trainer.updates, tokens=tokens, seconds=sum(trainer.seconds.values()))
+    now["episodes"] = trainer.iteration * trainer.config.prompts * trainer.config.group
+    return now | dict(test=test["pass@1"][0], train=training["pass@1"][0], kl=test["kl"][0], greedy=test["greedy"][0])
+
+
+def key(job: dict) -> str:
+    """What tells one run from another."""
+    return json.dumps([job["task"], job["seed"], job["seconds"], sorted(job["config"].items())])
+
+
+def read(log: Path) -> list[dict]:
+    """The runs that have finished."""
+    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
+
+
+def run_missing(jobs: list[dict], log: Path, key: Callable[[dict], str], run: Callable[[dict], dict], workers: int) -> list[dict]:
+    """Makes the runs that the log lacks, each in a process, and appends them to the log. -> the runs of the jobs"""
+    finished = {key(done) for done in read(log)}
+    missing = {key(job): job for job in jobs if key(job) not in finished}
+    with ProcessPoolExecutor(workers) as pool:
+        futures = [pool.submit(run, job) for job in missing.values()]
+        for future in tqdm(as_completed(futures), total=len(futures), desc="learning runs", dynamic_ncols=True):
+            with log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(future.result()) + "\n")
+    wanted = {key(job) for job in jobs}
+    return [done for done in read(log) if key(done) in wanted]
