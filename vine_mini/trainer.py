@@ -97,10 +97,10 @@ class Trainer:
 
     def as_episodes(self, problems, trajectories) -> Episodes:
         """Grades the responses, G to each problem, and cuts them into steps. No other place cuts responses."""
-        task, tokenizer, every = self.task, self.tokenizer, self.config.step_tokens
-        graded = zip(problems, trajectories, strict=True)
+        task, tokenizer, graded = self.task, self.tokenizer, zip(problems, trajectories, strict=True)
         rewards = torch.tensor([tasks.grade(task, p, t, tokenizer) for p, t in graded])  # [B]
-        cuts = [cut_steps(t.response_ids, tokenizer, every=every, answer_mark=task.ANSWER_MARK) for t in trajectories]
+        steps = dict(every=self.config.step_tokens, answer_mark=task.ANSWER_MARK, starts=getattr(task, "step_starts", None))
+        cuts = [cut_steps(t.response_ids, tokenizer, **steps) for t in trajectories]
         rewards, tokens = rewards.view(-1, self.config.group), collate(trajectories, self.device)
         return Episodes(problems, trajectories, rewards, cuts, tokens, task, tokenizer)
 
