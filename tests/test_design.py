@@ -25,7 +25,7 @@ LESSON = "types steps values advantages losses logprobs tasks/__init__ sampling/
 OUTSIDE = {  # packages that a room may import, besides torch, transformers, tqdm and numpy
     "models": {"tokenizers"},
     "decoder": {"tokenizers"},
-    "tasks": {"datasets"},
+    "tasks": {"datasets", "math_verify", "latex2sympy2_extended", "sympy", "mpmath"},  # all but the first only for MATH
     "app": {"yaml", "safetensors", "matplotlib"},
     "credit_page": {"jinja2"},
 }
@@ -110,8 +110,8 @@ def test_the_package_without_its_separate_rooms_stays_small():
     separate = {"lengthgen", "decoder", "credit_cost"}  # the second paper, and a tool beside the lesson
     counted = [p for p in PACKAGE.rglob("*.py") if not separate & set(p.parts)]
     # It was to be 3,500. Tasks of one's own, JSON lines, atomic checkpoints, a counted memory estimate, a second generated task and
-    # the best policy by validation came in the meantime.
-    assert sum(p.read_text().count("\n") for p in counted) <= 4000
+    # the best policy by validation came in the meantime, and then MATH: an answer there is a formula, which takes 300 lines.
+    assert sum(p.read_text().count("\n") for p in counted) <= 4300
 
 
 def strings_and_names(path: Path):
