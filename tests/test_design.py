@@ -25,7 +25,7 @@ LESSON = "types steps values advantages losses logprobs tasks/__init__ sampling/
 OUTSIDE = {  # packages that a room may import, besides torch, transformers, tqdm and numpy
     "models": {"tokenizers"},
     "decoder": {"tokenizers"},
-    "tasks": {"datasets"},
+    "tasks": {"datasets", "math_verify", "latex2sympy2_extended", "sympy", "mpmath"},  # all but the first only for MATH
     "app": {"yaml", "safetensors", "matplotlib"},
     "credit_page": {"jinja2"},
 }

@@ -207,6 +207,17 @@ def test_neighbouring_seeds_meet_different_prompts():
     assert prompts(0, 1) != prompts(1, 0)
 
 
+def test_a_task_with_steps_of_its_own(tokenizer, monkeypatch):
+    trainer = build_trainer(replace(SMALL, prompts=1, group=2, minibatch_size=2))
+    ids = tokenizer("1+1=2\n2+1=3\n#### 3")["input_ids"]
+    trajectories = [Trajectory(trainer.prompts[0], ids, [0.0] * len(ids), True)] * 2
+    episodes = trainer.as_episodes([trainer.train_problems[0]] * 2, trajectories)
+    monkeypatch.setattr(arithmetic, "step_starts", lambda text: [0, text.index("="), text.index("3")], raising=False)
+    own = trainer.as_episodes([trainer.train_problems[0]] * 2, trajectories)
+    texts = [tokenizer.decode(ids[a:b]) for a, b in zip(own.cuts[0], [*own.cuts[0][1:], None], strict=True)]
+    assert len(episodes.cuts[0]) == 2 and texts == ["1+1", "=2\n2+1=", "3\n#### 3"]
+
+
 def test_vineppo_credit_is_the_change_of_value(tokenizer):
     """A policy replaced by a table: its rollouts succeed as often as the text so far deserves."""
     trainer = build_trainer(replace(SMALL, prompts=1, group=2, minibatch_size=2, k=4, mc_lam=0.0, mc_mu=0.0))

@@ -1,41 +1,40 @@
 """Cut a response into reasoning steps, in token indices: nothing is decoded and encoded again (VinePPO, section 4)."""
 
+import re
+from bisect import bisect_right
 from functools import lru_cache
 
 
 @lru_cache(maxsize=1 << 18)
 def _text(tokenizer, token_id: int) -> str:
-    return tokenizer.decode([token_id], skip_special_tokens=True)
+    once, twice = (tokenizer.decode([token_id] * n, skip_special_tokens=True) for n in (1, 2))
+    return twice[len(once) :]  # some tokenizers drop the space at the start of a text
 
 
-def cut_steps(token_ids: list[int], tokenizer, *, every: int | None = None, answer_mark: str | None = None) -> list[int]:
+def cut_steps(token_ids, tokenizer, *, every: int | None = None, answer_mark: str | None = None, starts=None) -> list[int]:
     """The token indices, ascending from 0, at which the reasoning steps of a response start.
 
-    A step is a line. Blank lines belong to the step before them, and to the first step at the start. A line that begins with
-    the answer mark belongs to the step before it. So does the end-of-sequence token. A token on two lines belongs to the first.
+    A step is a line. A line that begins with the answer mark belongs to the step before it. White space between two steps and a
+    token with text of both belong to the first. The end-of-sequence token belongs to the last.
 
     Args:
-        token_ids: the sampled response tokens.
-        tokenizer: decodes single tokens; unused when `every` is given.
+        token_ids, tokenizer: the sampled response tokens, and what decodes single tokens; unused when `every` is given.
         every: cut every so many tokens instead.
         answer_mark: what the task's answer line begins with, such as "####"; None: the line is a step of its own.
+        starts: text -> where its steps start, in characters; for a task whose steps are not lines.
     """
     if every is not None:
         if every < 1:
             raise ValueError(f"every = {every}: a step needs at least one token")
         return list(range(0, max(len(token_ids), 1), every))
     pieces = [_text(tokenizer, token) for token in token_ids]
-    starts, step_has_text, line_ended = [0], False, False
+    text = "".join(pieces)
+    lines = [m for m in re.finditer(r"(?<=\n)[^\n]*\S", text) if not (answer_mark and m[0].lstrip().startswith(answer_mark))]
+    offsets = starts(text) if starts else [line.start() for line in lines]
+    cuts, end, step = [], 0, None
     for i, piece in enumerate(pieces):
-        visible = piece.lstrip()
-        line_ended = line_ended or "\n" in piece[: len(piece) - len(visible)]
-        if not visible:
-            continue
-        if line_ended and step_has_text and not _begins_with(pieces[i : i + len(answer_mark or "")], answer_mark):
-            starts.append(i)
-        step_has_text, line_ended = True, "\n" in visible
-    return starts
-
-
-def _begins_with(pieces: list[str], mark: str | None) -> bool:
-    return bool(mark) and "".join(pieces).lstrip().startswith(mark)
+        visible, end = end + len(piece) - len(piece.lstrip()), end + len(piece)
+        if visible < end and bisect_right(offsets, visible) != step:  # a token is of the step in which its text begins
+            cuts.append(i)
+            step = bisect_right(offsets, visible)
+    return [0, *cuts[1:]]

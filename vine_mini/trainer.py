@@ -38,7 +38,8 @@ class Trainer:
         self.policy, self.tokenizer, self.device = policy, tokenizer, policy.device
         self.algorithm, self.task = ALGORITHMS[config.algorithm], tasks.get(config.task)
         eos = tuple(models.eos_ids(policy, tokenizer))
-        self.cut = partial(cut_steps, tokenizer=tokenizer, every=config.step_tokens, answer_mark=self.task.ANSWER_MARK)
+        cuts = dict(every=config.step_tokens, answer_mark=self.task.ANSWER_MARK, starts=getattr(self.task, "step_starts", None))
+        self.cut = partial(cut_steps, tokenizer=tokenizer, **cuts)
         self.sampling = Sampling(config.max_new_tokens, eos, config.temperature, config.top_p, config.sample_batch_size)
         self.train_problems, self.test_problems, self.validation_problems = train_problems, test_problems, validation_problems
         every = tasks.prompt_ids([*train_problems, *test_problems, *validation_problems], tokenizer, config)

@@ -1,7 +1,7 @@
 """The protocol of tasks: what a task module holds, and how the rest of the package asks it for problems, prompts and rewards.
 
-A task is a Python module with these names. Built in are `arithmetic`, `gsm8k` and `jsonl`. `--task path/to/my_task.py` loads a
-user's own file. No module outside this folder knows how a task grades or what its answers look like.
+A task is a Python module with these names. Built in are `arithmetic`, `decisive`, `gsm8k`, `jsonl` and `math`. `--task
+path/to/my_task.py` loads a user's own file. No module outside this folder knows how a task grades or what its answers look like.
 
     TEMPLATE: str                                   the prompt, with {question} in it
     ANSWER_MARK: str | None                         what an answer line begins with; None where there is no such line
@@ -10,6 +10,7 @@ user's own file. No module outside this folder knows how a task grades or what i
     extract_answer(text) -> str | None              the answer of a response; equal answers have equal text (for majority votes)
     reward(problem, text) -> float                  from 0 to 1, for the text of a response that ended by itself
     demonstration(problem, error_rate, rng) -> str  optional: what supervised fine-tuning imitates, instead of problem.solution
+    step_starts(text) -> list[int]                  optional: character offsets, ascending from 0, of steps that are not lines
 """
 
 from collections.abc import Sequence

@@ -7,10 +7,10 @@ import traceback
 from functools import cache
 from pathlib import Path
 
-from vine_mini.tasks import arithmetic, decisive, gsm8k, jsonl
+from vine_mini.tasks import arithmetic, decisive, gsm8k, jsonl, math
 from vine_mini.types import UserError
 
-BUILT_IN = {"arithmetic": arithmetic, "decisive": decisive, "gsm8k": gsm8k, "jsonl": jsonl}
+BUILT_IN = {"arithmetic": arithmetic, "decisive": decisive, "gsm8k": gsm8k, "jsonl": jsonl, "math": math}
 NAMES = ("TEMPLATE", "ANSWER_MARK", "DEFAULTS", "problems", "extract_answer", "reward")
 
 
