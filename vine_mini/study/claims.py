@@ -31,6 +31,7 @@ class Finding:
 
     @property
     def verdict(self) -> str:
+        """Whether the claim holds."""
         return verdict(self.interval)
 
 
