@@ -3,8 +3,9 @@
     python -m benchmarks.protect
 
 VinePPO and GRPO on chains of twelve, 32 episodes an iteration, with twice the learning rate that is best there, no warm-up, and
-30 CPU seconds a run. A policy counts as lost if it is right less often at the end than at the start. The command goes on where it
-stopped (results/credit/fight/protect.jsonl) and writes protect.md beside it.
+30 CPU seconds a run. A policy counts as lost if it is right less often at the end than at the start. What protects may also slow
+down: the second table has a stronger KL at the best learning rates, beside the runs of `benchmarks.fight`. The command goes on
+where it stopped (results/credit/fight/protect.jsonl) and writes protect.md beside it.
 """
 
 import argparse
@@ -14,11 +15,14 @@ from itertools import product
 from pathlib import Path
 
 from benchmarks.common import machine
-from benchmarks.fight import ALGORITHMS, area, one_run, read, run_missing, trainer_of
+from benchmarks.fight import ALGORITHMS, area, best_configs, mean_error, one_run, read, run_missing, trainer_of
+from benchmarks.fight import SECONDS as WHOLE
 from vine_mini.algorithms import ALGORITHMS as RECORDS
+from vine_mini.app.config import TrainConfig
 from vine_mini.app.tables import columns
 
 SETTING, SECONDS, AT_START = "chain12, 32 episodes", 30, 0.07
+PRICED, STRONGER = ("chain12, 32 episodes", "decisive"), (0.01, 0.1)
 RISKY = dict(epochs=2, minibatch_size=16, lr=1e-4)
 CHANGES = {
     "none": {},
@@ -69,6 +73,29 @@ def table(runs: list[dict]) -> list[list[str]]:
     return rows
 
 
+def price_jobs(done: list[dict], seeds: list[int]) -> list[dict]:
+    """Each algorithm at its best setting of the grid, with a stronger KL."""
+    every = product(seeds, PRICED, STRONGER, ("vineppo", "grpo"))
+    return [
+        dict(setting=setting, seconds=WHOLE, seed=seed, config=best_configs(done, setting)[name] | dict(kl_coef=kl))
+        for seed, setting, kl, name in every
+    ]
+
+
+def price_table(done: list[dict], runs: list[dict], seeds: list[int]) -> list[list[str]]:
+    """The mean reward over the seconds and the test accuracy, with the usual KL and with a stronger one."""
+    rows = [["setting", "algorithm", "KL coefficient", "seeds", "mean reward over the seconds", "test accuracy"]]
+    for setting, name, kl in product(PRICED, ("vineppo", "grpo"), (None, *STRONGER)):
+        config = best_configs(done, setting)[name] | ({} if kl is None else dict(kl_coef=kl))
+        same = [r for r in (done if kl is None else runs) if r["setting"] == setting and r["config"] == config]
+        same = [r for r in same if r["seed"] in seeds and r["seconds"] == WHOLE]
+        if same:
+            (mean, error), (test, spread) = mean_error([area(r) for r in same]), mean_error([r["test"] for r in same])
+            cells = [str(len(same)), f"{mean:.3f} ± {error:.3f}", f"{100 * test:.1f} ± {100 * spread:.1f} %"]
+            rows.append([setting, name, f"{kl or TrainConfig.kl_coef:g}", *cells])
+    return rows
+
+
 def main():
     """Makes the missing runs and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -82,8 +109,14 @@ def main():
         for seed, change, name in product(args.seeds, CHANGES.values(), ("vineppo", "grpo"))
     ]
     run_missing(jobs, args.out / "protect.jsonl", partial(one_run, make=risky_trainer), args.workers)
+    grid = read(args.out / "runs.jsonl")
+    if grid:  # without a grid there is no best setting
+        run_missing(price_jobs(grid, args.seeds), args.out / "protect.jsonl", one_run, args.workers)
     text = f"{machine('cpu', 1)}\n\n{SETTING}, learning rate {RISKY['lr']:g}, {SECONDS} CPU seconds a run\n\n"
     text += f"{columns(table(read(args.out / 'protect.jsonl')))}\n"
+    if grid:  # without a grid there is no best setting
+        rows = price_table(grid, read(args.out / "protect.jsonl"), args.seeds)
+        text += f"\nEach at its best setting of the grid, {WHOLE} CPU seconds a run\n\n{columns(rows)}\n"
     (args.out / "protect.md").write_text(text, encoding="utf-8")
     print(text)
 
