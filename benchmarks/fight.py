@@ -208,7 +208,8 @@ def draw_curves(setting: str, runs: dict[str, list[dict]], path: Path) -> None:
         axis.set(xlabel=label, ylim=(0, 1))
     axes[0].set(ylabel="reward, training problems")
     axes[0].legend(frameon=False)
-    figure.suptitle(f"{setting}: each algorithm at its best setting, {len(next(iter(runs.values())))} seeds")
+    counts = " or ".join(map(str, sorted({len(same) for same in runs.values()})))
+    figure.suptitle(f"{setting}: each algorithm at its best setting, {counts} seeds")
     save_figure(figure, path)
 
 

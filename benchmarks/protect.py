@@ -18,11 +18,12 @@ from benchmarks.common import machine
 from benchmarks.fight import ALGORITHMS, area, best_configs, mean_error, one_run, read, run_missing, trainer_of
 from benchmarks.fight import SECONDS as WHOLE
 from vine_mini.algorithms import ALGORITHMS as RECORDS
-from vine_mini.app.config import TrainConfig
+from vine_mini.app.flags import read_preset
 from vine_mini.app.tables import columns
 
 SETTING, SECONDS, AT_START = "chain12, 32 episodes", 30, 0.07
 PRICED, STRONGER = ("chain12, 32 episodes", "decisive"), (0.01, 0.1)
+USUAL = read_preset("arithmetic")["kl_coef"]
 RISKY = dict(epochs=2, minibatch_size=16, lr=1e-4)
 CHANGES = {
     "none": {},
@@ -92,7 +93,7 @@ def price_table(done: list[dict], runs: list[dict], seeds: list[int]) -> list[li
         if same:
             (mean, error), (test, spread) = mean_error([area(r) for r in same]), mean_error([r["test"] for r in same])
             cells = [str(len(same)), f"{mean:.3f} ± {error:.3f}", f"{100 * test:.1f} ± {100 * spread:.1f} %"]
-            rows.append([setting, name, f"{kl or TrainConfig.kl_coef:g}", *cells])
+            rows.append([setting, name, f"{kl or USUAL:g}", *cells])
     return rows
 
 

@@ -144,7 +144,7 @@ class TrainConfig(Common):
     examples: Count = knob(10, "restem, dpo: at most so many examples from a problem (paper: 10 and 64).")
     dpo_beta: Positive = knob(0.3, "dpo: how strongly the policy is kept near the reference (paper: 0.3 for GSM8K).")
     dpo_penalty: Amount = knob(50.0, "dpo: weight of a right response's lost log-prob (paper: 50); 0: plain DPO.")
-    kl_coef: Amount = knob(1e-4, "Weight of the KL to the reference in the loss; 0: no reference is kept.")
+    kl_coef: Amount = knob(0.1, "Weight of the KL to the reference in the loss (paper: 1e-4); 0: no reference is kept.")
     kl_per_response: bool = knob(False, "Sum the KL over a response, as the official code does, instead of a mean over tokens.")
     kl_kind: str = knob("k3", "KL estimator: k1, k2 or k3.")
     max_ratio: Annotated[float, Range(1)] = knob(10.0, "A minibatch whose mean ratio is above this is skipped.")

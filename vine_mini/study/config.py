@@ -11,7 +11,7 @@ TASKS: dict[str, dict] = {
     "decisive": dict(task="decisive", steps=12, max_new_tokens=140),
     "chains": dict(task="arithmetic", steps=6, max_new_tokens=64),
 }
-SHARED = dict(prompts=32, group=4, sample_batch_size=1024, warmup=0, eval_temperature=1.0, eval_samples=4)
+SHARED = dict(prompts=32, group=4, sample_batch_size=1024, warmup=0, kl_coef=1e-4, eval_temperature=1.0, eval_samples=4)
 PLAIN = dict(mc_lam=0.0, mc_mu=0.0)
 FEW = dict(k=1, mc_lam=0.7, mc_mu=0.8)  # by `credit-cost`
 ALGORITHMS: dict[str, dict[str, dict]] = {
