@@ -18,7 +18,6 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from itertools import product
 from pathlib import Path
 
@@ -33,7 +32,10 @@ from vine_mini.app.plots import COLOURS, new_figure, save_figure
 from vine_mini.app.setup import build_trainer
 from vine_mini.app.tables import columns
 from vine_mini.credit_cost.command import measure
+from vine_mini.study.runs import read, run_missing
+from vine_mini.study.statistics import interval
 
+# python -m vine_mini sft --steps 12 --min_steps 4 --max_new_tokens 140 --error_rate 0.2 --out ../shared/policies/chain12
 CHAIN12 = dict(steps=12, max_new_tokens=140, model="../shared/policies/chain12")
 DECISIVE = dict(task="decisive", steps=12, max_new_tokens=140)
 SMALL = dict(prompts=8)
@@ -85,7 +87,7 @@ def one_run(job: dict, make: Callable = trainer_of) -> dict:
 
 
 def updates_of(setting: str, epochs: int) -> dict:
-    """One update an epoch at one epoch; at two epochs two updates each."""
+    """With one epoch: one update an iteration. With two epochs: two updates in each of them."""
     episodes = 4 * SETTINGS[setting].get("prompts", 32)
     return dict(epochs=epochs, minibatch_size=episodes // epochs)
 
@@ -173,6 +175,23 @@ def summary(done: list[dict]) -> tuple[list[list[str]], dict]:
     return table, groups
 
 
+def paired(groups: dict) -> list[list[str]]:
+    """The differences of VinePPO's runs to those of the others with the same seeds, where five seeds or more have run."""
+    found = {}
+    for (setting, name), runs in groups.items():
+        mine = {run["seed"]: run for run in groups[setting, "vineppo"]}
+        gaps = [100 * (mine[run["seed"]]["test"] - run["test"]) for run in runs if run["seed"] in mine]
+        if name in ("grpo", "ppo") and len(gaps) >= 5:
+            found[setting, name] = gaps
+    table = [["setting", "VinePPO less", "seeds", "test accuracy, points", "95 %", f"95 %, all {len(found)} together"]]
+    for (setting, name), gaps in found.items():
+        mean, low, high = interval(gaps)
+        _, lower, higher = interval(gaps, len(found))
+        spans = [f"{low:+.1f} to {high:+.1f}", f"{lower:+.1f} to {higher:+.1f}"]
+        table.append([setting, name, str(len(gaps)), f"{mean:+.1f}", *spans])
+    return table
+
+
 def plain_config(done: list[dict], run: dict) -> dict:
     """The configuration of plain VinePPO in the setting of a run."""
     return best_configs(done, run["setting"])["vineppo"] | PLAIN
@@ -228,25 +247,12 @@ def draw_rates(done: list[dict], path: Path) -> None:
     save_figure(figure, path)
 
 
-def read(log: Path) -> list[dict]:
-    """The runs that have finished."""
-    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
-
-
-def run_missing(jobs: list[dict], log: Path, run: Callable, workers: int) -> None:
-    """Makes the runs that the log lacks, each in a process, and appends them to the log."""
-    finished = {key(done) for done in read(log)}
-    jobs = [job for job in jobs if key(job) not in finished]
-    with ProcessPoolExecutor(workers) as pool:
-        for future in tqdm(as_completed([pool.submit(run, job) for job in jobs]), total=len(jobs), desc=log.stem):
-            with log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(future.result()) + "\n")
-
-
 def write_report(done: list[dict], out: Path) -> None:
     """Tables and pictures of all runs."""
     table, groups = summary(done)
     text = f"{machine('cpu', 1)}\n\n{SECONDS} CPU seconds a run, ± standard error over seeds.\n\n{columns(table)}\n"
+    if len(differences := paired(groups)) > 1:
+        text += f"\nThe same seeds:\n\n{columns(differences)}\n"
     if (out / "predictions.json").exists():
         predictions = json.loads((out / "predictions.json").read_text(encoding="utf-8"))
         verdicts = order(groups, predictions)
@@ -282,7 +288,7 @@ def main():
             found[setting] = predict(setting, best_configs(done, setting)["vineppo"])
             predicted.write_text(json.dumps(found, indent=1), encoding="utf-8")
         return None
-    run_missing(jobs_of(args.study, done, args.settings, args.seeds), log, one_run, args.workers)
+    run_missing(jobs_of(args.study, done, args.settings, args.seeds), log, key, one_run, args.workers)
 
 
 if __name__ == "__main__":

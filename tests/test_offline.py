@@ -139,6 +139,17 @@ def test_the_best_epoch_by_validation_is_kept(monkeypatch):
     assert len(policies) == 3 and torch.equal(weights(trainer.policy), policies[1])  # it stopped at the first fall
 
 
+def test_an_iteration_without_examples_changes_nothing(monkeypatch):
+    """A policy that solves everything has no wrong response for a pair. The run goes on."""
+    trainer = build_trainer(replace(SMALL, algorithm="dpo", iterations=2))
+    first, _, _ = next(iter(trainer.train()))
+    assert first["examples"] > 0
+    before, updates = weights(trainer.policy), trainer.updates
+    monkeypatch.setattr("vine_mini.tasks.grade", lambda *_: 1.0)
+    [(metrics, _, _)] = trainer.train()
+    assert metrics["examples"] == 0 and torch.equal(weights(trainer.policy), before) and trainer.updates == updates
+
+
 def test_no_example_is_told(monkeypatch):
     trainer = build_trainer(replace(SMALL, algorithm="dpo"))
     monkeypatch.setattr("vine_mini.tasks.grade", lambda *_: 0.0)

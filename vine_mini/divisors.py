@@ -1,10 +1,12 @@
-"""By what the policy loss of a minibatch is divided: three published choices, as factors of the advantages.
+"""Three published ways to average the policy loss over a minibatch. Each is a factor on the advantages.
 
 tokens      the mean over all tokens. Long responses weigh more. VinePPO's code, DAPO (arXiv 2503.14476).
 sequences   the mean over responses of their means over tokens. A token of a long response weighs less. GRPO as published.
 constant    the sum over tokens, divided by the responses times the length limit. All tokens weigh the same, in every minibatch.
             Dr. GRPO (arXiv 2503.20783), which also leaves out GRPO's standard deviation.
 """
+
+import torch
 
 DIVISORS = ("tokens", "sequences", "constant")
 
@@ -14,9 +16,10 @@ def row_weights(mask, denominator, config):
 
     mask: [b, T] of the responses. The factors are positive, so the clip acts as before. The KL stays a mean over tokens.
     """
-    lengths = {
-        "tokens": denominator / config.minibatch_size,
-        "sequences": mask.sum(dim=1, keepdim=True),
-        "constant": config.max_new_tokens,
+    mean_length = denominator / config.minibatch_size
+    factors = {
+        "tokens": torch.ones_like(mask[:, :1]),
+        "sequences": mean_length / mask.sum(dim=1, keepdim=True),
+        "constant": torch.ones_like(mask[:, :1]) * mean_length / config.max_new_tokens,
     }
-    return denominator / (config.minibatch_size * lengths[config.divisor])
+    return factors[config.divisor]

@@ -6,6 +6,7 @@ Deviations from the paper: an iteration draws `prompts` problems instead of all.
 """
 
 import copy
+import math
 import random
 from collections import defaultdict
 
@@ -33,13 +34,13 @@ class SelfTrainer(Trainer):
                 episodes = self.sample_episodes()
             rng = random.Random(derive_seed(self.config.seed, self.iteration, "examples"))
             examples = self.algorithm.examples(episodes.rewards, self.config.examples, rng)
-            if not examples:
-                raise UserError(
-                    "no response is an example to learn from: raise --prompts or --group, or start from a better policy"
-                )
+            if not examples and self.iteration == 0:
+                raise UserError("no response is an example to learn from: raise --prompts or --group, or take other problems")
             with self._phase(clock, "score"):
                 scores, score_stats = self.score(episodes)
-            stats = self.fit(episodes.tokens, examples, scores["ref_logprobs"], rng, clock) | score_stats
+            stats = {"examples": 0}  # then the policy stays as it is
+            if examples:
+                stats = self.fit(episodes.tokens, examples, scores["ref_logprobs"], rng, clock) | score_stats
             self.iteration += 1
             for phase, seconds in clock.items():
                 self.seconds[phase] += seconds
@@ -90,7 +91,8 @@ class SelfTrainer(Trainer):
                 stats[name] += value
         stats["grad_norm"] = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm).item()
         self.optimizer.param_groups[0]["lr"] = stats["lr"] = warm * self.config.lr
-        self.optimizer.step()
+        if math.isfinite(stats["grad_norm"]):
+            self.optimizer.step()
+            self.updates += 1
         self.optimizer.zero_grad(set_to_none=True)
-        self.updates += 1
         return stats

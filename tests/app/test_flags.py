@@ -36,7 +36,7 @@ def test_the_paper_preset_is_the_papers_table():
     official = parse(TrainConfig, "train", ["--preset", "gsm8k-rho1b-paper"])
     assert {name: getattr(official, name) for name in table} == table
     differs = {name for name, value in vars(official).items() if value != getattr(config, name)}
-    assert differs == {"top_p", "max_states", "with_replacement", "kl_per_response"}
+    assert differs == {"top_p", "max_states", "with_replacement"}
 
 
 def test_a_training_preset_does_not_change_how_a_policy_is_measured():

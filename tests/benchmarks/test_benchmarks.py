@@ -82,7 +82,7 @@ def test_the_fight_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(fight, "LRS", (1e-4, 2e-4))
     monkeypatch.setattr(fight, "EPOCHS", (1,))
     monkeypatch.setattr(fight, "RATES", (3e-5,))
-    monkeypatch.setattr(fight, "ProcessPoolExecutor", ThreadPoolExecutor)
+    monkeypatch.setattr("vine_mini.study.runs.ProcessPoolExecutor", ThreadPoolExecutor)
     log = tmp_path / "runs.jsonl"
 
     def lines(*arguments) -> int:
@@ -114,7 +114,7 @@ def test_what_protects_a_policy(tmp_path, monkeypatch):
 
     tiny = dict(prompts=4, steps=2, eval_problems=4, eval_samples=1)
     monkeypatch.setattr(fight, "SETTINGS", {protect.SETTING: tiny})
-    monkeypatch.setattr(fight, "ProcessPoolExecutor", ThreadPoolExecutor)
+    monkeypatch.setattr("vine_mini.study.runs.ProcessPoolExecutor", ThreadPoolExecutor)
     monkeypatch.setattr(protect, "SECONDS", 0.2)
     names = ("none", "advantages not divided by a deviation", "no negative advantages")
     monkeypatch.setattr(protect, "CHANGES", {name: protect.CHANGES[name] for name in names})

@@ -34,7 +34,7 @@ def runs(vine, ppo, **changes):
 def test_accuracy_and_efficiency_by_hand():
     made = runs([0.1, 0.5, 0.7, 0.8], [0.1, 0.3, 0.4, 0.5])
     [found] = claims.accuracy(made)
-    assert found.interval == pytest.approx((30.0, 30.0, 30.0)) and found.seeds == 5 and found.verdict == "holds"
+    assert found.interval == pytest.approx((30.0, 30.0, 30.0)) and len(found.values) == 5 and found.verdict == "holds"
     [swapped] = claims.accuracy(runs([0.1, 0.3, 0.4, 0.5], [0.1, 0.5, 0.7, 0.8]))
     assert swapped.verdict == "does not hold"
     by_unit = {f.what: f for f in claims.efficiency(made)}
@@ -79,7 +79,16 @@ def test_values_by_hand():
     made[0]["reports"][1]["agreement"] = {}
     first, top, second, last = claims.values(made)
     assert first.interval[0] == pytest.approx(0.2) and first.verdict == "holds" and "iteration 7" in first.what
-    assert second.verdict == "does not hold" and top.interval[0] == pytest.approx(60.0) and last.seeds == 4
+    assert second.verdict == "does not hold" and top.interval[0] == pytest.approx(60.0) and len(last.values) == 4
+
+
+def test_the_intervals_of_a_claim_are_corrected_for_their_number():
+    made = runs([0.1, 0.5, 0.7, 0.8], [0.1, 0.3, 0.4, 0.5])
+    made[0]["checks"][-1]["test"] += 0.2
+    found, corrected = claims.efficiency(made), claims.judge("efficiency", made)
+    assert all(f.comparisons == 4 for f in corrected) and [f.values for f in found] == [f.values for f in corrected]
+    assert corrected[0].interval[1] < found[0].interval[1] < found[0].interval[2] < corrected[0].interval[2]
+    assert set(claims.MEASURES) == set(CLAIMS) == set(claims.PAPER)
 
 
 def test_claims_share_runs():
@@ -109,15 +118,21 @@ def test_the_command_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr("vine_mini.study.command.jobs", tiny)
     assert main(["study", "--quick", "--claims", "accuracy", "values", "--workers", "1"]) == 0
-    lines = Path("runs/claims/runs.jsonl").read_text().splitlines()
-    assert len(lines) == 2 * 2 * len(ALGORITHMS["chains"]) and len(Path("runs/claims/values.jsonl").read_text().splitlines()) == 4
+    lines = Path("runs/claims-quick/runs.jsonl").read_text().splitlines()
+    assert (
+        len(lines) == 2 * 2 * len(ALGORITHMS["chains"])
+        and len(Path("runs/claims-quick/values.jsonl").read_text().splitlines()) == 4
+    )
     checks = json.loads(lines[0])["checks"]
     assert checks[0]["iteration"] == 0 and checks[-1]["tokens"] > 0 and all(0 <= c["test"] <= 1 for c in checks)
-    Path("runs/claims/runs.jsonl").write_text("\n".join(lines[:3]) + "\n")
+    Path("runs/claims-quick/runs.jsonl").write_text("\n".join(lines[:3]) + "\n")
     assert main(["study", "--quick", "--claims", "accuracy", "efficiency", "kl", "rollouts", "values", "--workers", "1"]) == 0
     text = capsys.readouterr().out
     assert all(f"| {claim} " in text for claim in ("accuracy", "efficiency", "values", "rollouts"))
-    assert Path("runs/claims/runs.jsonl").read_text().splitlines()[:3] == lines[:3]
-    assert Path("runs/claims/claims.png").stat().st_size > 20_000 and Path("runs/claims/curves.png").stat().st_size > 20_000
-    assert Path("runs/claims/checks.csv").read_text().startswith("task,seed,config,iteration")
+    assert Path("runs/claims-quick/runs.jsonl").read_text().splitlines()[:3] == lines[:3]
+    assert (
+        Path("runs/claims-quick/claims.png").stat().st_size > 20_000
+        and Path("runs/claims-quick/curves.png").stat().st_size > 20_000
+    )
+    assert Path("runs/claims-quick/checks.csv").read_text().startswith("task,seed,config,iteration")
     assert main(["study", "--claims", "everything"]) == 2 and "unknown claim 'everything'" in capsys.readouterr().err

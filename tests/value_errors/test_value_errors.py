@@ -113,7 +113,6 @@ def test_a_run_without_a_critic(empty_folder, capsys, monkeypatch):
     assert json.loads(Path("here/values.json").read_text())[0]["names"] == ["K = 1", "K = 3"]
     assert not Path("here/trend.png").exists()
     for flags, says in (
-        (["--choices", "50"], "no state has 50 distinct next steps: lower --choices"),
         (["--problems", "5000"], "problems = 5000, but there are only "),
         (["--ks", "0"], "ks: each K must be at least 1"),
         (["--truth", "1"], "truth = 1: must be at least 2"),
@@ -122,6 +121,15 @@ def test_a_run_without_a_critic(empty_folder, capsys, monkeypatch):
         assert main(["analyze", "values", "--run", "run", *FEW, "--out", "new", *flags]) == 2
         [line] = capsys.readouterr().err.strip().splitlines()[-1:]
         assert says in line and not Path("new").exists()
+
+
+def test_states_without_a_choice_lose_nothing(empty_folder, capsys, monkeypatch):
+    monkeypatch.setattr("vine_mini.app.runs.plot_run", lambda *_: None)
+    assert main(["train", *QUICK, "--algorithm", "rloo", "--iterations", "2", "--keep_every", "1", "--out", "run"]) == 0
+    assert main(["analyze", "values", "--run", "run", *FEW, "--choices", "50", "--out", "here"]) == 0
+    text = capsys.readouterr().out
+    assert "no state has 50 distinct next steps: lower --choices" in text and text.count("| -  ") >= 4
+    assert len(json.loads(Path("here/values.json").read_text())) == 2 and Path("here/trend.png").is_file()
 
 
 def test_what_is_no_run(empty_folder, capsys):

@@ -141,7 +141,7 @@ class TrainConfig(Common):
     value_clip: Amount = knob(0.2, "ppo: how far a value may move from the old one.")
     gamma: Share = knob(1.0, "ppo: discount.")
     lam: Share = knob(1.0, "ppo: GAE's lambda (paper: 1.0).")
-    examples: Count = knob(10, "restem, dpo: at most so many examples from a problem (paper: 10 and 64).")
+    examples: Count = knob(10, "restem, dpo: at most so many examples from a problem (paper: 10 and 64); right is a reward of 1.")
     dpo_beta: Positive = knob(0.3, "dpo: how strongly the policy is kept near the reference (paper: 0.3 for GSM8K).")
     dpo_penalty: Amount = knob(50.0, "dpo: weight of a right response's lost log-prob (paper: 50); 0: plain DPO.")
     kl_coef: Amount = knob(0.1, "Weight of the KL to the reference in the loss (paper: 1e-4); 0: no reference is kept.")

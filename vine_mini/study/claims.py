@@ -2,14 +2,14 @@
 
 import math
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vine_mini.study.config import ALGORITHMS, PLAIN, TASKS
 from vine_mini.study.statistics import at_levels, first_at, interval, verdict
 
 LEVELS = [round(0.05 * i, 2) for i in range(1, 20)]  # accuracies at which runs are compared
 PAPER = {
-    "accuracy": "GSM8K, RhoMath 1.1B: VinePPO 53.4 %, PPO 50.1, DPO-Positive 46.4, RestEM 42.8 (table of results)",
+    "accuracy": "GSM8K, RhoMath 1.1B: VinePPO 53.4 %, PPO 50.1 %; GRPO below both",
     "efficiency": "PPO's peak in up to 9 times fewer updates and 3 times less time",
     "generalization": "higher test accuracy at the same training accuracy",
     "kl": "lower KL to the start policy at the same accuracy",
@@ -21,18 +21,29 @@ PAPER = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One comparison. The interval is that of a number that the claim says is positive."""
+    """One comparison. The claim says that its number is positive."""
 
     task: str
     what: str
     unit: str
-    interval: tuple[float, float, float]  # mean, low, high
-    seeds: int
+    values: list[float]  # of each seed
+    comparisons: int = 1  # of this claim: all its intervals hold together at 95 %
+
+    @property
+    def interval(self) -> tuple[float, float, float]:
+        """The mean and its interval: mean, low, high."""
+        return interval(self.values, self.comparisons)
 
     @property
     def verdict(self) -> str:
         """Whether the claim holds."""
         return verdict(self.interval)
+
+
+def judge(claim: str, runs: list[dict]) -> list[Finding]:
+    """The findings of a claim. Their intervals are corrected for their number."""
+    found = MEASURES[claim](runs)
+    return [replace(f, comparisons=len(found)) for f in found]
 
 
 def runs_of(runs: list[dict], task: str, config: dict) -> list[dict]:
@@ -66,7 +77,7 @@ def accuracy(runs: list[dict]) -> list[Finding]:
     for name in others:
         for task, mine, other in _pairs(runs, name):
             gaps = [100 * (final(a) - final(b)) for a, b in zip(mine, other, strict=True)]
-            found.append(Finding(task, f"VinePPO - {name}, test accuracy", "points", interval(gaps, len(others)), len(gaps)))
+            found.append(Finding(task, f"VinePPO - {name}, test accuracy", "points", gaps))
     return found
 
 
@@ -81,7 +92,7 @@ def efficiency(runs: list[dict]) -> list[Finding]:
                 needed = first_at(column(b, unit), column(b, "test"), peak)
                 reached = first_at(column(a, unit), column(a, "test"), peak) or 2 * column(a, unit)[-1]
                 ratios.append(math.log(needed / reached) if needed else 0.0)
-            found.append(Finding(task, f"log(PPO's {unit} to its peak / VinePPO's)", "", interval(ratios), len(ratios)))
+            found.append(Finding(task, f"log(PPO's {unit} to its peak / VinePPO's)", "", ratios))
     return found
 
 
@@ -101,7 +112,7 @@ def generalization(runs: list[dict]) -> list[Finding]:
             known = [100 * gap for gap in gaps if gap is not None]
             if known:
                 what = f"VinePPO - {name}, test accuracy at equal training accuracy"
-                found.append(Finding(task, what, "points", interval(known, 2), len(known)))
+                found.append(Finding(task, what, "points", known))
     return found
 
 
@@ -113,9 +124,7 @@ def kl(runs: list[dict]) -> list[Finding]:
             gaps = [_at_equal(b, a, "test", "kl") for a, b in zip(mine, other, strict=True)]
             known = [gap for gap in gaps if gap is not None]
             if known:
-                found.append(
-                    Finding(task, f"{name} - VinePPO, KL at equal accuracy", "nats a token", interval(known, 2), len(known))
-                )
+                found.append(Finding(task, f"{name} - VinePPO, KL at equal accuracy", "nats a token", known))
     return found
 
 
@@ -130,7 +139,7 @@ def rollouts(runs: list[dict]) -> list[Finding]:
             known = [100 * gap for gap in gaps if gap is not None]
             if known:
                 what = f"K = {more} - K = {fewer}, test accuracy at equal episodes"
-                found.append(Finding(task, what, "points", interval(known, 2), len(known)))
+                found.append(Finding(task, what, "points", known))
     return found
 
 
@@ -146,7 +155,7 @@ def temperature(runs: list[dict]) -> list[Finding]:
             gaps = [100 * (b - a) for a, b in zip(loss["vineppo"], loss[name], strict=False)]
             if gaps:
                 what = f"loss of {name} - loss of VinePPO, from temperature 0.7 to 1.3"
-                found.append(Finding(task, what, "points", interval(gaps, 2), len(gaps)))
+                found.append(Finding(task, what, "points", gaps))
     return found
 
 
@@ -160,10 +169,21 @@ def values(runs: list[dict]) -> list[Finding]:
             iteration = statistics.mean(r["iteration"] for r in reports)
             errors = [r["errors"]["critic"]["error"][0] - r["errors"]["K = 9"]["error"][0] for r in reports]
             what = f"critic - K = 9, mean absolute error at iteration {iteration:.0f}"
-            found.append(Finding(task, what, "", interval(errors, 2), len(errors)))
+            found.append(Finding(task, what, "", errors))
             both = [r["agreement"] for r in reports if r["agreement"]]
             tops = [100 * (of["K = 9"]["top"][0] - of["critic"]["top"][0]) for of in both]
             if tops:
                 what = f"K = 9 - critic, best next step found at iteration {iteration:.0f}"
-                found.append(Finding(task, what, "points", interval(tops, 2), len(tops)))
+                found.append(Finding(task, what, "points", tops))
     return found
+
+
+MEASURES = {
+    "accuracy": accuracy,
+    "efficiency": efficiency,
+    "generalization": generalization,
+    "kl": kl,
+    "values": values,
+    "rollouts": rollouts,
+    "temperature": temperature,
+}

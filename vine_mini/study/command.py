@@ -9,8 +9,7 @@ from vine_mini.app.commands import machine
 from vine_mini.app.runs import check_writable
 from vine_mini.app.tables import columns
 from vine_mini.models import pick_device
-from vine_mini.study import claims
-from vine_mini.study.claims import PAPER, Finding
+from vine_mini.study.claims import PAPER, Finding, judge
 from vine_mini.study.config import StudyConfig, jobs
 from vine_mini.study.picture import plot_curves, plot_findings
 from vine_mini.study.runs import analyse, key, learn, run_missing
@@ -27,7 +26,7 @@ def study(config: StudyConfig) -> int:
         measure = partial(analyse, quick=config.quick) if claim == "values" else learn
         log = folder / ("values.jsonl" if claim == "values" else "runs.jsonl")
         made = run_missing(jobs(claim, config), log, key, measure, config.workers)
-        findings[claim] = getattr(claims, claim)(made)
+        findings[claim] = judge(claim, made)
         runs += made if claim != "values" else []
         write(config, findings, runs, folder)
     print(f"{(folder / 'claims.md').read_text(encoding='utf-8')}\neverything is in {folder}")
@@ -40,16 +39,15 @@ def write(config: StudyConfig, findings: dict[str, list[Finding]], runs: list[di
     for claim, of in findings.items():
         for f in of:
             mean, low, high = f.interval
-            cells = [f"{mean:+.3g} {f.unit}".strip(), f"{low:+.3g} to {high:+.3g}", str(f.seeds), f.verdict]
+            cells = [f"{mean:+.3g} {f.unit}".strip(), f"{low:+.3g} to {high:+.3g}", str(len(f.values)), f.verdict]
             rows.append([claim, f.task, f.what, *cells])
     paper = "\n".join(f"- {claim}: {PAPER[claim]}" for claim in findings)
     text = (
         f"{machine(pick_device('cpu'))}; {config.seconds:g} CPU seconds a run\n\n{columns(rows)}\n\nThe paper says:\n\n{paper}\n"
     )
     (folder / "claims.md").write_text(text, encoding="utf-8")
-    (folder / "claims.json").write_text(
-        json.dumps({c: [vars(f) for f in of] for c, of in findings.items()}, indent=1), encoding="utf-8"
-    )
+    found = {c: [vars(f) | dict(interval=f.interval, verdict=f.verdict) for f in of] for c, of in findings.items()}
+    (folder / "claims.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     with (folder / "checks.csv").open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         names = ["iteration", "seconds", "episodes", "updates", "tokens", "train", "test", "greedy", "kl"]

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass, field
 from itertools import product
+from typing import Annotated
 
-from vine_mini.app.config import Count, Positive, check_ranges, knob
+from vine_mini.app.config import Count, Positive, Range, check_ranges, knob
 from vine_mini.types import UserError
 
-# Each algorithm at its best setting of the grid in results/credit and results/claims, for each task.
+# Each algorithm at its best setting of the grid in results/credit, for each task.
 TASKS: dict[str, dict] = {
     "decisive": dict(task="decisive", steps=12, max_new_tokens=140),
     "chains": dict(task="arithmetic", steps=6, max_new_tokens=64),
@@ -21,8 +22,8 @@ ALGORITHMS: dict[str, dict[str, dict]] = {
         "grpo": dict(algorithm="grpo", lr=1e-4, epochs=2, minibatch_size=64),
     },
     "chains": {
-        "vineppo": dict(algorithm="vineppo", lr=2e-4, epochs=2, minibatch_size=64, **FEW),
-        "ppo": dict(algorithm="ppo", lr=2e-4, epochs=1, minibatch_size=128),
+        "vineppo": dict(algorithm="vineppo", lr=1e-4, epochs=2, minibatch_size=64, **FEW),
+        "ppo": dict(algorithm="ppo", lr=2e-4, epochs=2, minibatch_size=64),
         "grpo": dict(algorithm="grpo", lr=2e-4, epochs=1, minibatch_size=128),
     },
 }
@@ -34,11 +35,11 @@ class StudyConfig:
     """Measure claims of the VinePPO paper; goes on where it stopped."""
 
     claims: list[str] = field(default_factory=lambda: list(CLAIMS), metadata={"help": f"Which claims: {', '.join(CLAIMS)}."})
-    seeds: Count = knob(5, "Learning runs of each setting, with the seeds 0, 1, ...")
+    seeds: Annotated[int, Range(2)] = knob(5, "Learning runs of each setting, with the seeds 0, 1, ...")
     seconds: Positive = knob(60.0, "CPU seconds of training in a run.")
     workers: Count = knob(2, "Runs side by side, one thread each.")
     quick: bool = knob(False, "Two seeds of two seconds: shows that everything runs, and nothing else.")
-    out: str = knob("runs/claims", "Folder of the runs, tables and pictures.")
+    out: str | None = knob(None, "Folder of the runs, tables and pictures. Left out: runs/claims, or runs/claims-quick.")
 
     def __post_init__(self):
         check_ranges(self)
@@ -47,6 +48,7 @@ class StudyConfig:
                 raise UserError(f"unknown claim {name!r}: choose from {', '.join(CLAIMS)}")
         if self.quick:
             self.seeds, self.seconds = 2, 2.0
+        self.out = self.out or ("runs/claims-quick" if self.quick else "runs/claims")
 
 
 def jobs(claim: str, config: StudyConfig) -> list[dict]:
@@ -68,7 +70,7 @@ def jobs(claim: str, config: StudyConfig) -> list[dict]:
         names = {task: ["vineppo", "ppo", "grpo"] for task in names}
     shared = dict(seconds=config.seconds, checks=2 if config.quick else 10, problems=20 if config.quick else 200)
     return [
-        shared | dict(task=task, seed=seed, config=ALGORITHMS[task][name] | change)
+        shared | dict(task=task, seed=seed, config=ALGORITHMS[task][name] | change, shared=SHARED | TASKS[task])
         for seed, change, task in product(range(config.seeds), changes, TASKS)
         for name in names[task]
     ]

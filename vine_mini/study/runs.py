@@ -12,7 +12,6 @@ from tqdm import tqdm
 
 from vine_mini.app.config import TrainConfig
 from vine_mini.app.setup import build_trainer
-from vine_mini.study.config import SHARED, TASKS
 from vine_mini.value_errors.command import measure
 from vine_mini.value_errors.config import ValuesConfig
 
@@ -26,7 +25,7 @@ def learn(job: dict) -> dict:
     on training problems with the KL to the start policy. The seconds are CPU seconds of one thread.
     """
     torch.set_num_threads(1)
-    settings = SHARED | TASKS[job["task"]] | {name: x for name, x in job["config"].items() if name != "train_size"}
+    settings = job["shared"] | {name: x for name, x in job["config"].items() if name != "train_size"}
     limits = dict(iterations=100_000, max_seconds=job["seconds"], seed=job["seed"], eval_problems=job["problems"])
     trainer = build_trainer(TrainConfig(**settings | limits))
     trainer.clock = time.process_time
@@ -43,7 +42,7 @@ def learn(job: dict) -> dict:
 def analyse(job: dict, quick: bool = False) -> dict:
     """A PPO run for the claim about values. -> the job with `reports`, one at the end of each third of the seconds"""
     torch.set_num_threads(1)
-    settings = SHARED | TASKS[job["task"]] | job["config"]
+    settings = job["shared"] | job["config"]
     limits = dict(iterations=100_000, max_seconds=job["seconds"], seed=job["seed"], eval_problems=job["problems"])
     trainer = build_trainer(TrainConfig(**settings | limits))
     trainer.clock = time.process_time
@@ -66,7 +65,8 @@ def check(trainer, tokens: int) -> dict:
 
 def key(job: dict) -> str:
     """What tells one run from another."""
-    return json.dumps([job["task"], job["seed"], job["seconds"], sorted(job["config"].items())])
+    names = ("task", "seed", "seconds", "checks", "problems", "config", "shared")
+    return json.dumps({name: job[name] for name in names}, sort_keys=True)
 
 
 def read(log: Path) -> list[dict]:

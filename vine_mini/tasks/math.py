@@ -3,6 +3,8 @@ r"""MATH (Hendrycks et al. 2021, arXiv 2103.03874): competition problems with an
 The last box of a response is its answer. An answer that is spelled like the reference is right at once, spaces and such aside.
 Any other is compared by `math_equal.py`, which needs math-verify. Units, degrees, currency and percent signs do not count: 5 cm
 is 5, and 50\% is 50, not 0.5. Text is compared without case and spaces. A rounded decimal is wrong.
+
+A majority vote counts spellings: 0.5 and 1/2 are two answers there. The comparison needs Linux or macOS.
 """
 
 import json
@@ -15,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from vine_mini.tasks import gsm8k
-from vine_mini.tasks.math_steps import step_starts as step_starts
+from vine_mini.tasks.math_steps import step_starts as step_starts  # part of the task
 from vine_mini.types import Problem, UserError
 
 TEMPLATE, ANSWER_MARK, DEFAULTS = gsm8k.TEMPLATE, None, {"max_new_tokens": 1024, "eval_temperature": 0.35}
@@ -116,6 +118,8 @@ def _mean_the_same(given: str, answer: str) -> bool:
     try:
         print(json.dumps([given, answer]), file=process.stdin)
         verdict = process.stdout.readline()
+    except BrokenPipeError:
+        pass  # told below
     finally:
         if not verdict:  # it has ended, or Ctrl-C came first: the next answer must not get this one's verdict
             _comparer.cache_clear()

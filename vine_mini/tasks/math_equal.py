@@ -1,8 +1,8 @@
 r"""Whether two answers of MATH mean the same. `math.py` runs this file as a process of its own.
 
-Lists and sets are compared in any order, points, intervals and matrices in theirs, equations up to a factor. A formula inside is
-read by math-verify. Two formulas are equal where they have the same value at three random points, to 40 digits. The package's own
-`verify` is not used: to it, 10^{-20} equals 10^{-21}, X equals x, and 0.333333 equals 1/3.
+The order counts in points, intervals and matrices. It does not count in lists and sets. Equations are compared up to a factor. A
+formula inside is read by math-verify. Two formulas are equal where they have the same value at three random points, to 40
+digits. The package's own `verify` is not used: to it, 10^{-20} equals 10^{-21}, X equals x, and 0.333333 equals 1/3.
 
 SymPy passes parts of a formula to `eval`: digits always, names inside a sum. So a formula may hold only letters, digits, signs
 and the commands below. No such list makes SymPy quick: think of 9!!!!! and of towers of powers. So each comparison runs in a fork

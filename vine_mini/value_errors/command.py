@@ -54,7 +54,7 @@ def analyze_values(config: ValuesConfig) -> int:
     with tqdm(names, desc="checkpoints", dynamic_ncols=True) as bar:
         reports = [measure(load(config, saved, name), config) for name in bar]
     if not all(report.choices for report in reports):
-        raise UserError(f"no state has {config.choices} distinct next steps: lower --choices, or take a less certain policy")
+        print(f"at some checkpoint no state has {config.choices} distinct next steps: lower --choices")
     folder = new_folder(config.out, "values")
     folder.mkdir(parents=True, exist_ok=True)
     text = table(reports)
@@ -70,7 +70,7 @@ def analyze_values(config: ValuesConfig) -> int:
 def load(config: ValuesConfig, saved: TrainConfig, name: str) -> Trainer:
     """A trainer in the state of a checkpoint of the run."""
     of_run: dict = vars(saved) | dict(device=config.device, seed=config.seed, eval_every=0, eval_problems=0)
-    of_run |= dict(prompts=1, group=config.responses, minibatch_size=1, model=f"{config.run}/{name}")
+    of_run |= dict(prompts=1, group=config.responses, minibatch_size=1, with_replacement=False, model=f"{config.run}/{name}")
     if not ALGORITHMS[saved.algorithm].needs_critic:
         of_run["algorithm"] = SIMPLEST
     trainer = build_trainer(TrainConfig(**of_run))
@@ -184,8 +184,10 @@ def table(reports: list[Report]) -> str:
     rows = [["iteration", "value", "mean absolute error", "bias", "best of several", "chance", "better of two"]]
     for report in reports:
         for name in report.names:
-            of, agree = report.errors[name], report.agreement[name]
+            of, agree = report.errors[name], report.agreement.get(name)
             cells = [f"{of['error'][0]:.3f} ± {of['error'][1]:.3f}", f"{of['bias'][0]:+.3f} ± {of['bias'][1]:.3f}"]
-            cells += [f"{100 * agree[what][0]:.0f} ± {100 * agree[what][1]:.0f} %" for what in ("top", "chance", "pairs")]
+            cells += [
+                f"{100 * agree[x][0]:.0f} ± {100 * agree[x][1]:.0f} %" if agree else "-" for x in ("top", "chance", "pairs")
+            ]
             rows.append([str(report.iteration), name, *cells])
     return columns(rows)

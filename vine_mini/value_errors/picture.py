@@ -32,11 +32,12 @@ def plot_values(report, run: str, path: Path) -> None:
         by_place.plot([(i + 0.5) / len(places) for i in range(len(places))], places, "o-", color=colour[name], label=name)
     by_place.set(title="mean absolute error", xlabel="place in the response", xlim=(0, 1), ylim=(0, None))
     by_place.legend(frameon=False)
-    for i, name in enumerate(names):
+    for i, name in enumerate(names if report.agreement else ()):
         for offset, what, alpha in ((-0.2, "top", 1.0), (0.2, "pairs", 0.5)):
             mean, error = report.agreement[name][what]
             ranking.bar(i + offset, mean, 0.38, yerr=error, color=colour[name], alpha=alpha, capsize=3)
-    ranking.axhline(report.agreement[names[0]]["chance"][0], color="0.3", linestyle="--", linewidth=1)
+    chance = report.agreement[names[0]]["chance"][0] if report.agreement else float("nan")
+    ranking.axhline(chance, color="0.3", linestyle="--", linewidth=1)
     ranking.axhline(0.5, color="0.3", linestyle=":", linewidth=1)
     ranking.set_xticks(range(len(names)), names)
     ranking.set(title="best next step found; pale: better of two\n(dashed, dotted: chance)", ylim=(0, 1))
@@ -51,16 +52,16 @@ def plot_trend(reports: list, path: Path) -> None:
     """Draws the errors and the choice of the best next step over the checkpoints of a run."""
     names, colour = reports[0].names, colours(reports[0].names)
     figure, ((error, top),) = new_figure(2)
-    x = [report.iteration for report in reports]
+    ranked = [report for report in reports if report.agreement]
     for name in names:
-        for axis, pairs in (
-            (error, [r.errors[name]["error"] for r in reports]),
-            (top, [r.agreement[name]["top"] for r in reports]),
+        for axis, shown, pairs in (
+            (error, reports, [r.errors[name]["error"] for r in reports]),
+            (top, ranked, [r.agreement[name]["top"] for r in ranked]),
         ):
-            axis.errorbar(
-                x, [mean for mean, _ in pairs], yerr=[e for _, e in pairs], fmt="o-", capsize=3, color=colour[name], label=name
-            )
-    top.plot(x, [report.agreement[names[0]]["chance"][0] for report in reports], "--", color="0.3", label="chance")
+            x, (means, bars) = [r.iteration for r in shown], zip(*pairs, strict=True) if pairs else ((), ())
+            axis.errorbar(x, means, yerr=bars, fmt="o-", capsize=3, color=colour[name], label=name)
+    chances = [r.agreement[names[0]]["chance"][0] for r in ranked]
+    top.plot([r.iteration for r in ranked], chances, "--", color="0.3", label="chance")
     error.set(title="mean absolute error", xlabel="iteration", ylim=(0, None))
     top.set(title="best of several next steps found", xlabel="iteration", ylim=(0, 1))
     top.legend(frameon=False)
