@@ -157,7 +157,7 @@ def test_no_example_is_told(monkeypatch):
         next(trainer.train())
 
 
-@pytest.mark.parametrize("name", ["restem", "dpo"])
+@pytest.mark.parametrize("name", ["restem", pytest.param("dpo", marks=pytest.mark.learning)])
 def test_the_command_and_its_resumed_run(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     flags = f"train --algorithm {name} --steps 2 --prompts 3 --group 4 --epochs 1 --minibatch_size 5 --eval_problems 4 --eval_samples 2".split()

@@ -131,6 +131,7 @@ def test_a_policy_that_diverged_is_named(empty_folder, no_pictures, capsys):
     assert "it has diverged; lower --lr" in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.learning
 def test_the_demo(empty_folder, no_pictures, capsys):
     assert main(["demo", "--seconds", "0.5", "--problems", "10"]) == 0
     out = capsys.readouterr().out

@@ -132,6 +132,7 @@ def test_what_protects_a_policy(tmp_path, monkeypatch):
     assert made["none"].loss is not made["no negative advantages"].loss
 
 
+@pytest.mark.learning
 @pytest.mark.parametrize("arguments", (["--device", "cuda"], ["--vllm", "nowhere"]))
 def test_what_is_not_there_is_told(arguments):
     import torch

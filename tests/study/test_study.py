@@ -84,7 +84,7 @@ def test_values_by_hand():
 
 def test_the_intervals_of_a_claim_are_corrected_for_their_number():
     made = runs([0.1, 0.5, 0.7, 0.8], [0.1, 0.3, 0.4, 0.5])
-    made[0]["checks"][-1]["test"] += 0.2
+    made[0]["checks"][1]["test"] -= 0.1  # one seed of VinePPO is slower
     found, corrected = claims.efficiency(made), claims.judge("efficiency", made)
     assert all(f.comparisons == 4 for f in corrected) and [f.values for f in found] == [f.values for f in corrected]
     assert corrected[0].interval[1] < found[0].interval[1] < found[0].interval[2] < corrected[0].interval[2]

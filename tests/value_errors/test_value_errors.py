@@ -72,6 +72,7 @@ def test_the_critic_is_read_at_the_states():
         assert len(found[row]) == len(of_row) + 1 and math.isfinite(found[row][-1])
 
 
+@pytest.mark.learning
 def test_the_command_over_the_checkpoints_of_a_run(empty_folder, capsys):
     flags = [
         "train",

@@ -2,10 +2,12 @@
 
 import math
 import statistics
+from functools import cache
 
 import torch
 
 
+@cache
 def t_quantile(p: float, df: int) -> float:
     """The p-quantile of Student's t distribution, for 0.5 < p < 1. Bisection on its distribution function."""
     low, high = 0.0, 1e4
