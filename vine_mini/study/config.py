@@ -68,7 +68,7 @@ def jobs(claim: str, config: StudyConfig) -> list[dict]:
         names = {task: ["vineppo", "ppo", "grpo"] for task in names}
     if claim in ("efficiency", "kl"):
         names = {task: ["vineppo", "ppo", "grpo"] for task in names}
-    shared = dict(seconds=config.seconds, checks=2 if config.quick else 10, problems=20 if config.quick else 200)
+    shared = dict(seconds=config.seconds, evaluations=2 if config.quick else 10, problems=20 if config.quick else 200)
     return [
         shared | dict(task=task, seed=seed, config=ALGORITHMS[task][name] | change, shared=SHARED | TASKS[task])
         for seed, change, task in product(range(config.seeds), changes, TASKS)

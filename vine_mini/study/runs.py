@@ -34,7 +34,7 @@ def learn(job: dict) -> dict:
     tokens, checks = 0, [check(trainer, 0)]
     for metrics, episodes, _ in trainer.train():
         tokens += sum(len(t.response_ids) for t in episodes.trajectories) + metrics.get("rollout_tokens", 0)
-        if trainer.done or metrics["seconds"] >= job["seconds"] * len(checks) / job["checks"]:
+        if trainer.done or metrics["seconds"] >= job["seconds"] * len(checks) / job["evaluations"]:
             checks.append(check(trainer, tokens))
     return job | dict(checks=checks)
 
@@ -65,7 +65,7 @@ def check(trainer, tokens: int) -> dict:
 
 def key(job: dict) -> str:
     """What tells one run from another."""
-    names = ("task", "seed", "seconds", "checks", "problems", "config", "shared")
+    names = ("task", "seed", "seconds", "evaluations", "problems", "config", "shared")
     return json.dumps({name: job[name] for name in names}, sort_keys=True)
 
 
