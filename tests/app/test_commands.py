@@ -144,6 +144,7 @@ def test_the_demo(empty_folder, no_pictures, capsys):
     assert (folder / "credit.png").stat().st_size > 10_000
 
 
+@pytest.mark.learning
 def test_the_demo_without_a_critic(empty_folder, no_pictures, capsys):
     assert main(["demo", "--seconds", "0.1", "--problems", "4", "--algorithms", "rloo", "--out", "here"]) == 0
     out = capsys.readouterr().out
@@ -294,6 +295,7 @@ def test_gsm8k_whole_iterations_of_each_algorithm(gsm8k_folder, empty_folder, no
     assert "memory estimate" in capsys.readouterr().out
 
 
+@pytest.mark.learning
 def test_ctrl_c_saves_and_exits_cleanly(tmp_path):
     flags = [*QUICK, "--iterations", "100000", "--out", "run"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -301,6 +301,7 @@ def test_an_unknown_token_in_a_prompt_is_told(folder, capsys):
     assert cli.main(["sample", "--model", str(folder / "models" / "nope-0"), *arguments]) == 0
 
 
+@pytest.mark.learning
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="reads Linux's /proc")
 def test_workers_end_with_a_parent_that_is_killed():
     """They used to stay for ever, waiting for more to do."""

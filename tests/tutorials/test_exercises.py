@@ -225,6 +225,7 @@ def test_stubs_import_nothing_that_gives_the_answer_away():
                 assert exercise.function not in [alias.name for alias in node.names]
 
 
+@pytest.mark.learning
 def test_the_command_of_the_readme_grades_one_exercise():
     command = [sys.executable, "-m", "pytest", "tutorials/exercises", "-k", "ex06", "-p", "no:cacheprovider"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
