@@ -1,8 +1,8 @@
 """The files of a `lengthgen` run, and how they are read again.
 
-results.json            settings and, for each encoding and seed, the accuracy at each length; written after each finished run
-models/ENCODING-SEED    the trained decoders, as Hugging Face folders
-table.md, accuracy.png  the results as a table and a picture; `rank`, `attention` and `temperature` add their own
+results.json            The settings, and the accuracy of each encoding and seed at each length. Written after each finished run.
+models/ENCODING-SEED    The trained decoders, as Hugging Face folders.
+table.md, accuracy.png  The results as a table and a picture. `rank`, `attention` and `temperature` add their own.
 """
 
 import json

@@ -103,16 +103,19 @@ def _at_equal(a: dict, b: dict, x: str, y: str, levels: list[float] = LEVELS) ->
     return statistics.mean(gaps) if gaps else None
 
 
+def _known(task: str, what: str, unit: str, gaps: list, scale: float = 1.0) -> list[Finding]:
+    """One finding from the seeds whose number is known, or none."""
+    known = [scale * gap for gap in gaps if gap is not None]
+    return [Finding(task, what, unit, known)] if known else []
+
+
 def generalization(runs: list[dict]) -> list[Finding]:
     """Claim 3: at equal accuracy on few training problems, VinePPO's test accuracy is higher."""
     found = []
     for name in ("ppo", "grpo"):
         for task, mine, other in _pairs(runs, name, train_size=128):
             gaps = [_at_equal(a, b, "train", "test") for a, b in zip(mine, other, strict=True)]
-            known = [100 * gap for gap in gaps if gap is not None]
-            if known:
-                what = f"VinePPO - {name}, test accuracy at equal training accuracy"
-                found.append(Finding(task, what, "points", known))
+            found += _known(task, f"VinePPO - {name}, test accuracy at equal training accuracy", "points", gaps, 100)
     return found
 
 
@@ -122,9 +125,7 @@ def kl(runs: list[dict]) -> list[Finding]:
     for name in ("ppo", "grpo"):
         for task, mine, other in _pairs(runs, name):
             gaps = [_at_equal(b, a, "test", "kl") for a, b in zip(mine, other, strict=True)]
-            known = [gap for gap in gaps if gap is not None]
-            if known:
-                found.append(Finding(task, f"{name} - VinePPO, KL at equal accuracy", "nats a token", known))
+            found += _known(task, f"{name} - VinePPO, KL at equal accuracy", "nats a token", gaps)
     return found
 
 
@@ -136,10 +137,7 @@ def rollouts(runs: list[dict]) -> list[Finding]:
         for more, fewer in ((3, 1), (9, 3)):
             pairs = zip(by_k[more], by_k[fewer], strict=False)
             gaps = [_at_equal(a, b, "episodes", "test", column(a, "episodes")) for a, b in pairs]
-            known = [100 * gap for gap in gaps if gap is not None]
-            if known:
-                what = f"K = {more} - K = {fewer}, test accuracy at equal episodes"
-                found.append(Finding(task, what, "points", known))
+            found += _known(task, f"K = {more} - K = {fewer}, test accuracy at equal episodes", "points", gaps, 100)
     return found
 
 
@@ -152,15 +150,13 @@ def temperature(runs: list[dict]) -> list[Finding]:
             for n in ("vineppo", name):
                 at = [runs_of(runs, task, ALGORITHMS[task][n] | dict(temperature=t)) for t in (0.7, 1.3)]
                 loss[n] = [final(low) - final(high) for low, high in zip(*at, strict=False)]
-            gaps = [100 * (b - a) for a, b in zip(loss["vineppo"], loss[name], strict=False)]
-            if gaps:
-                what = f"loss of {name} - loss of VinePPO, from temperature 0.7 to 1.3"
-                found.append(Finding(task, what, "points", gaps))
+            gaps = [b - a for a, b in zip(loss["vineppo"], loss[name], strict=False)]
+            found += _known(task, f"loss of {name} - loss of VinePPO, from temperature 0.7 to 1.3", "points", gaps, 100)
     return found
 
 
 def values(runs: list[dict]) -> list[Finding]:
-    """Claim 5: the critic's error is above that of K = 9, and K = 9 finds the best next step more often than the critic does."""
+    """Claim 5: the critic has a larger error than nine rollouts, and it finds the best next step less often."""
     found = []
     for task in TASKS:
         mine = sorted((r for r in runs if r["task"] == task), key=lambda r: r["seed"])
@@ -171,10 +167,8 @@ def values(runs: list[dict]) -> list[Finding]:
             what = f"critic - K = 9, mean absolute error at iteration {iteration:.0f}"
             found.append(Finding(task, what, "", errors))
             both = [r["agreement"] for r in reports if r["agreement"]]
-            tops = [100 * (of["K = 9"]["top"][0] - of["critic"]["top"][0]) for of in both]
-            if tops:
-                what = f"K = 9 - critic, best next step found at iteration {iteration:.0f}"
-                found.append(Finding(task, what, "points", tops))
+            tops = [of["K = 9"]["top"][0] - of["critic"]["top"][0] for of in both]
+            found += _known(task, f"K = 9 - critic, best next step found at iteration {iteration:.0f}", "points", tops, 100)
     return found
 
 

@@ -18,12 +18,8 @@ from vine_mini.value_errors.config import ValuesConfig
 STAGES = 3  # of a PPO run at which values are measured
 
 
-def learn(job: dict) -> dict:
-    """One learning run. -> the job with its `checks`, at equal distances of its seconds, the first before training
-
-    A check holds iteration, seconds, episodes, updates, tokens (sampled, rollouts included), and the policy's pass@1 on test and
-    on training problems with the KL to the start policy. The seconds are CPU seconds of one thread.
-    """
+def trainer_of(job: dict):
+    """The trainer of a job, on as many training problems as it says, with the clock of one thread's CPU seconds."""
     torch.set_num_threads(1)
     settings = job["shared"] | {name: x for name, x in job["config"].items() if name != "train_size"}
     limits = dict(iterations=100_000, max_seconds=job["seconds"], seed=job["seed"], eval_problems=job["problems"])
@@ -31,6 +27,16 @@ def learn(job: dict) -> dict:
     trainer.clock = time.process_time
     if size := job["config"].get("train_size"):
         trainer.train_problems, trainer.prompts = trainer.train_problems[:size], trainer.prompts[:size]
+    return trainer
+
+
+def learn(job: dict) -> dict:
+    """One learning run. -> the job with its `checks`, at equal distances of its seconds, the first before training
+
+    A check holds iteration, seconds, episodes, updates, tokens (sampled, rollouts included), and the policy's pass@1 on test and
+    on training problems with the KL to the start policy. The seconds are CPU seconds of one thread.
+    """
+    trainer = trainer_of(job)
     tokens, checks = 0, [check(trainer, 0)]
     for metrics, episodes, _ in trainer.train():
         tokens += sum(len(t.response_ids) for t in episodes.trajectories) + metrics.get("rollout_tokens", 0)
@@ -41,11 +47,7 @@ def learn(job: dict) -> dict:
 
 def analyse(job: dict, quick: bool = False) -> dict:
     """A PPO run for the claim about values. -> the job with `reports`, one at the end of each third of the seconds"""
-    torch.set_num_threads(1)
-    settings = job["shared"] | job["config"]
-    limits = dict(iterations=100_000, max_seconds=job["seconds"], seed=job["seed"], eval_problems=job["problems"])
-    trainer = build_trainer(TrainConfig(**settings | limits))
-    trainer.clock = time.process_time
+    trainer = trainer_of(job)
     few: dict = dict(problems=4, responses=1, truth=16, states=8, choices=2) if quick else {}
     values, reports = ValuesConfig(run="", seed=job["seed"], **few), []
     for metrics, _, _ in trainer.train():
