@@ -35,8 +35,7 @@ from vine_mini.credit_cost.command import measure
 from vine_mini.study.runs import read, run_missing
 from vine_mini.study.statistics import interval
 
-# python -m vine_mini sft --steps 12 --min_steps 4 --max_new_tokens 140 --error_rate 0.2 --out ../shared/policies/chain12
-CHAIN12 = dict(steps=12, max_new_tokens=140, model="../shared/policies/chain12")
+CHAIN12 = dict(steps=12, max_new_tokens=140, model="arithmetic-12")
 DECISIVE = dict(task="decisive", steps=12, max_new_tokens=140)
 SMALL = dict(prompts=8)
 SETTINGS = {

@@ -61,10 +61,11 @@ def test_rollouts_and_temperature_by_hand():
     made = [a_run("chains", "vineppo", s, [0.0, 0.1 * k, 0.2 * k], **PLAIN, k=k) for s in range(5) for k in (1, 3)]
     [found] = claims.rollouts(made)  # at 0, 128 and 256 episodes: 0, 20 and 40 points
     assert found.interval[0] == pytest.approx(20.0) and "K = 3 - K = 1" in found.what
+    hot = dict(temperature=config.HOT)
     made = [
-        a_run("chains", name, s, [0.0, end, end], temperature=t)
+        a_run("chains", name, s, [0.0, end, end], **change)
         for s in range(5)
-        for name, t, end in (("vineppo", 0.7, 0.9), ("vineppo", 1.3, 0.8), ("ppo", 0.7, 0.9), ("ppo", 1.3, 0.5))
+        for name, end, change in (("vineppo", 0.9, {}), ("vineppo", 0.8, hot), ("ppo", 0.9, {}), ("ppo", 0.5, hot))
     ]
     [found] = claims.temperature(made)
     assert found.interval == pytest.approx((30.0, 30.0, 30.0)) and found.verdict == "holds"
@@ -109,12 +110,12 @@ def test_the_command_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
         monkeypatch.setitem(config.TASKS, task, dict(task="arithmetic", steps=3, max_new_tokens=40))
         small = {name: of | dict(minibatch_size=8) for name, of in ALGORITHMS[task].items()}
         monkeypatch.setitem(ALGORITHMS, task, small)
-    for job_size in ("seconds", "problems"):
+    for job_size in ("limits", "problems"):
         assert job_size in jobs("kl", StudyConfig(quick=True))[0]
     whole = jobs
 
     def tiny(claim, of):
-        return [job | dict(seconds=0.2, problems=4) for job in whole(claim, of)]
+        return [job | dict(limits=dict(max_seconds=0.2), problems=4) for job in whole(claim, of)]
 
     monkeypatch.setattr("vine_mini.study.command.jobs", tiny)
     assert main(["study", "--quick", "--claims", "accuracy", "values", "--workers", "1"]) == 0

@@ -9,7 +9,7 @@ from vine_mini.self_training import SelfTrainer
 from vine_mini.trainer import Trainer
 from vine_mini.types import UserError
 
-SHIPPED = Path(__file__).parent / "policies"  # one folder for each task, made by `python -m vine_mini sft`
+SHIPPED = Path(__file__).parent / "policies"  # made by `python -m vine_mini sft`
 
 
 def task_name(config: Common) -> str:
@@ -18,12 +18,14 @@ def task_name(config: Common) -> str:
 
 
 def policy_name(config: Common) -> str:
-    """`config.model`, or the folder of the policy that ships for the task. Raises UserError if no policy ships for the task."""
-    if config.model is not None:
-        return config.model
-    if not (SHIPPED / config.task).is_dir():
+    """`config.model`, or the folder of the policy that ships under this name, or else under the task's name.
+
+    Raises UserError if no policy ships for the task.
+    """
+    shipped = SHIPPED / (config.model or config.task)
+    if config.model is None and not shipped.is_dir():
         raise UserError(f"no policy ships for {task_name(config)}: give one with --model (a Hub name or a folder)")
-    return str(SHIPPED / config.task)
+    return str(shipped) if shipped.is_dir() else config.model
 
 
 def build_trainer(config: TrainConfig) -> Trainer:

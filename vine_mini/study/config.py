@@ -1,5 +1,6 @@
 """The settings of `study`, and the learning runs that each claim needs."""
 
+import math
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Annotated
@@ -10,7 +11,7 @@ from vine_mini.types import UserError
 # Each algorithm at its best setting of the grid in results/credit, for each task.
 TASKS: dict[str, dict] = {
     "decisive": dict(task="decisive", steps=12, max_new_tokens=140),
-    "chains": dict(task="arithmetic", steps=6, max_new_tokens=64),
+    "chains": dict(task="arithmetic", steps=12, max_new_tokens=140, model="arithmetic-12"),
 }
 SHARED = dict(prompts=32, group=4, sample_batch_size=1024, warmup=0, kl_coef=1e-4, eval_temperature=1.0, eval_samples=4)
 PLAIN = dict(mc_lam=0.0, mc_mu=0.0)
@@ -24,9 +25,10 @@ ALGORITHMS: dict[str, dict[str, dict]] = {
     "chains": {
         "vineppo": dict(algorithm="vineppo", lr=1e-4, epochs=2, minibatch_size=64, **FEW),
         "ppo": dict(algorithm="ppo", lr=2e-4, epochs=2, minibatch_size=64),
-        "grpo": dict(algorithm="grpo", lr=2e-4, epochs=1, minibatch_size=128),
+        "grpo": dict(algorithm="grpo", lr=1e-4, epochs=2, minibatch_size=64),
     },
 }
+HOT = 1.3  # the high sampling temperature; the usual one is 1
 CLAIMS = ("accuracy", "efficiency", "generalization", "kl", "values", "rollouts", "temperature")
 
 
@@ -64,11 +66,15 @@ def jobs(claim: str, config: StudyConfig) -> list[dict]:
         changes = [dict(k=k, **PLAIN) for k in (1, 3, 9)]
         names = {task: ["vineppo"] for task in names}
     if claim == "temperature":
-        changes = [dict(temperature=t) for t in (0.7, 1.3)]
+        changes = [{}, dict(temperature=HOT)]
         names = {task: ["vineppo", "ppo", "grpo"] for task in names}
     if claim in ("efficiency", "kl"):
         names = {task: ["vineppo", "ppo", "grpo"] for task in names}
-    shared = dict(seconds=config.seconds, evaluations=2 if config.quick else 10, problems=20 if config.quick else 200)
+    shared = dict(
+        limits=dict(max_seconds=config.seconds), evaluations=2 if config.quick else 10, problems=20 if config.quick else 200
+    )
+    if claim == "rollouts":  # equal episodes, whatever their rollouts cost
+        shared["limits"] = dict(iterations=math.ceil(config.seconds / 3))
     return [
         shared | dict(task=task, seed=seed, config=ALGORITHMS[task][name] | change, shared=SHARED | TASKS[task])
         for seed, change, task in product(range(config.seeds), changes, TASKS)

@@ -22,8 +22,8 @@ def trainer_of(job: dict):
     """The trainer of a job, on as many training problems as it says, with the clock of one thread's CPU seconds."""
     torch.set_num_threads(1)
     settings = job["shared"] | {name: x for name, x in job["config"].items() if name != "train_size"}
-    limits = dict(iterations=100_000, max_seconds=job["seconds"], seed=job["seed"], eval_problems=job["problems"])
-    trainer = build_trainer(TrainConfig(**settings | limits))
+    limits = dict(iterations=100_000) | job["limits"]
+    trainer = build_trainer(TrainConfig(**settings | limits, seed=job["seed"], eval_problems=job["problems"]))
     trainer.clock = time.process_time
     if size := job["config"].get("train_size"):
         trainer.train_problems, trainer.prompts = trainer.train_problems[:size], trainer.prompts[:size]
@@ -31,7 +31,7 @@ def trainer_of(job: dict):
 
 
 def learn(job: dict) -> dict:
-    """One learning run. -> the job with its `checks`, at equal distances of its seconds, the first before training
+    """One learning run. -> the job with its `checks`, at equal distances of its limit, the first before training
 
     A check holds iteration, seconds, episodes, updates, tokens (sampled, rollouts included), and the policy's pass@1 on test and
     on training problems with the KL to the start policy. The seconds are CPU seconds of one thread.
@@ -40,7 +40,7 @@ def learn(job: dict) -> dict:
     tokens, checks = 0, [check(trainer, 0)]
     for metrics, episodes, _ in trainer.train():
         tokens += sum(len(t.response_ids) for t in episodes.trajectories) + metrics.get("rollout_tokens", 0)
-        if trainer.done or metrics["seconds"] >= job["seconds"] * len(checks) / job["evaluations"]:
+        if trainer.done or progress(trainer) >= len(checks) / job["evaluations"]:
             checks.append(check(trainer, tokens))
     return job | dict(checks=checks)
 
@@ -50,10 +50,16 @@ def analyse(job: dict, quick: bool = False) -> dict:
     trainer = trainer_of(job)
     few: dict = dict(problems=4, responses=1, truth=16, states=8, choices=2) if quick else {}
     values, reports = ValuesConfig(run="", seed=job["seed"], **few), []
-    for metrics, _, _ in trainer.train():
-        if trainer.done or metrics["seconds"] >= job["seconds"] * (len(reports) + 1) / STAGES:
+    for _ in trainer.train():
+        if trainer.done or progress(trainer) >= (len(reports) + 1) / STAGES:
             reports.append(measure(trainer, values))
     return job | dict(reports=[asdict(report) for report in reports])
+
+
+def progress(trainer) -> float:
+    """How much of its iterations or seconds a run has used: from 0 to 1, or above where the last iteration took longer."""
+    config, seconds = trainer.config, sum(trainer.seconds.values())
+    return max(trainer.iteration / config.iterations, seconds / config.max_seconds if config.max_seconds else 0.0)
 
 
 def check(trainer, tokens: int) -> dict:
@@ -67,7 +73,7 @@ def check(trainer, tokens: int) -> dict:
 
 def key(job: dict) -> str:
     """What tells one run from another."""
-    names = ("task", "seed", "seconds", "evaluations", "problems", "config", "shared")
+    names = ("task", "seed", "limits", "evaluations", "problems", "config", "shared")
     return json.dumps({name: job[name] for name in names}, sort_keys=True)
 
 
