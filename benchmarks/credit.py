@@ -2,7 +2,7 @@
 
     python -m benchmarks.credit --quick
     python -m benchmarks.credit --out results/credit/noise
-    python -m benchmarks.credit --steps 12 --model ../shared/policies/chain12 --out results/credit/noise-12
+    python -m benchmarks.credit --steps 12 --model arithmetic-12 --out results/credit/noise-12
 
 First on a policy: plain VinePPO and its best lam and mu for each K, from a pool of rollouts, with intervals by resampling
 problems. Both sides of a ratio have the same K, so they have the same rollout tokens. Then on simulated chains of equal slips,

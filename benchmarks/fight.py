@@ -1,10 +1,10 @@
 """The fair fight: VinePPO, PPO and GRPO at equal seconds, each at its own best setting, on several tasks and batch sizes.
 
     python -m benchmarks.fight grid      settings for each algorithm, equally many; validation problems choose the best
+    python -m benchmarks.fight rest      the same for RLOO, RestEM and DPO-Positive, on two tasks; `vine_mini study` runs the best
     python -m benchmarks.fight fresh     the best setting of each algorithm, on seeds that the grid has not seen
     python -m benchmarks.fight predict   what `credit-cost` says of GRPO, plain VinePPO and the best VinePPO, before they run
     python -m benchmarks.fight order     GRPO, plain VinePPO and the best VinePPO
-    python -m benchmarks.fight rates     at which learning rates each algorithm still learns
     python -m benchmarks.fight report    tables and pictures of what has run
 
 Each call does what results/credit/fight/runs.jsonl lacks, so a study that was stopped goes on where it was. A run counts CPU
@@ -52,8 +52,9 @@ ALGORITHMS = {
     "grpo": dict(algorithm="grpo"),
 }
 PLAIN = dict(algorithm="vineppo", k=3, mc_lam=0.0, mc_mu=0.0)
-RATES = (3e-5, 4.4e-5, 6.7e-5, 1e-4, 1.5e-4, 2.2e-4)
 LRS, EPOCHS = (5e-5, 1e-4, 2e-4), (1, 2)
+REST_SETTINGS = ["decisive", "chain12"]
+LARGE = dict(prompts=64, group=16, minibatch_size=64)  # RestEM and DPO-Positive learn from many responses at once
 SECONDS, GRID_SEED = 60, 100
 POINTS, EVALUATIONS = 40, 5
 
@@ -99,15 +100,23 @@ def jobs_of(study: str, done: list[dict], settings: list[str], seeds: list[int])
         return [
             shared | dict(setting=s, seed=GRID_SEED, config=c | updates_of(s, epochs) | dict(lr=lr)) for s, epochs, lr, c in every
         ]
-    if study == "rates":
-        every = product(seeds, RATES, ALGORITHMS.values())
-        return [shared | dict(setting="chain12", seed=s, config=c | updates_of("chain12", 2) | dict(lr=lr)) for s, lr, c in every]
+    if study == "rest":
+        every = [(s, config) for s in settings if s in REST_SETTINGS for config in rest_of_grid(s)]
+        return [shared | dict(setting=s, seed=GRID_SEED, config=config) for s, config in every]
     jobs = []
     for setting in settings:
         best = best_configs(done, setting)
         ways = list(best.values()) if study == "fresh" else [best["grpo"], best["vineppo"], best["vineppo"] | PLAIN]
         jobs += [shared | dict(setting=setting, seed=seed, config=c) for seed in seeds for c in ways]
     return jobs
+
+
+def rest_of_grid(setting: str) -> list[dict]:
+    """Six settings of RLOO, RestEM and DPO-Positive each."""
+    rloo = [dict(algorithm="rloo", lr=lr) | updates_of(setting, epochs) for epochs, lr in product(EPOCHS, LRS)]
+    restem = [dict(algorithm="restem", lr=lr, epochs=epochs) | LARGE for epochs, lr in product((3, 6), (1e-4, 2e-4, 4e-4))]
+    dpo = [dict(algorithm="dpo", lr=lr, dpo_beta=beta, epochs=3) | LARGE for beta, lr in product((0.1, 0.3), LRS)]
+    return rloo + restem + dpo
 
 
 def key(job: dict) -> str:
@@ -121,7 +130,7 @@ def area(run: dict) -> float:
     return float(numpy.dot(numpy.diff(seconds), rewards) / seconds[-1])
 
 
-def best_configs(done: list[dict], setting: str) -> dict[str, dict]:
+def best_configs(done: list[dict], setting: str, names=tuple(ALGORITHMS)) -> dict[str, dict]:
     """algorithm -> the setting of the grid whose best policy was right most often on validation problems"""
     best = {}
     for run in done:
@@ -129,9 +138,9 @@ def best_configs(done: list[dict], setting: str) -> dict[str, dict]:
             name = run["config"]["algorithm"]
             if name not in best or max(run["validation"]) > max(best[name]["validation"]):
                 best[name] = run
-    if len(best) < len(ALGORITHMS):
+    if not set(names) <= set(best):
         raise SystemExit(f"the grid of {setting} is not complete: run `python -m benchmarks.fight grid` first")
-    return {name: best[name]["config"] for name in ALGORITHMS}
+    return {name: best[name]["config"] for name in names}
 
 
 def predict(setting: str, config: dict) -> dict[str, float]:
@@ -160,7 +169,9 @@ def summary(done: list[dict]) -> tuple[list[list[str]], dict]:
     table = [["setting", "algorithm", "lr", "epochs", "seeds", "test accuracy", "mean reward over the seconds", "episodes"]]
     groups: dict = {}
     complete = [
-        s for s in SETTINGS if len({r["config"]["algorithm"] for r in done if (r["setting"], r["seed"]) == (s, GRID_SEED)}) == 3
+        s
+        for s in SETTINGS
+        if {r["config"]["algorithm"] for r in done if (r["setting"], r["seed"]) == (s, GRID_SEED)} >= set(ALGORITHMS)
     ]
     for run in (run for run in done if run["setting"] in complete):
         if run["seed"] != GRID_SEED and run["config"] in [*best_configs(done, run["setting"]).values(), plain_config(done, run)]:
@@ -231,21 +242,6 @@ def draw_curves(setting: str, runs: dict[str, list[dict]], path: Path) -> None:
     save_figure(figure, path)
 
 
-def draw_rates(done: list[dict], path: Path) -> None:
-    """Test accuracy against the learning rate, a dot for each seed."""
-    figure, ((axis,),) = new_figure(1)
-    for name in ALGORITHMS:
-        runs = [run for run in done if run["setting"] == "chain12" and run["config"]["lr"] in RATES and name_of(run) == name]
-        runs = [run for run in runs if run["seed"] != GRID_SEED and run["config"]["epochs"] == 2]
-        rates = sorted({run["config"]["lr"] for run in runs})
-        means = [statistics.mean(run["test"] for run in runs if run["config"]["lr"] == lr) for lr in rates]
-        axis.plot(rates, means, color=COLOURS[name], label=name)
-        axis.plot([run["config"]["lr"] for run in runs], [run["test"] for run in runs], ".", color=COLOURS[name])
-    axis.set(xscale="log", xlabel="learning rate", ylabel="test accuracy", ylim=(0, 1), title=f"chain12 after {SECONDS} s")
-    axis.legend(frameon=False)
-    save_figure(figure, path)
-
-
 def write_report(done: list[dict], out: Path) -> None:
     """Tables and pictures of all runs."""
     table, groups = summary(done)
@@ -263,14 +259,12 @@ def write_report(done: list[dict], out: Path) -> None:
     for setting in {setting for setting, _ in groups}:
         curves = {name: runs for (where, name), runs in groups.items() if where == setting}
         draw_curves(setting, curves, out / f"{setting.replace(', ', '-').replace(' ', '-')}.png")
-    if any(run["config"]["lr"] in RATES and run["config"]["lr"] not in LRS for run in done):
-        draw_rates(done, out / "rates.png")
 
 
 def main():
     """Runs what is missing of a study."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=["grid", "fresh", "predict", "order", "rates", "report"])
+    parser.add_argument("study", choices=["grid", "rest", "fresh", "predict", "order", "report"])
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=SETTINGS, help="only these")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of every study but the grid")
     parser.add_argument("--workers", type=int, default=1, help="runs side by side; more than one slows each of them down")

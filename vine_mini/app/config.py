@@ -73,7 +73,9 @@ class Common:
     prompt: str | None = knob(None, "Prompt with {question} in it. Left out: the task's own.")
     chat: bool = knob(False, "Put the prompt into the tokenizer's chat template, for instruction-tuned models.")
     date: str | None = knob(None, "The date that chat templates see, as 2025-01-31. Left out: the day on which the run starts.")
-    model: str | None = knob(None, "Policy: Hub name or folder. Left out: the one shipped for the task.", aliases=["--policy"])
+    model: str | None = knob(
+        None, "Policy: Hub name, folder, or shipped (arithmetic-12). Left out: the task's.", aliases=["--policy"]
+    )
     device: str = knob("auto", "auto, cpu, cuda, cuda:1, ...")
     bf16: bool = knob(False, "Sample and compute in bfloat16; the weights that are updated stay float32.")
     seed: Seed = knob(0, "Seed of everything random.")
