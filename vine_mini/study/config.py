@@ -13,7 +13,7 @@ TASKS: dict[str, dict] = {
     "decisive": dict(task="decisive", steps=12, max_new_tokens=140),
     "chains": dict(task="arithmetic", steps=12, max_new_tokens=140, model="arithmetic-12"),
 }
-SHARED = dict(prompts=32, group=4, sample_batch_size=1024, warmup=0, kl_coef=1e-4, eval_temperature=1.0, eval_samples=4)
+SHARED = dict(prompts=32, group=4, sample_batch_size=1024, warmup=0, kl_coef=1e-4, eval_temperature=1.0, eval_samples=2)
 PLAIN = dict(mc_lam=0.0, mc_mu=0.0)
 FEW = dict(k=1, mc_lam=0.7, mc_mu=0.8)  # by `credit-cost`
 ALGORITHMS: dict[str, dict[str, dict]] = {
@@ -71,7 +71,7 @@ def jobs(claim: str, config: StudyConfig) -> list[dict]:
     if claim in ("efficiency", "kl"):
         names = {task: ["vineppo", "ppo", "grpo"] for task in names}
     shared = dict(
-        limits=dict(max_seconds=config.seconds), evaluations=2 if config.quick else 10, problems=20 if config.quick else 200
+        limits=dict(max_seconds=config.seconds), evaluations=2 if config.quick else 8, problems=20 if config.quick else 200
     )
     if claim == "rollouts":  # equal episodes, whatever their rollouts cost
         shared["limits"] = dict(iterations=math.ceil(config.seconds / 3))
