@@ -1,8 +1,10 @@
 """Each benchmark runs in its quick form and leaves what it promises; the GPU's workload, made small, on the CPU."""
 
 import json
+import math
 import subprocess
 import sys
+from itertools import pairwise, product
 from pathlib import Path
 
 import pytest
@@ -143,3 +145,58 @@ def test_what_is_not_there_is_told(arguments):
         [sys.executable, "-m", "benchmarks.rollouts", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=100
     )
     assert done.returncode == 2 and "there is no" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_theory_of_equal_steps_by_enumeration():
+    """All responses of a chain of three steps, each right with probability 0.6: the noise of both credits, term by term."""
+    from benchmarks.steps import theory
+
+    p, n = 0.6, 3
+    whole = plain = 0.0
+    for outcome in product([True, False], repeat=n):
+        weight = math.prod(p if right else 1 - p for right in outcome)
+        values = [p ** (n - i) if all(outcome[:i]) else 0.0 for i in range(n)] + [float(all(outcome))]
+        true = [b - a for a, b in pairwise(values)]
+        whole += weight * sum((values[n] - values[0] - a) ** 2 for a in true)
+        variances = [v * (1 - v) for v in values]  # the last one is a reward, which is known
+        plain += weight * sum(a + b for a, b in pairwise(variances)) / 4
+    assert theory(3, p**n, 4) == pytest.approx((whole, plain))
+
+
+def test_gains_by_hand():
+    from benchmarks import steps
+
+    def run(name, seed, accuracies):
+        checks = [dict(test=x, seconds=10.0 * i) for i, x in enumerate(accuracies)]
+        return dict(task="4 steps", seed=seed, config=steps.ALGORITHMS["chains"][name], checks=checks)
+
+    made = [run("vineppo", 0, [0.0, 0.5, 1.0]), run("grpo", 0, [0.0, 0.25, 0.5]), run("grpo", 1, [0.0, 0.25, 0.5])]
+    made += [run("vineppo", 1, [0.0, 0.0, 0.1])]  # lost: never at 0.45, so it counts as 40 seconds
+    found = steps.gains(made, 4, steps.with_k(1), "grpo")
+    assert [math.exp(x) for x in found] == pytest.approx([18 / 9, 18 / 40])
+    assert steps.spread([math.log(2), math.log(2)]) == pytest.approx((2, 2, 2))
+
+
+@pytest.mark.learning
+def test_steps_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    from concurrent.futures import ThreadPoolExecutor
+
+    from benchmarks import steps
+
+    small = dict(prompts=4, eval_samples=1, sample_batch_size=64)
+    monkeypatch.setattr(steps, "SHARED", steps.SHARED | small)
+    monkeypatch.setattr(steps, "STEPS", (2, 3))
+    monkeypatch.setattr(steps, "AT", 3)
+    monkeypatch.setattr(steps, "KS", (1, 3, 9))
+    monkeypatch.setattr(steps, "SECONDS", 0.2)
+    monkeypatch.setattr("vine_mini.study.runs.ProcessPoolExecutor", ThreadPoolExecutor)
+    algorithms = {name: of | dict(minibatch_size=8) for name, of in steps.ALGORITHMS["chains"].items()}
+    monkeypatch.setattr(steps, "ALGORITHMS", {"chains": algorithms})
+    jobs = steps.jobs
+    monkeypatch.setattr(steps, "jobs", lambda *a: [job | dict(problems=4, evaluations=2) for job in jobs(*a)])
+    for _ in range(2):
+        monkeypatch.setattr(sys, "argv", ["steps", "--model", "arithmetic", "--seeds", "0", "1", "--out", str(tmp_path)])
+        steps.main()
+        assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 2 * (2 * 3 + 2)
+    text = (tmp_path / "steps.md").read_text()
+    assert text.count("| grpo ") == 4 and "K = 3, averaged" in text and (tmp_path / "steps.png").stat().st_size > 30_000

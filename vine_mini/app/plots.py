@@ -6,14 +6,14 @@ COLOURS = {"vineppo": "#0072B2", "ppo": "#D55E00", "grpo": "#009E73", "rloo": "#
 PHASES = ("sample", "rollouts", "score", "update")
 
 
-def new_figure(columns: int, rows: int = 1):
-    """An empty figure in this project's style. -> figure, array of axes [rows, columns]"""
+def new_figure(columns: int, rows: int = 1, heights: list[int] | None = None):
+    """An empty figure in this project's style. `heights` are the relative ones of the rows. -> figure, axes [rows, columns]"""
     import matplotlib  # imported late: most commands draw nothing
     from matplotlib.figure import Figure
 
     matplotlib.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3})
     figure = Figure(figsize=(5.2 * columns, 3.6 * rows), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    return figure, figure.subplots(rows, columns, squeeze=False, height_ratios=heights)
 
 
 def save_figure(figure, path: Path) -> None:

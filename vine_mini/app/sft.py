@@ -7,7 +7,7 @@ import torch
 from tqdm import tqdm
 
 from vine_mini import tasks
-from vine_mini.app.setup import task_name
+from vine_mini.app.setup import policy_name, task_name
 from vine_mini.logprobs import response_logprobs
 from vine_mini.losses import masked_mean
 from vine_mini.models import autocast, build_tiny, context_length, default_lr, eos_ids, load_policy, pick_device
@@ -67,7 +67,7 @@ def imitate(config):
 def _start(config, train, rng, device):
     """The model and the tokenizer to tune, the default of the learning rate, and what the default is for."""
     if config.model is not None:
-        model, tokenizer = load_policy(config.model, device)
+        model, tokenizer = load_policy(policy_name(config), device)
         return model, tokenizer, 10 * default_lr(model), "a model of this size"
     task = tasks.get(config.task)
     texts = [p.question + "\n" + tasks.demonstration(task, p, config.error_rate, rng) for p in train]

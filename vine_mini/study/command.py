@@ -9,8 +9,8 @@ from vine_mini.app.commands import machine
 from vine_mini.app.runs import check_writable
 from vine_mini.app.tables import columns
 from vine_mini.models import pick_device
-from vine_mini.study.claims import PAPER, Finding, judge
-from vine_mini.study.config import StudyConfig, jobs
+from vine_mini.study.claims import PAPER, Finding, judge, overall
+from vine_mini.study.config import TASKS, StudyConfig, jobs
 from vine_mini.study.picture import plot_curves, plot_findings
 from vine_mini.study.runs import analyse, key, learn, run_missing
 
@@ -35,16 +35,14 @@ def study(config: StudyConfig) -> int:
 
 def write(config: StudyConfig, findings: dict[str, list[Finding]], runs: list[dict], folder: Path) -> None:
     """Writes the claims that have been measured so far."""
+    summary = [["claim", "the paper", *TASKS, "command"]]
     rows = [["claim", "task", "what", "mean", "95 % interval", "seeds", "verdict"]]
     for claim, of in findings.items():
-        for f in of:
-            mean, low, high = f.interval
-            cells = [f"{mean:+.3g} {f.unit}".strip(), f"{low:+.3g} to {high:+.3g}", str(len(f.values)), f.verdict]
-            rows.append([claim, f.task, f.what, *cells])
-    paper = "\n".join(f"- {claim}: {PAPER[claim]}" for claim in findings)
-    text = (
-        f"{machine(pick_device('cpu'))}; {config.seconds:g} CPU seconds a run\n\n{columns(rows)}\n\nThe paper says:\n\n{paper}\n"
-    )
+        verdicts = [overall([f for f in of if f.task == task]) if any(f.task == task for f in of) else "-" for task in TASKS]
+        summary.append([claim, PAPER[claim], *verdicts, f"`python -m vine_mini study --claims {claim}`"])
+        rows += [[claim, f.task, f.what, *f.text, str(len(f.values)), f.verdict] for f in of]
+    where = f"{machine(pick_device('cpu'))}; {config.seconds:g} CPU seconds a run"
+    text = f"{where}\n\n{columns(summary)}\n\nThe intervals of a claim hold together at 95 %:\n\n{columns(rows)}\n"
     (folder / "claims.md").write_text(text, encoding="utf-8")
     found = {c: [vars(f) | dict(interval=f.interval, verdict=f.verdict) for f in of] for c, of in findings.items()}
     (folder / "claims.json").write_text(json.dumps(found, indent=1), encoding="utf-8")

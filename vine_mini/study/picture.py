@@ -1,32 +1,35 @@
 """The pictures of `study`: the intervals of all comparisons, and the learning curves behind them."""
 
+import math
 from pathlib import Path
 
 import numpy
 
 from vine_mini.app.plots import COLOURS, new_figure, save_figure
-from vine_mini.study.claims import Finding, column, runs_of
+from vine_mini.study.claims import PAPER, Finding, column, runs_of
 from vine_mini.study.config import ALGORITHMS
 
 VERDICTS = {"holds": "#009E73", "does not hold": "#D55E00", "not shown": "0.5"}
 
 
 def plot_findings(findings: dict[str, list[Finding]], path: Path) -> None:
-    """Draws each interval in units of its own mean or half width, so that all fit on one axis; a claim says right of 0."""
-    rows = [(claim, f) for claim, of in findings.items() for f in of]
-    figure, ((axis,),) = new_figure(1)
-    figure.set_size_inches(11, 1.2 + 0.3 * len(rows))
-    for y, (_, f) in enumerate(rows):
-        mean, low, high = f.interval
-        scale = max(abs(low), abs(high), 1e-12) if numpy.isfinite(low) else max(abs(mean), 1e-12)
-        axis.plot([max(low / scale, -1), min(high / scale, 1)], [y, y], color=VERDICTS[f.verdict], linewidth=2)
-        axis.plot(mean / scale, y, "o", color=VERDICTS[f.verdict])
-    axis.axvline(0, color="0.3", linewidth=1)
-    axis.set_yticks(range(len(rows)), [f"{claim}, {f.task}: {f.what}" for claim, f in rows])
-    axis.set(
-        ylim=(len(rows) - 0.5, -0.5), xlim=(-1.1, 1.1), xticks=[-1, 0, 1], xticklabels=["against the claim", "0", "for the claim"]
-    )
-    axis.set_title("95 % intervals, each on its own scale: green holds, red does not, grey is not shown", fontsize=10)
+    """Draws the interval of each comparison, a panel for each claim. The claim says that all of them lie right of the line."""
+    findings = {claim: of for claim, of in findings.items() if of}
+    heights = [len(of) for of in findings.values()]
+    figure, axes = new_figure(1, len(findings), heights)
+    figure.set_size_inches(11, sum(0.9 + 0.26 * height for height in heights))
+    for (axis,), (claim, of) in zip(axes, findings.items(), strict=True):
+        times = of[0].unit == "times"
+        for y, f in enumerate(of):
+            mean, low, high = (math.exp(min(x, 50)) if times else x for x in f.interval)
+            axis.plot([low, high], [y, y], color=VERDICTS[f.verdict], linewidth=2)
+            axis.plot(mean, y, "o", color=VERDICTS[f.verdict])
+        axis.axvline(1 if times else 0, color="0.3", linewidth=1)
+        axis.set_yticks(range(len(of)), [f"{f.task}: {f.what}" for f in of], fontsize=8)
+        axis.set(ylim=(len(of) - 0.5, -0.5), xscale="log" if times else "linear")
+        axis.set_xlabel(" or ".join(sorted({f.unit for f in of})), fontsize=8)
+        axis.set_title(f"{claim}: {PAPER[claim]}", fontsize=9, loc="left")
+    figure.suptitle("95 % intervals. Green: the claim holds. Red: it does not. Grey: not shown.", fontsize=10)
     save_figure(figure, path)
 
 
