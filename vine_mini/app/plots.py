@@ -2,7 +2,15 @@
 
 from pathlib import Path
 
-COLOURS = {"vineppo": "#0072B2", "ppo": "#D55E00", "grpo": "#009E73", "rloo": "#CC79A7", "reinforce": "#E69F00"}
+COLOURS = {
+    "vineppo": "#0072B2",
+    "ppo": "#D55E00",
+    "grpo": "#009E73",
+    "rloo": "#CC79A7",
+    "reinforce": "#E69F00",
+    "restem": "#56B4E9",
+    "dpo": "#999999",
+}
 PHASES = ("sample", "rollouts", "score", "update")
 
 

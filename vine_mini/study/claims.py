@@ -4,7 +4,7 @@ import math
 import statistics
 from dataclasses import dataclass, replace
 
-from vine_mini.study.config import ALGORITHMS, HOT, PLAIN, TASKS
+from vine_mini.study.config import ALGORITHMS, HOT, NAMES, PLAIN, TASKS
 from vine_mini.study.statistics import at_levels, first_at, interval, verdict
 
 LEVELS = [round(0.05 * i, 2) for i in range(1, 20)]  # accuracies at which runs are compared
@@ -91,7 +91,7 @@ def accuracy(runs: list[dict]) -> list[Finding]:
     for name in others:
         for task, mine, other in _pairs(runs, name):
             gaps = [100 * (final(a) - final(b)) for a, b in zip(mine, other, strict=True)]
-            found.append(Finding(task, f"VinePPO - {name}, test accuracy", "points", gaps))
+            found.append(Finding(task, f"VinePPO - {NAMES[name]}, test accuracy", "points", gaps))
     return found
 
 
@@ -129,7 +129,7 @@ def generalization(runs: list[dict]) -> list[Finding]:
     for name in ("ppo", "grpo"):
         for task, mine, other in _pairs(runs, name, train_size=128):
             gaps = [_at_equal(a, b, "train", "test") for a, b in zip(mine, other, strict=True)]
-            found += _known(task, f"VinePPO - {name}, test accuracy at equal training accuracy", "points", gaps, 100)
+            found += _known(task, f"VinePPO - {NAMES[name]}, test accuracy at equal training accuracy", "points", gaps, 100)
     return found
 
 
@@ -139,7 +139,7 @@ def kl(runs: list[dict]) -> list[Finding]:
     for name in ("ppo", "grpo"):
         for task, mine, other in _pairs(runs, name):
             gaps = [_at_equal(b, a, "test", "kl") for a, b in zip(mine, other, strict=True)]
-            found += _known(task, f"{name} - VinePPO, KL at equal accuracy", "nats a token", gaps)
+            found += _known(task, f"{NAMES[name]} - VinePPO, KL at equal accuracy", "nats a token", gaps)
     return found
 
 
@@ -165,7 +165,7 @@ def temperature(runs: list[dict]) -> list[Finding]:
                 at = [runs_of(runs, task, ALGORITHMS[task][n] | change) for change in ({}, dict(temperature=HOT))]
                 loss[n] = [final(low) - final(high) for low, high in zip(*at, strict=False)]
             gaps = [b - a for a, b in zip(loss["vineppo"], loss[name], strict=False)]
-            found += _known(task, f"loss of {name} - loss of VinePPO, from temperature 1 to {HOT}", "points", gaps, 100)
+            found += _known(task, f"loss of {NAMES[name]} - loss of VinePPO, from temperature 1 to {HOT}", "points", gaps, 100)
     return found
 
 

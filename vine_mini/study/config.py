@@ -29,6 +29,7 @@ ALGORITHMS: dict[str, dict[str, dict]] = {
     },
 }
 HOT = 1.3  # the high sampling temperature; the usual one is 1
+NAMES = {"vineppo": "VinePPO", "ppo": "PPO", "grpo": "GRPO", "rloo": "RLOO", "restem": "RestEM", "dpo": "DPO+"}
 CLAIMS = ("accuracy", "efficiency", "generalization", "kl", "values", "rollouts", "temperature")
 
 

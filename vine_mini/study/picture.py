@@ -7,7 +7,7 @@ import numpy
 
 from vine_mini.app.plots import COLOURS, new_figure, save_figure
 from vine_mini.study.claims import PAPER, Finding, column, runs_of
-from vine_mini.study.config import ALGORITHMS
+from vine_mini.study.config import ALGORITHMS, NAMES
 
 VERDICTS = {"holds": "#009E73", "does not hold": "#D55E00", "not shown": "0.5"}
 
@@ -28,7 +28,11 @@ def plot_findings(findings: dict[str, list[Finding]], path: Path) -> None:
         axis.set_yticks(range(len(of)), [f"{f.task}: {f.what}" for f in of], fontsize=8)
         axis.set(ylim=(len(of) - 0.5, -0.5), xscale="log" if times else "linear")
         axis.set_xlabel(" or ".join(sorted({f.unit for f in of})), fontsize=8)
-        axis.set_title(f"{claim}: {PAPER[claim]}", fontsize=9, loc="left")
+        if times:
+            for ticks in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
+                ticks("{x:g}")
+        axis.tick_params(which="both", labelsize=8)
+        axis.set_title(f"{claim}: {PAPER[claim]}", fontsize=8, loc="left")
     figure.suptitle("95 % intervals. Green: the claim holds. Red: it does not. Grey: not shown.", fontsize=10)
     save_figure(figure, path)
 
@@ -46,10 +50,8 @@ def plot_curves(runs: list[dict], path: Path) -> None:
                 x = numpy.linspace(0, min(column(run, unit)[-1] for run in same), 50)
                 y = numpy.array([numpy.interp(x, column(run, unit), column(run, "test")) for run in same])
                 band = y.std(axis=0, ddof=1) if len(y) > 1 else numpy.zeros(len(x))
-                axis.plot(x, y.mean(axis=0), color=COLOURS.get(name, "0.4"), label=name)
-                axis.fill_between(
-                    x, y.mean(axis=0) - band, y.mean(axis=0) + band, color=COLOURS.get(name, "0.4"), alpha=0.15, linewidth=0
-                )
+                axis.plot(x, y.mean(axis=0), color=COLOURS[name], label=NAMES[name])
+                axis.fill_between(x, y.mean(axis=0) - band, y.mean(axis=0) + band, color=COLOURS[name], alpha=0.15, linewidth=0)
             axis.set(xlabel=unit, ylim=(0, 1))
         row[0].set(ylabel=f"test accuracy, {task}")
         row[0].legend(frameon=False)
