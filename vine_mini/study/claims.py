@@ -4,7 +4,7 @@ import math
 import statistics
 from dataclasses import dataclass, replace
 
-from vine_mini.study.config import ALGORITHMS, HOT, NAMES, PLAIN, TASKS
+from vine_mini.study.config import ALGORITHMS, FEW_PROBLEMS, HOT, NAMES, PLAIN, TASKS
 from vine_mini.study.statistics import at_levels, first_at, interval, verdict
 
 LEVELS = [round(0.05 * i, 2) for i in range(1, 20)]  # accuracies at which runs are compared
@@ -127,7 +127,7 @@ def generalization(runs: list[dict]) -> list[Finding]:
     """Claim 3: at equal accuracy on few training problems, VinePPO's test accuracy is higher."""
     found = []
     for name in ("ppo", "grpo"):
-        for task, mine, other in _pairs(runs, name, train_size=128):
+        for task, mine, other in _pairs(runs, name, **FEW_PROBLEMS):
             gaps = [_at_equal(a, b, "train", "test") for a, b in zip(mine, other, strict=True)]
             found += _known(task, f"VinePPO - {NAMES[name]}, test accuracy at equal training accuracy", "points", gaps, 100)
     return found

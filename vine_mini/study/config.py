@@ -28,6 +28,7 @@ ALGORITHMS: dict[str, dict[str, dict]] = {
         "grpo": dict(algorithm="grpo", lr=1e-4, epochs=2, minibatch_size=64),
     },
 }
+FEW_PROBLEMS = dict(train_size=128)  # for generalization
 HOT = 1.3  # the high sampling temperature; the usual one is 1
 NAMES = {"vineppo": "VinePPO", "ppo": "PPO", "grpo": "GRPO", "rloo": "RLOO", "restem": "RestEM", "dpo": "DPO+"}
 CLAIMS = ("accuracy", "efficiency", "generalization", "kl", "values", "rollouts", "temperature")
@@ -59,7 +60,7 @@ def jobs(claim: str, config: StudyConfig) -> list[dict]:
     changes: list[dict] = [{}]
     names: dict[str, list[str]] = {task: list(of) for task, of in ALGORITHMS.items()}
     if claim == "generalization":
-        changes = [dict(train_size=128)]
+        changes = [FEW_PROBLEMS]
         names = {task: ["vineppo", "ppo", "grpo"] for task in names}
     if claim == "values":
         names = {task: ["ppo"] for task in names}

@@ -1,4 +1,4 @@
-"""The pictures of `study`: the intervals of all comparisons, and the learning curves behind them."""
+"""The pictures of `study`: the intervals of all comparisons, and the runs behind them."""
 
 import math
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy
 
 from vine_mini.app.plots import COLOURS, new_figure, save_figure
 from vine_mini.study.claims import PAPER, Finding, column, runs_of
-from vine_mini.study.config import ALGORITHMS, NAMES
+from vine_mini.study.config import ALGORITHMS, FEW_PROBLEMS, NAMES, PLAIN, TASKS
 
 VERDICTS = {"holds": "#009E73", "does not hold": "#D55E00", "not shown": "0.5"}
 
@@ -38,21 +38,35 @@ def plot_findings(findings: dict[str, list[Finding]], path: Path) -> None:
 
 
 def plot_curves(runs: list[dict], path: Path) -> None:
-    """Draws test accuracy of all algorithms over seconds, episodes and updates; bands are one standard deviation over seeds."""
-    tasks = [task for task in ALGORITHMS if any(run["task"] == task for run in runs)]
-    figure, axes = new_figure(3, len(tasks))
+    """Draws what the claims compare, a row for each task: thin lines are runs, thick lines the means of their checks."""
+    tasks = [task for task in TASKS if any(run["task"] == task for run in runs)]
+    figure, axes = new_figure(5, len(tasks))
+    figure.set_size_inches(18, 3.4 * len(tasks))
     for row, task in zip(axes, tasks, strict=True):
-        for axis, unit in zip(row, ("seconds", "episodes", "updates"), strict=True):
-            for name, config in ALGORITHMS[task].items():
-                same = runs_of(runs, task, config)
-                if not same:
-                    continue
-                x = numpy.linspace(0, min(column(run, unit)[-1] for run in same), 50)
-                y = numpy.array([numpy.interp(x, column(run, unit), column(run, "test")) for run in same])
-                band = y.std(axis=0, ddof=1) if len(y) > 1 else numpy.zeros(len(x))
-                axis.plot(x, y.mean(axis=0), color=COLOURS[name], label=NAMES[name])
-                axis.fill_between(x, y.mean(axis=0) - band, y.mean(axis=0) + band, color=COLOURS[name], alpha=0.15, linewidth=0)
-            axis.set(xlabel=unit, ylim=(0, 1))
-        row[0].set(ylabel=f"test accuracy, {task}")
-        row[0].legend(frameon=False)
+        usual = {NAMES[name]: (COLOURS[name], config) for name, config in ALGORITHMS[task].items()}
+        few = {label: (colour, config | FEW_PROBLEMS) for label, (colour, config) in usual.items()}
+        plain = ALGORITHMS[task]["vineppo"] | PLAIN
+        by_k = {f"K = {k}": (colour, plain | dict(k=k)) for k, colour in zip((1, 3, 9), COLOURS.values(), strict=False)}
+        _draw(row[0], runs, task, usual, "seconds", "test")
+        _draw(row[1], runs, task, usual, "updates", "test")
+        _draw(row[2], runs, task, few, "train", "test")
+        _draw(row[3], runs, task, usual, "test", "kl")
+        _draw(row[4], runs, task, by_k, "episodes", "test")
+        row[0].set_ylabel(f"{task}: test accuracy")
+        row[2].set_xlabel(f"accuracy on {FEW_PROBLEMS['train_size']} training problems")
+        row[3].set(xlabel="test accuracy", ylabel="KL to the start policy, nats a token")
+    for axis, claim in zip(axes[0], ("accuracy", "efficiency", "generalization", "kl", "rollouts"), strict=True):
+        axis.set_title(claim)
     save_figure(figure, path)
+
+
+def _draw(axis, runs: list[dict], task: str, settings: dict[str, tuple[str, dict]], x: str, y: str) -> None:
+    for label, (colour, config) in settings.items():
+        curves = [(column(run, x), column(run, y)) for run in runs_of(runs, task, config)]
+        for xs, ys in curves:
+            axis.plot(xs, ys, color=colour, alpha=0.25, linewidth=0.7)
+        if curves:
+            means = [[numpy.mean(at) for at in zip(*of, strict=False)] for of in zip(*curves, strict=True)]
+            axis.plot(*means, color=colour, linewidth=2, label=label)
+            axis.legend(frameon=False, fontsize=8)
+    axis.set_xlabel(x)
