@@ -4,7 +4,7 @@
         --updates 300 --out runs/arithmetic-16
     python -m benchmarks.steps --model runs/arithmetic-16 --workers 2
 
-One policy solves chains of 4, 6, 8, 12 and 16 steps. The noise of its credit comes from `credit-cost`. Learning runs of 60 CPU
+One policy solves chains of 4, 6, 8, 12 and 16 steps. The noise of its credit comes from `credit-cost`. Learning runs of 60
 seconds each then compare VinePPO with GRPO and PPO, at their settings of `vine_mini study`, and several K at 12 steps. The gain
 is how many times fewer seconds VinePPO needs for an accuracy that both reach. The command goes on where it stopped.
 """
@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import statistics
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -26,7 +27,8 @@ from vine_mini.app.tables import columns
 from vine_mini.credit_cost.command import measure
 from vine_mini.study.claims import column
 from vine_mini.study.config import ALGORITHMS, SHARED
-from vine_mini.study.runs import key, learn, run_missing
+from vine_mini.study.prices import load_prices
+from vine_mini.study.runs import key, learn, run_missing, trainer_of
 from vine_mini.study.statistics import first_at, interval
 
 STEPS, SECONDS = (4, 6, 8, 12, 16), 60
@@ -73,7 +75,7 @@ def jobs(model: str, seeds: list[int]) -> list[dict]:
     """The learning runs: three algorithms for each number of steps, and VinePPO with each K."""
     every = [(n, ALGORITHMS["chains"][name]) for n in STEPS for name in ("vineppo", *OTHERS)]
     every += [(AT, with_k(k)) for k in KS[1:]]
-    shared = dict(limits=dict(max_seconds=SECONDS), evaluations=8, problems=200)
+    shared = dict(limits=dict(seconds=SECONDS), evaluations=8, problems=200)
     return [
         shared | dict(task=f"{n} steps", seed=seed, config=config, shared=settings(n, model))
         for seed, (n, config) in product(seeds, every)
@@ -172,7 +174,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a policy for chains of 4 to 16 steps: see above")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument("--workers", type=int, default=1, help="runs side by side; more than one slows each of them down")
+    parser.add_argument("--workers", type=int, default=1, help="runs side by side")
     parser.add_argument("--out", type=Path, default=Path("results/claims/steps"), help="folder of noise.json and runs.jsonl")
     args = parser.parse_args()
     if len(args.seeds) < 2:
@@ -183,8 +185,10 @@ def main():
     for n in tqdm([n for n in STEPS if str(n) not in noise], desc="noise", dynamic_ncols=True):
         noise[str(n)] = noise_of(n, args.model)
         log.write_text(json.dumps(noise, indent=1), encoding="utf-8")
-    runs = run_missing(jobs(args.model, args.seeds), args.out / "runs.jsonl", key, learn, args.workers)
-    text = f"{machine('cpu', 1)}\n\n{SECONDS} CPU seconds a run\n\n{tables(noise, runs)}"
+    wanted = jobs(args.model, args.seeds)
+    prices = load_prices(wanted, trainer_of, args.out / "prices.json")
+    runs = run_missing(wanted, args.out / "runs.jsonl", key, partial(learn, prices=prices), args.workers)
+    text = f"{machine('cpu', 1)}\n\n{SECONDS} seconds a run\n\n{tables(noise, runs)}"
     (args.out / "steps.md").write_text(text, encoding="utf-8")
     draw(noise, runs, args.out / "steps.png")
     print(text)

@@ -3,12 +3,14 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from vine_mini.cli import main
 from vine_mini.study import claims, config
 from vine_mini.study.config import ALGORITHMS, CLAIMS, PLAIN, StudyConfig, jobs
+from vine_mini.study.prices import Clock, load_prices
 from vine_mini.tasks import arithmetic
 
 
@@ -100,6 +102,35 @@ def test_claims_share_runs():
     assert all(job["config"]["algorithm"] == "ppo" for job in jobs("values", study))
 
 
+def test_the_clock_counts_work_and_not_time():
+    clock = Clock({"sample": 0.1, "score": 0.01, "rollouts": 0.2, "update": 5.0})
+    trajectories = [SimpleNamespace(response_ids=[1] * n) for n in (3, 7)]
+    for updates in (2, 4):
+        clock.count(SimpleNamespace(updates=updates), {"rollout_tokens": 20}, SimpleNamespace(trajectories=trajectories))
+    assert clock.seconds == pytest.approx(2 * (1.0 + 0.1 + 4.0 + 10.0)) and clock.tokens == 2 * 30
+
+
+def test_prices_are_medians_of_what_an_iteration_takes_for_its_work(tmp_path):
+    episodes, made = SimpleNamespace(trajectories=[SimpleNamespace(response_ids=[1] * 10)]), []
+
+    class Trainer:
+        updates = 0
+
+        def train(self):
+            for seconds in (100.0, 1.0, 3.0, 2.0, 9.0, 0.1):  # the first one warms up
+                self.updates += 2
+                yield dict(seconds_sample=seconds, seconds_score=0.5, seconds_update=seconds), episodes, None
+
+    def make(job):
+        made.append(job)
+        return Trainer()
+
+    found = [dict(task="t", config=dict(algorithm=name), seed=seed) for seed in (0, 1) for name in ("ppo", "grpo")]
+    prices = load_prices(found, make, tmp_path / "prices.json")
+    assert prices["t, ppo"] == {"sample": 0.2, "score": 0.05, "rollouts": 0.0, "update": 1.0} and len(made) == 2
+    assert load_prices(found, make, tmp_path / "prices.json") == prices and len(made) == 2
+
+
 @pytest.mark.learning
 def test_the_command_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -115,7 +146,7 @@ def test_the_command_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     whole = jobs
 
     def tiny(claim, of):
-        return [job | dict(limits=dict(max_seconds=0.2), problems=4) for job in whole(claim, of)]
+        return [job | dict(limits=dict(seconds=0.2), problems=4) for job in whole(claim, of)]
 
     monkeypatch.setattr("vine_mini.study.command.jobs", tiny)
     assert main(["study", "--quick", "--claims", "accuracy", "values", "--workers", "1"]) == 0
@@ -130,7 +161,8 @@ def test_the_command_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     assert main(["study", "--quick", "--claims", "accuracy", "efficiency", "kl", "rollouts", "values", "--workers", "1"]) == 0
     text = capsys.readouterr().out
     assert [c for c in ("accuracy", "efficiency", "values", "rollouts") if f"| {c} " not in text] == [], text
-    assert Path("runs/claims-quick/runs.jsonl").read_text().splitlines()[:3] == lines[:3]
+    again = Path("runs/claims-quick/runs.jsonl").read_text().splitlines()
+    assert again[:3] == lines[:3] and set(lines) <= set(again)  # a run repeats exactly: its seconds follow from its work
     assert (
         Path("runs/claims-quick/claims.png").stat().st_size > 20_000
         and Path("runs/claims-quick/curves.png").stat().st_size > 20_000

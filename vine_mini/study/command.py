@@ -12,7 +12,8 @@ from vine_mini.models import pick_device
 from vine_mini.study.claims import PAPER, Finding, judge, overall
 from vine_mini.study.config import TASKS, StudyConfig, jobs
 from vine_mini.study.picture import plot_curves, plot_findings
-from vine_mini.study.runs import analyse, key, learn, run_missing
+from vine_mini.study.prices import load_prices
+from vine_mini.study.runs import analyse, key, learn, run_missing, trainer_of
 
 
 def study(config: StudyConfig) -> int:
@@ -23,9 +24,10 @@ def study(config: StudyConfig) -> int:
     findings: dict[str, list[Finding]] = {}
     runs: list[dict] = []
     for claim in config.claims:
-        measure = partial(analyse, quick=config.quick) if claim == "values" else learn
+        prices = load_prices(jobs(claim, config), trainer_of, folder / "prices.json")
+        run = partial(analyse, prices=prices, quick=config.quick) if claim == "values" else partial(learn, prices=prices)
         log = folder / ("values.jsonl" if claim == "values" else "runs.jsonl")
-        made = run_missing(jobs(claim, config), log, key, measure, config.workers)
+        made = run_missing(jobs(claim, config), log, key, run, config.workers)
         findings[claim] = judge(claim, made)
         runs += made if claim != "values" else []
         write(config, findings, runs, folder)
@@ -41,7 +43,7 @@ def write(config: StudyConfig, findings: dict[str, list[Finding]], runs: list[di
         verdicts = [overall([f for f in of if f.task == task]) if any(f.task == task for f in of) else "-" for task in TASKS]
         summary.append([claim, PAPER[claim], *verdicts, f"`python -m vine_mini study --claims {claim}`"])
         rows += [[claim, f.task, f.what, *f.text, str(len(f.values)), f.verdict] for f in of]
-    where = f"{machine(pick_device('cpu'))}; {config.seconds:g} CPU seconds a run"
+    where = f"{machine(pick_device('cpu'))}; {config.seconds:g} seconds a run"
     text = f"{where}\n\n{columns(summary)}\n\nThe intervals of a claim hold together at 95 %:\n\n{columns(rows)}\n"
     (folder / "claims.md").write_text(text, encoding="utf-8")
     found = {c: [vars(f) | dict(interval=f.interval, verdict=f.verdict) for f in of] for c, of in findings.items()}

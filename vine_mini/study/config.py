@@ -40,7 +40,7 @@ class StudyConfig:
 
     claims: list[str] = field(default_factory=lambda: list(CLAIMS), metadata={"help": f"Which claims: {', '.join(CLAIMS)}."})
     seeds: Annotated[int, Range(2)] = knob(5, "Learning runs of each setting, with the seeds 0, 1, ...")
-    seconds: Positive = knob(60.0, "CPU seconds of training in a run.")
+    seconds: Positive = knob(60.0, "Seconds of training in a run, by the prices that are measured first.")
     workers: Count = knob(2, "Runs side by side, one thread each.")
     quick: bool = knob(False, "Two seeds of two seconds: shows that everything runs, and nothing else.")
     out: str | None = knob(None, "Folder of the runs, tables and pictures. Left out: runs/claims, or runs/claims-quick.")
@@ -72,9 +72,7 @@ def jobs(claim: str, config: StudyConfig) -> list[dict]:
         names = {task: ["vineppo", "ppo", "grpo"] for task in names}
     if claim in ("efficiency", "kl"):
         names = {task: ["vineppo", "ppo", "grpo"] for task in names}
-    shared = dict(
-        limits=dict(max_seconds=config.seconds), evaluations=2 if config.quick else 8, problems=20 if config.quick else 200
-    )
+    shared = dict(limits=dict(seconds=config.seconds), evaluations=2 if config.quick else 8, problems=20 if config.quick else 200)
     if claim == "rollouts":  # equal episodes, whatever their rollouts cost
         shared["limits"] = dict(iterations=math.ceil(config.seconds / 3))
     return [

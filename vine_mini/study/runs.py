@@ -1,7 +1,6 @@
 """Learning runs of a study: each is made once and is one line of runs.jsonl. A study that was stopped goes on where it was."""
 
 import json
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
@@ -12,61 +11,65 @@ from tqdm import tqdm
 
 from vine_mini.app.config import TrainConfig
 from vine_mini.app.setup import build_trainer
+from vine_mini.study.prices import Clock, name_of
+from vine_mini.trainer import Trainer
 from vine_mini.value_errors.command import measure
 from vine_mini.value_errors.config import ValuesConfig
 
 STAGES = 3  # of a PPO run at which values are measured
 
 
-def trainer_of(job: dict):
-    """The trainer of a job, on as many training problems as it says, with the clock of one thread's CPU seconds."""
+def trainer_of(job: dict) -> Trainer:
+    """The trainer of a job, on as many training problems as it says, and on one thread."""
     torch.set_num_threads(1)
     settings = job["shared"] | {name: x for name, x in job["config"].items() if name != "train_size"}
-    limits = dict(iterations=100_000) | job["limits"]
-    trainer = build_trainer(TrainConfig(**settings | limits, seed=job["seed"], eval_problems=job["problems"]))
-    trainer.clock = time.process_time
+    trainer = build_trainer(TrainConfig(**settings, iterations=100_000, seed=job["seed"], eval_problems=job["problems"]))
     if size := job["config"].get("train_size"):
         trainer.train_problems, trainer.prompts = trainer.train_problems[:size], trainer.prompts[:size]
     return trainer
 
 
-def learn(job: dict) -> dict:
+def progress(job: dict, trainer: Trainer, clock: Clock):
+    """Trains, and yields how much of its iterations or seconds the run has used: above 0, at the end 1 or more."""
+    limits, used = job["limits"], 0.0
+    for metrics, episodes, _ in trainer.train():
+        clock.count(trainer, metrics, episodes)
+        used = trainer.iteration / limits["iterations"] if "iterations" in limits else clock.seconds / limits["seconds"]
+        yield used
+        if used >= 1:
+            return
+
+
+def learn(job: dict, prices: dict) -> dict:
     """One learning run. -> the job with its `checks`, at equal distances of its limit, the first before training
 
     A check holds iteration, seconds, episodes, updates, tokens (sampled, rollouts included), and the policy's pass@1 on test and
-    on training problems with the KL to the start policy. The seconds are CPU seconds of one thread.
+    on training problems with the KL to the start policy.
     """
-    trainer = trainer_of(job)
-    tokens, checks = 0, [check(trainer, 0)]
-    for metrics, episodes, _ in trainer.train():
-        tokens += sum(len(t.response_ids) for t in episodes.trajectories) + metrics.get("rollout_tokens", 0)
-        if trainer.done or progress(trainer) >= len(checks) / job["evaluations"]:
-            checks.append(check(trainer, tokens))
+    trainer, clock = trainer_of(job), Clock(prices[name_of(job)])
+    checks = [check(trainer, clock)]
+    for used in progress(job, trainer, clock):
+        if used >= len(checks) / job["evaluations"]:
+            checks.append(check(trainer, clock))
     return job | dict(checks=checks)
 
 
-def analyse(job: dict, quick: bool = False) -> dict:
+def analyse(job: dict, prices: dict, quick: bool = False) -> dict:
     """A PPO run for the claim about values. -> the job with `reports`, one at the end of each third of the seconds"""
-    trainer = trainer_of(job)
+    trainer, clock = trainer_of(job), Clock(prices[name_of(job)])
     few: dict = dict(problems=4, responses=1, truth=16, states=8, choices=2) if quick else {}
     values, reports = ValuesConfig(run="", seed=job["seed"], **few), []
-    for _ in trainer.train():
-        if trainer.done or progress(trainer) >= (len(reports) + 1) / STAGES:
+    for used in progress(job, trainer, clock):
+        if used >= (len(reports) + 1) / STAGES:
             reports.append(measure(trainer, values))
     return job | dict(reports=[asdict(report) for report in reports])
 
 
-def progress(trainer) -> float:
-    """How much of its iterations or seconds a run has used: from 0 to 1, or above where the last iteration took longer."""
-    config, seconds = trainer.config, sum(trainer.seconds.values())
-    return max(trainer.iteration / config.iterations, seconds / config.max_seconds if config.max_seconds else 0.0)
-
-
-def check(trainer, tokens: int) -> dict:
+def check(trainer: Trainer, clock: Clock) -> dict:
     """The policy as it is now."""
     n = trainer.config.eval_problems
     test, training = trainer.evaluate(trainer.test_problems[:n]), trainer.evaluate(trainer.train_problems[:n])
-    now = dict(iteration=trainer.iteration, updates=trainer.updates, tokens=tokens, seconds=sum(trainer.seconds.values()))
+    now = dict(iteration=trainer.iteration, updates=trainer.updates, tokens=clock.tokens, seconds=clock.seconds)
     now["episodes"] = trainer.iteration * trainer.config.prompts * trainer.config.group
     return now | dict(test=test["pass@1"][0], train=training["pass@1"][0], kl=test["kl"][0], greedy=test["greedy"][0])
 

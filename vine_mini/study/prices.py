@@ -1,0 +1,69 @@
+"""The clock of a study. Each phase of an iteration has a price, measured once, and a run's seconds follow from its work.
+
+So the seconds of a run do not depend on what else the machine does meanwhile, and a run repeats exactly from its seed.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+
+from tqdm import tqdm
+
+from vine_mini.trainer import Trainer
+from vine_mini.types import Episodes
+
+TIMED = 5  # iterations
+
+
+class Clock:
+    """The seconds of a run, and the tokens that it has sampled, rollouts included."""
+
+    def __init__(self, prices: dict[str, float]):
+        self.prices, self.seconds, self.tokens, self.updates = prices, 0.0, 0, 0
+
+    def count(self, trainer: Trainer, metrics: dict, episodes: Episodes) -> None:
+        """Adds the iteration that has just ended."""
+        amounts = work(metrics, episodes, trainer.updates - self.updates)
+        self.seconds += sum(self.prices[phase] * amount for phase, amount in amounts.items())
+        self.tokens += amounts["sample"] + amounts["rollouts"]
+        self.updates = trainer.updates
+
+
+def work(metrics: dict, episodes: Episodes, updates: int) -> dict[str, int]:
+    """The work of an iteration by phase: sampled tokens, scored tokens, tokens of rollouts, updates."""
+    sampled = sum(len(t.response_ids) for t in episodes.trajectories)
+    return {"sample": sampled, "score": sampled, "rollouts": metrics.get("rollout_tokens", 0), "update": updates}
+
+
+def timed(trainer: Trainer) -> Iterator[dict[str, float]]:
+    """Trains, and yields what each iteration took: seconds for a unit of the work of each phase."""
+    trainer.clock, updates = time.perf_counter, 0
+    for metrics, episodes, _ in trainer.train():
+        amounts = work(metrics, episodes, trainer.updates - updates)
+        updates = trainer.updates
+        yield {phase: metrics.get(f"seconds_{phase}", 0.0) / max(n, 1) for phase, n in amounts.items()}
+
+
+def load_prices(jobs: list[dict], make, path: Path) -> dict[str, dict[str, float]]:
+    """The prices of each task and algorithm of the jobs. -> name_of(job) -> phase -> seconds for a unit of its work
+
+    Prices that the file lacks are measured: medians over iterations, in which the algorithms alternate. The machine must do
+    nothing else meanwhile.
+    """
+    prices = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    runs = {name: timed(make(job)) for name, job in {name_of(job): job for job in jobs}.items() if name not in prices}
+    found: dict[str, list] = {name: [] for name in runs}
+    for _, name in tqdm([*product(range(1 + TIMED), runs)], desc="prices", dynamic_ncols=True, disable=not runs):
+        found[name].append(next(runs[name]))
+    for name, (_, *iterations) in found.items():  # the first one has warmed up
+        prices[name] = {phase: statistics.median(of[phase] for of in iterations) for phase in iterations[0]}
+    path.write_text(json.dumps(prices, indent=1), encoding="utf-8")
+    return prices
+
+
+def name_of(job: dict) -> str:
+    """Jobs of one name have the same prices."""
+    return f"{job['task']}, {job['config']['algorithm']}"
