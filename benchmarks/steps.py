@@ -13,7 +13,6 @@ import argparse
 import json
 import math
 import statistics
-from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from vine_mini.app.tables import columns
 from vine_mini.credit_cost.command import measure
 from vine_mini.study.claims import column
 from vine_mini.study.config import ALGORITHMS, SHARED
-from vine_mini.study.prices import load_prices
+from vine_mini.study.prices import measure_missing, with_prices
 from vine_mini.study.runs import key, learn, run_missing, trainer_of
 from vine_mini.study.statistics import first_at, interval
 
@@ -101,7 +100,8 @@ def gains(runs: list[dict], steps: int, config: dict, other: str) -> list[float]
     level = 0.9 * min(statistics.mean(max(column(run, "test")) for run in same.values()) for same in both)
 
     def seconds(run: dict) -> float:
-        return first_at(column(run, "seconds"), column(run, "test"), level) or 2 * column(run, "seconds")[-1]
+        reached = first_at(column(run, "seconds"), column(run, "test"), level)
+        return 2 * column(run, "seconds")[-1] if reached is None else max(reached, 1.0)  # it may be there at the start
 
     return [math.log(seconds(both[1][seed]) / seconds(both[0][seed])) for seed in sorted(both[0].keys() & both[1].keys())]
 
@@ -181,13 +181,15 @@ def main():
         parser.error("an interval needs at least two --seeds")
     args.out.mkdir(parents=True, exist_ok=True)
     log = args.out / "noise.json"
-    noise = json.loads(log.read_text(encoding="utf-8")) if log.exists() else {}
+    of_models = json.loads(log.read_text(encoding="utf-8")) if log.exists() else {}
+    noise = of_models.setdefault(args.model, {})
     for n in tqdm([n for n in STEPS if str(n) not in noise], desc="noise", dynamic_ncols=True):
         noise[str(n)] = noise_of(n, args.model)
-        log.write_text(json.dumps(noise, indent=1), encoding="utf-8")
+        log.write_text(json.dumps(of_models, indent=1), encoding="utf-8")
     wanted = jobs(args.model, args.seeds)
-    prices = load_prices(wanted, trainer_of, args.out / "prices.json")
-    runs = run_missing(wanted, args.out / "runs.jsonl", key, partial(learn, prices=prices), args.workers)
+    measure_missing(wanted, trainer_of, args.out / "prices.json")
+    wanted = with_prices(wanted, args.out / "prices.json")
+    runs = run_missing(wanted, args.out / "runs.jsonl", key, learn, args.workers)
     text = f"{machine('cpu', 1)}\n\n{SECONDS} seconds a run\n\n{tables(noise, runs)}"
     (args.out / "steps.md").write_text(text, encoding="utf-8")
     draw(noise, runs, args.out / "steps.png")

@@ -1,6 +1,6 @@
 """The loop of RestEM and DPO-Positive. An iteration samples, chooses examples, and fine-tunes the start policy on them.
 
-With validation problems, an iteration stops at the first epoch that lowers their accuracy, and keeps the epoch before.
+With validation problems, an iteration stops after the first epoch that lowers their accuracy, and goes back to the best epoch.
 
 Deviations from the paper: an iteration draws `prompts` problems instead of all. DPO-Positive may have several iterations.
 """

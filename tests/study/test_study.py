@@ -7,11 +7,15 @@ from types import SimpleNamespace
 
 import pytest
 
+from vine_mini.app.config import TrainConfig
 from vine_mini.cli import main
 from vine_mini.study import claims, config
+from vine_mini.study.claims import Finding
 from vine_mini.study.config import ALGORITHMS, CLAIMS, PLAIN, StudyConfig, jobs
-from vine_mini.study.prices import Clock, load_prices
+from vine_mini.study.prices import Clock, measure_missing, name_of, with_prices
+from vine_mini.study.runs import read, run_missing
 from vine_mini.tasks import arithmetic
+from vine_mini.types import UserError
 
 
 def a_run(task, algorithm, seed, test, *, train=None, kl=None, speed=1.0, **changes):
@@ -40,11 +44,15 @@ def test_accuracy_and_efficiency_by_hand():
     [swapped] = claims.accuracy(runs([0.1, 0.3, 0.4, 0.5], [0.1, 0.5, 0.7, 0.8]))
     assert swapped.verdict == "does not hold"
     by_unit = {f.what: f for f in claims.efficiency(made)}
-    assert len(by_unit) == 2
+    assert len(by_unit) == 2 and all("in 5 of 5 runs" in what for what in by_unit)
     for f in by_unit.values():  # PPO needs all of its run, VinePPO a third of it
         assert 2.718281828 ** f.interval[0] == pytest.approx(3.0) and f.verdict == "holds"
-    for f in claims.efficiency(runs([0.1, 0.2, 0.2, 0.2], [0.1, 0.3, 0.4, 0.5])):
-        assert 2.718281828 ** f.interval[0] == pytest.approx(0.5) and f.verdict == "does not hold"  # never there: twice its end
+    slow = runs([0.1, 0.2, 0.2, 0.2], [0.1, 0.3, 0.4, 0.5])
+    for run in slow:
+        for check in run["checks"]:
+            check["updates"] *= 10 if run["config"]["algorithm"] == "ppo" else 1  # few updates do not help who never gets there
+    for f in claims.efficiency(slow):
+        assert 2.718281828 ** f.interval[0] == pytest.approx(0.5) and f.verdict == "does not hold" and "in 0 of 5" in f.what
 
 
 def test_generalization_and_kl_compare_at_equal_accuracy():
@@ -61,8 +69,8 @@ def test_generalization_and_kl_compare_at_equal_accuracy():
 
 def test_rollouts_and_temperature_by_hand():
     made = [a_run("chains", "vineppo", s, [0.0, 0.1 * k, 0.2 * k], **PLAIN, k=k) for s in range(5) for k in (1, 3)]
-    [found] = claims.rollouts(made)  # at 0, 128 and 256 episodes: 0, 20 and 40 points
-    assert found.interval[0] == pytest.approx(20.0) and "K = 3 - K = 1" in found.what
+    [found] = claims.rollouts(made)  # at 128 and 256 episodes: 20 and 40 points
+    assert found.interval[0] == pytest.approx(30.0) and "K = 3 - K = 1" in found.what
     hot = dict(temperature=config.HOT)
     made = [
         a_run("chains", name, s, [0.0, end, end], **change)
@@ -70,7 +78,53 @@ def test_rollouts_and_temperature_by_hand():
         for name, end, change in (("vineppo", 0.9, {}), ("vineppo", 0.8, hot), ("ppo", 0.9, {}), ("ppo", 0.5, hot))
     ]
     [found] = claims.temperature(made)
-    assert found.interval == pytest.approx((30.0, 30.0, 30.0)) and found.verdict == "holds"
+    assert [2.718281828**x for x in found.interval] == pytest.approx([(0.8 / 0.9) / (0.5 / 0.9)] * 3) and found.verdict == "holds"
+
+
+def test_runs_are_paired_by_seed_and_missing_seeds_show_nothing():
+    made = runs([0.1, 0.5, 0.7, 0.8], [0.1, 0.3, 0.4, 0.5])
+    [found] = claims.accuracy([run for run in made if run["seed"] != 2 or run["config"]["algorithm"] == "ppo"])
+    assert len(found.values) == 4 and found.values == pytest.approx([30.0] * 4)
+    steep, never = [0.0, 0.2, 0.4, 0.6], [0.0, 0.0, 0.0, 0.0]
+    made = [a_run("decisive", "vineppo", s, steep, kl=[0.0, 0.1, 0.2, 0.3]) for s in range(5)]
+    made += [a_run("decisive", "ppo", s, steep if s else never, kl=[0.0, 0.2, 0.4, 0.6]) for s in range(5)]
+    [found] = claims.kl(made)  # seed 0 of PPO reaches no level
+    assert len(found.values) == 4 and found.seeds == 5 and found.interval[1] > 0 and found.verdict == "not shown"
+    assert [
+        claims.overall([Finding("t", "", "", values) for values in of])
+        for of in (
+            [[1.0, 1.1], [2.0, 2.01]],
+            [[1.0, 1.1], [-1.0, -1.1]],
+            [[1.0, 1.1], [1.0, -1.1]],
+        )
+    ] == ["holds", "does not hold", "not shown"]
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_every_run_of_a_claim_has_settings_that_train_accepts(claim):
+    for job in jobs(claim, StudyConfig(seeds=2)):
+        settings = {name: x for name, x in (job["shared"] | job["config"]).items() if name != "train_size"}
+        TrainConfig(**settings)
+        assert name_of(job).startswith(job["task"]) and list(job["limits"]) == [
+            "iterations" if claim == "rollouts" else "seconds"
+        ]
+
+
+def test_a_log_that_a_crash_has_cut_and_a_run_that_fails(tmp_path, monkeypatch):
+    monkeypatch.setattr("vine_mini.study.runs.ProcessPoolExecutor", ThreadPoolExecutor)
+    log = tmp_path / "runs.jsonl"
+    log.write_text('{"n": 0}\n{"n": 1', encoding="utf-8")
+    made = run_missing([{"n": 0}, {"n": 1}], log, lambda job: str(job["n"]), lambda job: job, 1)
+    assert made == [{"n": 0}, {"n": 1}] and read(log) == made and run_missing(made, log, str, lambda job: job, 1) == made
+
+    def run(job):
+        if job["n"] == 3:
+            raise UserError("three")
+        return job
+
+    with pytest.raises(UserError, match="three"):
+        run_missing([{"n": n} for n in range(2, 9)], log, str, run, 1)
+    assert {"n": 2} in read(log)
 
 
 def test_values_by_hand():
@@ -126,9 +180,12 @@ def test_prices_are_medians_of_what_an_iteration_takes_for_its_work(tmp_path):
         return Trainer()
 
     found = [dict(task="t", config=dict(algorithm=name), seed=seed) for seed in (0, 1) for name in ("ppo", "grpo")]
-    prices = load_prices(found, make, tmp_path / "prices.json")
-    assert prices["t, ppo"] == {"sample": 0.2, "score": 0.05, "rollouts": 0.0, "update": 1.0} and len(made) == 2
-    assert load_prices(found, make, tmp_path / "prices.json") == prices and len(made) == 2
+    assert with_prices(found, tmp_path / "prices.json") == []
+    for _ in range(2):
+        measure_missing(found, make, tmp_path / "prices.json")
+        priced = with_prices(found, tmp_path / "prices.json")
+        assert priced[0]["prices"] == {"sample": 0.2, "score": 0.05, "rollouts": 0.0, "update": 1.0}
+        assert [{**job, "prices": None} for job in priced] == [{**job, "prices": None} for job in found] and len(made) == 2
 
 
 @pytest.mark.learning

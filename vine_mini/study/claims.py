@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections import Counter
 from dataclasses import dataclass, replace
 
 from vine_mini.study.config import ALGORITHMS, FEW_PROBLEMS, HOT, NAMES, PLAIN, TASKS
@@ -27,7 +28,8 @@ class Finding:
     what: str
     unit: str  # "times": the values are logarithms of a factor
     values: list[float]  # of each seed
-    comparisons: int = 1  # of this claim: all its intervals hold together at 95 %
+    seeds: int = 0  # that have run; where fewer have a value, nothing is shown
+    comparisons: int = 1  # of this claim on this task: with a probability of 95 % all their intervals are true at once
 
     @property
     def interval(self) -> tuple[float, float, float]:
@@ -37,25 +39,26 @@ class Finding:
     @property
     def verdict(self) -> str:
         """Whether the claim holds."""
-        return verdict(self.interval)
+        return verdict(self.interval) if len(self.values) >= self.seeds else "not shown"
 
     @property
     def text(self) -> list[str]:
         """The mean with its unit, and the interval."""
         mean, low, high = self.interval
         if self.unit == "times":
-            return [f"{math.exp(mean):.2f} times", f"{math.exp(low):.2f} to {math.exp(min(high, 700)):.2f}"]
+            return [f"{math.exp(mean):.2f} times", f"{math.exp(low):.3g} to {math.exp(min(high, 700)):.3g}"]
         return [f"{mean:+.3g} {self.unit}".strip(), f"{low:+.3g} to {high:+.3g}"]
 
 
 def judge(claim: str, runs: list[dict]) -> list[Finding]:
     """The findings of a claim. Their intervals are corrected for their number."""
     found = MEASURES[claim](runs)
-    return [replace(f, comparisons=len(found)) for f in found]
+    counts = Counter(f.task for f in found)
+    return [replace(f, comparisons=counts[f.task]) for f in found]
 
 
 def overall(findings: list[Finding]) -> str:
-    """The verdict of a claim: it holds if each of its comparisons does, and it does not if one of them does not."""
+    """The verdict of a claim. "holds": every comparison holds. "does not hold": at least one does not. Otherwise "not shown"."""
     verdicts = {f.verdict for f in findings}
     return "holds" if verdicts == {"holds"} else "does not hold" if "does not hold" in verdicts else "not shown"
 
@@ -76,12 +79,16 @@ def final(run: dict) -> float:
 
 
 def _pairs(runs, name: str, **changes):
-    """Yields (task, runs of VinePPO, runs of another algorithm) for each task where both have run."""
+    """Yields (task, [(run of VinePPO, run of another algorithm with the same seed)]) for each task where both have run."""
     for task in TASKS:
-        mine, other = (runs_of(runs, task, ALGORITHMS[task][n] | changes) for n in ("vineppo", name))
-        count = min(len(mine), len(other))
-        if count:
-            yield task, mine[:count], other[:count]
+        if same := paired(*(runs_of(runs, task, ALGORITHMS[task][n] | changes) for n in ("vineppo", name))):
+            yield task, same
+
+
+def paired(*settings: list[dict]) -> list[tuple[dict, ...]]:
+    """The runs of several settings, put together by their seeds; seeds that one of them lacks are left out."""
+    by_seed = [{run["seed"]: run for run in runs} for runs in settings]
+    return [tuple(of[seed] for of in by_seed) for seed in sorted(set.intersection(*map(set, by_seed)))]
 
 
 def accuracy(runs: list[dict]) -> list[Finding]:
@@ -89,24 +96,28 @@ def accuracy(runs: list[dict]) -> list[Finding]:
     others = [name for name in ALGORITHMS["decisive"] if name != "vineppo"]
     found = []
     for name in others:
-        for task, mine, other in _pairs(runs, name):
-            gaps = [100 * (final(a) - final(b)) for a, b in zip(mine, other, strict=True)]
+        for task, pairs in _pairs(runs, name):
+            gaps = [100 * (final(a) - final(b)) for a, b in pairs]
             found.append(Finding(task, f"VinePPO - {NAMES[name]}, test accuracy", "points", gaps))
     return found
 
 
 def efficiency(runs: list[dict]) -> list[Finding]:
-    """Claim 2: VinePPO is at PPO's best accuracy after fewer updates and seconds. A run that never is counts as twice its end."""
+    """Claim 2: VinePPO is at PPO's best accuracy after fewer updates and seconds.
+
+    A run of VinePPO that never gets there counts as half as fast as PPO's.
+    """
     found = []
-    for task, mine, ppo in _pairs(runs, "ppo"):
+    for task, pairs in _pairs(runs, "ppo"):
         for unit in ("updates", "seconds"):
-            ratios = []
-            for a, b in zip(mine, ppo, strict=True):
+            ratios, reached = [], 0
+            for a, b in pairs:
                 peak = max(column(b, "test"))
-                needed = first_at(column(b, unit), column(b, "test"), peak)
-                reached = first_at(column(a, unit), column(a, "test"), peak) or 2 * column(a, unit)[-1]
-                ratios.append(math.log(needed / reached) if needed else 0.0)
-            found.append(Finding(task, f"PPO's {unit} to its peak / VinePPO's", "times", ratios))
+                needed, mine = (first_at(column(run, unit), column(run, "test"), peak) for run in (b, a))
+                reached += mine is not None
+                ratios.append(math.log(needed / mine) if needed and mine else -math.log(2))
+            what = f"PPO's {unit} to its peak / VinePPO's, who reaches it in {reached} of {len(pairs)} runs"
+            found.append(Finding(task, what, "times", ratios))
     return found
 
 
@@ -120,15 +131,15 @@ def _at_equal(a: dict, b: dict, x: str, y: str, levels: list[float] = LEVELS) ->
 def _known(task: str, what: str, unit: str, gaps: list, scale: float = 1.0) -> list[Finding]:
     """One finding from the seeds whose number is known, or none."""
     known = [scale * gap for gap in gaps if gap is not None]
-    return [Finding(task, what, unit, known)] if known else []
+    return [Finding(task, what, unit, known, len(gaps))] if known else []
 
 
 def generalization(runs: list[dict]) -> list[Finding]:
     """Claim 3: at equal accuracy on few training problems, VinePPO's test accuracy is higher."""
     found = []
     for name in ("ppo", "grpo"):
-        for task, mine, other in _pairs(runs, name, **FEW_PROBLEMS):
-            gaps = [_at_equal(a, b, "train", "test") for a, b in zip(mine, other, strict=True)]
+        for task, pairs in _pairs(runs, name, **FEW_PROBLEMS):
+            gaps = [_at_equal(a, b, "train", "test") for a, b in pairs]
             found += _known(task, f"VinePPO - {NAMES[name]}, test accuracy at equal training accuracy", "points", gaps, 100)
     return found
 
@@ -137,8 +148,8 @@ def kl(runs: list[dict]) -> list[Finding]:
     """Claim 4: at equal test accuracy, VinePPO's KL to the start policy is lower."""
     found = []
     for name in ("ppo", "grpo"):
-        for task, mine, other in _pairs(runs, name):
-            gaps = [_at_equal(b, a, "test", "kl") for a, b in zip(mine, other, strict=True)]
+        for task, pairs in _pairs(runs, name):
+            gaps = [_at_equal(b, a, "test", "kl") for a, b in pairs]
             found += _known(task, f"{NAMES[name]} - VinePPO, KL at equal accuracy", "nats a token", gaps)
     return found
 
@@ -149,23 +160,23 @@ def rollouts(runs: list[dict]) -> list[Finding]:
     for task in TASKS:
         by_k = {k: runs_of(runs, task, ALGORITHMS[task]["vineppo"] | PLAIN | dict(k=k)) for k in (1, 3, 9)}
         for more, fewer in ((3, 1), (9, 3)):
-            pairs = zip(by_k[more], by_k[fewer], strict=False)
-            gaps = [_at_equal(a, b, "episodes", "test", column(a, "episodes")) for a, b in pairs]
+            pairs = paired(by_k[more], by_k[fewer])
+            gaps = [_at_equal(a, b, "episodes", "test", column(a, "episodes")[1:]) for a, b in pairs]
             found += _known(task, f"K = {more} - K = {fewer}, test accuracy at equal episodes", "points", gaps, 100)
     return found
 
 
 def temperature(runs: list[dict]) -> list[Finding]:
-    """Claim 7: a high sampling temperature costs VinePPO less test accuracy than PPO and GRPO."""
+    """Claim 7: VinePPO keeps a larger share of its test accuracy at a high sampling temperature than PPO and GRPO."""
     found = []
     for name in ("ppo", "grpo"):
         for task in TASKS:
-            loss = {}
-            for n in ("vineppo", name):
-                at = [runs_of(runs, task, ALGORITHMS[task][n] | change) for change in ({}, dict(temperature=HOT))]
-                loss[n] = [final(low) - final(high) for low, high in zip(*at, strict=False)]
-            gaps = [b - a for a, b in zip(loss["vineppo"], loss[name], strict=False)]
-            found += _known(task, f"loss of {NAMES[name]} - loss of VinePPO, from temperature 1 to {HOT}", "points", gaps, 100)
+            settings = [ALGORITHMS[task][n] | change for n in ("vineppo", name) for change in ({}, dict(temperature=HOT))]
+            logs = [
+                [math.log(max(final(run), 0.001)) for run in of] for of in paired(*(runs_of(runs, task, c) for c in settings))
+            ]
+            kept = [(mine_hot - mine) - (other_hot - other) for mine, mine_hot, other, other_hot in logs]
+            found += _known(task, f"share of accuracy kept at temperature {HOT}, VinePPO's / {NAMES[name]}'s", "times", kept)
     return found
 
 

@@ -1,7 +1,6 @@
 """The `study` command: makes the learning runs that are missing, judges the claims, writes claims.md, CSV and pictures."""
 
 import csv
-import json
 from functools import partial
 from pathlib import Path
 
@@ -10,10 +9,10 @@ from vine_mini.app.runs import check_writable
 from vine_mini.app.tables import columns
 from vine_mini.models import pick_device
 from vine_mini.study.claims import PAPER, Finding, judge, overall
-from vine_mini.study.config import TASKS, StudyConfig, jobs
+from vine_mini.study.config import CLAIMS, TASKS, StudyConfig, jobs
 from vine_mini.study.picture import plot_curves, plot_findings
-from vine_mini.study.prices import load_prices
-from vine_mini.study.runs import analyse, key, learn, run_missing, trainer_of
+from vine_mini.study.prices import measure_missing, with_prices
+from vine_mini.study.runs import analyse, key, learn, read, run_missing, trainer_of
 
 
 def study(config: StudyConfig) -> int:
@@ -21,41 +20,57 @@ def study(config: StudyConfig) -> int:
     folder = Path(config.out)
     check_writable(folder / "runs.jsonl")
     folder.mkdir(parents=True, exist_ok=True)
-    findings: dict[str, list[Finding]] = {}
-    runs: list[dict] = []
-    for claim in config.claims:
-        prices = load_prices(jobs(claim, config), trainer_of, folder / "prices.json")
-        run = partial(analyse, prices=prices, quick=config.quick) if claim == "values" else partial(learn, prices=prices)
-        log = folder / ("values.jsonl" if claim == "values" else "runs.jsonl")
-        made = run_missing(jobs(claim, config), log, key, run, config.workers)
-        findings[claim] = judge(claim, made)
-        runs += made if claim != "values" else []
-        write(config, findings, runs, folder)
-    print(f"{(folder / 'claims.md').read_text(encoding='utf-8')}\neverything is in {folder}")
+    try:
+        for claim in config.claims:
+            measure_missing(jobs(claim, config), trainer_of, folder / "prices.json")
+            run = partial(analyse, quick=config.quick) if claim == "values" else learn
+            run_missing(with_prices(jobs(claim, config), folder / "prices.json"), log_of(claim, folder), key, run, config.workers)
+    finally:  # whatever happens, the runs that have finished are judged
+        report(config, folder)
     return 0
 
 
+def log_of(claim: str, folder: Path) -> Path:
+    """Where the runs of a claim stand."""
+    return folder / ("values.jsonl" if claim == "values" else "runs.jsonl")
+
+
+def report(config: StudyConfig, folder: Path) -> None:
+    """Judges all claims by the runs that have finished, in this call or before, and prints what it wrote."""
+    findings, learned = {}, {}
+    for claim in CLAIMS:
+        wanted = {key(job) for job in with_prices(jobs(claim, config), folder / "prices.json")}
+        runs = {key(run): run for run in read(log_of(claim, folder)) if key(run) in wanted}  # one that is there twice counts once
+        if found := judge(claim, [*runs.values()]):
+            findings[claim] = found
+        learned |= runs if claim != "values" else {}
+    if findings:
+        write(config, findings, [*learned.values()], folder)
+        print(f"{(folder / 'claims.md').read_text(encoding='utf-8')}\neverything is in {folder}")
+
+
 def write(config: StudyConfig, findings: dict[str, list[Finding]], runs: list[dict], folder: Path) -> None:
-    """Writes the claims that have been measured so far."""
+    """Writes the verdicts with their intervals, all checks, and the pictures."""
     summary = [["claim", "the paper", *TASKS, "command"]]
     rows = [["claim", "task", "what", "mean", "95 % interval", "seeds", "verdict"]]
     for claim, of in findings.items():
         verdicts = [overall([f for f in of if f.task == task]) if any(f.task == task for f in of) else "-" for task in TASKS]
         summary.append([claim, PAPER[claim], *verdicts, f"`python -m vine_mini study --claims {claim}`"])
-        rows += [[claim, f.task, f.what, *f.text, str(len(f.values)), f.verdict] for f in of]
-    where = f"{machine(pick_device('cpu'))}; {config.seconds:g} seconds a run"
-    text = f"{where}\n\n{columns(summary)}\n\nThe intervals of a claim hold together at 95 %:\n\n{columns(rows)}\n"
+        rows += [[claim, f.task, f.what, *f.text, f"{len(f.values)} of {f.seeds or len(f.values)}", f.verdict] for f in of]
+    where = f"{machine(pick_device('cpu'))}; {config.seconds:g} seconds a run, or as many episodes for the claim about rollouts"
+    how = (
+        "All intervals of a claim on one task are true at once, with a probability of 95 %. "
+        "VinePPO has K = 1 and averaged values (mc_lam, mc_mu), except for the claim about rollouts."
+    )
+    text = f"{where}\n\n{columns(summary)}\n\n{how}\n\n{columns(rows)}\n"
     (folder / "claims.md").write_text(text, encoding="utf-8")
-    found = {c: [vars(f) | dict(interval=f.interval, verdict=f.verdict) for f in of] for c, of in findings.items()}
-    (folder / "claims.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     with (folder / "checks.csv").open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         names = ["iteration", "seconds", "episodes", "updates", "tokens", "train", "test", "greedy", "kl"]
         table.writerow(["task", "seed", "config", *names])
-        for run in {key(run): run for run in runs}.values():
+        for run in runs:
             settings = " ".join(f"{name}={x}" for name, x in run["config"].items())
             table.writerows([run["task"], run["seed"], settings, *(check[n] for n in names)] for check in run["checks"])
-    if any(findings.values()):
-        plot_findings(findings, folder / "claims.png")
+    plot_findings(findings, folder / "claims.png")
     if runs:
         plot_curves(runs, folder / "curves.png")

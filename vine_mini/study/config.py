@@ -51,6 +51,8 @@ class StudyConfig:
             if name not in CLAIMS:
                 raise UserError(f"unknown claim {name!r}: choose from {', '.join(CLAIMS)}")
         if self.quick:
+            if (self.seeds, self.seconds) != (5, 60.0):
+                raise UserError("quick has two seeds of two seconds: leave --seeds and --seconds out")
             self.seeds, self.seconds = 2, 2.0
         self.out = self.out or ("runs/claims-quick" if self.quick else "runs/claims")
 

@@ -47,23 +47,33 @@ def timed(trainer: Trainer) -> Iterator[dict[str, float]]:
         yield {phase: metrics.get(f"seconds_{phase}", 0.0) / max(n, 1) for phase, n in amounts.items()}
 
 
-def load_prices(jobs: list[dict], make, path: Path) -> dict[str, dict[str, float]]:
-    """The prices of each task and algorithm of the jobs. -> name_of(job) -> phase -> seconds for a unit of its work
+def measure_missing(jobs: list[dict], make, path: Path) -> None:
+    """Measures the prices that the file lacks: medians over iterations, in which the settings alternate.
 
-    Prices that the file lacks are measured: medians over iterations, in which the algorithms alternate. The machine must do
-    nothing else meanwhile.
+    The machine must do nothing else meanwhile.
     """
-    prices = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    prices = _read(path)
     runs = {name: timed(make(job)) for name, job in {name_of(job): job for job in jobs}.items() if name not in prices}
     found: dict[str, list] = {name: [] for name in runs}
     for _, name in tqdm([*product(range(1 + TIMED), runs)], desc="prices", dynamic_ncols=True, disable=not runs):
         found[name].append(next(runs[name]))
     for name, (_, *iterations) in found.items():  # the first one has warmed up
         prices[name] = {phase: statistics.median(of[phase] for of in iterations) for phase in iterations[0]}
-    path.write_text(json.dumps(prices, indent=1), encoding="utf-8")
-    return prices
+    path.with_suffix(".partial").write_text(json.dumps(prices, indent=1), encoding="utf-8")
+    path.with_suffix(".partial").replace(path)
+
+
+def with_prices(jobs: list[dict], path: Path) -> list[dict]:
+    """The jobs whose prices the file holds. Each has its own: phase -> seconds for a unit of its work."""
+    prices = _read(path)
+    return [job | dict(prices=prices[name_of(job)]) for job in jobs if name_of(job) in prices]
+
+
+def _read(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def name_of(job: dict) -> str:
-    """Jobs of one name have the same prices."""
-    return f"{job['task']}, {job['config']['algorithm']}"
+    """The setting of a job. Jobs of one setting have the same prices."""
+    settings = {name: x for name, x in job["config"].items() if name != "train_size"}
+    return ", ".join([job["task"], *(f"{name} {x}" for name, x in settings.items())])

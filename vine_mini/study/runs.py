@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from tqdm import tqdm
 
 from vine_mini.app.config import TrainConfig
 from vine_mini.app.setup import build_trainer
-from vine_mini.study.prices import Clock, name_of
+from vine_mini.study.prices import Clock
 from vine_mini.trainer import Trainer
 from vine_mini.value_errors.command import measure
 from vine_mini.value_errors.config import ValuesConfig
@@ -40,13 +41,13 @@ def progress(job: dict, trainer: Trainer, clock: Clock):
             return
 
 
-def learn(job: dict, prices: dict) -> dict:
+def learn(job: dict) -> dict:
     """One learning run. -> the job with its `checks`, at equal distances of its limit, the first before training
 
     A check holds iteration, seconds, episodes, updates, tokens (sampled, rollouts included), and the policy's pass@1 on test and
     on training problems with the KL to the start policy.
     """
-    trainer, clock = trainer_of(job), Clock(prices[name_of(job)])
+    trainer, clock = trainer_of(job), Clock(job["prices"])
     checks = [check(trainer, clock)]
     for used in progress(job, trainer, clock):
         if used >= len(checks) / job["evaluations"]:
@@ -54,9 +55,9 @@ def learn(job: dict, prices: dict) -> dict:
     return job | dict(checks=checks)
 
 
-def analyse(job: dict, prices: dict, quick: bool = False) -> dict:
+def analyse(job: dict, quick: bool = False) -> dict:
     """A PPO run for the claim about values. -> the job with `reports`, one at the end of each third of the seconds"""
-    trainer, clock = trainer_of(job), Clock(prices[name_of(job)])
+    trainer, clock = trainer_of(job), Clock(job["prices"])
     few: dict = dict(problems=4, responses=1, truth=16, states=8, choices=2) if quick else {}
     values, reports = ValuesConfig(run="", seed=job["seed"], **few), []
     for used in progress(job, trainer, clock):
@@ -76,23 +77,50 @@ def check(trainer: Trainer, clock: Clock) -> dict:
 
 def key(job: dict) -> str:
     """What tells one run from another."""
-    names = ("task", "seed", "limits", "evaluations", "problems", "config", "shared")
+    names = ("task", "seed", "limits", "evaluations", "problems", "config", "shared", "prices")
     return json.dumps({name: job[name] for name in names}, sort_keys=True)
 
 
 def read(log: Path) -> list[dict]:
     """The runs that have finished."""
-    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
+    rows = []
+    for line in log.read_text(encoding="utf-8").split("\n") if log.exists() else []:
+        with suppress(json.JSONDecodeError):  # the end of the file, or a line that a crash has cut
+            rows.append(json.loads(line))
+    return rows
 
 
 def run_missing(jobs: list[dict], log: Path, key: Callable[[dict], str], run: Callable[[dict], dict], workers: int) -> list[dict]:
-    """Makes the runs that the log lacks, each in a process, and appends them to the log. -> the runs of the jobs"""
+    """Makes the runs that the log lacks, each in a process, and appends them to the log. -> the runs of the jobs
+
+    If a run raises, those that have not started are given up, those that are under way are kept, and the error is raised.
+    """
     finished = {key(done) for done in read(log)}
     missing = {key(job): job for job in jobs if key(job) not in finished}
-    with ProcessPoolExecutor(workers) as pool:
-        futures = [pool.submit(run, job) for job in missing.values()]
+    written = set()
+
+    def keep(future) -> None:
+        """Appends the run of a future that has ended. Raises what the run raised."""
+        written.add(future)
+        row = json.dumps(future.result())
+        with log.open("a", encoding="utf-8") as file:
+            file.write("\n" * _is_cut(log) + row + "\n")
+
+    pool = ProcessPoolExecutor(workers)
+    futures = [pool.submit(run, job) for job in missing.values()]
+    try:
         for future in tqdm(as_completed(futures), total=len(futures), desc="learning runs", dynamic_ncols=True):
-            with log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(future.result()) + "\n")
-    wanted = {key(job) for job in jobs}
-    return [done for done in read(log) if key(done) in wanted]
+            keep(future)
+    finally:
+        pool.shutdown(cancel_futures=True)  # waits for the runs that are under way
+        for future in futures:
+            if future not in written and not future.cancelled() and not future.exception():
+                keep(future)
+    made = {key(done): done for done in read(log)}  # a run that is there twice counts once
+    return [made[name] for name in dict.fromkeys(map(key, jobs))]
+
+
+def _is_cut(log: Path) -> bool:
+    """Whether the last line has no end: a crash has cut it."""
+    text = log.read_bytes()
+    return bool(text) and not text.endswith(b"\n")

@@ -51,8 +51,12 @@ def same(a: str, b: str) -> bool:
         if len(left) != len(right):
             return False
         if len(left) > 1:
-            pairs = [[same(x, y) for y in right] for x in left]
-            return all(map(any, pairs)) and all(map(any, zip(*pairs, strict=True)))
+            for x in left:  # each item has a partner of its own
+                partner = next((i for i, y in enumerate(right) if same(x, y)), None)
+                if partner is None:
+                    return False
+                del right[partner]
+            return True
         [a], [b] = left, right
     if RELATION.search(a) and RELATION.search(b):
         return _relations(RELATION.split(a), RELATION.split(b))

@@ -49,6 +49,9 @@ def analyze_values(config: ValuesConfig) -> int:
     new_folder(config.out, "values")  # refuses before anything is computed
     saved = parse(TrainConfig, "train", ["--preset", f"{config.run}/config.yaml"])
     names = checkpoint.kept(Path(config.run))
+    for name in names:
+        if not (Path(config.run) / name).is_dir():
+            raise UserError(f"there is no folder {config.run}/{name}: nothing was saved there yet")
     if not ALGORITHMS[saved.algorithm].needs_critic:
         print(f"{config.run} trained no critic ({saved.algorithm}): only Monte Carlo values are measured")
     with tqdm(names, desc="checkpoints", dynamic_ncols=True) as bar:
@@ -127,9 +130,12 @@ def values_of_next_steps(trainer: Trainer, episodes: Episodes, config: ValuesCon
         responses = [t.response_ids[:cut] + r.response_ids for r in sampled]
         ends = [[c for c in trainer.cut(ids) if c > cut] for ids in responses]
         distinct = list(dict.fromkeys(tuple(ids[: of[0]]) for ids, of in zip(responses, ends, strict=True) if of))
-        if len(distinct) >= config.choices and len(choices) < config.states:
+        if len(distinct) >= config.choices:
             after.append([Trajectory(t.prompt_ids, list(ids), [0.0] * len(ids), False) for ids in distinct[: config.choices]])
             choices.append(row)
+    count = min(config.states, len(choices))
+    kept = [i * len(choices) // count for i in range(count)]  # spread over the responses again
+    after, choices = [after[i] for i in kept], [choices[i] for i in kept]
     flat = [t for group in after for t in group]
     if not flat:
         return []
