@@ -8,8 +8,8 @@
     python -m benchmarks.fight report    tables and pictures of what has run
 
 Each call does what results/credit/fight/runs.jsonl lacks, so a study that was stopped goes on where it was. A run counts CPU
-seconds of one thread. Leave the machine alone meanwhile: other work slows down the memory too. Five times in a run the clock stops
-and 100 validation problems are measured. The policy with the highest validation accuracy is tested at the end.
+seconds of one thread. Leave the machine alone meanwhile: other work slows down the memory too. Five times in a run the clock
+stops and 100 validation problems are measured. The policy with the highest validation accuracy is tested at the end.
 """
 
 import argparse
