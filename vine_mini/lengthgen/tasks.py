@@ -112,7 +112,7 @@ def make_addition(length: int, rng: Random) -> tuple[str, str]:
     """Two numbers, most significant digit first. The longer one has `length` digits; all pairs of lengths are equally likely."""
     m, n = rng.choice([(length, k) for k in range(1, length + 1)] + [(k, length) for k in range(1, length)])
     a, b = (rng.randint(10 ** (n - 1) if n > 1 else 0, 10**n - 1) for n in (m, n))
-    return f"Compute {_spaced(a)} + {_spaced(b)} ? ", f"The answer is {_spaced(a + b)}."
+    return f"Compute {spaced(a)} + {spaced(b)} ? ", f"The answer is {spaced(a + b)}."
 
 
 def check_addition(prompt: str, answer: str) -> bool:
@@ -126,23 +126,23 @@ def check_addition(prompt: str, answer: str) -> bool:
 
 
 def make_polynomial(length: int, rng: Random) -> tuple[str, str]:
-    """`length` terms in x, the value modulo 10."""
+    """`length` terms c * x ** d, the value modulo 10. x is uniform in -2..2, c in -3..3 and d in 0..3."""
     x = rng.randint(-2, 2)
     terms = [(rng.randint(-3, 3), rng.randint(0, 3)) for _ in range(length)]
-    value = sum(c * x**d for c, d in terms) % 10
-    text = " ".join(f"{'-' if c < 0 else '+'} {abs(c)} * x ** {d}" for c, d in terms).removeprefix("+ ")
-    return f"Evaluate at x = {_signed(x)} in {text} ? ", f"The answer is {value}."
+    text = " + ".join(f"{spaced(c)} * x ** {d}" for c, d in terms)
+    return f"Evaluate at x = {spaced(x)} in {text} ? ", f"The answer is {sum(c * x**d for c, d in terms) % 10}."
 
 
 def check_polynomial(prompt: str, answer: str) -> bool:
-    """Reads sign, coefficient and degree of each term from the text."""
+    """Reads coefficient and degree of each term from the text, and multiplies x so many times."""
     at, text = re.fullmatch(r"Evaluate at x = (.*) in (.*) \? ", prompt).groups()
     x, total = int(at.replace(" ", "")), 0
-    for sign, c, d in re.findall(r"([+-]|^) ?(\d) \* x \*\* (\d)", text):
-        power = 1
+    for term in text.split(" + "):
+        c, d = term.replace(" ", "").split("*x**")
+        value = int(c)
         for _ in range(int(d)):
-            power *= x
-        total += (-1 if sign == "-" else 1) * int(c) * power
+            value *= x
+        total += value
     return _answer(answer) == [str(total - 10 * (total // 10))]
 
 
@@ -153,9 +153,9 @@ def make_sort(length: int, rng: Random) -> tuple[str, str]:
 
 
 def make_sort_numbers(length: int, rng: Random) -> tuple[str, str]:
-    """Numbers of two to four digits in ascending order. Each count of digits is equally likely."""
-    x = [rng.randint(10 ** (n - 1), 10**n - 1) for n in rng.choices((2, 3, 4), k=length)]
-    listed, ordered = (", ".join(map(_spaced, row)) for row in (x, sorted(x)))
+    """Numbers in ascending order, uniform in 10..9999. Nine of ten have four digits."""
+    x = [rng.randint(10, 9999) for _ in range(length)]
+    listed, ordered = (", ".join(map(spaced, row)) for row in (x, sorted(x)))
     return f"Sort the following list [ {listed} ]. ", f"The sorted list is [ {ordered} ]."
 
 
@@ -208,7 +208,7 @@ def check_parity(prompt: str, answer: str) -> bool:
 def make_lego(length: int, rng: Random) -> tuple[str, str]:
     """A chain of `length` variables, each plus or minus the variable before (Zhang et al. 2022).
 
-    The question asks for a variable in the second half of the chain.
+    The question asks for a variable in the second half of the chain, without the middle of an odd chain.
     """
     names = rng.sample(LOWER, length)
     values, clauses = [], []
@@ -216,7 +216,7 @@ def make_lego(length: int, rng: Random) -> tuple[str, str]:
         sign = rng.choice((1, -1))
         values.append(sign * (values[-1] if values else 1))
         clauses.append(f"{name} = {_plus_minus(sign)}{'1' if i == 0 else ' ' + names[i - 1]}")
-    asked = rng.randrange(length // 2, length)
+    asked = rng.randrange((length + 1) // 2, length)
     question = f"If {', '.join(clauses)}. Then, what is the value of {names[asked]}? "
     return question, f"The answer is {_plus_minus(values[asked])}1."
 
@@ -239,12 +239,9 @@ def _answer(text: str) -> list[str] | None:
     return got[3:-1] if got[:3] == ["The", "answer", "is"] and got[-1] == "." else None
 
 
-def _spaced(number: int) -> str:
-    return " ".join(str(number))  # each digit is a token
-
-
-def _signed(number: int) -> str:
-    return f"- {-number}" if number < 0 else str(number)
+def spaced(number: int) -> str:
+    """The digits, and the sign of a negative number, with spaces between them: each is a token."""
+    return " ".join(str(number))
 
 
 def _plus_minus(sign: int) -> str:
@@ -270,7 +267,7 @@ TASKS = {
     "sort-numbers": Task(make_sort_numbers, check_sort, (2, 8), (9, 16), "numbers", 4000),
     "sum": Task(make_sum, check_sum, (2, 8), (9, 16), "digits added", 4000),
     "parity": Task(make_parity, check_parity, (2, 8), (9, 16), "bits", 4000),
-    "lego": Task(make_lego, check_lego, (2, 8), (9, 16), "variables in the chain", 4000, exist=tuple(range(1, 27))),
+    "lego": Task(make_lego, check_lego, (2, 8), (9, 16), "variables in the chain", 4000, exist=tuple(range(2, 27))),
     "scan": Task(make_scan, check_scan, (1, 25), (26, 48), "actions in the output", 2500, exist=SCAN_LENGTHS),
     "pcfg": Task(make_pcfg, check_pcfg, (1, 8), (9, 16), "functions", 4000),
 }
