@@ -35,29 +35,29 @@ class Task:
         make: (length, rng) -> (prompt, target).
         check: (prompt, answer) -> whether the whole answer is right.
         train, test: the default of the shortest and longest length in training and in the test.
-        counts: the meaning of `length`.
+        length_unit: what a length counts, such as "bits".
         steps, lr: the defaults of the number of updates and of the learning rate. For the tasks in results/lengthgen, except
             addition, they were chosen by accuracy on training lengths alone. For the other tasks they are a first guess.
-        exist: the lengths that exist; None: all up to a thousand.
+        possible_lengths: the lengths that have examples; None: all up to a thousand.
     """
 
     make: Callable[[int, Random], tuple[str, str]]
     check: Callable[[str, str], bool]
     train: tuple[int, int]
     test: tuple[int, int]
-    counts: str
+    length_unit: str
     steps: int
     lr: float = 2e-3
-    exist: tuple[int, ...] | None = None
+    possible_lengths: tuple[int, ...] | None = None
 
     def lengths(self, shortest: int, longest: int) -> list[int]:
         """The lengths that exist in a range, with both ends."""
-        return [n for n in range(shortest, longest + 1) if self.exist is None or n in self.exist]
+        return [n for n in range(shortest, longest + 1) if self.possible_lengths is None or n in self.possible_lengths]
 
     @property
     def longest(self) -> int:
         """The longest length that exists."""
-        return max(self.exist or [1000])
+        return max(self.possible_lengths or [1000])
 
 
 def tokens(text: str) -> list[str]:
@@ -267,8 +267,8 @@ TASKS = {
     "sort-numbers": Task(make_sort_numbers, check_sort, (2, 8), (9, 16), "numbers", 4000),
     "sum": Task(make_sum, check_sum, (2, 8), (9, 16), "digits added", 4000),
     "parity": Task(make_parity, check_parity, (2, 8), (9, 16), "bits", 4000),
-    "lego": Task(make_lego, check_lego, (2, 8), (9, 16), "variables in the chain", 4000, exist=tuple(range(2, 27))),
-    "scan": Task(make_scan, check_scan, (1, 25), (26, 48), "actions in the output", 2500, exist=SCAN_LENGTHS),
+    "lego": Task(make_lego, check_lego, (2, 8), (9, 16), "variables in the chain", 4000, possible_lengths=tuple(range(2, 27))),
+    "scan": Task(make_scan, check_scan, (1, 25), (26, 48), "actions in the output", 2500, possible_lengths=SCAN_LENGTHS),
     "pcfg": Task(make_pcfg, check_pcfg, (1, 8), (9, 16), "functions", 4000),
 }
 
