@@ -36,8 +36,8 @@ FORMS = {
     ],
     "scan": [("Solve: walk after turn right[SEP] ", "Right Walk"), ("Solve: jump around left twice[SEP] ", "Left Jump " * 8)],
     "pcfg": [
-        ("Solve: echo append A B , C [SEP] ", "A B C C"),
-        ("Solve: remove_first repeat A , swap_first_last B C D [SEP] ", "D C B"),
+        ("Solve: echo append A B , C[SEP] ", "A B C C"),
+        ("Solve: remove_first repeat A , swap_first_last B C D[SEP] ", "D C B"),
     ],
 }
 
@@ -88,8 +88,9 @@ def test_generators_draw_from_the_ranges_of_the_paper():
     assert set(numbers) == {2, 3, 4} and 0.89 < numbers[4] / sum(numbers.values()) < 0.91  # uniform in 10..9999; sd 0.002
     assert set(occurring("sort", r"[\[,] (\w)")) == set(SORTABLE)
     assert any(len(set(row[1][:-4].split()[5:])) < row[0] for row in samples("sort"))  # with repeats
+    assert len(set(ITEMS)) == 100
     for name in ("copy-v3", "copy-v3-2x", "reverse", "reverse-2x", "reverse-v2"):
-        assert set(occurring(name, r"\b\w\b", part=1)) == set(ITEMS)
+        assert set(occurring(name, r"\S+", part=1)) - {"[NEXT]"} == set(ITEMS)
     for name in ("copy", "copy-2x", "copy-v2"):
         assert set(occurring(name, r"\w", part=1)) == set(COUNTED)
     pairs = Counter(tuple(len(n.split()) for n in row[1][8:-2].split("+")) for row in samples("addition", 600) if row[0] == 4)
@@ -165,6 +166,7 @@ def test_pcfg_uses_every_function_and_bounds_its_output():
     used = Counter(word for prompt, _ in rows for word in prompt.split())
     assert all(used[name] > 100 for name in [*languages.UNARY, *languages.BINARY])
     assert max(len(target.split()) for _, target in rows) <= languages.LONGEST
+    assert all(re.search(r"[A-Z]\[SEP\] $", prompt) for prompt, _ in rows)  # no space before [SEP], as in the official code
 
 
 def test_parity_and_lego_answers_are_balanced_and_sorting_has_a_hidden_order():

@@ -88,7 +88,7 @@ def make_pcfg(length: int, rng: Random) -> tuple[str, str]:
     while True:
         text, value = _expression(length, rng)
         if len(value) <= LONGEST:
-            return f"Solve: {text} [SEP] ", " ".join(value)
+            return f"Solve: {text}[SEP] ", " ".join(value)
 
 
 def _expression(functions: int, rng: Random) -> tuple[str, list[str]]:

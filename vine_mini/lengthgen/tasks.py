@@ -22,9 +22,14 @@ from vine_mini.lengthgen.languages import BINARY, SCAN_LENGTHS, TURNS, UNARY, VE
 
 TOKEN = r"\[SEP\]|\[NEXT\]|\*\*|\w+|[^\w\s]"
 LOWER, UPPER, DIGITS = "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "0123456789"
-ITEMS = DIGITS + LOWER + UPPER  # of copy and reverse
-COUNTED = ITEMS[:16]  # of the tasks that repeat one item
-SORTABLE = ITEMS[:50]  # single tokens in the hidden order by which they are sorted
+CHARACTERS = DIGITS + LOWER + UPPER
+SYMBOLS = [str(n) for n in range(10, 20)] + "+ - * ** = . , : ? [ ] > ' #".split()
+WORDS = """Copy Reverse Replace with in Compute The answer is Evaluate at Sort the following list sorted Is number of even
+sequence Yes No If Then what value Solve and after twice thrice turn around opposite Thinking step by comp out re carry Thus
+par sum minimum unsorted portion""".split()
+ITEMS = [*CHARACTERS, *SYMBOLS, *WORDS][:100]  # of copy and reverse
+COUNTED = CHARACTERS[:16]  # of the tasks that repeat one item
+SORTABLE = CHARACTERS[:50]  # single tokens in the hidden order by which they are sorted
 
 
 @dataclass(frozen=True)
@@ -272,13 +277,8 @@ TASKS = {
     "pcfg": Task(make_pcfg, check_pcfg, (1, 8), (9, 16), "functions", 4000),
 }
 
-WORDS = """Copy Reverse Replace with in Compute The answer is Evaluate at x Sort the following list sorted Is number of s even
-sequence Yes No If Then what value Solve and after twice thrice turn around opposite Thinking step by comp out re carry Thus
-par sum minimum unsorted portion""".split()
-SYMBOLS = [str(n) for n in range(10, 20)] + "[SEP] [NEXT] + - * ** = . , : ? [ ] > ' #".split()
-VOCABULARY = list(
-    dict.fromkeys(["<pad>", "<eos>", *ITEMS, *SYMBOLS, *WORDS, *VERBS, *VERBS.values(), *TURNS, *TURNS.values(), *UNARY, *BINARY])
-)
+LANGUAGES = [*VERBS, *VERBS.values(), *TURNS, *TURNS.values(), *UNARY, *BINARY]
+VOCABULARY = list(dict.fromkeys(["<pad>", "<eos>", "[SEP]", "[NEXT]", *CHARACTERS, *SYMBOLS, *WORDS, *LANGUAGES]))
 IDS = {token: i for i, token in enumerate(VOCABULARY)}
 PAD, EOS = IDS["<pad>"], IDS["<eos>"]
 
