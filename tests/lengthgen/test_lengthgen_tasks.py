@@ -64,7 +64,7 @@ def test_forms_are_those_of_the_official_code(name):
         assert encode(prompt + target)
     prompt, target = FORMS[name][0]
     if name not in ("copy-v2", "sort-numbers", "scan", "pcfg"):  # whose words or numbers of digits vary
-        made = [(shape(p), shape(t)) for _, p, t in samples(name)]
+        made = [(shape(p), shape(t)) for _, p, t in samples(name, 120)]
         assert (shape(prompt), shape(target)) in made
     assert prompt.endswith(" ") and all(p.split()[0] == prompt.split()[0] for _, p, _ in samples(name, 4))
 
@@ -161,6 +161,26 @@ def test_scan_is_the_whole_language_and_the_paper_s_split():
     assert all(languages.check_scan(p, t) and len(t.split()) == n for n, rows in by_length.items() for p, t in rows)
 
 
+def test_weights_are_the_shares_of_the_paper_s_test_set():
+    def weights(name):
+        return [TASKS[name].weight(length) for length in TASKS[name].lengths(*TASKS[name].test)]
+
+    assert weights("scan") == [512, 448, 448, 576, 448, 256, 64, 256, 128] and sum(weights("scan")) == 3_136
+    assert weights("addition") == [17, 19, 21, 23, 25, 27, 29, 31] and sum(weights("addition")) == 192  # pairs of digit counts
+    assert set(weights("sum")) == {1}
+
+
+def test_the_paper_s_17_tasks_have_its_lengths_or_can_have_them():
+    assert len(TASKS) == 17
+    trained = {name: task.train for name, task in TASKS.items()}
+    assert trained["parity"] == trained["lego"] == (4, 8) and trained["sort"] == trained["sum"] == (2, 8)
+    assert trained["polynomial"] == trained["addition"] == trained["pcfg"] == (1, 8) and trained["scan"] == (1, 25)
+    rng = random.Random(0)
+    for name, longest in {"copy": 40, "reverse-v2": 40, "pcfg": 35}.items():
+        prompt, target = TASKS[name].make(longest, rng)
+        assert longest in TASKS[name].lengths(1, longest) and TASKS[name].check(prompt, target)
+
+
 def test_pcfg_uses_every_function_and_bounds_its_output():
     rows = [languages.make_pcfg(n % 16 + 1, random.Random(n)) for n in range(2000)]
     used = Counter(word for prompt, _ in rows for word in prompt.split())
@@ -172,7 +192,7 @@ def test_pcfg_uses_every_function_and_bounds_its_output():
 def test_parity_and_lego_answers_are_balanced_and_sorting_has_a_hidden_order():
     for task, one in (("parity", "Yes"), ("lego", "+1")):
         answers = Counter(one in target for _, _, target in samples(task, 200))
-        assert abs(answers[True] / sum(answers.values()) - 0.5) < 0.05  # 3000 draws: 5 standard errors
+        assert abs(answers[True] / sum(answers.values()) - 0.5) < 0.05  # 2600 draws: 5 standard errors
     assert len(SORTABLE) == 50 and SORTABLE.startswith("0123456789abc") and SORTABLE.index("z") < SORTABLE.index("A")
 
 
