@@ -34,9 +34,12 @@ FORMS = {
         ("If q = +1, t = - q, c = + t, z = - c. Then, what is the value of c? ", "The answer is -1."),
         ("If q = -1, t = - q, c = + t. Then, what is the value of c? ", "The answer is +1."),
     ],
-    "scan": [("Solve: walk after turn right[SEP] ", "Right Walk"), ("Solve: jump around left twice[SEP] ", "Left Jump " * 8)],
+    "scan": [
+        ("Solve: walk after turn right[SEP] ", "Right Walk"),
+        ("Solve: jump opposite left twice and look around right twice[SEP] ", "Left Left Jump " * 2 + "Right Look " * 8),
+    ],
     "pcfg": [
-        ("Solve: echo append A B , C[SEP] ", "A B C C"),
+        ("Solve: echo append copy A B C D , shift remove_second E F G H , I J K L M[SEP] ", "A B C D F G H E E"),
         ("Solve: remove_first repeat A , swap_first_last B C D[SEP] ", "D C B"),
     ],
 }
@@ -77,9 +80,8 @@ def occurring(name, pattern, part=0):
 def test_generators_draw_from_the_ranges_of_the_paper():
     assert set(occurring("polynomial", r"x = (- \d|\d)")) == {"- 2", "- 1", "0", "1", "2"}
     coefficients = occurring("polynomial", r"(?:in|\+) (- \d|\d) \* x")
-    assert set(coefficients) == {"- 3", "- 2", "- 1", "0", "1", "2", "3"} and set(occurring("polynomial", r"\*\* (\d)")) == set(
-        "0123"
-    )
+    assert set(coefficients) == {"- 3", "- 2", "- 1", "0", "1", "2", "3"}
+    assert set(occurring("polynomial", r"\*\* (\d)")) == set("0123")
     assert max(coefficients.values()) < 1.1 * min(coefficients.values())  # about 2300 each, sd 45
     digits = occurring("sum", r"\d")
     assert set(digits) == set("123456789") and max(digits.values()) < 1.2 * min(digits.values())

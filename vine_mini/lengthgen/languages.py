@@ -89,7 +89,8 @@ BINARY = {
     "remove_first": lambda x, y: y,
     "remove_second": lambda x, y: x,
 }
-LANGUAGES = [*VERBS, *VERBS.values(), *TURNS, *TURNS.values(), *UNARY, *BINARY]  # all words that only these two languages have
+JOINTS = "and after twice thrice turn around opposite".split()
+LANGUAGES = [*JOINTS, *VERBS, *VERBS.values(), *TURNS, *TURNS.values(), *UNARY, *BINARY]  # all words of both languages
 
 
 def make_pcfg(length: int, rng: Random) -> tuple[str, str]:

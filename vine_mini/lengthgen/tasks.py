@@ -27,8 +27,7 @@ LOWER, UPPER, DIGITS = "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ
 CHARACTERS = DIGITS + LOWER + UPPER
 SYMBOLS = [str(n) for n in range(10, 20)] + "+ - * ** = . , : ? [ ] > ' #".split()
 WORDS = """Copy Reverse Replace with in Compute The answer is Evaluate at Sort the following list sorted Is number of even
-sequence Yes No If Then what value Solve and after twice thrice turn around opposite Thinking step by comp out re carry Thus
-par sum minimum unsorted portion""".split()
+sequence Yes No If Then what value Solve Thinking step by comp out re carry Thus par sum minimum unsorted portion""".split()
 ITEMS = [*CHARACTERS, *SYMBOLS, *WORDS][:100]  # of copy and reverse
 COUNTED = CHARACTERS[:16]  # of the tasks that repeat one item
 SORTABLE = CHARACTERS[:50]  # single tokens in the hidden order by which they are sorted
