@@ -26,7 +26,7 @@ encodings, seeds, updates = (["nope", "rope"], [0], 20) if QUICK else (["nope", 
 config = LengthgenConfig(task="copy", positions=encodings, seeds=seeds, steps=updates, lr=1e-3, examples=50)
 prompt, target = evaluation_examples(config, 4, 1)[0]
 print(tokens(prompt), "->", [*tokens(target), "<eos>"])
-print(f"training lengths {config.train_lengths}, test lengths {config.test_lengths}: {TASKS['copy'].counts}")
+print(f"training lengths {config.train_lengths}, test lengths {config.test_lengths}: {TASKS['copy'].length_unit}")
 
 # %% [markdown]
 # The loss covers the target tokens only. The choice of the item is easy. The difficult part is to write `<eos>` at the right

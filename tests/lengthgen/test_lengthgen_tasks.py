@@ -11,7 +11,7 @@ from vine_mini.lengthgen import languages
 from vine_mini.lengthgen.scratchpad import PARTS, STEPS, expand, final_answer, parts_of
 from vine_mini.lengthgen.tasks import COUNTED, IDS, ITEMS, SORTABLE, TASKS, TOKEN, decode, encode, tokens
 
-# made by the official code, or (polynomial) in its form; prompt -> target
+# written by the official code (McGill-NLP/length-generalization); prompt -> target
 FORMS = {
     "copy": [("Copy: a a a [SEP] ", "a a a")],
     "copy-2x": [("Copy: a a [SEP] ", "a a a a")],
@@ -24,17 +24,23 @@ FORMS = {
     "addition": [("Compute 7 2 6 + 5 7 ? ", "The answer is 7 8 3."), ("Compute 9 9 + 1 ? ", "The answer is 1 0 0.")],
     "polynomial": [
         ("Evaluate at x = - 2 in - 2 * x ** 2 + 3 * x ** 1 ? ", "The answer is 6."),  # -8 - 6 = -14
-        ("Evaluate at x = 2 in 3 * x ** 3 - 1 * x ** 0 ? ", "The answer is 3."),  # 24 - 1
+        ("Evaluate at x = 2 in 3 * x ** 3 + - 1 * x ** 0 + 0 * x ** 2 ? ", "The answer is 3."),  # 24 - 1 + 0
     ],
     "sort": [("Sort the following list [ M, E, F ]. ", "The sorted list is [ E, F, M ].")],
     "sort-numbers": [("Sort the following list [ 2 4 6 8, 6 3, 8 8 1 ]. ", "The sorted list is [ 6 3, 8 8 1, 2 4 6 8 ].")],
     "sum": [("Compute: 7 + 5 + 9 .[SEP] ", "The answer is 1 .")],
     "parity": [("Is the number of 1's even in the sequence [ 1, 0, 1, 1 ] ? ", "The answer is No.")],
-    "lego": [("If q = -1, t = - q, c = + t. Then, what is the value of c? ", "The answer is +1.")],
-    "scan": [("Solve: walk after turn right[SEP] ", "Right Walk"), ("Solve: jump around left twice[SEP] ", "Left Jump " * 8)],
+    "lego": [
+        ("If q = +1, t = - q, c = + t, z = - c. Then, what is the value of c? ", "The answer is -1."),
+        ("If q = -1, t = - q, c = + t. Then, what is the value of c? ", "The answer is +1."),
+    ],
+    "scan": [
+        ("Solve: walk after turn right[SEP] ", "Right Walk"),
+        ("Solve: jump opposite left twice and look around right twice[SEP] ", "Left Left Jump " * 2 + "Right Look " * 8),
+    ],
     "pcfg": [
-        ("Solve: echo append A B , C [SEP] ", "A B C C"),
-        ("Solve: remove_first repeat A , swap_first_last B C D [SEP] ", "D C B"),
+        ("Solve: echo append copy A B C D , shift remove_second E F G H , I J K L M[SEP] ", "A B C D F G H E E"),
+        ("Solve: remove_first repeat A , swap_first_last B C D[SEP] ", "D C B"),
     ],
 }
 
@@ -60,20 +66,8 @@ def test_forms_are_those_of_the_official_code(name):
         assert TASKS[name].check(prompt, target)
         assert encode(prompt + target)
     prompt, target = FORMS[name][0]
-    if name in (
-        "addition",
-        "sort",
-        "sum",
-        "parity",
-        "copy",
-        "copy-2x",
-        "copy-v3",
-        "copy-v3-2x",
-        "reverse",
-        "reverse-2x",
-        "reverse-v2",
-    ):
-        made = [(shape(p), shape(t)) for _, p, t in samples(name)]
+    if name not in ("copy-v2", "sort-numbers", "scan", "pcfg"):  # whose words or numbers of digits vary
+        made = [(shape(p), shape(t)) for _, p, t in samples(name, 120)]
         assert (shape(prompt), shape(target)) in made
     assert prompt.endswith(" ") and all(p.split()[0] == prompt.split()[0] for _, p, _ in samples(name, 4))
 
@@ -85,26 +79,29 @@ def occurring(name, pattern, part=0):
 
 def test_generators_draw_from_the_ranges_of_the_paper():
     assert set(occurring("polynomial", r"x = (- \d|\d)")) == {"- 2", "- 1", "0", "1", "2"}
-    assert set(occurring("polynomial", r"(\d) \* x")) == set("0123") == set(occurring("polynomial", r"\*\* (\d)"))
-    negative = occurring("polynomial", r"([+-]) \d \*")
-    assert 0.35 < negative["-"] / sum(negative.values()) < 0.55  # 3 of 7 coefficients, but a first + is not written
+    coefficients = occurring("polynomial", r"(?:in|\+) (- \d|\d) \* x")
+    assert set(coefficients) == {"- 3", "- 2", "- 1", "0", "1", "2", "3"}
+    assert set(occurring("polynomial", r"\*\* (\d)")) == set("0123")
+    assert max(coefficients.values()) < 1.1 * min(coefficients.values())  # about 2300 each, sd 45
     digits = occurring("sum", r"\d")
     assert set(digits) == set("123456789") and max(digits.values()) < 1.2 * min(digits.values())
-    numbers = Counter(len(n.split()) for row in samples("sort-numbers") for n in row[1][row[1].index("[") + 1 : -4].split(","))
-    assert set(numbers) == {2, 3, 4} and max(numbers.values()) < 1.2 * min(numbers.values())
+    rows = [row[1][row[1].index("[") + 1 : -4].split(",") for row in samples("sort-numbers", 200)]
+    numbers = Counter(len(n.split()) for row in rows for n in row)
+    assert set(numbers) == {2, 3, 4} and 0.89 < numbers[4] / sum(numbers.values()) < 0.91  # uniform in 10..9999; sd 0.002
     assert set(occurring("sort", r"[\[,] (\w)")) == set(SORTABLE)
     assert any(len(set(row[1][:-4].split()[5:])) < row[0] for row in samples("sort"))  # with repeats
+    assert len(set(ITEMS)) == 100
     for name in ("copy-v3", "copy-v3-2x", "reverse", "reverse-2x", "reverse-v2"):
-        assert set(occurring(name, r"\b\w\b", part=1)) == set(ITEMS)
+        assert set(occurring(name, r"\S+", part=1)) - {"[NEXT]"} == set(ITEMS)
     for name in ("copy", "copy-2x", "copy-v2"):
         assert set(occurring(name, r"\w", part=1)) == set(COUNTED)
     pairs = Counter(tuple(len(n.split()) for n in row[1][8:-2].split("+")) for row in samples("addition", 600) if row[0] == 4)
     assert len(pairs) == 7 and min(pairs.values()) > 50  # (4,1) (4,2) (4,3) (4,4) (1,4) (2,4) (3,4): 86 each, sd 9
     asked = Counter()
     for length, prompt, _ in samples("lego", 400):
-        if length == 8:
-            asked[re.findall(r"(\w) = ", prompt).index(prompt[-3])] += 1
-    assert set(asked) == {4, 5, 6, 7}  # the second half of the chain
+        asked[length, re.findall(r"(\w) = ", prompt).index(prompt[-3])] += 1
+    second_half = {4: [2, 3], 5: [3, 4], 8: [4, 5, 6, 7], 9: [5, 6, 7, 8]}  # counted from 0; without the middle of an odd chain
+    assert {n: sorted(i for m, i in asked if m == n) for n in second_half} == second_half
 
 
 def test_targets_pass_the_checker_and_changed_ones_do_not(name):
@@ -166,17 +163,38 @@ def test_scan_is_the_whole_language_and_the_paper_s_split():
     assert all(languages.check_scan(p, t) and len(t.split()) == n for n, rows in by_length.items() for p, t in rows)
 
 
+def test_weights_are_the_shares_of_the_paper_s_test_set():
+    def weights(name):
+        return [TASKS[name].weight(length) for length in TASKS[name].lengths(*TASKS[name].test)]
+
+    assert weights("scan") == [512, 448, 448, 576, 448, 256, 64, 256, 128] and sum(weights("scan")) == 3_136
+    assert weights("addition") == [17, 19, 21, 23, 25, 27, 29, 31] and sum(weights("addition")) == 192  # pairs of digit counts
+    assert set(weights("sum")) == {1}
+
+
+def test_the_paper_s_17_tasks_have_its_lengths_or_can_have_them():
+    assert len(TASKS) == 17
+    trained = {name: task.train for name, task in TASKS.items()}
+    assert trained["parity"] == trained["lego"] == (4, 8) and trained["sort"] == trained["sum"] == (2, 8)
+    assert trained["polynomial"] == trained["addition"] == trained["pcfg"] == (1, 8) and trained["scan"] == (1, 25)
+    rng = random.Random(0)
+    for name, longest in {"copy": 40, "reverse-v2": 40, "pcfg": 35}.items():
+        prompt, target = TASKS[name].make(longest, rng)
+        assert longest in TASKS[name].lengths(1, longest) and TASKS[name].check(prompt, target)
+
+
 def test_pcfg_uses_every_function_and_bounds_its_output():
     rows = [languages.make_pcfg(n % 16 + 1, random.Random(n)) for n in range(2000)]
     used = Counter(word for prompt, _ in rows for word in prompt.split())
     assert all(used[name] > 100 for name in [*languages.UNARY, *languages.BINARY])
     assert max(len(target.split()) for _, target in rows) <= languages.LONGEST
+    assert all(re.search(r"[A-Z]\[SEP\] $", prompt) for prompt, _ in rows)  # no space before [SEP], as in the official code
 
 
 def test_parity_and_lego_answers_are_balanced_and_sorting_has_a_hidden_order():
     for task, one in (("parity", "Yes"), ("lego", "+1")):
         answers = Counter(one in target for _, _, target in samples(task, 200))
-        assert abs(answers[True] / sum(answers.values()) - 0.5) < 0.05  # 3000 draws: 5 standard errors
+        assert abs(answers[True] / sum(answers.values()) - 0.5) < 0.05  # 2600 draws: 5 standard errors
     assert len(SORTABLE) == 50 and SORTABLE.startswith("0123456789abc") and SORTABLE.index("z") < SORTABLE.index("A")
 
 
@@ -190,26 +208,27 @@ def test_the_tokenizer_cuts_as_the_tasks_do():
 
 # --- scratchpad ------------------------------------------------------------------------------------------------------------
 
+# of the first prompt of each task, written by the official code with the markers of its final runs
 FULL = {
-    "addition": "Thinking step by step: in 6, 7 comp 6 + 7 + carry = 13 + 0 = 13 out 3 [ carry: 1 ] re 7 2 + 5 # in 2, 5 comp 2 + 5 + carry = 7 + 1 = 8 out 8 [ carry: 0 ] re 7 + 0 # in 7, 0 comp 7 + 0 + carry = 7 + 0 = 7 out 7 [ carry: 0 ] re + . Thus, The answer is 7 8 3.",
-    "parity": "Thinking step by step: in 1 comp 1 ** par = 1 ** 0 out 1 [ par: 1 ] re [ 0, 1, 1 ] # in 0 comp 0 ** par = 0 ** 1 out 1 [ par: 1 ] re [ 1, 1 ] # in 1 comp 1 ** par = 1 ** 1 out 0 [ par: 0 ] re [ 1 ] # in 1 comp 1 ** par = 1 ** 0 out 1 [ par: 1 ] re [ ] . Thus, The answer is No.",
+    "addition": "in 6, 7 comp 6 + 7 + carry = 13 + 0 = 13 out 3 [ carry: 1 ] re 7 2 + 5 # in 2, 5 comp 2 + 5 + carry = 7 + 1 = 8 out 8 [ carry: 0 ] re 7 + 0 # in 7, 0 comp 7 + 0 + carry = 7 + 0 = 7 out 7 [ carry: 0 ] re + . Thus, The answer is 7 8 3.",
+    "polynomial": "in - 2 * x ** 2 comp - 2 * - 2 ** 2 = - 2 * 4 out - 8 [ sum: 0 + - 8 = 2 ] re 3 * x ** 1 # in 3 * x ** 1 comp 3 * - 2 ** 1 = 3 * - 2 out - 6 [ sum: 2 + - 6 = 6 ] re . Thus, The answer is 6.",
+    "sort": "in M comp The minimum of the unsorted portion out E re [ M, F ] # in M comp The minimum of the unsorted portion out F re [ M ] # in M comp The minimum of the unsorted portion out M re [ ] . Thus, The sorted list is [ E, F, M ].",
+    "sort-numbers": "in 2 4 6 8 comp The minimum of the unsorted portion out 6 3 re [ 2 4 6 8, 8 8 1 ] # in 2 4 6 8 comp The minimum of the unsorted portion out 8 8 1 re [ 2 4 6 8 ] # in 2 4 6 8 comp The minimum of the unsorted portion out 2 4 6 8 re [ ] . Thus, The sorted list is [ 6 3, 8 8 1, 2 4 6 8 ].",
+    "sum": "in 7 comp 7 + sum = 7 + 0 = out 7 [ sum: 7 = 7 ] re 5 + 9 # in 5 comp 5 + sum = 5 + 7 = out 1 2 [ sum: 1 2 = 2 ] re 9 # in 9 comp 9 + sum = 9 + 2 = out 1 1 [ sum: 1 1 = 1 ] re . Thus, The answer is 1 .",
+    "parity": "in 1 comp 1 ** par = 1 ** 0 out 1 [ par: 1 ] re [ 0, 1, 1 ] # in 0 comp 0 ** par = 0 ** 1 out 1 [ par: 1 ] re [ 1, 1 ] # in 1 comp 1 ** par = 1 ** 1 out 0 [ par: 0 ] re [ 1 ] # in 1 comp 1 ** par = 1 ** 0 out 1 [ par: 1 ] re [ ] . Thus, The answer is No.",
+    "lego": "in q comp out +1 re t = - q, c = + t, z = - c # in t comp - q = - +1 out -1 re c = + t, z = - c # in c comp + t = + -1 out -1 re z = - c . Thus, The answer is -1.",
 }
 
 
-@pytest.mark.parametrize("name", FULL)
+@pytest.mark.parametrize("name", STEPS)
 def test_full_scratchpads_are_those_of_the_official_code(name):
-    assert expand(name, *FORMS[name][0], PARTS) == FULL[name]
+    """But for repeated spaces, which the tokens do not show."""
+    assert expand(name, *FORMS[name][0], PARTS) == f"Thinking step by step: {FULL[name]}"
 
 
-def test_steps_of_the_other_tasks():
-    """The facts give one step of each; these are its words."""
-    assert "in 5 comp 5 + sum = 5 + 7 = out 1 2 [ sum: 1 2 = 2 ] re 9 #" in expand("sum", *FORMS["sum"][0], PARTS)
-    assert "in M comp The minimum of the unsorted portion out E re [ M, F ] #" in expand("sort", *FORMS["sort"][0], PARTS)
-    assert "in t comp - q = - -1 out +1 re c = + t #" in expand("lego", *FORMS["lego"][0], PARTS)
-    polynomial = expand("polynomial", *FORMS["polynomial"][0], PARTS)
-    assert "in - 2 * x ** 2 comp - 2 * 4 = - 8 out - 8 [ sum: 0 + - 8 = - 8 = 2 ] re + 3 * x ** 1 #" in polynomial
+def test_a_carry_that_is_left_takes_one_more_step():
     carried = expand("addition", "Compute 9 + 1 ? ", "The answer is 1 0.", PARTS)
-    assert carried.count("#") == 1 and "in 0, 0 comp 0 + 0 + carry = 0 + 1 = 1 out 1" in carried  # a carry is left over
+    assert carried.count("#") == 1 and "in 0, 0 comp 0 + 0 + carry = 0 + 1 = 1 out 1" in carried
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -249,7 +268,7 @@ def test_the_last_step_and_the_answer_agree(name, parts):
 
 def test_a_switch_takes_out_its_part_and_no_other():
     prompt_and_target = FORMS["addition"][0]
-    full = FULL["addition"]
+    full = f"Thinking step by step: {FULL['addition']}"
     taken = {"icor": r" \[ carry: \d \]", "icov": r" re [\d +]*(?= [#.])", "iovr": r" comp [^#]*?(?= out)", "icvr": r" out \d"}
     for parts, gone in taken.items():
         assert expand("addition", *prompt_and_target, parts) == re.sub(gone, "", full)

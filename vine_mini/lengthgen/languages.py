@@ -3,6 +3,9 @@
 The 20,910 commands of SCAN (Lake and Baroni 2018) are enumerated. The commands of PCFG SET (Hupkes et al. 2020) are random
 combinations of ten string functions. Each language has a generator and a checker. The generator makes a command together with its
 meaning. The checker reads the command's text.
+
+Deviation: PCFG SET is a fixed corpus, whose lengths and depths follow those of English sentences. Here the shapes of its commands
+are random, with few letters and short outputs.
 """
 
 from functools import cache
@@ -33,6 +36,11 @@ def scan_commands() -> dict[int, list[tuple[str, str]]]:
     for command, actions in commands:
         by_length.setdefault(len(actions), []).append((f"Solve: {command}[SEP] ", " ".join(actions)))
     return by_length
+
+
+def count_scan(length: int) -> int:
+    """The number of commands with `length` actions."""
+    return len(scan_commands()[length])
 
 
 def make_scan(length: int, rng: Random) -> tuple[str, str]:
@@ -81,6 +89,8 @@ BINARY = {
     "remove_first": lambda x, y: y,
     "remove_second": lambda x, y: x,
 }
+JOINTS = "and after twice thrice turn around opposite".split()
+LANGUAGES = [*JOINTS, *VERBS, *VERBS.values(), *TURNS, *TURNS.values(), *UNARY, *BINARY]  # all words of both languages
 
 
 def make_pcfg(length: int, rng: Random) -> tuple[str, str]:
@@ -88,7 +98,7 @@ def make_pcfg(length: int, rng: Random) -> tuple[str, str]:
     while True:
         text, value = _expression(length, rng)
         if len(value) <= LONGEST:
-            return f"Solve: {text} [SEP] ", " ".join(value)
+            return f"Solve: {text}[SEP] ", " ".join(value)
 
 
 def _expression(functions: int, rng: Random) -> tuple[str, list[str]]:

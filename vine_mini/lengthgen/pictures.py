@@ -34,7 +34,7 @@ def plot_accuracy(results: dict, path: Path) -> None:
         low, high = ([m + sign * s for m, s in zip(middle, spread, strict=True)] for sign in (-1, 1))
         axis.fill_between(list(curve), low, high, color=colour, alpha=0.15, linewidth=0)
     _mark_training(axis, results)
-    axis.set(xlabel=TASKS[results["task"]].counts, ylabel="exact match", ylim=(-0.02, 1.02), title=name_of(results))
+    axis.set(xlabel=TASKS[results["task"]].length_unit, ylabel="exact match", ylim=(-0.02, 1.02), title=name_of(results))
     axis.legend(frameon=False)
     save_figure(figure, path)
 
@@ -76,7 +76,7 @@ def plot_distances(table: dict, results: dict, path: Path) -> None:
         lengths.plot(curve.keys(), middle, color=colour, marker=marker, markersize=4)
     layers.set(xlabel="layer", ylabel="distance to NoPE (nats)", ylim=(0, None), xticks=range(1, len(by_layer) + 1))
     figure.legend(*layers.get_legend_handles_labels(), loc="outside right center", frameon=False)
-    lengths.set(xlabel=TASKS[results["task"]].counts, ylim=(0, None))
+    lengths.set(xlabel=TASKS[results["task"]].length_unit, ylim=(0, None))
     _mark_training(lengths, results)
     figure.suptitle(f"Distance of attention from NoPE's ({name_of(results)})")
     save_figure(figure, path)

@@ -50,7 +50,7 @@ def accuracy_table(results: dict) -> str:
         cells = [cell(seen), *(cell(curve[n]) for n in some), cell(list(shares[name].values()))]
         rows.append([name, *cells, *[_per_cent(paper.of(name, theirs))] * bool(theirs)])
     seeds = len(settings["seeds"])
-    title = f"{name_of(results)}, length = {TASKS[results['task']].counts}: exact match in %, " + (
+    title = f"{name_of(results)}, length = {TASKS[results['task']].length_unit}: exact match in %, " + (
         f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
     )
     note = f"\n\n{paper.NOTE}" if theirs else ""

@@ -4,13 +4,14 @@
                            i       c                                o     v            r
     . Thus, The answer is 7 8 3.
 
-The steps are computed from the prompt's text. Sorting and LEGO have no variable, so the part v writes nothing there.
+The steps have the form of the official code with the short markers of its final runs. They are computed from the prompt's text.
+Sorting and LEGO have no variable, so the part v writes nothing there.
 """
 
 import re
 from collections.abc import Iterator
 
-from vine_mini.lengthgen.tasks import rank_of, tokens
+from vine_mini.lengthgen.tasks import rank_of, spaced, tokens
 
 PARTS = "icovr"  # input, computation, output, variable, remaining input, in the order within a step
 FORMATS = {"none": "", "full": PARTS, "minimal": "co"}
@@ -31,7 +32,7 @@ def expand(task: str, prompt: str, target: str, parts: str) -> str:
         return target
     shown = []
     for i, c, o, v, r in STEPS[task](prompt):
-        step = {"i": f"in {i}", "c": f"comp {c}", "o": f"out {o}", "v": v and f"[ {v} ]", "r": f"re {r}".strip()}
+        step = {"i": f"in {i}", "c": f"comp {c}".strip(), "o": f"out {o}", "v": v and f"[ {v} ]", "r": f"re {r}".strip()}
         shown.append(" ".join(step[part] for part in parts if step[part]))
     return START + " # ".join(shown) + END + target
 
@@ -89,15 +90,14 @@ def _sort(prompt: str) -> Steps:
 def _polynomial(prompt: str) -> Steps:
     at, text = re.fullmatch(r"Evaluate at x = (.*) in (.*) \? ", prompt).groups()
     x, total = int(at.replace(" ", "")), 0
-    terms = re.findall(r"[+-]? ?\d \* x \*\* \d", text)
+    terms = text.split(" + ")
     for i, term in enumerate(terms):
-        sign, c, d = re.fullmatch(r"([+-]?) ?(\d) \* x \*\* (\d)", term).groups()
-        value = int(sign + c) * x ** int(d)
-        before, total = total, total + value
-        computation = f"{'- ' if sign == '-' else ''}{c} * {_digits(x ** int(d))} = {_digits(value)}"
-        added = f"sum: {_digits(before)} + {_digits(value)} = {_digits(total)} = {total % 10}"
-        total %= 10
-        yield term.removeprefix("+ "), computation, _digits(value), added, " ".join(terms[i + 1 :])
+        c, d = term.split(" * x ** ")
+        power = x ** int(d)
+        value = int(c.replace(" ", "")) * power
+        computation = f"{c} * {spaced(x)} ** {d} = {c} * {spaced(power)}"
+        before, total = total, (total + value) % 10
+        yield term, computation, spaced(value), f"sum: {before} + {spaced(value)} = {total}", " + ".join(terms[i + 1 :])
 
 
 def _lego(prompt: str) -> Steps:
@@ -106,21 +106,15 @@ def _lego(prompt: str) -> Steps:
     value = ""
     for i, clause in enumerate(clauses):
         name, says = clause.split(" = ")
-        computation = f"{says[0]} {value}" if value else ""  # "- -1": minus the value of the variable before
-        sign = "+" if says[0] == (value or "+")[0] else "-"
-        value = f"{sign}1"
-        written = f"{says} = {computation}" if computation else says
-        yield name, written, value, "", ", ".join(clauses[i + 1 :])
+        computation = f"{says} = {says[0]} {value}" if value else ""  # "- q = - -1"; the first variable needs none
+        value = "+1" if says[0] == (value or "+")[0] else "-1"
+        yield name, computation, value, "", ", ".join(clauses[i + 1 :])
         if name == asked:
             return
 
 
 def _list(items: list[str]) -> str:
     return f"[ {', '.join(items)} ]" if items else "[ ]"
-
-
-def _digits(number: int) -> str:
-    return ("- " if number < 0 else "") + " ".join(str(abs(number)))
 
 
 WITHOUT_VARIABLE = ("sort", "sort-numbers", "lego")
