@@ -23,7 +23,7 @@ from vine_mini.sampling import sample
 from vine_mini.types import Sampling
 
 encodings, seeds, updates = (["nope", "rope"], [0], 20) if QUICK else (["nope", "rope", "alibi"], [0, 1], 500)
-config = LengthgenConfig(task="copy", positions=encodings, seeds=seeds, steps=updates, lr=1e-3, examples=50)
+config = LengthgenConfig(task="copy", encodings=encodings, seeds=seeds, steps=updates, lr=1e-3, examples=50)
 prompt, target = evaluation_examples(config, 4, 1)[0]
 print(tokens(prompt), "->", [*tokens(target), "<eos>"])
 print(f"training lengths {config.train_lengths}, test lengths {config.test_lengths}: {TASKS['copy'].counts}")

@@ -185,18 +185,20 @@ def check_shapes(encoding: Encoding, config) -> None:
     distance = t[:, :, None] - t[:, None, :]
     with torch.no_grad(), torch.random.fork_rng(devices=[]):  # initial values are drawn and thrown away
         w, layer_w = encoding.parameters(config), encoding.layer_parameters(config)
-        results = {
-            "vectors": (encoding.vectors, (t, config, w), {"[B, T, D]": (1, T, H * d)}),
-            "queries_keys": (
-                encoding.queries_keys,
-                (torch.stack([q, q]), t, config, layer_w),
-                {"[2, B, H, T, d]": (2, 1, H, T, d)},
-            ),
-            "bias": (encoding.bias, (distance, t, config, w), {"[B, H, Q, K]": (1, H, T, T), "[B, 1, Q, K]": (1, 1, T, T)}),
-            "content_bias": (encoding.content_bias, (q, q, config, layer_w), {"[B, H, Q, K]": (1, H, T, T)}),
+        found = {
+            "vectors": encoding.vectors and encoding.vectors(t, config, w),
+            "queries_keys": encoding.queries_keys and encoding.queries_keys(torch.stack([q, q]), t, config, layer_w),
+            "bias": encoding.bias and encoding.bias(distance, t, config, w),
+            "content_bias": encoding.content_bias and encoding.content_bias(q, q, config, layer_w),
         }
-        for name, (function, arguments, wanted) in results.items():
-            shape = None if function is None else tuple(getattr(function(*arguments), "shape", ()))
-            if shape is not None and shape not in wanted.values():
-                says = " or ".join(f"{letters} = {list(numbers)}" for letters, numbers in wanted.items())
-                raise ValueError(f"{name} of {encoding.label} returns the shape {list(shape)}: must be {says}")
+    wanted: dict[str, dict[str, list[int]]] = {
+        "vectors": {"[B, T, D]": [1, T, H * d]},
+        "queries_keys": {"[2, B, H, T, d]": [2, 1, H, T, d]},
+        "bias": {"[B, H, Q, K]": [1, H, T, T], "[B, 1, Q, K]": [1, 1, T, T]},
+        "content_bias": {"[B, H, Q, K]": [1, H, T, T]},
+    }
+    for place, shapes in wanted.items():
+        shape = None if found[place] is None else list(getattr(found[place], "shape", ()))
+        if shape is not None and shape not in shapes.values():
+            says = " or ".join(f"{letters} = {numbers}" for letters, numbers in shapes.items())
+            raise ValueError(f"{place} of {encoding.label} returns the shape {shape}: must be {says}")
