@@ -10,6 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from random import Random
 from statistics import mean
+from textwrap import dedent
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from vine_mini.app.config import TrainConfig
 from vine_mini.app.setup import build_trainer
 from vine_mini.decoder.model import Decoder, DecoderConfig
 from vine_mini.decoder.table import ENCODINGS
-from vine_mini.lengthgen import languages, report, tasks
+from vine_mini.lengthgen import languages, own, report, tasks
 from vine_mini.lengthgen.config import LengthgenConfig, decoder_config
 from vine_mini.lengthgen.results import load_model, load_results
 from vine_mini.lengthgen.sweep import _run, check_positions, sweep
@@ -253,6 +254,9 @@ def test_an_encoding_from_a_file_is_one_of_the_encodings(run, tmp_path):
     assert "| mine" in text and (tmp_path / "run" / "models" / "mine-1" / "model.safetensors").exists()
     code, text, _ = run("attention", tmp_path / "run", "--examples", 1)
     assert code == 0 and "mine" in text
+    del ENCODINGS[str(mine)]
+    with pytest.raises(ValueError, match="unknown position encoding"):  # a saved model's configuration runs no file
+        DecoderConfig(encoding=str(mine))
     model = Decoder(decoder_config(LengthgenConfig(), str(mine))).eval()
     assert not torch.equal(model(input_ids=torch.tensor([[1, 2, 3]])).logits, model(input_ids=torch.tensor([[2, 1, 3]])).logits)
 
@@ -260,10 +264,9 @@ def test_an_encoding_from_a_file_is_one_of_the_encodings(run, tmp_path):
 def test_a_task_from_a_file_is_one_of_the_tasks(run, tmp_path):
     mine = tmp_path / "backwards.py"
     mine.write_text(
-        "def make(length, rng):\n    x = rng.choices('abc', k=length)\n    return f\"Reverse: {' '.join(x)} [SEP] \", ' '.join(x[::-1])\n"
-        "def check(prompt, answer):\n    return answer.split() == prompt.split()[1:-1][::-1]\n"
-    )
-    words = ["--encodings", "nope", "--seeds", 0, "--train_lengths", 2, 3, "--processes", 1, *flags(SMALL)]
+        dedent(own.__doc__[own.__doc__.index("    def make") : own.__doc__.index("A file joins")])
+    )  # the example there
+    words = ["--encodings", "nope", "coupled", "--seeds", 0, "--train_lengths", 2, 3, "--processes", 1, *flags(SMALL)]
     code, text, err = run("--task", mine, *words, "--out", tmp_path / "run")
     assert code == 0, err
     assert "backwards, length = length: exact match" in text and "paper" not in text.lower()

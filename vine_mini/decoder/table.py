@@ -38,7 +38,7 @@ class Encoding:
         content_bias: (q [B, H, Q, d], k [B, H, K, d], config, w) -> [B, H, Q, K], added to the logits of one layer. q is divided
             by sqrt(d). The queries are the last Q of the K tokens.
         ids: (is_digit [B, T], is_answer [B, T], largest, generator) -> position ids [B or 1, T] below `largest`. The recipe of
-            `lengthgen` computes them; the decoder takes them as `position_ids`. None: 0, 1, 2, ...
+            `lengthgen` computes them, and the decoder takes them as `position_ids`. None: 0, 1, 2, ...
         parameters: config -> name -> initial value; one set for the model, for `vectors` and `bias`.
         layer_parameters: the same for each layer, for `queries_keys` and `content_bias`.
         table: whether `vectors` has a row for each of config.max_position_embeddings positions.

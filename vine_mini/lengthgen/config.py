@@ -23,7 +23,8 @@ class LengthgenConfig:
     task: str = knob("copy", f"One of {', '.join(TASKS)}; or the path of a .py file with your own task, see own.py.")
     encodings: list[str] = _list(
         PAPER,
-        f"Position encodings: {', '.join(ENCODINGS)}; or the path of a .py file with your own, see decoder/table.py.",
+        f"Position encodings: {', '.join(ENCODINGS)}; or the path of a .py file with your own, see own.py. "
+        "coupled is for answers that begin with their lowest digit, abacus for numbers that all do.",
     )
     seeds: list[int] = _list((0, 1, 2), "One run of each encoding for each seed.")
     scratchpad: str = knob(

@@ -5,10 +5,16 @@ An encoding's file sets ENCODING to an `Encoding`, in the form of the lines of `
     from vine_mini.decoder.table import Encoding
     ENCODING = Encoding("square root", bias=lambda distance, t, config, w: -distance.clamp(min=0).sqrt()[:, None])
 
-A task's file has two functions, in the form of those in `tasks.py`, and uses tokens of its vocabulary only:
+A task's file has two functions, in the form of those in `tasks.py`, and uses tokens of its vocabulary only. This one is addition
+whose answer begins with the lowest digit, as position coupling needs it (`--encodings coupled`):
 
-    def make(length, rng): ...    -> (prompt, target)
-    def check(prompt, answer): ...    -> whether the whole answer is right
+    def make(length, rng):    # -> (prompt, target)
+        a, b = rng.randrange(10**length), rng.randrange(10**length)
+        return f"Compute {' '.join(str(a))} + {' '.join(str(b))} ? ", " ".join(str(a + b)[::-1])
+
+    def check(prompt, answer):    # -> whether the whole answer is right
+        a, b = prompt.removeprefix("Compute ").removesuffix(" ? ").replace(" ", "").split("+")
+        return answer.replace(" ", "") == str(int(a) + int(b))[::-1]
 
 A file joins the table under its path. A saved model keeps the path as a name, and nothing runs a file that only a model names.
 """
