@@ -158,7 +158,7 @@ def test_kerple_is_its_formula_and_alibi_in_the_limit():
 
 def test_fire_written_a_second_time():
     w = {name: torch.randn(shape) for name, shape in (("first", 32), ("first_bias", 32), ("second", (32, H)))}
-    w |= {"c": torch.tensor(0.7), "L": torch.tensor(3.0)}
+    w |= {"c": torch.tensor(0.7), "L": torch.tensor(3 / later.FIRE_UNIT)}
     got = later.fire(DISTANCE, torch.arange(T)[None], w)
     for t in range(T):
         for i in range(t + 1):
@@ -179,7 +179,7 @@ def test_fire_can_be_alibi():
         "first_bias": 0 * first,
         "second": second,
         "c": torch.tensor(1e-9).double(),
-        "L": torch.tensor(100.0).double(),
+        "L": torch.tensor(100 / later.FIRE_UNIT).double(),
     }
     same_where_seen(later.fire(DISTANCE, torch.arange(T)[None], w), alibi_bias(DISTANCE, H))
 

@@ -12,6 +12,8 @@ import math
 
 import torch
 
+FIRE_UNIT = 32  # tokens; about as long as short training sequences
+
 # --- position ids: [B, T] in place of 0, 1, 2, ... -------------------------------------------------------------------------
 
 
@@ -101,11 +103,12 @@ def fire(distance, positions, w):
     Args:
         distance: [B, Q, K], t - i.
         positions: [B, Q], t.
-        w: scalars c and L; first [32], first_bias [32], second [32, H], the MLP from a number to a number for each head.
+        w: scalars c, and L in units of FIRE_UNIT tokens; first [32], first_bias [32], second [32, H], the MLP from a number to a
+            number for each head.
     Returns:
         [B, H, Q, K]
     """
-    c, longest = w["c"].abs(), torch.maximum(positions, w["L"].abs())  # [B, Q]
+    c, longest = w["c"].abs(), torch.maximum(positions, FIRE_UNIT * w["L"].abs())  # [B, Q]
     x = (c * distance.clamp(min=0)).log1p() / (c * longest).log1p()[:, :, None]  # [B, Q, K]
     hidden = (x[..., None] * w["first"] + w["first_bias"]).relu()  # [B, Q, K, 32]
     return (hidden @ w["second"]).permute(0, 3, 1, 2)

@@ -91,9 +91,9 @@ def _kerple(config) -> dict:  # p = 1 and a = ALiBi's slope: near by this is ALi
     return {"log_p": torch.zeros_like(slopes), "log_a": slopes.log()}
 
 
-def _fire(config) -> dict:  # the MLP starts at the zero function; c as in the paper's code, L as long as short training sequences
+def _fire(config) -> dict:  # the MLP starts at the zero function, L at FIRE_UNIT tokens
     first = {"first": torch.randn(FIRE_UNITS), "first_bias": torch.randn(FIRE_UNITS)}
-    scalars = {"c": torch.tensor(0.1), "L": torch.tensor(32.0)}
+    scalars = {"c": torch.tensor(0.1), "L": torch.tensor(1.0)}
     return first | {"second": torch.zeros(FIRE_UNITS, config.num_attention_heads)} | scalars
 
 
