@@ -23,10 +23,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from vine_mini.app.tables import columns
 from vine_mini.decoder.model import Decoder
-from vine_mini.decoder.positions import ENCODINGS
-from vine_mini.lengthgen.config import LengthgenConfig
+from vine_mini.decoder.table import PAPER
+from vine_mini.lengthgen.config import LengthgenConfig, decoder_config
 from vine_mini.lengthgen.tasks import TASKS, VOCABULARY
-from vine_mini.lengthgen.train import collate, decoder_config, example, make_optimizer, target_logits
+from vine_mini.lengthgen.train import collate, example, make_optimizer, target_logits
 
 
 def batches(config: LengthgenConfig, n: int):
@@ -49,10 +49,10 @@ def updater(model, optimizer, loss_of):
     return update
 
 
-def ours(config: LengthgenConfig, positions: str):
+def ours(config: LengthgenConfig, encoding: str):
     """-> a function that makes an update, number of parameters"""
     torch.manual_seed(0)
-    model = Decoder(decoder_config(config, positions)).train()
+    model = Decoder(decoder_config(config, encoding)).train()
 
     def loss_of(ids, mask):
         return F.cross_entropy(target_logits(model, ids, mask), ids[mask.bool()])
@@ -93,7 +93,7 @@ def main():
     models = {
         "llama": llama(config, False),
         "llama, fused AdamW": llama(config, True),
-        **{name: ours(config, name) for name in ENCODINGS},
+        **{name: ours(config, name) for name in PAPER},
     }
     times: dict[str, list[float]] = {name: [] for name in models}
     for block in range(arguments.blocks + 1):  # the first one warms up

@@ -15,7 +15,7 @@ from lesson import QUICK, show
 
 from vine_mini.app.plots import new_figure
 from vine_mini.decoder.model import Decoder, DecoderConfig
-from vine_mini.decoder.positions import alibi_bias, alibi_slopes, rope_turns, rotate, t5_bucket
+from vine_mini.decoder.positions import alibi_bias, alibi_slopes, apply_rotary, freqs_cis, t5_bucket
 
 T, V, D, H = 24, 32, 64, 4  # tokens, vocabulary, width, heads
 d = D // H
@@ -38,18 +38,18 @@ shuffled = torch.cat([ids[:, torch.randperm(T - 1, generator=generator)], ids[:,
 
 
 @torch.no_grad()
-def change(positions: str, layers: int, mask) -> float:
+def change(encoding: str, layers: int, mask) -> float:
     """The largest change of the last token's logits when the tokens before it are shuffled."""
     torch.manual_seed(0)
     shape = dict(vocab_size=V, hidden_size=D, num_hidden_layers=layers, num_attention_heads=H)
-    model = Decoder(DecoderConfig(positions=positions, **shape)).eval()
+    model = Decoder(DecoderConfig(encoding=encoding, **shape)).eval()
     before, after = (model(x, attention_mask=mask, use_cache=False).logits[0, -1] for x in (ids, shuffled))  # [V]
     return (after - before).abs().max().item()
 
 
 no_mask = torch.zeros(1, 1, T, T)  # is added to the attention logits in place of the causal mask
 print("largest change of a logit")
-print("positions  layers  without a mask  causal mask")
+print("encoding   layers  without a mask  causal mask")
 for name, layers in (("nope", 1), ("nope", 2), ("nope", 3), ("rope", 1), ("alibi", 1)):
     print(f"{name:9} {layers:7} {change(name, layers, no_mask):15.1e} {change(name, layers, None):12.1e}")
 
@@ -96,7 +96,7 @@ def rotate_by_hand(x, p: int):
 
 
 by_hand = torch.stack([rotate_by_hand(q, p) for p in range(T)])  # [T, d]
-package = rotate(q.expand(1, 1, T, d), rope_turns(torch.arange(T)[None], d))[0, 0]  # [T, d]; one batch row, one head
+package = apply_rotary(q.expand(1, 1, T, d), freqs_cis(torch.arange(T)[None], d))[0, 0]  # [T, d]; one batch row, one head
 assert torch.allclose(by_hand, package, atol=1e-5)
 print(f"largest difference between our rotation and the package's: {(by_hand - package).abs().max():.1e}")
 
@@ -111,8 +111,8 @@ print(f"largest difference between our rotation and the package's: {(by_hand - p
 
 # %%
 for first in (0, 1_000, 100_000, 10_000_000):
-    turns = rope_turns(first + torch.arange(T)[None], d)
-    turned_q, turned_k = (rotate(x.expand(1, 1, T, d), turns)[0, 0] for x in (q, k))
+    turns = freqs_cis(first + torch.arange(T)[None], d)
+    turned_q, turned_k = (apply_rotary(x.expand(1, 1, T, d), turns)[0, 0] for x in (q, k))
     logits = turned_q @ turned_k.T / d**0.5  # [T, T]
     spread = max((logits.diagonal(-n).max() - logits.diagonal(-n).min()).item() for n in range(T))
     everything = (logits.max() - logits.min()).item()
@@ -144,7 +144,7 @@ print(f"pairs that make a full turn within {T} tokens: {(periods <= T).sum()} of
 # %%
 far, n_vectors = 64, 200 if QUICK else 5000
 same = torch.randn(n_vectors, d, generator=generator)  # the queries, which are also their keys
-turned = rotate(same[:, None, None].expand(-1, 1, far, d), rope_turns(torch.arange(far)[None], d))[:, 0]  # [n, far, d]
+turned = apply_rotary(same[:, None, None].expand(-1, 1, far, d), freqs_cis(torch.arange(far)[None], d))[:, 0]  # [n, far, d]
 rope = (turned @ same[:, :, None])[..., 0] / d**0.5  # [n, far]: q at position t, k at position 0
 nope = same.square().sum(dim=1).mean() / d**0.5
 bias = alibi_bias(torch.arange(far)[None, :, None], H)[0, :, :, 0]  # [H, far]
@@ -157,7 +157,7 @@ for n in (0, 1, 4, 16, 63):
 # %%
 figure, ((plane, logits_axis, bucket_axis),) = new_figure(3)
 start = torch.tensor([1.0, 0.0] * (d // 2)).expand(1, 1, 6, d)  # every pair at angle 0
-shown = rotate(start, rope_turns(torch.arange(6)[None], d))[0, 0]  # [6, d]
+shown = apply_rotary(start, freqs_cis(torch.arange(6)[None], d))[0, 0]  # [6, d]
 for j, radius, colour, marker in ((0, 1.0, "#D55E00", "v"), (1, 0.7, "#E69F00", "^"), (3, 0.4, "#0072B2", "o")):
     pair = radius * shown[:, 2 * j : 2 * j + 2]
     plane.plot(*pair.T, color=colour, marker=marker, linewidth=1, label=f"j = {j}: {periods[j]:.0f} tokens a turn")
@@ -182,6 +182,8 @@ show(figure, "10_nope_and_rope")
 # 2. RoPE rotates queries and keys. What would $y_t$ be if RoPE rotated the values as well?
 # 3. In tutorial 11, training sequences have up to 24 tokens and test sequences up to 44. What does each encoding do at a distance
 #    of 40 that it never did at a distance of 20? Order the four encodings by how new this is.
-# 4. `rope_share=0.25` rotates a quarter of each head, as in the paper's code. What can the other dimensions express?
+# 4. The encoding `rope25` rotates a quarter of each head, as in the paper's code. What can the other dimensions express? How many
+#    frequencies does a head of 16 dimensions keep, and one of 64?
 #
-# Exercises: `ex14` (RoPE), `ex15` (ALiBi). Read next: `vine_mini/decoder/positions.py`, then `vine_mini/decoder/model.py`.
+# Exercises: `ex14` (RoPE), `ex15` (ALiBi). Read next: `positions.py`, `table.py` and `model.py` in `vine_mini/decoder/`. The file
+# `later.py` beside them has the encodings that came after the paper.

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from vine_mini.app.plots import new_figure
 from vine_mini.lengthgen.config import LengthgenConfig
-from vine_mini.lengthgen.pictures import STYLES
+from vine_mini.lengthgen.pictures import style
 from vine_mini.lengthgen.report import by_length
 from vine_mini.lengthgen.results import load_results
 from vine_mini.lengthgen.tasks import EOS, TASKS, encode, tokens
@@ -23,7 +23,7 @@ from vine_mini.sampling import sample
 from vine_mini.types import Sampling
 
 encodings, seeds, updates = (["nope", "rope"], [0], 20) if QUICK else (["nope", "rope", "alibi"], [0, 1], 500)
-config = LengthgenConfig(task="copy", positions=encodings, seeds=seeds, steps=updates, lr=1e-3, examples=50)
+config = LengthgenConfig(task="copy", encodings=encodings, seeds=seeds, steps=updates, lr=1e-3, examples=50)
 prompt, target = evaluation_examples(config, 4, 1)[0]
 print(tokens(prompt), "->", [*tokens(target), "<eos>"])
 print(f"training lengths {config.train_lengths}, test lengths {config.test_lengths}: {TASKS['copy'].length_unit}")
@@ -121,15 +121,15 @@ for name in encodings:
 # %%
 figure, ((share_axis, count_axis),) = new_figure(2)
 for name in encodings:
-    label, colour, marker = STYLES[name]
+    label, colour, marker = style(name)
     middle, spread = ([f(shares) for shares in longer[name].values()] for f in (mean, stdev))
     share_axis.plot(longer[name].keys(), middle, "--", color=colour, linewidth=1)
     low, high = ([m + sign * s for m, s in zip(middle, spread, strict=True)] for sign in (-1, 1))
     share_axis.fill_between(list(longer[name]), low, high, color=colour, alpha=0.15, linewidth=0)
     for seed in seeds:
-        style = dict(color=colour, marker=marker, markersize=4, label=label if seed == 0 else None)
-        share_axis.plot(accuracy[name, seed].keys(), accuracy[name, seed].values(), **style)
-        count_axis.plot(written[name, seed].keys(), written[name, seed].values(), **style)
+        line = dict(color=colour, marker=marker, markersize=4, label=label if seed == 0 else None)
+        share_axis.plot(accuracy[name, seed].keys(), accuracy[name, seed].values(), **line)
+        count_axis.plot(written[name, seed].keys(), written[name, seed].values(), **line)
 share_axis.plot([], [], "--", color="0.4", linewidth=1, label="longer run, 3 seeds ± std")
 share_axis.set(title=f"{updates} updates, one line a seed", xlabel="items asked for", ylabel="exact match", ylim=(-0.02, 1.02))
 count_axis.plot([2, 20], [2, 20], color="0.7", linewidth=1, zorder=0)
@@ -147,6 +147,7 @@ show(figure, "11_length_generalization")
 # 2. At length 10 RoPE and ALiBi make about equally many mistakes. Could this alone explain RoPE's 0 at length 11? Compare both
 #    encodings there.
 # 3. Suppose a model never errs in the items. Which token must it get right to be exact, and why does it have no second chance?
-# 4. Try `"rope25"` or `"hybrid"` in `encodings`. What do you expect, and what comes out?
+# 4. Try `"rope25"`, `"hybrid"` or `"rope-random"` in `encodings`. What do you expect, and what comes out? All encodings are lines
+#    of `vine_mini/decoder/table.py`. An encoding of your own is one such line in a file: `lengthgen --encodings nope mine.py`.
 #
 # Read next: `vine_mini/lengthgen/train.py`, and tutorial 12 on how NoPE counts.

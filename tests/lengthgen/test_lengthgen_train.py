@@ -9,6 +9,8 @@ import zlib
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from random import Random
+from statistics import mean
+from textwrap import dedent
 
 import pytest
 import torch
@@ -17,17 +19,19 @@ from vine_mini import cli
 from vine_mini.app.config import TrainConfig
 from vine_mini.app.setup import build_trainer
 from vine_mini.decoder.model import Decoder, DecoderConfig
-from vine_mini.lengthgen import report, tasks
-from vine_mini.lengthgen.config import LengthgenConfig
+from vine_mini.decoder.table import ENCODINGS
+from vine_mini.lengthgen import languages, own, report, tasks
+from vine_mini.lengthgen.config import LengthgenConfig, decoder_config
 from vine_mini.lengthgen.results import load_model, load_results
-from vine_mini.lengthgen.sweep import check_learned_table, sweep
+from vine_mini.lengthgen.sweep import _run, check_positions, sweep
 from vine_mini.lengthgen.train import (
     collate,
-    decoder_config,
     evaluate,
     evaluation_examples,
     example,
     longest_sequence,
+    make_optimizer,
+    position_ids_of,
     target_logits,
     train,
 )
@@ -36,6 +40,10 @@ from vine_mini.sampling import sample
 from vine_mini.types import Sampling, Trajectory, UserError
 
 SMALL = {"hidden": 32, "layers": 2, "heads": 2, "examples": 12, "steps": 3}
+
+
+def flags(settings):
+    return [word for name, value in settings.items() for word in (f"--{name}", value)]
 
 
 @pytest.fixture
@@ -53,7 +61,7 @@ def folder(tmp_path_factory):
     """A finished run of four encodings and two seeds, too short to have learned anything."""
     path = tmp_path_factory.mktemp("runs") / "copy"
     config = LengthgenConfig(
-        positions=["nope", "rope", "hybrid", "learned"],
+        encodings=["nope", "rope", "hybrid", "learned"],
         seeds=[0, 1],
         train_lengths=[2, 4],
         processes=1,
@@ -61,6 +69,15 @@ def folder(tmp_path_factory):
     )
     sweep(config, path)
     return path
+
+
+@pytest.fixture(autouse=True)
+def built_in_tables():
+    """Takes a test's own files out of the tables again."""
+    yield
+    for table in (ENCODINGS, tasks.TASKS):
+        for name in [name for name in table if name.endswith(".py")]:
+            del table[name]
 
 
 # --- examples and loss -----------------------------------------------------------------------------------------------------
@@ -87,12 +104,12 @@ def test_collate_marks_target_and_end():
     assert mask.tolist() == [[0, 0, 0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 0, 1, 1, 1]]
 
 
-@pytest.mark.parametrize("positions", ["nope", "t5", "rope", "learned"])
-def test_target_logits_are_those_of_each_row_alone(positions):
+@pytest.mark.parametrize("encoding", ["nope", "t5", "rope", "learned"])
+def test_target_logits_are_those_of_each_row_alone(encoding):
     """Rows of different lengths in one batch, padded on the right, and only the last columns computed."""
     config = LengthgenConfig(task="addition")
     torch.manual_seed(0)
-    model = Decoder(decoder_config(config, positions)).eval()
+    model = Decoder(decoder_config(config, encoding)).eval()
     examples = [example(config, n, Random(n), None) for n in (1, 5, 8)]
     ids, mask = collate(examples, "cpu")
     alone = []
@@ -145,28 +162,165 @@ def test_with_a_scratchpad_the_answer_counts_and_not_the_steps(monkeypatch):
 
 
 def test_training_repeats_exactly_and_seeds_differ():
-    config = LengthgenConfig(positions=["nope"], **SMALL)
+    config = LengthgenConfig(encodings=["nope"], **SMALL)
     one, again, other = (train(config, "nope", seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(one[name], again[name]) for name in one)
     assert not torch.equal(one["lm_head.weight"], other["lm_head.weight"])
 
 
-def test_variants_become_configurations():
+def test_encodings_become_configurations():
     config = LengthgenConfig(nope_every=3)
-    assert decoder_config(config, "rope25").rope_share == 0.25 and decoder_config(config, "rope").rope_share == 1.0
     hybrid = Decoder(decoder_config(config, "hybrid"))
-    assert [layer.without_encoding for layer in hybrid.model.layers] == [False, False, True]
+    assert [layer.nope for layer in hybrid.model.layers] == [False, False, True]
+    assert [layer.nope for layer in Decoder(decoder_config(config, "rope")).model.layers] == [False, False, False]
     assert decoder_config(config, "learned").max_position_embeddings == 256
+    assert decoder_config(config, "rope").max_position_embeddings is None
+
+
+def test_heads_as_wide_as_the_paper_s_give_a_quarter_eight_frequencies():
+    wide = decoder_config(LengthgenConfig(encodings=["rope25"], hidden=256, heads=4), "rope25")
+    qk = torch.randn(2, 1, 4, 5, wide.head_size)
+    turned = ENCODINGS["rope25"].queries_keys(qk, torch.arange(5)[None], wide, {})
+    assert (turned != qk).any(dim=3).any(dim=0)[0, 0].tolist() == [True] * 16 + [False] * 48  # 8 pairs of 64 dimensions
+    with pytest.raises(UserError, match="turns pairs"):
+        LengthgenConfig(encodings=["rope25"], hidden=16, heads=4)
+    LengthgenConfig(encodings=["nope", "rope", "rope25"], hidden=24, heads=4)  # heads of 6 dimensions, 2 of them turned
+
+
+def test_numbers_on_logits_learn_slowly_and_without_weight_decay():
+    config = LengthgenConfig(lr=1e-3, weight_decay=0.05)
+    for name, small in {"nope": 0, "t5": 32 * 4, "fire": 2 * 32 + 32 * 4 + 2, "fox": 3 * (64 * 4 + 4), "learned": 0}.items():
+        model = Decoder(decoder_config(config, name))
+        matrices, numbers = make_optimizer(model, config).param_groups
+        sizes = [sum(p.numel() for p in group["params"]) for group in (matrices, numbers)]
+        assert sizes == [sum(p.numel() for p in model.parameters()) - small, small]
+        assert (matrices["lr"], matrices["weight_decay"]) == (1e-3, 0.05)
+        assert (numbers["lr"], numbers["weight_decay"]) == (pytest.approx(1e-4), 0.0)
+
+
+def test_a_table_of_biases_moves_by_at_most_about_half_its_rates():
+    """The bound of `make_optimizer`: a tenth of lr x steps / 2, here with the largest steps that AdamW makes."""
+    config = LengthgenConfig(encodings=["t5"], train_lengths=[2, 3], **SMALL | {"steps": 20, "lr": 1e-2})
+    table = train(config, "t5", 0).model.encoding["table"]
+    assert 0 < table.abs().max() < 1.3 * 0.1 * 1e-2 * 20 / 2
+
+
+@pytest.mark.parametrize("name", ["rope-random", "t5-random", "learned-random", "coupled", "abacus"])
+def test_encodings_with_ids_of_their_own_train_and_repeat(name):
+    config = LengthgenConfig(task="addition", encodings=[name], train_lengths=[1, 2], test_lengths=[3, 3], **SMALL)
+    model, again = train(config, name, 0), train(config, name, 0)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert evaluate(model, config) == evaluate(model, config)
+    ids, mask = collate([("Compute 1 2 + 9 ? ", "The answer is 2 1.")], "cpu")
+    got = position_ids_of(model, ids, mask, config, torch.Generator().manual_seed(0))[0]
+    words = [tasks.VOCABULARY[i] for i in ids[0]]
+    if name.endswith("random"):
+        assert (got.diff() > 0).all() and got.max() < config.max_positions
+    else:
+        offset = got.max().item() - 2
+        expected = [1, 2, 1, 1, 2] if name == "abacus" else [2, 1, 1, 1, 2]
+        assert got[[w.isdigit() for w in words]].tolist() == [e + offset for e in expected]
+        assert not got[[not w.isdigit() for w in words]].any()
+
+
+def test_training_draws_the_lengths_of_scan_by_example_when_asked(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        "vine_mini.lengthgen.train.example", lambda config, n, *_, **__: drawn.append(n) or ("Solve: walk[SEP] ", "Walk")
+    )
+    for by_example in (False, True):
+        config = LengthgenConfig(task="scan", by_example=by_example, **SMALL | {"steps": 60, "layers": 1}, batch_size=1)
+        train(config, "nope", 0)
+    lengths = tasks.TASKS["scan"].lengths(1, 25)
+    commands = [len(languages.scan_commands()[n]) for n in lengths]
+    expected = sum(n * c for n, c in zip(lengths, commands, strict=True)) / sum(commands)
+    assert abs(mean(drawn[:60]) - mean(lengths)) < 3.5 and abs(mean(drawn[60:]) - expected) < 3  # 3.5 and 4 standard errors
+
+
+# --- a user's own encoding or task -----------------------------------------------------------------------------------------
+
+OWN = """
+from vine_mini.decoder.table import Encoding
+ENCODING = Encoding("square root", bias=lambda distance, t, config, w: -distance.clamp(min=0).sqrt()[:, None])
+"""
+
+
+def test_an_encoding_from_a_file_is_one_of_the_encodings(run, tmp_path):
+    mine = tmp_path / "mine.py"
+    mine.write_text(OWN)
+    words = ["--train_lengths", 2, 3, "--test_lengths", 4, 4, "--seeds", 0, 1, "--processes", 1, *flags(SMALL)]
+    code, text, err = run("--encodings", "nope", mine, *words, "--out", tmp_path / "run")
+    assert code == 0, err
+    assert "| mine" in text and (tmp_path / "run" / "models" / "mine-1" / "model.safetensors").exists()
+    code, text, _ = run("attention", tmp_path / "run", "--examples", 1)
+    assert code == 0 and "mine" in text
+    del ENCODINGS[str(mine)]
+    with pytest.raises(ValueError, match="unknown position encoding"):  # a saved model's configuration runs no file
+        DecoderConfig(encoding=str(mine))
+    model = Decoder(decoder_config(LengthgenConfig(), str(mine))).eval()
+    assert not torch.equal(model(input_ids=torch.tensor([[1, 2, 3]])).logits, model(input_ids=torch.tensor([[2, 1, 3]])).logits)
+
+
+def test_a_task_from_a_file_is_one_of_the_tasks(run, tmp_path):
+    mine = tmp_path / "backwards.py"
+    mine.write_text(
+        dedent(own.__doc__[own.__doc__.index("    def make") : own.__doc__.index("A file joins")])
+    )  # the example there
+    words = ["--encodings", "nope", "coupled", "--seeds", 0, "--train_lengths", 2, 3, "--processes", 1, *flags(SMALL)]
+    code, text, err = run("--task", mine, *words, "--out", tmp_path / "run")
+    assert code == 0, err
+    assert "backwards, length = length: exact match" in text and "paper" not in text.lower()
+    config = LengthgenConfig(**load_results(tmp_path / "run")["settings"])
+    del tasks.TASKS[str(mine)]  # as in a new process
+    row = _run((config, "nope", 0, "cpu", tmp_path / "run"), lambda n: None)
+    assert row["accuracy"] == load_results(tmp_path / "run")["runs"][0]["accuracy"]
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        (None, "there is no position encoding file"),
+        ("x = 1", "lacks ENCODING: a position encoding needs ENCODING"),
+        ("ENCODING = 3", "must be an Encoding of vine_mini.decoder.table, not int"),
+        (OWN.replace("[:, None])", ")"), "returns the shape [1, 3, 3]: must be [B, H, Q, K] = [1, 4, 3, 3]"),
+        ("ENCODING = (", "line 1: SyntaxError"),
+        (OWN.replace("sqrt", "root"), "has no attribute 'root'"),
+    ],
+)
+def test_a_bad_encoding_file_gets_one_line(run, text, says, tmp_path):
+    mine = tmp_path / "mine.py"
+    if text:
+        mine.write_text(text)
+    code, out, err = run("--encodings", mine, "--out", tmp_path / "run")
+    assert code == 2 and says in err and err.count("\n") == 1 and not out and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        (None, "there is no task file"),
+        ("def make(length, rng): ...", "lacks check: a task needs make, check"),
+        ("def make(length, rng): return 'Zebra', 'a'\ncheck = None", "make(2) writes 'Zebra', which is no token"),
+        ("def make(length, rng): return 'Copy', 'a'\ndef check(p, a): return False", "check does not accept"),
+        ("def make(length, rng): return 1 / 0\ncheck = None", "make(2) failed, ZeroDivisionError"),
+    ],
+)
+def test_a_bad_task_file_gets_one_line(run, text, says, tmp_path):
+    mine = tmp_path / "mine.py"
+    if text:
+        mine.write_text(text)
+    code, out, err = run("--task", mine, "--out", tmp_path / "run")
+    assert code == 2 and says in err and err.count("\n") == 1 and not out and not (tmp_path / "run").exists()
 
 
 # --- a decoder as a policy -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("positions", ["nope", "hybrid", "t5"])
-def test_vineppo_trains_it(positions, tokenizer, tmp_path):
+@pytest.mark.parametrize("encoding", ["nope", "hybrid", "t5"])
+def test_vineppo_trains_it(encoding, tokenizer, tmp_path):
     """Saved, loaded through the Auto classes, sampled, scored, rolled out and updated like any other policy."""
     torch.manual_seed(0)
-    more = {"positions": "rope", "nope_every": 2} if positions == "hybrid" else {"positions": positions}
+    more = {"encoding": "rope", "nope_every": 2} if encoding == "hybrid" else {"encoding": encoding}
     model = Decoder(
         DecoderConfig(
             vocab_size=len(tokenizer),
@@ -202,7 +356,7 @@ def test_vineppo_trains_it(positions, tokenizer, tmp_path):
 def test_a_sweep_leaves_results_table_picture_and_models(run, tmp_path):
     out = tmp_path / "run"
     code, text, _ = run(
-        "--positions",
+        "--encodings",
         "nope",
         "t5",
         "--seeds",
@@ -218,22 +372,22 @@ def test_a_sweep_leaves_results_table_picture_and_models(run, tmp_path):
         2,
         "--out",
         out,
-        *[w for k, v in SMALL.items() for w in (f"--{k}", v)],
+        *flags(SMALL),
     )
     assert code == 0 and "copy, length = items in the input: exact match in %" in text and "98.6" in text and str(out) in text
     results = json.loads((out / "results.json").read_text())
-    assert [(r["positions"], r["seed"]) for r in results["runs"]] == [("nope", 0), ("nope", 3), ("t5", 0), ("t5", 3)]
+    assert [(r["encoding"], r["seed"]) for r in results["runs"]] == [("nope", 0), ("nope", 3), ("t5", 0), ("t5", 3)]
     assert list(results["runs"][0]["accuracy"]) == ["2", "3", "4", "5"]
     assert (out / "accuracy.png").stat().st_size > 5000 and (out / "table.md").read_text().strip() in text
     model, tokenizer = load_policy(str(out / "models" / "t5-3"), "cpu")  # the weights of that run, in a folder like any other
-    assert model.config.positions == "t5" and tokenizer("Copy: a")["input_ids"] == tasks.encode("Copy: a")
+    assert model.config.encoding == "t5" and tokenizer("Copy: a")["input_ids"] == tasks.encode("Copy: a")
     again = train(LengthgenConfig(**results["settings"]), "t5", 3)
     assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), model.state_dict().values(), strict=True))
 
 
 def test_a_sweep_that_was_interrupted_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
-    config = LengthgenConfig(positions=["nope", "alibi"], seeds=[0, 1], train_lengths=[2, 3], processes=1, **SMALL)
+    config = LengthgenConfig(encodings=["nope", "alibi"], seeds=[0, 1], train_lengths=[2, 3], processes=1, **SMALL)
     trained = []
 
     interruptions = [KeyboardInterrupt(), BrokenProcessPool()]
@@ -270,7 +424,7 @@ def test_an_interrupted_sweep_without_a_finished_run_leaves_nothing(tmp_path, mo
 
 def test_training_that_diverges_is_told(run, tmp_path):
     code, _, err = run(
-        "--lr", 1e30, "--positions", "nope", "--seeds", 0, "--steps", 5, "--processes", 1, "--out", tmp_path / "run"
+        "--lr", 1e30, "--encodings", "nope", "--seeds", 0, "--steps", 5, "--processes", 1, "--out", tmp_path / "run"
     )
     assert code == 2 and "training diverged at update" in err and "lower --lr" in err and not (tmp_path / "run").exists()
 
@@ -355,14 +509,14 @@ def test_defaults_fit_the_task():
 
 @pytest.mark.parametrize("more", [{"task": "copy"}, {"task": "parity", "scratchpad": "co"}])
 def test_a_learned_table_may_be_exactly_as_long_as_the_longest_sequence(more):
-    config = LengthgenConfig(positions=["learned"], train_lengths=[2, 3], test_lengths=[4, 6], **SMALL | more)
+    config = LengthgenConfig(encodings=["learned"], train_lengths=[2, 3], test_lengths=[4, 6], **SMALL | more)
     config.max_positions = longest_sequence(config)
-    check_learned_table(config)
+    check_positions(config)
     model = Decoder(decoder_config(config, "learned")).eval()
     evaluate(model, config)  # nothing is past the end of the table
     config.max_positions -= 1
     with pytest.raises(UserError, match=f"give --max_positions {config.max_positions + 1}"):
-        check_learned_table(config)
+        check_positions(config)
 
 
 def test_theory_command(run, tmp_path):
@@ -374,8 +528,8 @@ def test_theory_command(run, tmp_path):
     "words, says",
     [
         (["--task", "multiply"], "unknown task 'multiply': choose from copy"),
-        (["--positions", "absolute"], "unknown position encoding 'absolute': choose from nope"),
-        (["--positions", "nope", "nope"], "each of them once"),
+        (["--encodings", "absolute"], "unknown position encoding 'absolute': choose from nope"),
+        (["--encodings", "nope", "nope"], "each of them once"),
         (["--scratchpad", "long", "--task", "addition"], "unknown scratchpad 'long'"),
         (["--scratchpad", "full"], "gives copy no scratchpad"),
         (["--train_lengths", "9", "3"], "train_lengths = 9 3: the shortest"),
@@ -384,13 +538,13 @@ def test_theory_command(run, tmp_path):
         (["--test_lengths", "8", "20"], "above the longest train length, 10"),
         (["--task", "scan", "--test_lengths", "34", "35"], "no example of such a length"),
         (["--task", "lego", "--test_lengths", "9", "27"], "lego ends at 26"),
-        (["--max_positions", "30"], "past the 30 of the learned table"),
-        (["--hidden", "30"], "multiple of 2 x heads"),
+        (["--max_positions", "30"], "past the 30 of learned"),
+        (["--hidden", "30"], "no multiple of 4 heads"),
         (["--steps", "0"], "steps = 0"),
         (["--lr", "nan"], "lr = nan"),
         (["--seeds", "-1"], "seeds"),
         (["--device", "warp"], "'warp'"),
-        (["--positions", "hybrid", "--nope_every", "9"], "nope_every = 9"),
+        (["--encodings", "hybrid", "--nope_every", "9"], "nope_every = 9"),
         (["--colour", "red"], "unrecognized"),
         (["train"], "unknown command 'train': choose from rank"),
         (["theory", "63"], "unrecognized arguments: 63"),
@@ -406,7 +560,7 @@ def test_theory_command(run, tmp_path):
         (["attention", "nowhere", "--examples", "0"], "examples = 0"),
         (["--task", "lego", "--scratchpad", "v"], "would write nothing"),
         (["--task", "lego", "--train_lengths", "2", "26"], "which leaves none to test"),
-        (["--positions", "hybrid", "--nope_every", "1"], "nope_every = 1"),
+        (["--encodings", "hybrid", "--nope_every", "1"], "nope_every = 1"),
         (["theory", "--length", "1"], "length = 1"),
     ],
 )
@@ -447,6 +601,28 @@ def test_mean_reciprocal_rank_by_hand():
     tied = [{"a": 0.0, "b": 0.9, "c": 0.0}]
     assert report.mean_reciprocal_rank(tied) == pytest.approx({"a": 1 / 2.5, "b": 1.0, "c": 1 / 2.5})
     assert report.mean_reciprocal_rank([{"c": 0.0, "b": 0.9, "a": 0.0}]) == pytest.approx(report.mean_reciprocal_rank(tied))
+
+
+def test_rank_intervals_are_over_tasks_and_seeds():
+    first, second = {"a": 1.0, "b": 0.0}, {"a": 0.0, "b": 1.0}
+    assert report.rank_intervals([[first, first], [first]]) == {"a": (1.0, 1.0), "b": (0.5, 0.5)}
+    assert report.rank_intervals([[first], [second]]) == {"a": (0.5, 1.0), "b": (0.5, 1.0)}  # both tasks drawn are the same: 1/2
+    many = report.rank_intervals([[first] * 3, [second] * 3] * 50)  # 100 tasks: 0.75 ± 0.25 / 10 x 1.96
+    assert many["a"] == pytest.approx((0.70, 0.80), abs=0.015)
+
+
+def test_scan_is_averaged_over_lengths_and_over_its_commands(run):
+    path = Path(__file__).parents[2] / "results" / "lengthgen"
+    results = load_results(path / "scan")
+    for each in results["runs"]:
+        each["accuracy"] = {n: float(n == 26 or n <= 25) for n in each["accuracy"]}
+    assert report.extrapolation(results)["nope"][0] == pytest.approx(1 / 9)
+    assert report.extrapolation(results, by_example=True)["nope"][0] == pytest.approx(512 / 3136)  # of the paper's test set
+    assert "| 26-48, by example" in report.accuracy_table(results) and "by example" not in report.accuracy_table(
+        load_results(path / "copy")
+    )
+    code, text, _ = run("rank", path / "scan", path / "copy")
+    assert code == 0 and "| scan, by example " in text and "95 % interval" in text
 
 
 def test_the_paper_s_means_rank_as_its_figure_says():

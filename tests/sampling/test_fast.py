@@ -185,7 +185,7 @@ def _sinks():
 
 def _own_attention():
     return Decoder(
-        DecoderConfig(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, positions="t5")
+        DecoderConfig(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, encoding="t5")
     ).eval()
 
 

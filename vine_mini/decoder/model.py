@@ -25,11 +25,12 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
-from vine_mini.decoder.positions import BUCKETS, ENCODINGS, alibi_bias, rope_turns, rotate, sinusoidal, t5_bucket
+from vine_mini.decoder.table import ENCODINGS, check_shapes
 from vine_mini.logprobs import position_ids as position_ids_of
 
 
@@ -37,11 +38,11 @@ class DecoderConfig(PreTrainedConfig):
     """The shape and the position encoding of a `Decoder`. Raises ValueError for a meaningless combination.
 
     Attributes:
-        positions: one of `positions.ENCODINGS`.
-        rope_share: the share of each head's dimensions that RoPE rotates (the paper's code: 0.25).
+        encoding: a name in `table.ENCODINGS`.
         nope_every: every n-th layer has no encoding (a hybrid, as in SmolLM3 and Llama 4); 0: all layers have the encoding.
+            None: as the table says.
         attention_temperature: attention logits are divided by it. Below 1, attention is sharper than in training.
-        max_position_embeddings: rows of the learned table, and so the longest sequence. None for the other encodings.
+        max_position_embeddings: rows of a learned table, and so the longest sequence. None for the other encodings.
     """
 
     model_type = "vine_mini_decoder"
@@ -50,9 +51,8 @@ class DecoderConfig(PreTrainedConfig):
     hidden_size: int = 64
     num_hidden_layers: int = 3
     num_attention_heads: int = 4
-    positions: str = "nope"
-    rope_share: float = 1.0
-    nope_every: int = 0
+    encoding: str = "nope"
+    nope_every: int | None = None
     attention_temperature: float = 1.0
     max_position_embeddings: int | None = None
     tie_word_embeddings: bool = False
@@ -62,18 +62,20 @@ class DecoderConfig(PreTrainedConfig):
     pad_token_id: int | None = None
 
     def __post_init__(self, **kwargs):
-        if self.positions not in ENCODINGS:
-            raise ValueError(f"unknown position encoding {self.positions!r}: choose from {', '.join(ENCODINGS)}")
+        if self.encoding not in ENCODINGS:
+            raise ValueError(f"unknown position encoding {self.encoding!r}: choose from {', '.join(ENCODINGS)}")
+        encoding = ENCODINGS[self.encoding]
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(f"hidden_size {self.hidden_size} is no multiple of {self.num_attention_heads} heads")
-        if self.positions == "rope" and (self.rotated < 2 or self.rotated % 2):
-            raise ValueError(f"RoPE turns pairs: rope_share x head size = {self.rotated}, must be even and at least 2")
-        if (self.positions == "learned") != (self.max_position_embeddings is not None):
-            raise ValueError("max_position_embeddings is the size of the learned table: give it for positions='learned' only")
-        if self.nope_every and self.positions not in ("rope", "alibi", "t5"):
-            raise ValueError(f"nope_every is for encodings inside the layers (rope, alibi, t5), not for {self.positions}")
+        if encoding.table != (self.max_position_embeddings is not None):
+            raise ValueError("max_position_embeddings is the size of a learned table: give it for encodings that have one, only")
+        if self.nope_every is None:
+            self.nope_every = encoding.nope_every
+        if self.nope_every and not (encoding.queries_keys or encoding.bias or encoding.content_bias):
+            raise ValueError(f"nope_every is for encodings inside the layers, not for {self.encoding}")
         if not self.attention_temperature > 0:
             raise ValueError(f"attention_temperature {self.attention_temperature}: must be above 0")
+        check_shapes(encoding, self)
         super().__post_init__(**kwargs)
 
     @property
@@ -81,30 +83,34 @@ class DecoderConfig(PreTrainedConfig):
         """The dimensions of a head."""
         return self.hidden_size // self.num_attention_heads
 
-    @property
-    def rotated(self) -> int:
-        """The dimensions of a head that RoPE rotates."""
-        return round(self.rope_share * self.head_size)
-
 
 class Attention(nn.Module):
-    """Multi-head attention: softmax(q k^T / sqrt(d) + bias) v."""
+    """Multi-head attention: softmax(q k^T / sqrt(d) + bias) v. `encoded`: whether q, k and bias get the position encoding."""
 
-    def __init__(self, config: DecoderConfig, layer: int):
+    def __init__(self, config: DecoderConfig, layer: int, encoded: bool):
         super().__init__()
-        self.layer, self.heads = layer, config.num_attention_heads
+        self.config, self.layer, self.heads = config, layer, config.num_attention_heads
         self.scale = config.head_size**-0.5 / config.attention_temperature
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
         self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        encoding = ENCODINGS[config.encoding if encoded else "nope"]
+        self.queries_keys, self.content_bias = encoding.queries_keys, encoding.content_bias
+        self.encoding = nn.ParameterDict(encoding.layer_parameters(config))
 
-    def forward(self, x, bias, rotation, cache, keep, return_weights):
+    def forward(self, x, positions, bias, cache, keep, return_weights):
         """x [B, T, D], bias [B or 1, H or 1, Q, K] -> [B, Q, D], weights [B, H, Q, K] or None. Q = keep, or T if keep is 0."""
         B, T, _ = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # [3, B, H, T, d]
-        (q, k), v = qkv[:2] if rotation is None else rotate(qkv[:2], rotation), qkv[2]
+        qk, v = qkv[:2], qkv[2]
+        if self.queries_keys:
+            qk = self.queries_keys(qk, positions, self.config, self.encoding)
+        q, k = qk
         if cache is not None:
             k, v = cache.update(k, v, self.layer)  # [B, H, K, d]
         q = q[:, :, -keep:]  # [B, H, Q, d]
+        if self.content_bias:
+            content = self.content_bias(q * self.config.head_size**-0.5, k, self.config, self.encoding)  # [B, H, Q, K]
+            bias = bias + content / self.config.attention_temperature
         weights = None
         if return_weights:
             weights = (q @ k.mT * self.scale + bias).softmax(dim=-1)  # [B, H, Q, K]
@@ -115,20 +121,20 @@ class Attention(nn.Module):
 
 
 class Layer(GradientCheckpointingLayer):
-    """Attention and MLP. Each of them reads the normed residual stream and adds to it."""
+    """Attention and MLP. Each of them reads the normed residual stream and adds to it. `nope`: no position encoding here."""
 
     def __init__(self, config: DecoderConfig, layer: int):
         super().__init__()
-        self.without_encoding = config.nope_every > 0 and (layer + 1) % config.nope_every == 0
+        self.nope = config.nope_every > 0 and (layer + 1) % config.nope_every == 0
         self.attention_norm = nn.RMSNorm(config.hidden_size, eps=1e-6, elementwise_affine=False)
-        self.attention = Attention(config, layer)
+        self.attention = Attention(config, layer, encoded=not self.nope)
         self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=1e-6, elementwise_affine=False)
         self.up = nn.Linear(config.hidden_size, 4 * config.hidden_size, bias=False)
         self.down = nn.Linear(4 * config.hidden_size, config.hidden_size, bias=False)
 
-    def forward(self, h, bias, rotation, cache, keep, return_weights):
+    def forward(self, h, positions, bias, cache, keep, return_weights):
         """h [B, T, D] -> the last Q positions [B, Q, D], attention weights or None. Q = keep, or T if keep is 0."""
-        attended, weights = self.attention(self.attention_norm(h), bias[:, :, -keep:], rotation, cache, keep, return_weights)
+        attended, weights = self.attention(self.attention_norm(h), positions, bias[:, :, -keep:], cache, keep, return_weights)
         h = h[:, -keep:] + attended
         return h + self.down(self.up(self.mlp_norm(h)).relu()), weights
 
@@ -143,11 +149,14 @@ class _Base(PreTrainedModel):
     def _init_weights(self, module):
         """Matrices keep the size of their inputs. Embeddings have size 1, like the sinusoids that are added to them."""
         if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            init.normal_(module.weight, std=module.in_features**-0.5)
         elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight)
-        elif hasattr(module, "bias_table"):
-            nn.init.normal_(module.bias_table, std=self.config.hidden_size**-0.5)
+            init.normal_(module.weight)
+        elif isinstance(module, nn.ParameterDict) and len(module):
+            encoding = ENCODINGS[self.config.encoding]
+            for name, value in (encoding.parameters(self.config) | encoding.layer_parameters(self.config)).items():
+                if name in module:
+                    init.copy_(module[name], value)
 
 
 class DecoderModel(_Base):
@@ -156,10 +165,7 @@ class DecoderModel(_Base):
     def __init__(self, config: DecoderConfig):
         super().__init__(config)
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
-        if config.positions == "learned":
-            self.position_table = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        if config.positions == "t5":
-            self.bias_table = nn.Parameter(torch.empty(BUCKETS, config.num_attention_heads))  # shared by all layers
+        self.encoding = nn.ParameterDict(ENCODINGS[config.encoding].parameters(config))  # shared by all layers
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=1e-6, elementwise_affine=False)
         self.gradient_checkpointing = False
@@ -183,13 +189,13 @@ class DecoderModel(_Base):
             input_ids: [B, T], or `inputs_embeds` [B, T, D].
             attention_mask: [B, K] for the cached tokens and these, 1 for tokens and 0 for padding. Default: all ones. Or
                 [B, 1, T, K], which is added to the logits and replaces the causal mask.
-            position_ids: [B, T] for the encodings of single positions (RoPE, sinusoidal, learned). Default: counted from a
-                row's first token that is not padding. ALiBi and T5 always count in this way.
+            position_ids: [B, T] positions of these tokens. Default: counted from a row's first token that is not padding. The
+                positions of cached tokens are always counted in this way.
             past_key_values: a cache of K - T tokens.
             output_attentions: also return the attention weights, [B, H, T, K] for each layer.
-            keep: return the last `keep` positions only. The last layer then computes no others. 0: all.
+            keep: return the hidden states of the last `keep` columns only. The last layer then computes no others. 0: all.
         """
-        config = self.config
+        config, encoding = self.config, ENCODINGS[self.config.encoding]
         h = self.embed(input_ids) if inputs_embeds is None else inputs_embeds  # [B, T, D]
         T = h.shape[1]
         use_cache = config.use_cache if use_cache is None else use_cache
@@ -197,43 +203,29 @@ class DecoderModel(_Base):
             past_key_values = DynamicCache(config=config)
         K = T + (past_key_values.get_seq_length() if past_key_values is not None else 0)
         mask, key_positions = _mask_and_positions(attention_mask, T, K, h)  # [B or 1, 1, T, K], [B or 1, K]
-        query_positions = key_positions[:, K - T :]
-        if position_ids is None:
-            position_ids = query_positions
+        positions = key_positions[:, K - T :]  # [B or 1, T]
+        if position_ids is not None and (position_ids != positions).any():
+            positions = position_ids[:1] if (position_ids == position_ids[:1]).all() else position_ids  # one row serves all
+            key_positions = _beside(key_positions[:, : K - T], positions)
 
-        if config.positions in ("sinusoidal", "learned"):
-            h = h + self._vectors(position_ids).to(h.dtype)
-        rotation = rope_turns(position_ids, config.rotated) if config.positions == "rope" else None
+        if encoding.vectors:
+            h = h + encoding.vectors(positions, config, self.encoding).to(h.dtype)
         bias = mask
-        if config.positions in ("alibi", "t5"):
-            distance = query_positions[:, :, None] - key_positions[:, None, :]  # t - i, [B or 1, T, K]
-            bias = self._bias(distance).to(h.dtype) / config.attention_temperature + mask  # [B or 1, H, T, K]
+        if encoding.bias:
+            distance = positions[:, :, None] - key_positions[:, None, :]  # t - i, [B or 1, T, K]
+            numbers = encoding.bias(distance, positions, config, self.encoding)  # [B or 1, H or 1, T, K]
+            bias = numbers.to(h.dtype) / config.attention_temperature + mask
 
         weights = []
         for layer in self.layers:
-            encoding = (mask, None) if layer.without_encoding else (bias, rotation)
             wanted = keep if layer is self.layers[-1] else 0
-            h, attention = layer(h, *encoding, past_key_values, wanted, output_attentions)
+            h, attention = layer(h, positions, mask if layer.nope else bias, past_key_values, wanted, output_attentions)
             weights.append(attention)
         return BaseModelOutputWithPast(
             last_hidden_state=self.norm(h),
             past_key_values=past_key_values if use_cache else None,
             attentions=tuple(weights) if output_attentions else None,
         )
-
-    def _vectors(self, position_ids):
-        """The vectors that the absolute encodings add to the embeddings. [B, T] -> [B, T, D]"""
-        if self.config.positions == "sinusoidal":
-            return sinusoidal(position_ids, self.config.hidden_size)
-        if int(position_ids.max()) >= self.position_table.num_embeddings:
-            raise ValueError(f"the learned table ends at {self.position_table.num_embeddings} positions; the sequence is longer")
-        return self.position_table(position_ids)
-
-    def _bias(self, distance):
-        """The numbers that the relative encodings add to the logits. [B or 1, T, K] -> [B or 1, H, T, K]"""
-        if self.config.positions == "alibi":
-            return alibi_bias(distance, self.config.num_attention_heads)
-        return self.bias_table[t5_bucket(distance)].permute(0, 3, 1, 2)
 
 
 class Decoder(_Base, GenerationMixin):
@@ -276,6 +268,12 @@ def _mask_and_positions(attention_mask, T, K, h):
         visible = visible & attention_mask[:, None, None, :].bool()  # [B, 1, T, K]
     mask = torch.zeros(visible.shape, dtype=h.dtype, device=h.device)
     return mask.masked_fill(~visible, torch.finfo(h.dtype).min), positions
+
+
+def _beside(before, after):
+    """[B or 1, M] and [B or 1, T] -> [B or 1, M + T]"""
+    rows = max(len(before), len(after))
+    return torch.cat([before.expand(rows, -1), after.expand(rows, -1)], dim=1)
 
 
 def word_tokenizer(ids: dict[str, int], pattern: str) -> PreTrainedTokenizerFast:

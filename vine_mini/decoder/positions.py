@@ -2,19 +2,21 @@
 
 An encoding acts in one of three places:
 
-    token embeddings    h = embed(x) + vector(position)     sinusoidal; learned (a table in the model)
+    token embeddings    h = embed(x) + vector(position)     sinusoidal, learned
     queries and keys    q_t, k_i = R_t q_t, R_i k_i         RoPE
     attention logits    q_t . k_i / sqrt(d) + b(t - i)      ALiBi, T5's relative bias
 
-NoPE has no such term. With NoPE, a model has information about order from the causal mask only.
+NoPE (no position encoding) has no such term, and so no function here. With NoPE, a model has information about order from the
+causal mask only. `table.py` gives each encoding its name. `later.py` has the encodings that came after this paper.
 """
 
 import math
 
 import torch
 
-ENCODINGS = ("nope", "rope", "alibi", "t5", "sinusoidal", "learned")
 BUCKETS, MAX_DISTANCE = 32, 128  # T5's relative bias
+
+# --- token embeddings ------------------------------------------------------------------------------------------------------
 
 
 def sinusoidal(positions, width: int):
@@ -33,21 +35,40 @@ def sinusoidal(positions, width: int):
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
-def rope_turns(positions, rotated: int):
+def learned(positions, table):
+    """Learned absolute positions (Gehring et al. 2017, section 3.1): a row of a table for each position.
+
+    positions [B, T], table [rows, width] -> [B, T, width]. Raises ValueError for a position past the table.
+    """
+    if int(positions.max()) >= len(table):
+        raise ValueError(f"the learned table ends at {len(table)} positions; the sequence is longer")
+    return table[positions]
+
+
+# --- queries and keys ------------------------------------------------------------------------------------------------------
+
+
+def freqs_cis(positions, rotated: int, p: float = 1.0):
     """RoPE's rotations e^(i p w_j) with w_j = 10000^(-2j / rotated) (Su et al. 2021, section 3.2.2).
 
     Args:
         positions: [B, T] integers.
-        rotated: the number of a head's dimensions that are rotated; even.
+        rotated: the number of a head's dimensions that are rotated; even, at least 2.
+        p: the share of the frequencies that are kept, the highest first. The other pairs do not rotate (p-RoPE, Barbero et al.
+            2024, arXiv 2410.06205). 1: RoPE. 0: NoPE.
     Returns:
         [B, 1, T, rotated / 2] complex. The 1 stands for all heads.
     """
+    if rotated < 2 or rotated % 2:
+        raise ValueError(f"RoPE turns pairs: partial_rotary_factor x head size = {rotated}, must be even and at least 2")
     frequencies = 10000.0 ** (-torch.arange(0, rotated, 2, device=positions.device) / rotated)
+    if p < 1:
+        frequencies[round(p * rotated / 2) :] = 0
     angles = positions[:, None, :, None] * frequencies
     return torch.polar(torch.ones_like(angles), angles)
 
 
-def rotate(x, turns):
+def apply_rotary(x, turns):
     """Rotates the pairs (x_2j, x_2j+1) as complex numbers. Dimensions beyond the pairs stay.
 
     With q rotated by t and k by i, their product depends on t - i only. Neighbours form pairs, as in RoPE's paper. Llama pairs
@@ -55,12 +76,23 @@ def rotate(x, turns):
 
     Args:
         x: [..., B, H, T, d] queries or keys.
-        turns: [B, 1, T, rotated / 2] from `rope_turns`.
+        turns: [B, 1, T, rotated / 2] from `freqs_cis`.
     """
     pairs = 2 * turns.shape[-1]
     first = x[..., :pairs].to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2))
     turned = torch.view_as_real(torch.view_as_complex(first) * turns).flatten(-2).to(x.dtype)
     return turned if pairs == x.shape[-1] else torch.cat([turned, x[..., pairs:]], dim=-1)
+
+
+def rope(qk, positions, *, partial_rotary_factor: float = 1.0, p: float = 1.0):
+    """RoPE on the first dimensions of each head, the share `partial_rotary_factor` of them (the paper's code: 0.25).
+
+    qk [2, B, H, T, d] queries and keys, positions [B, T] -> [2, B, H, T, d]. `p` as in `freqs_cis`.
+    """
+    return apply_rotary(qk, freqs_cis(positions, round(partial_rotary_factor * qk.shape[-1]), p))
+
+
+# --- attention logits ------------------------------------------------------------------------------------------------------
 
 
 def alibi_slopes(heads: int):
@@ -76,6 +108,11 @@ def alibi_slopes(heads: int):
 def alibi_bias(distance, heads: int):
     """ALiBi: -slope_h (t - i). distance [B, Q, K] -> [B, H, Q, K]"""
     return -alibi_slopes(heads).to(distance.device)[:, None, None] * distance[:, None]
+
+
+def t5_bias(distance, table):
+    """T5's relative bias: a learned number for each head and bucket. distance [B, Q, K], table [BUCKETS, H] -> [B, H, Q, K]"""
+    return table[t5_bucket(distance)].permute(0, 3, 1, 2)
 
 
 def t5_bucket(distance):

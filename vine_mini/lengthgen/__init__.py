@@ -1,1 +1,1 @@
-"""Length generalization (arXiv 2305.19466): decoders with six position encodings, trained on short sequences, tested on long."""
+"""Length generalization (arXiv 2305.19466): decoders with position encodings, trained on short sequences, tested on long ones."""

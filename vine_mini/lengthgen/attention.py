@@ -17,7 +17,7 @@ import torch
 
 from vine_mini.lengthgen.config import LengthgenConfig
 from vine_mini.lengthgen.results import load_model
-from vine_mini.lengthgen.train import collate, evaluation_examples
+from vine_mini.lengthgen.train import EVAL_SEED, collate, evaluation_examples, position_ids_of
 
 
 def jensen_shannon(p, q):
@@ -48,11 +48,16 @@ def layer_distance(p, q, lengths):
 
 
 @torch.no_grad()
-def model_distance(a, b, examples) -> list[list[float]]:
+def model_distance(a, b, examples, config: LengthgenConfig) -> list[list[float]]:
     """The distance of two models on prompts with their right answers. -> [sequence][layer]"""
     ids, mask = collate(examples, "cpu")
     lengths = ids.shape[1] - mask.flip(1).argmax(dim=1)  # the last target token ends a sequence
-    one, two = (model(input_ids=ids, output_attentions=True, use_cache=False).attentions for model in (a, b))
+
+    def attentions(model):
+        position_ids = position_ids_of(model, ids, mask, config, torch.Generator().manual_seed(EVAL_SEED))
+        return model(input_ids=ids, position_ids=position_ids, output_attentions=True, use_cache=False).attentions
+
+    one, two = attentions(a), attentions(b)
     return torch.stack([layer_distance(p.double(), q.double(), lengths) for p, q in zip(one, two, strict=True)], dim=1).tolist()
 
 
@@ -69,10 +74,10 @@ def distances_to_nope(results: dict, folder: str | Path, n: int, progress=None) 
     table = {}
     for k, seed in enumerate(config.seeds):
         nope = load_model(folder, config, "nope", seed)
-        for name in config.positions:
+        for name in config.encodings:
             other = load_model(folder, config, name, config.seeds[(k + 1) % len(config.seeds)] if name == "nope" else seed)
             for length in config.lengths():
-                rows = model_distance(nope, other, evaluation_examples(config, length, n))
+                rows = model_distance(nope, other, evaluation_examples(config, length, n), config)
                 table.setdefault(name, {}).setdefault(length, []).extend(rows)
             if progress:
                 progress(1)

@@ -10,6 +10,7 @@ from vine_mini.app.runs import check_writable, new_folder
 from vine_mini.lengthgen import pictures, report
 from vine_mini.lengthgen.attention import distances_to_nope, summary
 from vine_mini.lengthgen.config import AttentionConfig, LengthgenConfig, RankConfig, TemperatureConfig, TheoryConfig
+from vine_mini.lengthgen.own import short
 from vine_mini.lengthgen.results import load_model, load_results, write_json
 from vine_mini.lengthgen.sweep import sweep
 from vine_mini.lengthgen.theory import demonstrate
@@ -21,7 +22,7 @@ def train(config: LengthgenConfig) -> None:
     """The `lengthgen` command."""
     pad = "" if config.scratchpad == "none" else f"-{config.scratchpad}"
     begun = config.out is not None and (Path(config.out) / "results.json").is_file()
-    folder = Path(config.out) if begun else new_folder(config.out, f"lengthgen-{config.task}{pad}")
+    folder = Path(config.out) if begun else new_folder(config.out, f"lengthgen-{short(config.task)}{pad}")
     results = sweep(config, folder)
     table = report.accuracy_table(results)
     (folder / "table.md").write_text(table + "\n", encoding="utf-8")
@@ -47,9 +48,9 @@ def rank(config: RankConfig) -> None:
 def attention(config: AttentionConfig) -> None:
     """The `lengthgen attention` command."""
     folder, results = _finished(config)
-    if "nope" not in results["settings"]["positions"] or len(results["settings"]["seeds"]) < 2:
+    if "nope" not in results["settings"]["encodings"] or len(results["settings"]["seeds"]) < 2:
         raise UserError(f"{folder}: the comparison needs nope with at least two seeds")
-    pairs = len(results["settings"]["positions"]) * len(results["settings"]["seeds"])
+    pairs = len(results["settings"]["encodings"]) * len(results["settings"]["seeds"])
     with tqdm(total=pairs, desc="pairs of models", dynamic_ncols=True) as bar:
         distances = distances_to_nope(results, folder, config.examples, bar.update)
     means = summary(distances, results["settings"]["train_lengths"][1])
@@ -61,8 +62,8 @@ def temperature(config: TemperatureConfig) -> None:
     """The `lengthgen temperature` command."""
     folder, results = _finished(config)
     run = LengthgenConfig(**results["settings"])
-    curves: dict = {name: {t: {} for t in config.temperatures} for name in run.positions}
-    models = [(name, seed, t) for name in run.positions for seed in run.seeds for t in config.temperatures]
+    curves: dict = {name: {t: {} for t in config.temperatures} for name in run.encodings}
+    models = [(name, seed, t) for name in run.encodings for seed in run.seeds for t in config.temperatures]
     with tqdm(total=len(models) * len(run.lengths()), desc="temperatures", dynamic_ncols=True) as bar:
         for name, seed, t in models:
             model = load_model(folder, run, name, seed, attention_temperature=t)

@@ -3,13 +3,13 @@
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from vine_mini.app.config import Amount, Count, Positive, Range, check_ranges, knob, one_of
-from vine_mini.decoder.positions import ENCODINGS
+from vine_mini.app.config import Amount, Count, Positive, Range, check_ranges, knob
+from vine_mini.decoder.model import DecoderConfig
+from vine_mini.decoder.table import ENCODINGS, PAPER
+from vine_mini.lengthgen.own import find_encoding, find_task, short
 from vine_mini.lengthgen.scratchpad import STEPS, WITHOUT_VARIABLE, parts_of
-from vine_mini.lengthgen.tasks import TASKS
+from vine_mini.lengthgen.tasks import EOS, PAD, TASKS, VOCABULARY
 from vine_mini.types import UserError
-
-VARIANTS = (*ENCODINGS, "rope25", "hybrid")  # the choices of --positions
 
 
 def _list(default, why: str):
@@ -20,11 +20,11 @@ def _list(default, why: str):
 class LengthgenConfig:
     """Train small decoders with several position encodings on short sequences and test them on longer ones."""
 
-    task: str = knob("copy", f"One of {', '.join(TASKS)}.")
-    positions: list[str] = _list(
-        ENCODINGS,
-        f"Encodings: {', '.join(ENCODINGS)}; rope25 (RoPE on a quarter of each head, as in the paper); "
-        "hybrid (RoPE, with NoPE in every n-th layer).",
+    task: str = knob("copy", f"One of {', '.join(TASKS)}; or the path of a .py file with your own task, see own.py.")
+    encodings: list[str] = _list(
+        PAPER,
+        f"Position encodings: {', '.join(ENCODINGS)}; or the path of a .py file with your own, see own.py. "
+        "coupled is for answers that begin with their lowest digit, abacus for numbers that all do.",
     )
     seeds: list[int] = _list((0, 1, 2), "One run of each encoding for each seed.")
     scratchpad: str = knob(
@@ -34,29 +34,35 @@ class LengthgenConfig:
     )
     train_lengths: list[int] | None = knob(None, "Shortest and longest length in training. Left out: the task's own.")
     test_lengths: list[int] | None = knob(None, "Shortest and longest length in the test. Left out: up to about twice as long.")
+    by_example: bool = knob(False, "scan: draw training lengths by the number of their commands. Left out: all equally often.")
     steps: Count | None = knob(None, "Updates in a run. Left out: the task's own.")
     lr: Positive | None = knob(None, "Peak learning rate of AdamW. Left out: the task's own.")
     batch_size: Count = knob(32, "Examples in an update, all of one length.")
     weight_decay: Amount = knob(0.05, "AdamW's weight decay (paper: 0.05).")
     layers: Count = knob(3, "Layers of the decoder.")
-    hidden: int = knob(64, "Hidden size of the decoder.")
-    heads: Count = knob(4, "Attention heads of the decoder.")
-    nope_every: Annotated[int, Range(2)] = knob(3, "hybrid: every n-th layer has no position encoding.")
-    max_positions: Count = knob(256, "learned: positions in its table.")
+    hidden: Count = knob(64, "Hidden size of the decoder.")
+    heads: Count = knob(
+        4,
+        "Attention heads. rope25 turns a quarter of each head in pairs: only two frequencies in a head of 64 / 4 = 16. "
+        "The paper's heads have 64 dimensions, as with --hidden 256, and eight frequencies.",
+    )
+    nope_every: Annotated[int, Range(2)] = knob(3, "hybrid, hybrid-window: every n-th layer has no position encoding.")
+    max_positions: Count = knob(256, "learned, coupled, abacus: positions in the table. ...-random: positions to draw from.")
     examples: Count = knob(200, "Examples of each length in the evaluation.")
     processes: Count | None = knob(None, "Runs at the same time, one thread each. Left out: one for each core; 1 on a GPU.")
     device: str = knob("cpu", "auto, cpu, cuda, cuda:1, ...")
     out: str | None = knob(None, "Folder for results, picture and models; a new one under runs/ when left out.")
 
     def __post_init__(self):
-        one_of(self, "task", TASKS)
-        for name in self.positions:
-            if name not in VARIANTS:
-                raise UserError(f"unknown position encoding {name!r}: choose from {', '.join(VARIANTS)}")
-        for name in ("positions", "seeds"):
+        find_task(self.task)
+        for name in self.encodings:
+            find_encoding(name)
+        for name in ("encodings", "seeds"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise UserError(f"{name}: name at least one, and each of them once")
+        if len({short(name) for name in self.encodings}) < len(self.encodings):
+            raise UserError("two encodings have the same file name: rename one of the files")
         if any(not 0 <= seed < 2**31 for seed in self.seeds):
             raise UserError(f"seeds = {self.seeds}: each must be between 0 and {2**31 - 1}")
         try:
@@ -68,12 +74,18 @@ class LengthgenConfig:
         if self.scratchpad == "v" and self.task in WITHOUT_VARIABLE:
             raise UserError(f"the scratchpad of {self.task} keeps no variable: v alone would write nothing")
         check_ranges(self)
-        if self.hidden < 2 * self.heads or self.hidden % (2 * self.heads):
-            raise UserError(f"hidden = {self.hidden}, heads = {self.heads}: hidden must be a multiple of 2 x heads, and not 0")
-        if "rope25" in self.positions and self.hidden % (8 * self.heads):
-            raise UserError(f"rope25 turns a quarter of a head in pairs: hidden = {self.hidden} must be a multiple of 8 x heads")
-        if "hybrid" in self.positions and self.nope_every > self.layers:
-            raise UserError(f"a hybrid with nope_every = {self.nope_every} needs as many layers; there are {self.layers}")
+        for name in self.encodings:
+            if ENCODINGS[name].nope_every > 0 and self.nope_every > self.layers:
+                raise UserError(f"{name} with nope_every = {self.nope_every} needs as many layers; there are {self.layers}")
+            if ENCODINGS[name].ids and self.scratchpad != "none":
+                raise UserError(f"{name} computes position ids from whole sequences: it cannot write a scratchpad")
+            try:
+                decoder_config(self, name)
+            except Exception as error:
+                if not isinstance(error, ValueError) and not name.endswith(".py"):
+                    raise  # a user's function may fail in any way, ours may not
+                says = " ".join(str(error).split())
+                raise UserError(f"{name}, hidden = {self.hidden}, heads = {self.heads}: {says}") from error
         self._fill_in()
 
     def _fill_in(self):
@@ -106,6 +118,23 @@ class LengthgenConfig:
     def seen(self, length: int) -> bool:
         """Whether training had this length."""
         return length <= self.train_lengths[1]
+
+
+def decoder_config(config: LengthgenConfig, encoding: str) -> DecoderConfig:
+    """The configuration of the decoder for one encoding. Raises ValueError where the encoding does not fit the decoder's size."""
+    find_encoding(encoding)
+    entry = ENCODINGS[encoding]
+    return DecoderConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=config.hidden,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        encoding=encoding,
+        nope_every=config.nope_every if entry.nope_every else 0,
+        max_position_embeddings=config.max_positions if entry.table else None,
+        eos_token_id=EOS,
+        pad_token_id=PAD,
+    )
 
 
 def _check_range(name: str, ends: list[int]):

@@ -4,22 +4,21 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from vine_mini.app.plots import new_figure, save_figure
+from vine_mini.decoder.table import ENCODINGS
 from vine_mini.lengthgen import paper
-from vine_mini.lengthgen.report import by_length, mean_reciprocal_rank, name_of, queries
+from vine_mini.lengthgen.report import by_length, mean_reciprocal_rank, name_of, queries, rank_intervals
 from vine_mini.lengthgen.tasks import TASKS
 
-STYLES = {
-    "nope": ("NoPE", "#0072B2", "o"),
-    "t5": ("T5 bias", "#009E73", "s"),
-    "alibi": ("ALiBi", "#E69F00", "^"),
-    "rope": ("RoPE", "#D55E00", "v"),
-    "rope25": ("RoPE, a quarter", "#D55E00", "<"),
-    "sinusoidal": ("sinusoidal", "#CC79A7", "D"),
-    "learned": ("learned", "#56B4E9", "P"),
-    "hybrid": ("RoPE + NoPE layers", "#000000", "X"),
-}
+COLOURS = ("#0072B2", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#999999", "#000000")
+MARKERS = "ov^sDP<X>*hpd"
 ORANGES = ("#fdae6b", "#e6550d", "#8c2d04")
 BLUES = ("#9ecae1", "#6baed6", "#4292c6", "#2171b5", "#08519c", "#08306b")
+
+
+def style(encoding: str) -> tuple[str, str, str]:
+    """-> label, colour and marker of an encoding. The first eight of the table have a colour of their own."""
+    place = list(ENCODINGS).index(encoding)
+    return ENCODINGS[encoding].label, COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
 
 
 def plot_accuracy(results: dict, path: Path) -> None:
@@ -27,7 +26,7 @@ def plot_accuracy(results: dict, path: Path) -> None:
     figure, ((axis,),) = new_figure(1)
     figure.set_size_inches(7.2, 4)
     for name, curve in by_length(results).items():
-        label, colour, marker = STYLES[name]
+        label, colour, marker = style(name)
         middle = [mean(shares) for shares in curve.values()]
         spread = [stdev(shares) if len(shares) > 1 else 0 for shares in curve.values()]
         axis.plot(curve.keys(), middle, color=colour, marker=marker, markersize=4, label=label)
@@ -46,18 +45,24 @@ def _mark_training(axis, results: dict):
 
 
 def plot_rank(all_results: list[dict], path: Path) -> None:
-    """Draws the mean reciprocal rank of each encoding, as in the paper's figure 1. Hollow bars are the paper's ranks."""
-    rows = queries(all_results)
-    ranks = mean_reciprocal_rank(rows)
+    """Draws the mean reciprocal rank of each encoding, as in the paper's figure 1. Hollow bars are the paper's ranks.
+
+    Whiskers are 95 % intervals.
+    """
+    tasks = queries(all_results)
+    rows = [query for task in tasks for query in task]
+    ranks, intervals = mean_reciprocal_rank(rows), rank_intervals(tasks)
     theirs = dict(zip(paper.COLUMNS, paper.MEAN_RECIPROCAL_RANK, strict=True))
     names = sorted(ranks, key=ranks.get, reverse=True)
     figure, ((axis,),) = new_figure(1)
     for i, name in enumerate(names):
-        colour = STYLES[name][1]
+        colour = style(name)[1]
         ours, other = ("here", "paper (17 tasks)") if i == 0 else (None, None)  # one legend entry each
-        axis.bar(i - 0.2, ranks[name], 0.38, color=colour, label=ours)
+        low, high = intervals[name]
+        whisker = [[ranks[name] - low], [high - ranks[name]]]
+        axis.bar(i - 0.2, ranks[name], 0.38, color=colour, label=ours, yerr=whisker, ecolor="0.3", capsize=3)
         axis.bar(i + 0.2, paper.of(name, theirs), 0.38, color="none", edgecolor=colour, label=other)
-    axis.set_xticks(range(len(names)), [STYLES[name][0].replace(", ", ",\n") for name in names])
+    axis.set_xticks(range(len(names)), [style(name)[0].replace(", ", ",\n") for name in names])
     axis.set(ylabel="mean reciprocal rank", ylim=(0, 1), title=f"{len(all_results)} results, {len(rows)} queries")
     axis.legend(frameon=False)
     save_figure(figure, path)
@@ -67,7 +72,7 @@ def plot_distances(table: dict, results: dict, path: Path) -> None:
     """Draws the distance of each encoding's attention from NoPE's, by layer and by length."""
     figure, ((layers, lengths),) = new_figure(2)
     for name, curve in table.items():
-        label, colour, marker = STYLES[name]
+        label, colour, marker = style(name)
         label = "NoPE, other seed" if name == "nope" else label
         rows = [row for rows in curve.values() for row in rows]
         by_layer = [mean(layer) for layer in zip(*rows, strict=True)]
@@ -99,7 +104,7 @@ def plot_temperatures(curves: dict[str, dict[float, dict[int, list[float]]]], re
                 curve.keys(), middle, color=shades.get(temperature, "0.5"), marker="o", markersize=3, label=f"{temperature:g}"
             )
         _mark_training(axis, results)
-        axis.set(title=STYLES[name][0], xlabel="length", ylim=(-0.02, 1.02))
+        axis.set(title=style(name)[0], xlabel="length", ylim=(-0.02, 1.02))
     axes[0].set(ylabel="exact match")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, title="temperature")
     figure.suptitle(f"Attention with another temperature at test time ({name_of(results)})")

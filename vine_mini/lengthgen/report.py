@@ -1,9 +1,11 @@
 """Tables of results, and the mean reciprocal rank of encodings over tasks."""
 
-from statistics import mean, stdev
+from random import Random
+from statistics import fmean, mean, stdev
 
 from vine_mini.app.tables import columns
 from vine_mini.lengthgen import paper
+from vine_mini.lengthgen.own import short
 from vine_mini.lengthgen.tasks import TASKS
 from vine_mini.types import UserError
 
@@ -11,16 +13,23 @@ from vine_mini.types import UserError
 def name_of(results: dict) -> str:
     """The task, and its scratchpad if there is one."""
     pad = results["settings"]["scratchpad"]
-    return results["task"] + ("" if pad == "none" else f", scratchpad {pad}")
+    return short(results["task"]) + ("" if pad == "none" else f", scratchpad {pad}")
 
 
-def extrapolation(results: dict) -> dict[str, dict[int, float]]:
-    """encoding -> seed -> accuracy beyond training, the plain mean over test lengths"""
+def extrapolation(results: dict, *, by_example: bool = False) -> dict[str, dict[int, float]]:
+    """encoding -> seed -> accuracy beyond training: the mean over test lengths, or over the examples of the original test set"""
     shares: dict[str, dict[int, float]] = {}
     for run in results["runs"]:
-        beyond = [share for length, share in run["accuracy"].items() if length > results["settings"]["train_lengths"][1]]
-        shares.setdefault(run["positions"], {})[run["seed"]] = mean(beyond)
+        beyond = {n: share for n, share in run["accuracy"].items() if n > results["settings"]["train_lengths"][1]}
+        weights = [paper.examples(results["task"], n) if by_example else 1 for n in beyond]
+        shares.setdefault(run["encoding"], {})[run["seed"]] = fmean(beyond.values(), weights)
     return shares
+
+
+def uneven(results: dict) -> bool:
+    """Whether the original test set has more examples of some lengths than of others, so that the two means differ."""
+    settings = results["settings"]
+    return len({paper.examples(results["task"], n) for n in TASKS[results["task"]].lengths(*settings["test_lengths"])}) > 1
 
 
 def by_length(results: dict) -> dict[str, dict[int, list[float]]]:
@@ -28,27 +37,30 @@ def by_length(results: dict) -> dict[str, dict[int, list[float]]]:
     table: dict[str, dict[int, list[float]]] = {}
     for run in results["runs"]:
         for length, share in run["accuracy"].items():
-            table.setdefault(run["positions"], {}).setdefault(length, []).append(share)
+            table.setdefault(run["encoding"], {}).setdefault(length, []).append(share)
     return table
 
 
 def accuracy_table(results: dict) -> str:
     """Accuracy in per cent, mean ± standard deviation of the seeds.
 
-    The columns are the seen lengths, up to six longer lengths, the mean over all longer lengths, and the paper's mean.
+    The columns are the seen lengths, up to six longer lengths, the mean over all longer lengths, where it differs the mean over
+    the examples of the original test set, and the paper's mean.
     """
     settings = results["settings"]
     shortest, longest = settings["train_lengths"]
-    curves, shares = by_length(results), extrapolation(results)
+    means = [extrapolation(results), *([extrapolation(results, by_example=True)] if uneven(results) else [])]
+    curves = by_length(results)
     tested = [length for length in next(iter(curves.values())) if length > longest]
     some = tested if len(tested) <= 6 else [tested[round(i * (len(tested) - 1) / 5)] for i in range(6)]
     theirs = paper.accuracy(results["task"]) if settings["scratchpad"] == "none" else {}
     theirs = theirs if any(paper.of(name, theirs) is not None for name in curves) else {}
-    rows = [["", f"{shortest}-{longest} (seen)", *map(str, some), f"{tested[0]}-{tested[-1]}", *["paper"] * bool(theirs)]]
+    beyond = [f"{tested[0]}-{tested[-1]}{how}" for how in ("", ", by example")[: len(means)]]
+    rows = [["", f"{shortest}-{longest} (seen)", *map(str, some), *beyond, *["paper"] * bool(theirs)]]
     for name, curve in curves.items():
         seen = [mean(seed) for seed in zip(*(curve[n] for n in curve if n <= longest), strict=True)]
-        cells = [cell(seen), *(cell(curve[n]) for n in some), cell(list(shares[name].values()))]
-        rows.append([name, *cells, *[_per_cent(paper.of(name, theirs))] * bool(theirs)])
+        cells = [cell(seen), *(cell(curve[n]) for n in some), *(cell(list(shares[name].values())) for shares in means)]
+        rows.append([short(name), *cells, *[_per_cent(paper.of(name, theirs))] * bool(theirs)])
     seeds = len(settings["seeds"])
     title = f"{name_of(results)}, length = {TASKS[results['task']].length_unit}: exact match in %, " + (
         f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
@@ -57,23 +69,44 @@ def accuracy_table(results: dict) -> str:
     return f"{title}, {settings['steps']} updates on {settings['batch_size']} examples each\n\n{columns(rows)}{note}"
 
 
-def mean_reciprocal_rank(queries: list[dict[str, float]]) -> dict[str, float]:
-    """1 / rank by accuracy, averaged over queries (figure 1). A query is one task with one seed: encoding -> accuracy.
+def reciprocal_ranks(query: dict[str, float]) -> dict[str, float]:
+    """1 / rank by accuracy. A query is one task with one seed: encoding -> accuracy.
 
     Encodings with equal accuracy share the mean of their ranks, so the order of the encodings does not matter. (The official
     code gives the better rank to the encoding that comes first in its table.)
     """
-    ranks: dict[str, list[float]] = {name: [] for name in queries[0]}
-    for query in queries:
-        for name, accuracy in query.items():
-            better = sum(other > accuracy for other in query.values())
-            equal = sum(other == accuracy for other in query.values())  # itself included
-            ranks[name].append(1 / (better + (equal + 1) / 2))
-    return {name: mean(values) for name, values in ranks.items()}
+    ranks = {}
+    for name, accuracy in query.items():
+        better = sum(other > accuracy for other in query.values())
+        equal = sum(other == accuracy for other in query.values())  # itself included
+        ranks[name] = 1 / (better + (equal + 1) / 2)
+    return ranks
 
 
-def queries(all_results: list[dict]) -> list[dict[str, float]]:
-    """One query for each task and seed.
+def mean_reciprocal_rank(queries: list[dict[str, float]]) -> dict[str, float]:
+    """The mean of `reciprocal_ranks` over queries (figure 1)."""
+    rows = [reciprocal_ranks(query) for query in queries]
+    return {name: mean(row[name] for row in rows) for name in rows[0]}
+
+
+def rank_intervals(tasks: list[list[dict[str, float]]], draws: int = 2000) -> dict[str, tuple[float, float]]:
+    """95 % intervals of the mean reciprocal ranks: a bootstrap over tasks, and over the seeds of each drawn task.
+
+    tasks: the queries of each task, one for each seed. -> encoding -> low, high. Both ends are quantiles of the redrawn means.
+    """
+    rng = Random(0)
+    rows = [[reciprocal_ranks(query) for query in task] for task in tasks]
+    means: dict[str, list[float]] = {name: [] for name in rows[0][0]}
+    for _ in range(draws):
+        drawn = [row for task in rng.choices(rows, k=len(rows)) for row in rng.choices(task, k=len(task))]
+        for name, values in means.items():
+            values.append(fmean(row[name] for row in drawn))
+    ordered = {name: sorted(values) for name, values in means.items()}
+    return {name: (values[round(0.025 * (draws - 1))], values[round(0.975 * (draws - 1))]) for name, values in ordered.items()}
+
+
+def queries(all_results: list[dict]) -> list[list[dict[str, float]]]:
+    """The queries of each task, one for each seed.
 
     A query has those of the paper's five encodings that all results have. Where not all results have `rope25`, `rope` takes its
     place. Raises UserError where nothing can be ranked.
@@ -88,34 +121,46 @@ def queries(all_results: list[dict]) -> list[dict[str, float]]:
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"two results are of {name}: name each task once")
-    return [{name: table[name][seed] for name in common} for table in tables for seed in table[common[0]]]
+    return [[{name: table[name][seed] for name in common} for seed in table[common[0]]] for table in tables]
 
 
 def rank_table(all_results: list[dict]) -> str:
-    """One row for each task: accuracy on test lengths in per cent, ours and (the paper's). Last row: the mean reciprocal rank."""
-    ranks = mean_reciprocal_rank(queries(all_results))
+    """One row for each task: accuracy on test lengths in per cent, ours and (the paper's). Last row: the mean reciprocal rank.
+
+    Where the original test set has unequally many examples of the lengths, another row has the mean over examples.
+    """
+    tasks = queries(all_results)
+    ranks, intervals = mean_reciprocal_rank([query for task in tasks for query in task]), rank_intervals(tasks)
     rows = [["", *ranks]]
     for results in all_results:
-        theirs = paper.accuracy(results["task"]) if results["settings"]["scratchpad"] == "none" else {}
-        shares, cells = extrapolation(results), []
-        for name in ranks:
-            figure = paper.of(name, theirs)
-            cells.append(cell(list(shares[name].values())) + ("" if figure is None else f" ({100 * figure:.1f})"))
-        rows.append([name_of(results), *cells])
+        for by_example in (False, True)[: 1 + uneven(results)]:
+            label = name_of(results) + ", by example" * by_example
+            rows.append([label, *_beside_the_paper(results, list(ranks), by_example)])
     theirs = dict(zip(paper.COLUMNS, paper.MEAN_RECIPROCAL_RANK, strict=True))
     comparable = len(ranks) == len(theirs)  # fewer encodings give better ranks
     figures = {name: f" ({paper.of(name, theirs):.3f})" if comparable else "" for name in ranks}
     rows.append(["mean reciprocal rank", *(f"{rank:.3f}{figures[name]}" for name, rank in ranks.items())])
-    left_out = sorted({run["positions"] for results in all_results for run in results["runs"]} - {*ranks})
+    rows.append(["95 % interval", *(f"{low:.2f} to {high:.2f}" for low, high in intervals.values())])
+    left_out = sorted({short(run["encoding"]) for results in all_results for run in results["runs"]} - {*ranks})
     note = f" Not ranked: {', '.join(left_out)}." if left_out else ""
     brackets = "The paper's numbers are in brackets; its mean reciprocal rank is over 17 tasks."
-    return f"{columns(rows)}\n\n{brackets}{note} {paper.NOTE}"
+    interval = " The interval is a bootstrap over tasks and seeds. Ranks are by the mean over lengths."
+    return f"{columns(rows)}\n\n{brackets}{interval}{note} {paper.NOTE}"
+
+
+def _beside_the_paper(results: dict, names: list[str], by_example: bool) -> list[str]:
+    theirs = paper.accuracy(results["task"]) if results["settings"]["scratchpad"] == "none" else {}
+    shares, cells = extrapolation(results, by_example=by_example), []
+    for name in names:
+        figure = paper.of(name, theirs)
+        cells.append(cell(list(shares[name].values())) + ("" if figure is None else f" ({100 * figure:.1f})"))
+    return cells
 
 
 def distance_table(distances: dict[str, dict[str, float]], examples: int) -> str:
     """Rows are layers and means; the last row is the paper's. Columns are encodings, the nearest to NoPE first."""
     names = sorted(distances, key=lambda name: distances[name]["all layers"])
-    rows = [["distance to NoPE (nats)", *("nope, other seed" if name == "nope" else name for name in names)]]
+    rows = [["distance to NoPE (nats)", *("nope, other seed" if name == "nope" else short(name) for name in names)]]
     rows += [[measure, *(f"{distances[name][measure]:.3f}" for name in names)] for measure in distances[names[0]]]
     theirs = [paper.of(name, paper.ATTENTION_DISTANCE) for name in names]
     rows.append(["paper (SCAN; another measure)", *("" if figure is None else f"{figure:.3f}" for figure in theirs)])
@@ -130,7 +175,7 @@ def temperature_table(curves: dict[str, dict[float, dict[int, list[float]]]], lo
         for curve in by_temperature.values():
             seeds = zip(*(shares for length, shares in curve.items() if length > longest), strict=True)
             cells.append(cell([mean(seed) for seed in seeds]))
-        rows.append([name, *cells])
+        rows.append([short(name), *cells])
     return columns(rows)
 
 

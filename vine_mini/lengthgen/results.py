@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from vine_mini.decoder.model import Decoder
-from vine_mini.lengthgen.config import LengthgenConfig
-from vine_mini.lengthgen.train import decoder_config
+from vine_mini.lengthgen.config import LengthgenConfig, decoder_config
+from vine_mini.lengthgen.own import short
 from vine_mini.types import UserError
 
 WHOLE = ("steps", "batch_size", "layers", "hidden", "heads", "nope_every", "max_positions", "examples")
@@ -21,7 +21,7 @@ WHOLE = ("steps", "batch_size", "layers", "hidden", "heads", "nope_every", "max_
 def begin(config: LengthgenConfig, folder: Path) -> dict:
     """Empty results, or the results that an interrupted run with the same settings has left in the folder.
 
-    Returns {"task", "settings", "runs": [{"positions", "seed", "accuracy": {length: share}, "seconds"}]}. Raises UserError.
+    Returns {"task", "settings", "runs": [{"encoding", "seed", "accuracy": {length: share}, "seconds"}]}. Raises UserError.
     """
     settings = {name: value for name, value in asdict(config).items() if name not in ("out", "processes", "device")}
     if not (folder / "results.json").exists():
@@ -37,8 +37,8 @@ def load_results(folder: str | Path) -> dict:
     """The results of a finished run. Raises UserError for missing, foreign or unfinished results."""
     results = _read(Path(folder))
     settings = results["settings"]
-    asked = {(name, seed) for name in settings["positions"] for seed in settings["seeds"]}
-    missing = len(asked - {(run["positions"], run["seed"]) for run in results["runs"]})
+    asked = {(name, seed) for name in settings["encodings"] for seed in settings["seeds"]}
+    missing = len(asked - {(run["encoding"], run["seed"]) for run in results["runs"]})
     if missing:
         raise UserError(f"{folder}: {missing} of {len(asked)} runs are missing; the same command with --out {folder} goes on")
     return results
@@ -58,7 +58,7 @@ def _read(folder: Path) -> dict:
             shares = run["accuracy"].values()
             if list(run["accuracy"]) != config.lengths() or not all(type(x) in (int, float) and 0 <= x <= 1 for x in shares):
                 raise UserError("its accuracies do not fit its settings")
-        done = [(run["positions"], run["seed"]) for run in results["runs"]]
+        done = [(run["encoding"], run["seed"]) for run in results["runs"]]
         if results["task"] != config.task or len(set(done)) < len(done):
             raise UserError("its runs do not fit its settings")
     except UserError as error:
@@ -68,9 +68,9 @@ def _read(folder: Path) -> dict:
     return results
 
 
-def load_model(folder: str | Path, config: LengthgenConfig, positions: str, seed: int, **changes) -> Decoder:
+def load_model(folder: str | Path, config: LengthgenConfig, encoding: str, seed: int, **changes) -> Decoder:
     """A trained decoder of a folder. `changes` are fields of its configuration. Raises UserError for a wrong or broken model."""
-    path = Path(folder) / "models" / f"{positions}-{seed}"
+    path = Path(folder) / "models" / f"{short(encoding)}-{seed}"
     if not (path / "model.safetensors").is_file():
         raise UserError(f"there is no model {path}; results in a repository come without models")
     try:
@@ -79,8 +79,8 @@ def load_model(folder: str | Path, config: LengthgenConfig, positions: str, seed
         whole = not any(report[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     except Exception as error:  # configuration, safetensors and transformers each have their own kinds
         raise UserError(f"{path} cannot be loaded: {' '.join(str(error).split())[:200]}") from error
-    expected = decoder_config(config, positions)
-    shape = ("hidden_size", "num_hidden_layers", "num_attention_heads", "positions", "rope_share", "nope_every")
+    expected = decoder_config(config, encoding)
+    shape = ("hidden_size", "num_hidden_layers", "num_attention_heads", "encoding", "nope_every")
     if not whole or any(getattr(model.config, name) != getattr(expected, name) for name in shape):
         raise UserError(f"{path} is not the model that results.json describes")
     return model.eval()

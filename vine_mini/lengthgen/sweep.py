@@ -15,8 +15,10 @@ import torch
 from tqdm import tqdm
 
 from vine_mini.decoder.model import word_tokenizer
+from vine_mini.decoder.table import ENCODINGS
 from vine_mini.lengthgen import results
 from vine_mini.lengthgen.config import LengthgenConfig
+from vine_mini.lengthgen.own import find_task, short
 from vine_mini.lengthgen.tasks import IDS, TOKEN
 from vine_mini.lengthgen.train import evaluate, longest_sequence, train
 from vine_mini.models import pick_device, save_policy
@@ -29,22 +31,22 @@ def sweep(config: LengthgenConfig, folder: Path) -> dict:
     results.json is written after each run. In a folder where the same sweep was interrupted, only the missing runs are made.
     Raises UserError.
     """
-    check_learned_table(config)
+    check_positions(config)
     device = pick_device(config.device)
     found = results.begin(config, folder)
-    done = [(run["positions"], run["seed"]) for run in found["runs"]]
-    asked = [(name, seed) for seed in config.seeds for name in config.positions]
+    done = [(run["encoding"], run["seed"]) for run in found["runs"]]
+    asked = [(name, seed) for seed in config.seeds for name in config.encodings]
     jobs = [(config, name, seed, str(device), folder) for name, seed in asked if (name, seed) not in done]
     workers = min(config.processes or ((os.cpu_count() or 1) if device.type == "cpu" else 1), len(jobs))
     folder.mkdir(parents=True, exist_ok=True)
     results.write_json(found, folder / "results.json")  # from now on, the same command continues in this folder
     total = len(jobs) * (config.steps + len(config.lengths()))
     try:
-        bar = tqdm(total=total, desc=f"{config.task}: {len(jobs)} runs", dynamic_ncols=True)
+        bar = tqdm(total=total, desc=f"{short(config.task)}: {len(jobs)} runs", dynamic_ncols=True)
         with bar, closing(_in_order_of_arrival(jobs, workers, bar)) as rows:
             for row in rows:
                 found["runs"].append(row)
-                found["runs"].sort(key=lambda r: (config.positions.index(r["positions"]), config.seeds.index(r["seed"])))
+                found["runs"].sort(key=lambda r: (config.encodings.index(r["encoding"]), config.seeds.index(r["seed"])))
                 results.write_json(found, folder / "results.json")
     except BrokenProcessPool as error:
         lost = "the system ended a process, perhaps for lack of memory: try fewer --processes"
@@ -115,22 +117,24 @@ def _run_in_worker(job):
 
 
 def _run(job: tuple[LengthgenConfig, str, int, str, Path], progress) -> dict:
-    config, positions, seed, device, folder = job
+    config, encoding, seed, device, folder = job
+    find_task(config.task)  # a new process does not know a task of one's own
     torch.set_num_threads(1)  # more threads do not speed up such small models
     start = time.perf_counter()
-    model = train(config, positions, seed, device, progress)
+    model = train(config, encoding, seed, device, progress)
     seconds = time.perf_counter() - start
     accuracy = evaluate(model, config, progress)
     (folder / "models").mkdir(exist_ok=True)
-    save_policy(model, word_tokenizer(IDS, TOKEN), folder / "models" / f"{positions}-{seed}")
-    return {"positions": positions, "seed": seed, "accuracy": accuracy, "seconds": round(seconds, 1)}
+    save_policy(model, word_tokenizer(IDS, TOKEN), folder / "models" / f"{short(encoding)}-{seed}")
+    return {"encoding": encoding, "seed": seed, "accuracy": accuracy, "seconds": round(seconds, 1)}
 
 
-def check_learned_table(config: LengthgenConfig) -> None:
-    """Raises UserError where a sequence would be longer than the table of the learned encoding."""
-    needed = longest_sequence(config) if "learned" in config.positions else 0
+def check_positions(config: LengthgenConfig) -> None:
+    """Raises UserError where a sequence is longer than a learned table, or than the positions that are drawn from."""
+    limited = [name for name in config.encodings if ENCODINGS[name].table or ENCODINGS[name].ids]
+    needed = longest_sequence(config) if limited else 0
     if needed > config.max_positions:
         raise UserError(
-            f"test lengths up to {config.test_lengths[1]} need {needed} positions, past the {config.max_positions} of the "
-            f"learned table: give --max_positions {needed}, lower --test_lengths, or leave out learned"
+            f"test lengths up to {config.test_lengths[1]} need {needed} positions, past the {config.max_positions} of "
+            f"{', '.join(limited)}: give --max_positions {needed}, lower --test_lengths, or leave them out"
         )

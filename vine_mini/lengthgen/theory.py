@@ -104,7 +104,7 @@ def attention_of_alibi(model: Decoder, ids):
     The two rows of q and k that compute the distance are set to zero, and ALiBi's bias takes their place. For `large=None`.
     """
     hidden = _first_layer(model)(input_ids=ids, use_cache=False).last_hidden_state
-    config = DecoderConfig(**model.config.to_dict() | {"positions": "alibi", "num_hidden_layers": 1})
+    config = DecoderConfig(**model.config.to_dict() | {"encoding": "alibi", "num_hidden_layers": 1})
     alibi = Decoder(config).double().eval().requires_grad_(False)
     alibi.model.norm = nn.Identity()
     layer = alibi.model.layers[0]

@@ -6,16 +6,17 @@ weights are used instead of the weights with the best validation. There is no dr
 """
 
 import zlib
-from functools import partial
 from random import Random
 
 import torch
 import torch.nn.functional as F
 
-from vine_mini.decoder.model import Decoder, DecoderConfig
-from vine_mini.lengthgen.config import LengthgenConfig
+from vine_mini.decoder.model import Decoder
+from vine_mini.decoder.table import ENCODINGS
+from vine_mini.lengthgen import paper
+from vine_mini.lengthgen.config import LengthgenConfig, decoder_config
 from vine_mini.lengthgen.scratchpad import expand, final_answer, parts_of
-from vine_mini.lengthgen.tasks import EOS, PAD, TASKS, VOCABULARY, decode, encode
+from vine_mini.lengthgen.tasks import EOS, IDS, PAD, TASKS, decode, encode
 from vine_mini.logprobs import hidden_before, logits_of
 from vine_mini.sampling import sample
 from vine_mini.types import Sampling, UserError
@@ -23,29 +24,11 @@ from vine_mini.types import Sampling, UserError
 EVAL_SEED = 1_000_003  # the examples of an evaluation are the same for every run
 FEWEST_HELD_OUT = 10  # prompts
 EVAL_ROWS = 500  # sequences in a forward pass
+SLOW = 0.1  # learning rate of an encoding's numbers, as a share of the matrices
 SPARE = 16  # a written scratchpad may be so many tokens longer than the longest right one
 
 
-def decoder_config(config: LengthgenConfig, positions: str) -> DecoderConfig:
-    """The configuration of the decoder for one of `config.VARIANTS`."""
-    more: dict[str, dict] = {
-        "learned": {"max_position_embeddings": config.max_positions},
-        "rope25": {"positions": "rope", "rope_share": 0.25},
-        "hybrid": {"positions": "rope", "nope_every": config.nope_every},
-    }
-    shape: dict = {
-        "vocab_size": len(VOCABULARY),
-        "hidden_size": config.hidden,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "eos_token_id": EOS,
-        "pad_token_id": PAD,
-        "positions": positions,
-    }
-    return DecoderConfig(**shape | more.get(positions, {}))
-
-
-def train(config: LengthgenConfig, positions: str, seed: int, device="cpu", progress=None) -> Decoder:
+def train(config: LengthgenConfig, encoding: str, seed: int, device="cpu", progress=None) -> Decoder:
     """Trains a new decoder. -> the model, in eval mode
 
     The optimizer is AdamW with betas (0.9, 0.98). Gradients are clipped to norm 1. The learning rate rises over 6 % of the
@@ -53,19 +36,21 @@ def train(config: LengthgenConfig, positions: str, seed: int, device="cpu", prog
     """
     torch.manual_seed(seed)
     rng = Random(seed)
-    model = Decoder(decoder_config(config, positions)).to(device).train()
+    model = Decoder(decoder_config(config, encoding)).to(device).train()
     optimizer = make_optimizer(model, config)
     warmup, total = max(1, round(0.06 * config.steps)), config.steps
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warmup, 1 - 0.95 * max(0, step - warmup) / max(1, total - warmup))
     )
     lengths = TASKS[config.task].lengths(*config.train_lengths)
+    weights = [paper.examples(config.task, length) for length in lengths]
+    generator = torch.Generator().manual_seed(seed)
     for step in range(config.steps):
-        length = rng.choice(lengths)
+        [length] = rng.choices(lengths, weights) if config.by_example else [rng.choice(lengths)]
         ids, mask = collate([example(config, length, rng, held_out=False) for _ in range(config.batch_size)], device)  # [B, T]
-        F.cross_entropy(target_logits(model, ids, mask), ids[mask.bool()]).backward()
+        F.cross_entropy(target_logits(model, ids, mask, config, generator), ids[mask.bool()]).backward()
         if not torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).isfinite():
-            raise UserError(f"{positions}, seed {seed}: training diverged at update {step + 1}; lower --lr (now {config.lr:g})")
+            raise UserError(f"{encoding}, seed {seed}: training diverged at update {step + 1}; lower --lr (now {config.lr:g})")
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
@@ -75,15 +60,44 @@ def train(config: LengthgenConfig, positions: str, seed: int, device="cpu", prog
 
 
 def make_optimizer(model, config: LengthgenConfig):
-    """AdamW with the settings of this recipe."""
-    return torch.optim.AdamW(model.parameters(), config.lr, (0.9, 0.98), weight_decay=config.weight_decay, fused=True)
+    """AdamW in two groups: matrices, and the numbers of an encoding that act on attention logits.
+
+    The second group has a tenth of the learning rate and no weight decay. AdamW moves a number by at most about the sum of the
+    learning rates. That is lr x steps / 2 with this schedule: 0.6 in the paper (3e-5 and 40,000 updates), and 2 to 4.5 here. Such
+    large biases would let T5's table become a code for the positions that training has. Vectors that are added to the embeddings
+    (the learned table) are matrices.
+    """
+    on_embeddings = ENCODINGS[getattr(model.config, "encoding", "nope")].vectors is not None
+    small = {name for name, _ in model.named_parameters() if ".encoding." in name and not on_embeddings}
+    groups: list = [
+        {"params": [p for name, p in model.named_parameters() if name not in small]},
+        {"params": [p for name, p in model.named_parameters() if name in small], "lr": SLOW * config.lr, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, config.lr, (0.9, 0.98), weight_decay=config.weight_decay, fused=True)
 
 
-def target_logits(model: Decoder, ids, mask):
-    """The logits that predict each target token, row by row. ids, mask [B, T] -> [n, V]"""
+def target_logits(model: Decoder, ids, mask, config: LengthgenConfig | None = None, generator=None):
+    """The logits that predict each target token, row by row. ids, mask [B, T] -> [n, V]
+
+    An encoding with ids of its own also needs the config and the generator that it draws from.
+    """
     keep = ids.shape[1] - int(mask.any(dim=0).nonzero()[0]) + 1  # from the column before the first target on
-    last = partial(model.model, keep=keep)  # gives the hidden states of these columns only
+    position_ids = position_ids_of(model, ids, mask, config, generator)
+
+    def last(**inputs):  # the hidden states of these columns only
+        more = {} if position_ids is None else {"position_ids": position_ids}
+        return model.model(**inputs | more, keep=keep)
+
     return logits_of(model, hidden_before(last, ids, torch.ones_like(ids), mask[:, -keep:]))
+
+
+def position_ids_of(model: Decoder, ids, mask, config, generator):
+    """The position ids of an encoding that computes its own, [B or 1, T]; None for the others. ids, mask [B, T]"""
+    own = ENCODINGS[model.config.encoding].ids
+    if own is None:
+        return None
+    is_digit = torch.isin(ids, torch.tensor([IDS[digit] for digit in "0123456789"], device=ids.device))
+    return own(is_digit, mask.bool(), config.max_positions, generator).to(ids.device)
 
 
 @torch.no_grad()
@@ -108,7 +122,8 @@ def evaluate(model: Decoder, config: LengthgenConfig, progress=None) -> dict[int
 def _right_targets(model, config, examples) -> list[bool]:
     ids, mask = collate(examples, model.device)
     right = torch.ones_like(mask)
-    right[mask.bool()] = (target_logits(model, ids, mask).argmax(dim=-1) == ids[mask.bool()]).float()
+    generator = torch.Generator().manual_seed(EVAL_SEED)
+    right[mask.bool()] = (target_logits(model, ids, mask, config, generator).argmax(dim=-1) == ids[mask.bool()]).float()
     return right.all(dim=1).tolist()
 
 

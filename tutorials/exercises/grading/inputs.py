@@ -21,7 +21,7 @@ def tensor(*rows):
 def decoder():
     """A small decoder with RoPE and random weights. The logits lie far apart, so rounding cannot change the best token."""
     torch.manual_seed(0)
-    config = DecoderConfig(vocab_size=17, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, positions="rope")
+    config = DecoderConfig(vocab_size=17, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, encoding="rope")
     model = Decoder(config).double().eval().requires_grad_(False)
     for weight in model.parameters():
         weight.mul_(2.0)

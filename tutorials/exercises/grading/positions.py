@@ -11,7 +11,7 @@ from vine_mini.lengthgen import theory
 
 
 def _rope(x, positions):
-    return encodings.rotate(x, encodings.rope_turns(positions, x.shape[-1]))
+    return encodings.apply_rotary(x, encodings.freqs_cis(positions, x.shape[-1]))
 
 
 def _turned(x, positions, *, pairs="neighbours", sign=1, first=0, exponent=2, one=False):

@@ -1,0 +1,270 @@
+"""The encodings that came after the paper: each against loops written from its definition, or against a limit that is known."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
+
+from vine_mini.decoder import later
+from vine_mini.decoder.model import Decoder, DecoderConfig
+from vine_mini.decoder.positions import alibi_bias, alibi_slopes, apply_rotary, freqs_cis, rope
+from vine_mini.decoder.table import ENCODINGS, Encoding, check_shapes
+
+H, T = 4, 7
+T_I = torch.arange(T)[:, None] - torch.arange(T)  # t - i
+DISTANCE, CAUSAL = T_I[None], T_I >= 0
+
+
+def decoder(encoding, like=None, **settings):
+    """A small decoder in float64, with the weights of `like` where it has them."""
+    torch.manual_seed(0)
+    if ENCODINGS[encoding].table:
+        settings["max_position_embeddings"] = 40
+    model = Decoder(DecoderConfig(vocab_size=23, hidden_size=32, encoding=encoding, **settings)).double().eval()
+    if like is not None:
+        model.load_state_dict(like.state_dict(), strict=False)
+    return model
+
+
+def logits(model, ids=None, **inputs):
+    ids = torch.randint(0, 23, (2, T), generator=torch.Generator().manual_seed(1)) if ids is None else ids
+    return model(input_ids=ids, use_cache=False, **inputs).logits
+
+
+def same_where_seen(a, b):
+    torch.testing.assert_close(a[..., CAUSAL], b[..., CAUSAL], check_dtype=False)
+
+
+# --- position ids ----------------------------------------------------------------------------------------------------------
+
+
+def test_randomized_positions_are_a_sorted_random_subset():
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.cat([later.randomized(5, 20, generator) for _ in range(400)])
+    assert (drawn.diff(dim=1) > 0).all() and drawn.min() == 0 and drawn.max() == 19
+    counts = drawn.flatten().bincount(minlength=20)
+    assert (counts > 60).all() and (counts < 145).all()  # 100 expected, standard deviation below 10
+    assert later.randomized(6, 6).tolist() == [[0, 1, 2, 3, 4, 5]]
+    with pytest.raises(ValueError, match="there are 5"):
+        later.randomized(6, 5)
+
+
+@pytest.mark.parametrize("name", ["rope", "alibi", "t5", "sinusoidal", "learned", "kerple", "fire", "hybrid-window", "p-rope"])
+def test_position_ids_are_places_in_a_longer_sequence_whose_other_tokens_are_hidden(name):
+    model = decoder(name)
+    torch.nn.init.normal_(next(iter(model.model.encoding.values()), torch.empty(1)), std=0.3)
+    places = torch.tensor([0, 3, 4, 9, 17, 18, 25])
+    short = torch.randint(0, 23, (2, T), generator=torch.Generator().manual_seed(1))
+    long = torch.randint(0, 23, (2, 30))
+    long[:, places] = short
+    visible = torch.zeros(30, dtype=torch.bool).index_fill(0, places, True) & torch.ones(30, 30).tril().bool()
+    mask = torch.zeros(1, 1, 30, 30, dtype=torch.float64).masked_fill(~visible, torch.finfo(torch.float64).min)
+    expected = logits(model, long, attention_mask=mask)[:, places]
+    torch.testing.assert_close(logits(model, short, position_ids=places[None]), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(model, short, position_ids=places.expand(2, -1)), expected, rtol=1e-5, atol=1e-5)
+    rows = torch.stack([places, torch.arange(T)])  # another row of ids for each sequence
+    both = logits(model, short, position_ids=rows)
+    torch.testing.assert_close(both[0], expected[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(both[1], logits(model, short)[1], rtol=1e-5, atol=1e-5)
+
+
+def test_llama_turns_by_the_same_position_ids():
+    q, places = torch.randn(1, 2, 6, 16), torch.tensor([[0, 3, 4, 9, 17, 40]])
+    halves = torch.cat([torch.arange(0, 16, 2), torch.arange(1, 16, 2)])
+    cos, sin = LlamaRotaryEmbedding(LlamaConfig(hidden_size=32, num_attention_heads=2))(q, places)
+    llama, _ = apply_rotary_pos_emb(q[..., halves], q[..., halves], cos, sin)
+    torch.testing.assert_close(apply_rotary(q, freqs_cis(places, 16))[..., halves], llama)
+
+
+ADDITIONS = ["Compute 7 2 6 + 5 7 ? The answer is 3 8 7 .", "Compute 4 + 9 ? The answer is 3 1 . <eos> <pad> <pad> <pad>"]
+
+
+def marked():
+    words = [row.split() for row in ADDITIONS]
+    is_digit = torch.tensor([[w.isdigit() for w in row] for row in words])
+    return is_digit, torch.tensor([[k > row.index("?") for k in range(len(row))] for row in words])
+
+
+def test_abacus_counts_the_digits_of_each_number():
+    is_digit, _ = marked()
+    assert later.abacus_ids(is_digit).tolist() == [
+        [0, 1, 2, 3, 0, 1, 2, 0, 0, 0, 0, 1, 2, 3, 0],
+        [0, 1, 0, 1, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 0],
+    ]
+
+
+def test_coupled_digits_of_the_same_significance_share_an_id():
+    """726 + 57 and 4 + 9. The prompt is in plain order, the answer begins with its lowest digit."""
+    is_digit, is_answer = marked()
+    assert later.coupled_ids(is_digit, is_answer).tolist() == [
+        [0, 3, 2, 1, 0, 2, 1, 0, 0, 0, 0, 1, 2, 3, 0],
+        [0, 1, 0, 1, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 0],
+    ]
+
+
+def test_shifted_ids_stay_below_the_largest():
+    ids = torch.tensor([[0, 3, 2, 1, 0], [0, 1, 0, 1, 0]])
+    starts = {later.shifted(ids, 6)[0, 1].item() for _ in range(100)}
+    assert starts == {3, 4, 5}
+    moved = later.shifted(ids, 6) - ids
+    assert (moved[ids == 0] == 0).all() and len(moved[ids > 0].unique()) == 1
+    with pytest.raises(ValueError, match="do not fit below 3"):
+        later.shifted(ids, 3)
+
+
+# --- queries and keys ------------------------------------------------------------------------------------------------------
+
+
+def test_p_rope_lies_between_nope_and_rope():
+    qk, t = torch.randn(2, 1, 2, 5, 16, dtype=torch.float64), torch.arange(5)[None]
+    assert torch.equal(rope(qk, t, p=1), rope(qk, t)) and torch.equal(rope(qk, t, p=0), qk)
+    half, whole = rope(qk, t, p=0.5), rope(qk, t)
+    assert torch.equal(half[..., :8], whole[..., :8])  # the first pairs are the fast ones
+    assert torch.equal(half[..., 8:], qk[..., 8:]) and not torch.equal(whole[..., 8:], qk[..., 8:])
+
+
+def test_equal_head_scales_are_the_attention_temperature():
+    nope = decoder("nope", attention_temperature=0.8)
+    scaled = decoder("head-scale", like=nope)
+    for layer in scaled.model.layers:
+        torch.nn.init.constant_(layer.attention.encoding["scale"], 1 / 0.8)
+    torch.testing.assert_close(logits(scaled), logits(nope))
+    torch.nn.init.constant_(scaled.model.layers[0].attention.encoding["scale"][1:2], 3.0)
+    assert not torch.allclose(logits(scaled), logits(nope))
+
+
+def test_log_length_multiplies_the_logits_of_a_query():
+    qk = torch.randn(2, 1, 2, 9, 4)
+    q, k = later.log_length(qk, torch.arange(9)[None], 4)
+    assert torch.equal(k, qk[1])
+    for t in range(9):
+        torch.testing.assert_close(q[0, :, t], qk[0, 0, :, t] * math.log(t + 1) / math.log(4))
+
+
+# --- bias from the distance ------------------------------------------------------------------------------------------------
+
+
+def test_kerple_is_its_formula_and_alibi_in_the_limit():
+    p, a = torch.tensor([0.5, 2.0, 1.0, 3.0]), torch.tensor([1.0, 0.1, 4.0, 0.7])
+    got = later.kerple_log(DISTANCE, p, a)
+    for h, t, i in ((0, 6, 0), (1, 5, 3), (2, 4, 4), (3, 6, 5)):
+        assert got[0, h, t, i].item() == pytest.approx(-p[h].item() * math.log(1 + a[h].item() * (t - i)))
+    small = torch.full((H,), 1e-7, dtype=torch.float64)
+    same_where_seen(later.kerple_log(DISTANCE, alibi_slopes(H) / small, small), alibi_bias(DISTANCE, H))
+
+
+def test_fire_written_a_second_time():
+    w = {name: torch.randn(shape) for name, shape in (("first", 32), ("first_bias", 32), ("second", (32, H)))}
+    w |= {"c": torch.tensor(0.7), "L": torch.tensor(3 / later.FIRE_UNIT)}
+    got = later.fire(DISTANCE, torch.arange(T)[None], w)
+    for t in range(T):
+        for i in range(t + 1):
+            x = math.log(0.7 * (t - i) + 1) / math.log(0.7 * max(3, t) + 1)
+            for h in range(H):
+                f = sum(
+                    max(0, w["first"][u].item() * x + w["first_bias"][u].item()) * w["second"][u, h].item() for u in range(32)
+                )
+                assert got[0, h, t, i].item() == pytest.approx(f, abs=1e-4)
+
+
+def test_fire_can_be_alibi():
+    """psi(x) is nearly c x for a small c. With L above all positions the argument is (t - i) / L, and one unit is linear."""
+    first, second = torch.zeros(32, dtype=torch.float64), torch.zeros(32, H, dtype=torch.float64)
+    first[0], second[0] = 1, -100 * alibi_slopes(H)
+    w = {
+        "first": first,
+        "first_bias": 0 * first,
+        "second": second,
+        "c": torch.tensor(1e-9).double(),
+        "L": torch.tensor(100 / later.FIRE_UNIT).double(),
+    }
+    same_where_seen(later.fire(DISTANCE, torch.arange(T)[None], w), alibi_bias(DISTANCE, H))
+
+
+def test_a_window_hides_far_keys_and_nope_layers_see_them():
+    assert (later.window(DISTANCE, 3)[0, 0] == 0).tolist() == (T_I < 3).tolist()
+    ids = torch.randint(2, 23, (1, 20))
+    other = torch.cat([ids[:, :-1].roll(1), ids[:, -1:]], dim=1).index_fill(1, torch.arange(8, 20), 0)
+    same_end = ids.index_fill(1, torch.arange(8, 20), 0)  # the last twelve tokens agree
+    near, far = (decoder("hybrid-window", num_hidden_layers=1, nope_every=n) for n in (0, 1))
+    torch.testing.assert_close(logits(near, other)[:, -1], logits(near, same_end)[:, -1])
+    assert not torch.allclose(logits(far, other)[:, -1], logits(far, same_end)[:, -1])
+
+
+# --- bias from the content -------------------------------------------------------------------------------------------------
+
+
+def test_forget_bias_adds_the_gates_between_key_and_query():
+    log_f = -torch.rand(2, H, T)
+    got = later.forget_bias(log_f, 3)  # the last three queries
+    for t in range(T - 3, T):
+        for i in range(t + 1):
+            torch.testing.assert_close(got[:, :, t - T + 3, i], log_f[:, :, i + 1 : t + 1].sum(-1), atol=1e-6, rtol=0)
+    slopes = alibi_slopes(H)
+    constant = later.forget_bias((-slopes)[None, :, None].expand(1, H, T), T)
+    same_where_seen(constant, alibi_bias(DISTANCE, H))
+
+
+def test_fox_starts_as_alibi_and_with_open_gates_is_nope():
+    alibi, nope = decoder("alibi"), decoder("nope")
+    fox = decoder("fox", like=alibi)
+    torch.testing.assert_close(logits(fox), logits(alibi), rtol=1e-5, atol=1e-5)
+    for layer in fox.model.layers:
+        torch.nn.init.constant_(layer.attention.encoding["gate_bias"], 60.0)  # f = 1
+    torch.testing.assert_close(logits(fox), logits(nope))
+    torch.nn.init.normal_(fox.model.layers[0].attention.encoding["gate"], std=30.0)  # some gates close
+    assert not torch.allclose(logits(fox), logits(nope))
+
+
+def test_cope_with_all_gates_open_is_a_table_of_relative_positions():
+    q, table = torch.randn(2, H, T, 8), torch.randn(10, 8)
+    got = later.cope_bias(CAUSAL.float().expand(2, H, T, T), q, table)
+    expected = torch.stack([torch.stack([q[:, :, t] @ table[max(t - i + 1, 0)] for i in range(T)], -1) for t in range(T)], 2)
+    same_where_seen(got, expected)
+
+
+def test_cope_interpolates_between_rows():
+    gates, q, table = torch.rand(1, 1, T, T).tril(), torch.randn(1, 1, T, 8), torch.randn(4, 8)
+    got = later.cope_bias(gates, q, table)
+    for t in range(T):
+        for i in range(t + 1):
+            p = min(gates[0, 0, t, i : t + 1].sum().item(), 3)
+            e = table[math.floor(p)] * (1 - p % 1) + table[math.ceil(p)] * (p % 1)
+            assert got[0, 0, t, i].item() == pytest.approx((q[0, 0, t] @ e).item(), abs=1e-4)
+
+
+def test_encodings_that_start_as_nope():
+    nope = decoder("nope")
+    for name in ("t5", "fire", "cope", "head-scale"):
+        torch.testing.assert_close(logits(decoder(name, like=nope)), logits(nope))
+
+
+# --- the table -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "place, wanted",
+    [
+        ("vectors", "[B, T, D] = [1, 3, 32]"),
+        ("queries_keys", "[2, 1, 4, 3, 8]"),
+        ("bias", "[1, 4, 3, 3]"),
+        ("content_bias", "[1, 4, 3, 3]"),
+    ],
+)
+def test_a_wrong_shape_is_told_with_the_right_one(place, wanted):
+    config = DecoderConfig(hidden_size=32)
+    encoding = replace(Encoding("mine"), **{place: lambda *_: torch.zeros(2, 5)})
+    with pytest.raises(ValueError) as raised:
+        check_shapes(encoding, config)
+    assert f"{place} of mine returns the shape [2, 5]: must be" in str(raised.value) and wanted in str(raised.value)
+
+
+def test_a_configuration_draws_nothing_from_the_random_numbers():
+    torch.manual_seed(0)
+    before = torch.rand(3)
+    torch.manual_seed(0)
+    DecoderConfig(encoding="learned", max_position_embeddings=9), DecoderConfig(encoding="fire")
+    assert torch.equal(torch.rand(3), before)

@@ -1,0 +1,69 @@
+"""Encodings and tasks by name: those of the tables, or a user's own from a Python file, named by its path.
+
+An encoding's file sets ENCODING to an `Encoding`, in the form of the lines of `decoder/table.py`:
+
+    from vine_mini.decoder.table import Encoding
+    ENCODING = Encoding("square root", bias=lambda distance, t, config, w: -distance.clamp(min=0).sqrt()[:, None])
+
+A task's file has two functions, in the form of those in `tasks.py`, and uses tokens of its vocabulary only. This one is addition
+whose answer begins with the lowest digit, as position coupling needs it (`--encodings coupled`):
+
+    def make(length, rng):    # -> (prompt, target)
+        a, b = rng.randrange(10**length), rng.randrange(10**length)
+        return f"Compute {' '.join(str(a))} + {' '.join(str(b))} ? ", " ".join(str(a + b)[::-1])
+
+    def check(prompt, answer):    # -> whether the whole answer is right
+        a, b = prompt.removeprefix("Compute ").removesuffix(" ? ").replace(" ", "").split("+")
+        return answer.replace(" ", "") == str(int(a) + int(b))[::-1]
+
+A file joins the table under its path. A saved model keeps the path as a name, and nothing runs a file that only a model names.
+"""
+
+from pathlib import Path
+from random import Random
+
+from vine_mini.decoder.table import ENCODINGS, Encoding
+from vine_mini.lengthgen.tasks import TASKS, Task, encode
+from vine_mini.loading import load_file
+from vine_mini.types import UserError
+
+TRAIN, TEST, STEPS = (2, 10), (11, 20), 2000  # the defaults of a user's own task
+
+
+def short(name: str) -> str:
+    """A name without the folder and the ending of a file."""
+    return Path(name).stem
+
+
+def find_encoding(name: str) -> None:
+    """Puts the encoding of a file into the table. Raises UserError for an unknown name or a file that has no `Encoding`."""
+    if name in ENCODINGS:
+        return
+    if not name.endswith(".py"):
+        choices = ", ".join(known for known in ENCODINGS if not known.endswith(".py"))
+        raise UserError(f"unknown position encoding {name!r}: choose from {choices}, or give the path of a .py file")
+    found = load_file(name, "position encoding", ["ENCODING"]).ENCODING
+    if not isinstance(found, Encoding):
+        raise UserError(f"{name}: ENCODING must be an Encoding of vine_mini.decoder.table, not {type(found).__name__}")
+    ENCODINGS[name] = found
+
+
+def find_task(name: str) -> None:
+    """Puts the task of a file into the table. Raises UserError for an unknown name, or a file whose functions do not agree."""
+    if name in TASKS:
+        return
+    if not name.endswith(".py"):
+        choices = ", ".join(known for known in TASKS if not known.endswith(".py"))
+        raise UserError(f"unknown task {name!r}: choose from {choices}, or give the path of a .py file")
+    module = load_file(name, "task", ["make", "check"])
+    for length in (*TRAIN, *TEST):
+        try:
+            prompt, target = module.make(length, Random(length))
+            encode(f"{prompt} {target}")
+        except KeyError as error:
+            raise UserError(f"{name}: make({length}) writes {error}, which is no token of lengthgen's vocabulary") from error
+        except Exception as error:  # any mistake in a user's file
+            raise UserError(f"{name}: make({length}) failed, {type(error).__name__}: {error}") from error
+        if not module.check(prompt, target):
+            raise UserError(f"{name}: check does not accept the target that make({length}) has written")
+    TASKS[name] = Task(module.make, module.check, TRAIN, TEST, "length", STEPS)

@@ -1,0 +1,51 @@
+"""A user's own Python file, named by its path: the only code from outside that the package runs."""
+
+import hashlib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from vine_mini.types import UserError
+
+
+def load_file(name: str, what: str, needed: Sequence[str]):
+    """Runs a Python file once in a process. -> its module
+
+    Args:
+        name: the path.
+        what: the kind of file, for messages, such as "task".
+        needed: names that the file must define.
+
+    Raises UserError where the file is missing, does not import or lacks a name.
+    """
+    path = Path(name).expanduser().resolve()
+    if not path.is_file():
+        raise UserError(f"there is no {what} file {path}")
+    module = _run(path)
+    missing = [each for each in needed if not hasattr(module, each)]
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(missing)}: a {what} needs {', '.join(needed)}")
+    return module
+
+
+@cache
+def _run(path: Path):
+    # The module's name is a hash of the path, so it cannot replace a module that is imported under the file's own name.
+    spec = importlib.util.spec_from_file_location(f"own_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses in the file look their module up here
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[spec.name]
+        raise UserError(f"{path}, line {_line(error, path)}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+    return module
+
+
+def _line(error: BaseException, path: Path) -> int | str:
+    """The line of the file at which it failed. A syntax error has no frame in the file, but knows its line."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    return lines[-1] if lines else getattr(error, "lineno", None) or "?"
