@@ -5,8 +5,6 @@ T5 base (107M parameters), trained for 40,000 updates on lengths up to 20 (copy,
 of each head.
 """
 
-from vine_mini.lengthgen.languages import scan_commands
-
 NOTE = (
     "Paper: T5 base, lengths up to 40 (copy, reverse), 48 (SCAN), 35 (PCFG) or 16; mean over test examples, not over lengths; "
     "its RoPE turns a quarter of each head."
@@ -34,14 +32,6 @@ ACCURACY = {
 MEAN_RECIPROCAL_RANK = (0.687, 0.549, 0.502, 0.330, 0.215)  # 17 tasks x 3 seeds
 # To NoPE's attention, on SCAN. Only the order can be compared with ours; see attention.py.
 ATTENTION_DISTANCE = {"nope": 0.265, "t5": 0.263, "alibi": 0.490, "sinusoidal": 0.719, "rope25": 0.987}
-
-
-def examples(task: str, length: int) -> int:
-    """How many examples the data has of a length, relative to the other lengths. SCAN has so many commands of so many actions.
-
-    The paper's other tasks have equally many of each length; of PCFG SET the shares are not known here.
-    """
-    return len(scan_commands()[length]) if task == "scan" else 1
 
 
 def of(name: str, row: dict[str, float]) -> float | None:

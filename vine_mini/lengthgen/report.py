@@ -21,15 +21,15 @@ def extrapolation(results: dict, *, by_example: bool = False) -> dict[str, dict[
     shares: dict[str, dict[int, float]] = {}
     for run in results["runs"]:
         beyond = {n: share for n, share in run["accuracy"].items() if n > results["settings"]["train_lengths"][1]}
-        weights = [paper.examples(results["task"], n) if by_example else 1 for n in beyond]
+        weights = [TASKS[results["task"]].weight(n) if by_example else 1 for n in beyond]
         shares.setdefault(run["encoding"], {})[run["seed"]] = fmean(beyond.values(), weights)
     return shares
 
 
 def uneven(results: dict) -> bool:
     """Whether the original test set has more examples of some lengths than of others, so that the two means differ."""
-    settings = results["settings"]
-    return len({paper.examples(results["task"], n) for n in TASKS[results["task"]].lengths(*settings["test_lengths"])}) > 1
+    task = TASKS[results["task"]]
+    return len({task.weight(n) for n in task.lengths(*results["settings"]["test_lengths"])}) > 1
 
 
 def by_length(results: dict) -> dict[str, dict[int, list[float]]]:

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 
 from vine_mini.decoder.model import Decoder
 from vine_mini.decoder.table import ENCODINGS
-from vine_mini.lengthgen import paper
 from vine_mini.lengthgen.config import LengthgenConfig, decoder_config
 from vine_mini.lengthgen.scratchpad import expand, final_answer, parts_of
 from vine_mini.lengthgen.tasks import EOS, IDS, PAD, TASKS, decode, encode
@@ -43,7 +42,7 @@ def train(config: LengthgenConfig, encoding: str, seed: int, device="cpu", progr
         optimizer, lambda step: min((step + 1) / warmup, 1 - 0.95 * max(0, step - warmup) / max(1, total - warmup))
     )
     lengths = TASKS[config.task].lengths(*config.train_lengths)
-    weights = [paper.examples(config.task, length) for length in lengths]
+    weights = [TASKS[config.task].weight(length) for length in lengths]
     generator = torch.Generator().manual_seed(seed)
     for step in range(config.steps):
         [length] = rng.choices(lengths, weights) if config.by_example else [rng.choice(lengths)]
