@@ -5,11 +5,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from kills import locked_by_another_process
 
 from vine_mini.cli import main
 from vine_mini.study import claims, config
 from vine_mini.study.config import ALGORITHMS, CLAIMS, PLAIN, StudyConfig, jobs
+from vine_mini.study.runs import run_missing
 from vine_mini.tasks import arithmetic
+from vine_mini.types import UserError
 
 
 def a_run(task, algorithm, seed, test, *, train=None, kl=None, speed=1.0, **changes):
@@ -98,6 +101,39 @@ def test_claims_share_runs():
     assert set(keys["kl"]) == set(keys["efficiency"]) <= set(keys["accuracy"])
     assert all(len(set(of)) == len(of) and len(of) % 10 == 0 for of in keys.values())  # two tasks, five seeds
     assert all(job["config"]["algorithm"] == "ppo" for job in jobs("values", study))
+
+
+def test_runs_are_made_once_whatever_a_crash_has_cut(tmp_path, monkeypatch):
+    """A half-written last line stopped the study, and the next line would have been appended to it."""
+    monkeypatch.setattr("vine_mini.study.runs.ProcessPoolExecutor", ThreadPoolExecutor)
+    made, log = [], tmp_path / "runs.jsonl"
+
+    def run(job):
+        made.append(job["seed"])
+        return job | dict(result=0.5)
+
+    def key(job):
+        return str(job["seed"])
+
+    jobs = [dict(seed=seed) for seed in range(4)]
+    expected = [job | dict(result=0.5) for job in jobs]
+    assert sorted(run_missing(jobs, log, key, run, 1), key=key) == expected
+    whole = "".join(sorted(log.read_text().splitlines(keepends=True)))
+    for cut in range(len(whole)):
+        made.clear()
+        log.write_text(whole[:cut])
+        assert sorted(run_missing(jobs, log, key, run, 1), key=key) == expected
+        assert made == list(range(whole[:cut].count("\n"), 4)) and len(log.read_text()) == len(whole)
+    log.write_text("nonsense\n")
+    with pytest.raises(UserError, match=r"runs\.jsonl, line 1: not JSON"):
+        run_missing(jobs, log, key, run, 1)
+    assert [p.name for p in tmp_path.iterdir()] == ["runs.jsonl"]
+
+
+def test_two_studies_do_not_make_the_same_runs(tmp_path):
+    with locked_by_another_process(tmp_path), pytest.raises(UserError, match="is in use by process"):
+        run_missing([dict(seed=0)], tmp_path / "runs.jsonl", str, dict, 1)
+    assert not (tmp_path / "runs.jsonl").exists()
 
 
 @pytest.mark.learning

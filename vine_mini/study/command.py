@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from vine_mini.app.commands import machine
+from vine_mini.app.files import whole, write_text
 from vine_mini.app.runs import check_writable
 from vine_mini.app.tables import columns
 from vine_mini.models import pick_device
@@ -43,10 +44,10 @@ def write(config: StudyConfig, findings: dict[str, list[Finding]], runs: list[di
         rows += [[claim, f.task, f.what, *f.text, str(len(f.values)), f.verdict] for f in of]
     where = f"{machine(pick_device('cpu'))}; {config.seconds:g} CPU seconds a run"
     text = f"{where}\n\n{columns(summary)}\n\nThe intervals of a claim hold together at 95 %:\n\n{columns(rows)}\n"
-    (folder / "claims.md").write_text(text, encoding="utf-8")
+    write_text(folder / "claims.md", text)
     found = {c: [vars(f) | dict(interval=f.interval, verdict=f.verdict) for f in of] for c, of in findings.items()}
-    (folder / "claims.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
-    with (folder / "checks.csv").open("w", encoding="utf-8", newline="") as file:
+    write_text(folder / "claims.json", json.dumps(found, indent=1))
+    with whole(folder / "checks.csv") as fresh, fresh.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         names = ["iteration", "seconds", "episodes", "updates", "tokens", "train", "test", "greedy", "kl"]
         table.writerow(["task", "seed", "config", *names])

@@ -1,6 +1,7 @@
 """Learning runs of a study: each is made once and is one line of runs.jsonl. A study that was stopped goes on where it was."""
 
 import json
+import multiprocessing
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -11,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from vine_mini.app.config import TrainConfig
+from vine_mini.app.files import append_row, locked, read_rows, write_rows
 from vine_mini.app.setup import build_trainer
 from vine_mini.value_errors.command import measure
 from vine_mini.value_errors.config import ValuesConfig
@@ -77,19 +79,25 @@ def key(job: dict) -> str:
     return json.dumps({name: job[name] for name in names}, sort_keys=True)
 
 
-def read(log: Path) -> list[dict]:
-    """The runs that have finished."""
-    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
-
-
 def run_missing(jobs: list[dict], log: Path, key: Callable[[dict], str], run: Callable[[dict], dict], workers: int) -> list[dict]:
-    """Makes the runs that the log lacks, each in a process, and appends them to the log. -> the runs of the jobs"""
-    finished = {key(done) for done in read(log)}
-    missing = {key(job): job for job in jobs if key(job) not in finished}
-    with ProcessPoolExecutor(workers) as pool:
-        futures = [pool.submit(run, job) for job in missing.values()]
-        for future in tqdm(as_completed(futures), total=len(futures), desc="learning runs", dynamic_ncols=True):
-            with log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(future.result()) + "\n")
+    """Makes the runs that the log lacks, each in a process, and appends them to the log. -> the runs of the jobs
+
+    Raises UserError while another process makes runs in the same folder.
+    """
+    with locked(log.parent):
+        made = read_rows(log)
+        write_rows(log, made)  # without a line that a crash has cut, to which the next one would be appended
+        finished = {key(done) for done in made}
+        missing = {key(job): job for job in jobs if key(job) not in finished}
+        with ProcessPoolExecutor(workers) as pool:
+            futures = [pool.submit(run, job) for job in missing.values()]
+            try:
+                for future in tqdm(as_completed(futures), total=len(futures), desc="learning runs", dynamic_ncols=True):
+                    append_row(log, future.result())
+            except BaseException:  # after Ctrl-C, SIGTERM or a failed run, nobody waits for the other runs
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in multiprocessing.active_children():
+                    process.kill()
+                raise
     wanted = {key(job) for job in jobs}
-    return [done for done in read(log) if key(done) in wanted]
+    return [done for done in read_rows(log) if key(done) in wanted]
