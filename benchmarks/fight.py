@@ -27,12 +27,13 @@ from tqdm import tqdm
 
 from benchmarks.common import machine
 from vine_mini.app.config import CreditCostConfig, TrainConfig
+from vine_mini.app.files import read_rows
 from vine_mini.app.flags import read_preset
 from vine_mini.app.plots import COLOURS, new_figure, save_figure
 from vine_mini.app.setup import build_trainer
 from vine_mini.app.tables import columns
 from vine_mini.credit_cost.command import measure
-from vine_mini.study.runs import read, run_missing
+from vine_mini.study.runs import run_missing
 from vine_mini.study.statistics import interval
 
 CHAIN12 = dict(steps=12, max_new_tokens=140, model="arithmetic-12")
@@ -272,7 +273,7 @@ def main():
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     log, predicted = args.out / "runs.jsonl", args.out / "predictions.json"
-    done = read(log)
+    done = read_rows(log)
     if args.study == "report":
         return write_report(done, args.out)
     if args.study == "predict":

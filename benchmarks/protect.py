@@ -18,9 +18,10 @@ from benchmarks.common import machine
 from benchmarks.fight import ALGORITHMS, area, best_configs, key, mean_error, one_run, trainer_of
 from benchmarks.fight import SECONDS as WHOLE
 from vine_mini.algorithms import ALGORITHMS as RECORDS
+from vine_mini.app.files import read_rows
 from vine_mini.app.flags import read_preset
 from vine_mini.app.tables import columns
-from vine_mini.study.runs import read, run_missing
+from vine_mini.study.runs import run_missing
 
 SETTING, SECONDS, AT_START = "chain12, 32 episodes", 30, 0.07
 PRICED, STRONGER = ("chain12, 32 episodes", "decisive"), (0.01, 0.1)
@@ -111,13 +112,13 @@ def main():
         for seed, change, name in product(args.seeds, CHANGES.values(), ("vineppo", "grpo"))
     ]
     run_missing(jobs, args.out / "protect.jsonl", key, partial(one_run, make=risky_trainer), args.workers)
-    grid = read(args.out / "runs.jsonl")
+    grid = read_rows(args.out / "runs.jsonl")
     if grid:  # without a grid there is no best setting
         run_missing(price_jobs(grid, args.seeds), args.out / "protect.jsonl", key, one_run, args.workers)
     text = f"{machine('cpu', 1)}\n\n{SETTING}, learning rate {RISKY['lr']:g}, {SECONDS} CPU seconds a run\n\n"
-    text += f"{columns(table(read(args.out / 'protect.jsonl')))}\n"
+    text += f"{columns(table(read_rows(args.out / 'protect.jsonl')))}\n"
     if grid:
-        rows = price_table(grid, read(args.out / "protect.jsonl"), args.seeds)
+        rows = price_table(grid, read_rows(args.out / "protect.jsonl"), args.seeds)
         text += f"\nEach at its best setting of the grid, {WHOLE} CPU seconds a run\n\n{columns(rows)}\n"
     (args.out / "protect.md").write_text(text, encoding="utf-8")
     print(text)

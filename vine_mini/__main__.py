@@ -1,11 +1,13 @@
 """`python -m vine_mini`, and the `vine-mini` script of an installed package."""
 
+import signal
 import sys
 from io import TextIOWrapper
 
 
 def main() -> int:
     """Runs the command line of this process. -> exit code"""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems and containers end a process by it
     try:
         from vine_mini.cli import main  # takes some seconds, in which Ctrl-C must not print a traceback
 

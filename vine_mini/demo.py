@@ -8,9 +8,11 @@ import time
 from dataclasses import replace
 
 from vine_mini.algorithms import ALGORITHMS
-from vine_mini.app.commands import INTERRUPTED, machine, train_run
+from vine_mini.app.commands import INTERRUPTED, machine
 from vine_mini.app.config import CreditConfig, DemoConfig, TrainConfig
+from vine_mini.app.files import write_text
 from vine_mini.app.flags import parse, read_preset
+from vine_mini.app.loop import train_run
 from vine_mini.app.plots import plot_comparison
 from vine_mini.app.runs import Run, new_folder
 from vine_mini.app.setup import build_trainer
@@ -33,14 +35,14 @@ def demo(config: DemoConfig) -> int:
             print(f"{machine(trainer.device)}\nTask: {trainer.test_problems[0].question}")
             print(f"Training {', '.join(config.algorithms)} for {config.seconds:g} s each, from the same policy.")
             before = trainer.evaluate(with_kl=False)
-        run = Run(folder / name, trainer.config, before=before)
+        run = Run.start(folder / name, trainer.config, before)
         if not train_run(trainer, run):
             print(f"interrupted; what was trained is in {folder}")
             return INTERRUPTED
         runs[name] = run.rows
     plot_comparison(runs, folder / "demo.png", f"From the same policy, {config.seconds:g} s of training each")
     last = {name: rows[-1] for name, rows in runs.items()}
-    (folder / "results.json").write_text(json.dumps({"start": before, **last}, indent=1), encoding="utf-8")
+    write_text(folder / "results.json", json.dumps({"start": before, **last}, indent=1))
     print(table({"start": before} | {name: row["eval"] for name, row in last.items()}))
     # The run that has a critic shows a response, so that the critic's credit stands beside the others'. Else the last run does.
     shown = next((name for name in runs if ALGORITHMS[name].needs_critic), config.algorithms[-1])

@@ -1,7 +1,6 @@
 """Policies, tokenizers and the critic: what is loaded, copied, built and written as a Hugging Face folder."""
 
 import copy
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -175,10 +174,6 @@ def build_tiny(texts: list[str], *, hidden: int, layers: int, vocab_size: int, s
 
 
 def save_policy(model, tokenizer, folder: Path) -> None:
-    """Writes a Hugging Face folder (safetensors). An older one is replaced only once the new one is whole."""
-    fresh = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(fresh, ignore_errors=True)
-    model.save_pretrained(fresh, safe_serialization=True)
-    tokenizer.save_pretrained(fresh)
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.rename(folder)
+    """Writes a Hugging Face folder (safetensors)."""
+    model.save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)

@@ -1,15 +1,13 @@
 """Checkpoints: a resumed run continues as if it had never stopped, whenever it was killed."""
 
 import json
-import os
 import shutil
-import sys
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from kills import killed_before_change, largest_file
 
 from vine_mini.app import checkpoint
 from vine_mini.app.config import TrainConfig
@@ -96,48 +94,6 @@ def test_a_longer_run_keeps_the_length_of_its_warm_up(empty_folder, no_pictures)
     assert len(rates) == 5 and rates == sorted(rates) and rates[-1] == pytest.approx(2e-4)
 
 
-class Killed(BaseException):
-    """What a kill looks like in this process: no `except` clause of the program catches it."""
-
-
-_watched: dict = {"left": None, "below": ""}
-
-
-def _at_each_change(event, arguments):
-    """Raises instead of the n-th change of the file system below a folder."""
-    if _watched["left"] is None:
-        return
-    if event == "open":
-        path, _, flags = arguments
-        if not isinstance(path, str) or not flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-            return
-    elif event in ("os.rename", "os.symlink", "os.link"):
-        path = arguments[1]
-    elif event in ("os.mkdir", "os.remove", "os.rmdir"):
-        path = _watched["below"] if arguments[-1] != -1 else arguments[0]  # shutil.rmtree names files by folder and name
-    else:
-        return
-    if os.path.abspath(path).startswith(_watched["below"]):
-        if _watched["left"] == 0:
-            raise Killed
-        _watched["left"] -= 1
-
-
-@contextmanager
-def killed_before_change(n: int, folder: Path):
-    """Ends the block before its n-th change (from 0) of the file system below the folder. -> whether it was ended, as a list"""
-    if not _watched["below"]:
-        sys.addaudithook(_at_each_change)  # it cannot be removed, only kept silent
-    _watched.update(left=n, below=str(folder.absolute()))
-    ended = []
-    try:
-        yield ended
-    except Killed:
-        ended.append(True)
-    finally:
-        _watched["left"] = None
-
-
 def mark(trainer, iteration: int) -> None:
     """Puts a trainer into a state that can be told from others: every number in it is the iteration."""
     trainer.iteration = trainer.updates = iteration
@@ -191,7 +147,7 @@ def test_a_save_that_is_killed_anywhere_leaves_a_run_that_can_be_resumed(tmp_pat
 
 
 def test_a_first_save_that_is_killed_anywhere_can_be_made_again(tmp_path):
-    trainer, n = build_trainer(SMALL), 0
+    trainer, reader, n = build_trainer(SMALL), build_trainer(SMALL), 0
     mark(trainer, 1)
     while True:
         run = tmp_path / str(n)
@@ -200,9 +156,10 @@ def test_a_first_save_that_is_killed_anywhere_can_be_made_again(tmp_path):
             checkpoint.save(trainer, run)
         if not ended:
             break
+        if found := checkpoint.newest(run):  # None, until the checkpoint is whole
+            checkpoint.resume(reader, run, found)
+            assert numbers_in(reader) == {1.0}
         assert not (run / "policy").exists()
-        with pytest.raises(UserError, match="nothing was saved there to resume from"):
-            checkpoint.resume(trainer, run)
         checkpoint.save(trainer, run)
         checkpoint.resume(trainer, run)
         assert numbers_in(trainer) == {1.0}
@@ -234,3 +191,33 @@ def test_a_copy_of_a_run_without_links_can_be_resumed(tmp_path):
     assert [p.name for p in (copy / "checkpoints").iterdir()] == ["2"]
     moved = (tmp_path / "copy").rename(tmp_path / "moved")  # the link is relative
     checkpoint.resume(build_trainer(replace(SMALL)), moved)
+
+
+def test_a_config_that_was_changed_by_hand_does_not_drop_the_critic(tmp_path):
+    trainer = build_trainer(SMALL)
+    mark(trainer, 1)
+    checkpoint.save(trainer, tmp_path)
+    for name in ("grpo", "restem"):
+        other = build_trainer(replace(SMALL, algorithm=name))
+        with pytest.raises(UserError, match=f"holds a critic, and {name} has none: another algorithm trained it"):
+            checkpoint.resume(other, tmp_path)
+        checkpoint.save(other, tmp_path / name)
+        with pytest.raises(UserError, match="belongs to another model"):
+            checkpoint.resume(trainer, tmp_path / name)
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_old_checkpoint(tmp_path):
+    """safetensors and tokenizers raise errors of their own."""
+    trainer, reader = build_trainer(SMALL), build_trainer(SMALL)
+    mark(trainer, 1)
+    checkpoint.save(trainer, tmp_path)
+    mark(trainer, 2)
+    files = sorted(tmp_path.rglob("*"))
+    for most in (0, 5_000, 600_000):  # bytes of a file: the configuration, the weights or the moments are too large
+        with pytest.raises(UserError, match=r"checkpoints/2 cannot be written: .*File too large"), largest_file(most):
+            checkpoint.save(trainer, tmp_path)
+        with pytest.raises(UserError, match="checkpoints/best-2 cannot be written"), largest_file(most // 2):
+            checkpoint.save_best(trainer, tmp_path)
+        assert sorted(tmp_path.rglob("*")) == files
+    checkpoint.resume(reader, tmp_path)
+    assert numbers_in(reader) == {1.0}

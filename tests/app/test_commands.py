@@ -296,7 +296,8 @@ def test_gsm8k_whole_iterations_of_each_algorithm(gsm8k_folder, empty_folder, no
 
 
 @pytest.mark.learning
-def test_ctrl_c_saves_and_exits_cleanly(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_a_stop_saves_and_exits_cleanly(number, tmp_path):
     flags = [*QUICK, "--iterations", "100000", "--out", "run"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
@@ -311,7 +312,7 @@ def test_ctrl_c_saves_and_exits_cleanly(tmp_path):
     deadline = time.time() + 60
     while not (metrics.exists() and metrics.read_text().count("\n") > 2) and time.time() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)  # wherever the iteration is: it ends whole
+    process.send_signal(number)  # wherever the iteration is: it ends whole
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err
     assert "interrupted; everything is in run" in out

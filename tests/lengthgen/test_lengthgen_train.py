@@ -14,9 +14,11 @@ from textwrap import dedent
 
 import pytest
 import torch
+from kills import killed_before_change
 
 from vine_mini import cli
 from vine_mini.app.config import TrainConfig
+from vine_mini.app.files import write_text
 from vine_mini.app.setup import build_trainer
 from vine_mini.decoder.model import Decoder, DecoderConfig
 from vine_mini.decoder.table import ENCODINGS
@@ -420,6 +422,27 @@ def test_an_interrupted_sweep_without_a_finished_run_leaves_nothing(tmp_path, mo
     with pytest.raises(KeyboardInterrupt):
         sweep(LengthgenConfig(processes=1, **SMALL), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_sweep_that_is_killed_before_any_change_goes_on_with_the_same_command(run, tmp_path, monkeypatch):
+    """Before its first results were in place, the folder was neither continued nor used again."""
+    model = train(LengthgenConfig(encodings=["nope"], seeds=[0], **SMALL), "nope", 0)
+    monkeypatch.setattr("vine_mini.lengthgen.sweep.train", lambda *_: model)
+    monkeypatch.setattr("vine_mini.lengthgen.sweep.evaluate", lambda model, config, _: dict.fromkeys(config.lengths(), 0.5))
+    monkeypatch.setattr("vine_mini.lengthgen.pictures.plot_accuracy", lambda results, path: write_text(path, "picture"))
+    flags = ["--encodings", "nope", "--seeds", 0, "--steps", 3, "--processes", 1, "--out", tmp_path / "run"]
+    n, ended = 0, [True]
+    while ended:
+        with killed_before_change(n, tmp_path) as ended:
+            run(*flags)
+        code, _, err = run(*flags)
+        assert code == 0, err
+        assert {p.name for p in (tmp_path / "run").iterdir()} == {"results.json", "models", "table.md", "accuracy.png"}
+        assert [p.name for p in (tmp_path / "run" / "models").iterdir()] == ["nope-0"]
+        assert len(load_results(tmp_path / "run")["runs"]) == 1
+        shutil.rmtree(tmp_path / "run")
+        n += 1
+    assert n > 20 and list(tmp_path.iterdir()) == []
 
 
 def test_training_that_diverges_is_told(run, tmp_path):

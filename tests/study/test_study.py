@@ -6,14 +6,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from kills import locked_by_another_process
 
 from vine_mini.app.config import TrainConfig
+from vine_mini.app.files import read_rows
 from vine_mini.cli import main
 from vine_mini.study import claims, config
 from vine_mini.study.claims import Finding
 from vine_mini.study.config import ALGORITHMS, CLAIMS, PLAIN, StudyConfig, jobs
 from vine_mini.study.prices import Clock, measure_missing, name_of, with_prices
-from vine_mini.study.runs import read, run_missing
+from vine_mini.study.runs import run_missing
 from vine_mini.tasks import arithmetic
 from vine_mini.types import UserError
 
@@ -115,7 +117,7 @@ def test_a_log_that_a_crash_has_cut_and_a_run_that_fails(tmp_path, monkeypatch):
     log = tmp_path / "runs.jsonl"
     log.write_text('{"n": 0}\n{"n": 1', encoding="utf-8")
     made = run_missing([{"n": 0}, {"n": 1}], log, lambda job: str(job["n"]), lambda job: job, 1)
-    assert made == [{"n": 0}, {"n": 1}] and read(log) == made and run_missing(made, log, str, lambda job: job, 1) == made
+    assert made == [{"n": 0}, {"n": 1}] and read_rows(log) == made and run_missing(made, log, str, lambda job: job, 1) == made
 
     def run(job):
         if job["n"] == 3:
@@ -124,7 +126,7 @@ def test_a_log_that_a_crash_has_cut_and_a_run_that_fails(tmp_path, monkeypatch):
 
     with pytest.raises(UserError, match="three"):
         run_missing([{"n": n} for n in range(2, 9)], log, str, run, 1)
-    assert {"n": 2} in read(log)
+    assert {"n": 2} in read_rows(log)
 
 
 def test_values_by_hand():
@@ -186,6 +188,39 @@ def test_prices_are_medians_of_what_an_iteration_takes_for_its_work(tmp_path):
         priced = with_prices(found, tmp_path / "prices.json")
         assert priced[0]["prices"] == {"sample": 0.2, "score": 0.05, "rollouts": 0.0, "update": 1.0}
         assert [{**job, "prices": None} for job in priced] == [{**job, "prices": None} for job in found] and len(made) == 2
+
+
+def test_runs_are_made_once_whatever_a_crash_has_cut(tmp_path, monkeypatch):
+    """A half-written last line stopped the study, and the next line would have been appended to it."""
+    monkeypatch.setattr("vine_mini.study.runs.ProcessPoolExecutor", ThreadPoolExecutor)
+    made, log = [], tmp_path / "runs.jsonl"
+
+    def run(job):
+        made.append(job["seed"])
+        return job | dict(result=0.5)
+
+    def key(job):
+        return str(job["seed"])
+
+    jobs = [dict(seed=seed) for seed in range(4)]
+    expected = [job | dict(result=0.5) for job in jobs]
+    assert sorted(run_missing(jobs, log, key, run, 1), key=key) == expected
+    whole = "".join(sorted(log.read_text().splitlines(keepends=True)))
+    for cut in range(len(whole)):
+        made.clear()
+        log.write_text(whole[:cut])
+        assert sorted(run_missing(jobs, log, key, run, 1), key=key) == expected
+        assert made == list(range(whole[:cut].count("\n"), 4)) and len(log.read_text()) == len(whole)
+    log.write_text("nonsense\n")
+    with pytest.raises(UserError, match=r"runs\.jsonl, line 1: not JSON"):
+        run_missing(jobs, log, key, run, 1)
+    assert [p.name for p in tmp_path.iterdir()] == ["runs.jsonl"]
+
+
+def test_two_studies_do_not_make_the_same_runs(tmp_path):
+    with locked_by_another_process(tmp_path), pytest.raises(UserError, match="is in use by process"):
+        run_missing([dict(seed=0)], tmp_path / "runs.jsonl", str, dict, 1)
+    assert not (tmp_path / "runs.jsonl").exists()
 
 
 @pytest.mark.learning

@@ -1,21 +1,22 @@
 """Saving and resuming a training run.
 
-    RUN/checkpoints/40/   a Hugging Face folder of the policy, with `training_state.safetensors` beside the weights: AdamW's
-                          moments, the critic and the counters
-    RUN/policy            a link to the newest checkpoint
+    RUN/checkpoints/40/        a Hugging Face folder of the policy, with `training_state.safetensors` beside the weights:
+                               AdamW's moments, the critic and the counters
+    RUN/checkpoints/best-20/   a Hugging Face folder of the policy that was best on the validation problems
+    RUN/policy, RUN/best       links to the newest checkpoint and to the best policy
 
-A new checkpoint is written beside the old one. One atomic operation then points the link to the new checkpoint, and only then
-the old checkpoint is removed. A process that is killed at any moment therefore leaves a whole checkpoint behind the link.
+A new folder is written beside the old one. One atomic operation then points the link to the new folder, and only then the old
+folder is removed. A process that is killed at any moment therefore leaves a whole checkpoint behind the link.
 Seeds follow from the iteration, so a resumed run continues exactly as the uninterrupted run would have.
 """
 
 import json
-import shutil
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from vine_mini.app.files import discard, whole
 from vine_mini.models import load_policy, save_policy
 from vine_mini.types import UserError
 
@@ -24,32 +25,61 @@ COUNTERS = ("iteration", "updates")
 
 
 def save(trainer, run: Path) -> None:
-    """Writes a checkpoint of the trainer into the run folder and points RUN/policy to it."""
+    """Writes a checkpoint of the trainer into the run folder and points RUN/policy to it. Raises UserError, as on a full disk."""
     link, target = run / "policy", run / "checkpoints" / str(trainer.iteration)
-    if link.is_symlink() and link.resolve() == target.resolve():
-        return  # this iteration is saved already
+    if not link.is_symlink() or link.resolve() != target.resolve():  # else this iteration is saved already
+        _write(trainer, target)
+        _point(link, target)
+    every, linked = trainer.config.keep_every, {target.name, (run / "best").resolve().name}
+    for other in list(target.parent.iterdir()):  # older checkpoints, and what an interrupted save has left
+        if other.name not in linked and not (every and other.name.isdecimal() and int(other.name) % every == 0):
+            discard(other)
+
+
+def _write(trainer, target: Path) -> None:
     tensors = {f"critic.{name}": x for name, x in trainer.critic.state_dict().items()} if trainer.critic else {}
     for number, moments in trainer.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": x for name, x in moments.items()}
     counters = {name: getattr(trainer, name) for name in COUNTERS} | {"seconds": trainer.seconds}
-    save_policy(trainer.policy, trainer.tokenizer, target)
-    save_file(tensors, target / STATE, {"counters": json.dumps(counters)})
-    fresh = run / "policy.partial"
-    fresh.unlink(missing_ok=True)
-    fresh.symlink_to(target.relative_to(run), target_is_directory=True)
-    if link.is_dir() and not link.is_symlink():  # the run was copied by a program that follows links
-        link.rename(target.with_name("copied"))
-    fresh.replace(link)  # a reader of the link finds the old checkpoint or the new one at every moment
-    every = trainer.config.keep_every
-    for other in target.parent.iterdir():  # older checkpoints, and what an interrupted save has left
-        if other != target and not (every and other.name.isdecimal() and int(other.name) % every == 0):
-            shutil.rmtree(other, ignore_errors=True)
+    discard(target)  # of an interrupted run; no link leads to it
+    with whole(target) as fresh:
+        save_policy(trainer.policy, trainer.tokenizer, fresh)
+        save_file(tensors, fresh / STATE, {"counters": json.dumps(counters)})
+
+
+def save_best(trainer, run: Path) -> None:
+    """Writes the policy into the run folder and points RUN/best to it. The older one stays until the next checkpoint."""
+    target = run / "checkpoints" / f"best-{trainer.iteration}"
+    discard(target)
+    with whole(target) as fresh:
+        save_policy(trainer.policy, trainer.tokenizer, fresh)
+    _point(run / "best", target)
+
+
+def restore_best(run: Path, iteration: int) -> None:
+    """Points RUN/best to the policy of an iteration: a run that was killed may have found a better one after its checkpoint."""
+    if (target := run / "checkpoints" / f"best-{iteration}").is_dir():
+        _point(run / "best", target)
+
+
+def _point(link: Path, target: Path) -> None:
+    if not link.is_symlink():  # the run was copied by a program that follows links
+        discard(link)
+    with whole(link) as fresh:  # a reader of the link finds the old folder or the new one at every moment
+        fresh.symlink_to(target.relative_to(link.parent), target_is_directory=True)
 
 
 def kept(run: Path) -> list[str]:
     """The checkpoints of a run, from the oldest to the newest, as names for `resume`."""
     numbers = sorted(int(path.name) for path in (run / "checkpoints").glob("*") if path.name.isdecimal())
     return [f"checkpoints/{number}" for number in numbers] or ["policy"]  # a copied run may hold the policy alone
+
+
+def newest(run: Path) -> str | None:
+    """The checkpoint from which a run goes on, as a name for `resume`; None if the run was killed before it had saved one."""
+    if (run / "policy").exists() or (run / "policy").is_symlink():
+        return "policy"
+    return name if (name := kept(run)[-1]) != "policy" else None  # it was killed before the link was made
 
 
 def resume(trainer, run: Path, name: str = "policy") -> None:
@@ -65,6 +95,8 @@ def resume(trainer, run: Path, name: str = "policy") -> None:
             numbers, seconds = {name: counters[name] for name in COUNTERS}, counters["seconds"]
     except (SafetensorError, TypeError, KeyError, ValueError) as error:
         raise UserError(f"{path} is damaged ({' '.join(str(error).split())})") from error
+    if not trainer.critic and any(key.startswith("critic.") for key in tensors):
+        raise UserError(f"{path.parent} holds a critic, and {trainer.config.algorithm} has none: another algorithm trained it")
     state = trainer.optimizer.state_dict()
     try:
         for key, x in tensors.items():

@@ -2,9 +2,6 @@
 
 import json
 import platform
-import signal
-import sys
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +11,8 @@ from tqdm import tqdm
 from vine_mini import models, tasks
 from vine_mini.app import checkpoint
 from vine_mini.app.config import EvaluateConfig, SampleConfig, SFTConfig, TrainConfig
+from vine_mini.app.files import locked, whole, write_text
+from vine_mini.app.loop import train_run
 from vine_mini.app.memory import format_memory, memory_estimate
 from vine_mini.app.runs import Run, check_writable, new_folder
 from vine_mini.app.setup import build_trainer, policy_name, task_name
@@ -34,80 +33,38 @@ def train(config: TrainConfig) -> int:
     if config.lr is None:
         config = trainer.config
         print(f"lr = {config.lr:g}, the default for a policy of {trainer.policy.num_parameters():,} parameters")
-    if config.resume:
-        checkpoint.resume(trainer, folder)
-        print(f"going on after iteration {trainer.iteration}")
     print(f"{machine(trainer.device)}; {len(trainer.prompts)} training and {len(trainer.test_prompts)} test problems")
     print(format_memory(memory_estimate(trainer)))
-    if config.resume:
-        run = Run(folder, config, trainer.iteration)
-    else:
+    if not config.resume:
         before = trainer.evaluate(with_kl=False)
         if before["truncated"][0] > 0.5:
             print(f"{before['truncated'][0]:.0%} of the responses are cut by the limit and get reward 0: raise --max_new_tokens")
         folder = new_folder(config.out, name)  # another run may have taken the first meanwhile
-        run = Run(folder, config, before=before)
-    finished = train_run(trainer, run)
-    columns = {f"iteration {row['iteration']}": row["eval"] for row in (run.rows[0], run.rows[-1]) if "eval" in row}
-    if finished and (best := run.best()):
-        policy, _ = models.load_policy(str(folder / "best"), trainer.device)
-        trainer.policy.load_state_dict(policy.state_dict())
-        tested = {f"best, iteration {best['iteration']}": trainer.evaluate()}
-        (folder / "best" / "evaluation.json").write_text(json.dumps(tested, indent=1), encoding="utf-8")
-        columns |= tested
-        count = len(trainer.validation_problems)
-        print(f"best on {count} validation problems: iteration {best['iteration']}, {folder / 'best'}")
+        Run.start(folder, config, before)
+    with locked(folder):
+        if config.resume:
+            if saved := checkpoint.newest(folder):
+                checkpoint.resume(trainer, folder, saved)
+            print(f"going on after iteration {trainer.iteration}")
+        run = Run(folder, config, trainer.iteration)
+        finished = train_run(trainer, run)
+        columns = {f"iteration {row['iteration']}": row["eval"] for row in (run.rows[0], run.rows[-1]) if "eval" in row}
+        if finished and (best := run.best()):
+            columns |= evaluate_best(trainer, folder, best["iteration"])
     print(table(columns))
     print(f"{trainer.iteration} iterations: " + ", ".join(f"{name} {s:.1f} s" for name, s in trainer.seconds.items()))
     print(f"{'' if finished else 'interrupted; '}everything is in {folder}")
     return 0 if finished else INTERRUPTED
 
 
-def train_run(trainer: Trainer, run: Run) -> bool:
-    """The loop with its logging and saving. It evaluates after the last iteration. -> False if Ctrl-C ended the loop"""
-    config = trainer.config
-    total = config.max_seconds or config.iterations
-
-    def done() -> float:
-        return min(total, sum(trainer.seconds.values()) if config.max_seconds else trainer.iteration)
-
-    style = dict(dynamic_ncols=True, bar_format="{desc} {percentage:3.0f}% |{bar}| {elapsed}<{remaining}{postfix}")
-    with tqdm(total=total, initial=done(), desc=config.algorithm, **style) as bar, _interrupts_wait() as interrupted:
-        for metrics, episodes, advantages in trainer.train():
-            evaluates = config.eval_every and trainer.iteration % config.eval_every == 0 and not interrupted
-            if trainer.validation_problems and (evaluates or trainer.done):
-                metrics["validation"] = trainer.evaluate(trainer.validation_problems)
-            if trainer.done or (evaluates and not trainer.validation_problems):
-                metrics["eval"] = trainer.evaluate()
-            run.log(metrics)
-            if run.best() is metrics:
-                run.save_best(trainer)
-            run.log_samples(episodes, advantages)
-            kept = config.keep_every and trainer.iteration % config.keep_every == 0
-            if trainer.done or interrupted or kept or trainer.iteration % config.save_every == 0:
-                run.save(trainer)
-            bar.set_postfix(iteration=trainer.iteration, **{name: f"{metrics[name]:.2f}" for name in ("reward", "truncated")})
-            bar.update(done() - bar.n)
-            if interrupted:
-                break
-    return trainer.done
-
-
-@contextmanager
-def _interrupts_wait():
-    """The first Ctrl-C only fills the yielded list, so that the iteration can end. The second Ctrl-C stops at once."""
-    pressed: list[int] = []
-
-    def first(number, _):
-        pressed.append(number)
-        signal.signal(signal.SIGINT, before)
-        print("\nstopping after this iteration; Ctrl-C again stops at once and loses it", file=sys.stderr)
-
-    before = signal.signal(signal.SIGINT, first)
-    try:
-        yield pressed
-    finally:
-        signal.signal(signal.SIGINT, before)
+def evaluate_best(trainer: Trainer, folder: Path, iteration: int) -> dict:
+    """Measures RUN/best, the policy of an iteration, on the test problems. -> {name: evaluation}, also in its evaluation.json"""
+    policy, _ = models.load_policy(str(folder / "best"), trainer.device)
+    trainer.policy.load_state_dict(policy.state_dict())
+    tested = {f"best, iteration {iteration}": trainer.evaluate()}
+    write_text(folder / "best" / "evaluation.json", json.dumps(tested, indent=1))
+    print(f"best on {len(trainer.validation_problems)} validation problems: iteration {iteration}, {folder / 'best'}")
+    return tested
 
 
 def sft(config: SFTConfig) -> int:
@@ -117,8 +74,9 @@ def sft(config: SFTConfig) -> int:
     result = _evaluate(config, model, tokenizer, config.eval_temperature, config.eval_problems, config.eval_samples)
     measured = table({f"temperature {config.eval_temperature:g}": result})
     print(measured)
-    models.save_policy(model, tokenizer, folder)
-    (folder / "README.md").write_text(model_card(replace(config, lr=lr), loss, measured), encoding="utf-8")
+    with whole(folder) as fresh:
+        models.save_policy(model, tokenizer, fresh)
+        write_text(fresh / "README.md", model_card(replace(config, lr=lr), loss, measured))
     print(f"policy: {folder} ({model.num_parameters():,} parameters)")
     return 0
 
@@ -135,8 +93,7 @@ def evaluate_policy(config: EvaluateConfig) -> int:
     result = _evaluate(config, model, tokenizer, config.temperature, config.problems, config.n, config.top_p, reference)
     print(table({Path(policy_name(config)).name: result}))
     if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=1), encoding="utf-8")
+        write_text(out, json.dumps(result, indent=1))
     return 0
 
 

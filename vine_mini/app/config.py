@@ -14,6 +14,8 @@ from vine_mini.algorithms import ALGORITHMS
 from vine_mini.divisors import DIVISORS
 from vine_mini.types import UserError
 
+SHIPPED = Path(__file__).parent / "policies"  # made by `python -m vine_mini sft`
+
 
 @dataclass(frozen=True)
 class Range:
@@ -101,9 +103,9 @@ class Common:
 
 def _take_policy_of_run(config) -> None:
     if config.run is not None:
-        if config.model not in (None, f"{config.run}/policy"):
+        if config.model not in (None, policy := str(Path(config.run, "policy").absolute())):
             raise UserError("--run and --policy: a run brings its own policy, so leave out one of them")
-        config.model = f"{config.run}/policy"
+        config.model = policy
         if not Path(config.model).is_dir():
             raise UserError(f"there is no folder {config.model}: nothing was saved there yet")
 
@@ -156,12 +158,13 @@ class TrainConfig(Common):
     eval_problems: Whole = knob(200, "Test problems in an evaluation; 0: all.")
     eval_samples: Count = knob(4, "Samples for each problem in an evaluation.")
     eval_temperature: Amount | None = knob(None, "Of those samples. Left out: the task's own.")
-    save_every: Count = knob(40, "Save the policy every so many iterations; it is saved at the end in any case.")
-
+    save_every: Count = knob(40, "Save the policy every so many iterations, at the end, and at least every two minutes.")
     keep_every: Whole = knob(0, "Also keep the checkpoint of every so many iterations; 0: only the newest one.")
 
     def __post_init__(self):
         super().__post_init__()
+        if self.model and Path(self.model).is_dir() and not (SHIPPED / self.model).is_dir():
+            self.model = str(Path(self.model).absolute())  # a run can then be resumed from any folder
         one_of(self, "algorithm", ALGORITHMS)
         one_of(self, "kl_kind", ("k1", "k2", "k3"))
         one_of(self, "divisor", DIVISORS)

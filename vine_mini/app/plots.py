@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from vine_mini.app.files import whole
+
 COLOURS = {
     "vineppo": "#0072B2",
     "ppo": "#D55E00",
@@ -25,10 +27,9 @@ def new_figure(columns: int, rows: int = 1, heights: list[int] | None = None):
 
 
 def save_figure(figure, path: Path) -> None:
-    """Writes the picture under another name and renames it, so that a reader never sees half a file."""
-    fresh = path.with_name(f".partial-{path.name}")
-    figure.savefig(fresh, dpi=110)
-    fresh.replace(path)
+    """Writes the picture, or replaces it. A reader never sees half a file. Raises UserError where that is impossible."""
+    with whole(path) as fresh:
+        figure.savefig(fresh, dpi=110, format=path.suffix.removeprefix("."))
 
 
 def smooth(values: list[float], radius: int = 2) -> list[float]:

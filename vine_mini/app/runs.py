@@ -6,20 +6,20 @@ samples.jsonl   a few responses of each iteration, cut into steps, each step wit
 curves.png      reward, length, KL and seconds, against episodes.
 checkpoints/    the newest checkpoint, and those that `keep_every` keeps; see `checkpoint.py`.
 policy          a link to the newest checkpoint, which is a Hugging Face folder; `train --resume RUN` continues from it.
-best            the policy with the highest pass@1 on the validation problems, if some were set aside.
+best            a link to the policy with the highest pass@1 on the validation problems, if some were set aside.
+lock            names the process that writes into the folder at present.
 """
 
-import json
 import os
-from contextlib import suppress
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
 from vine_mini.app import checkpoint
+from vine_mini.app.files import append_row, read_rows, whole, write_rows, write_text
 from vine_mini.app.flags import to_yaml
 from vine_mini.app.plots import plot_run
 from vine_mini.app.setup import task_name
-from vine_mini.models import save_policy
 from vine_mini.types import UserError
 
 SAMPLES_AN_ITERATION = 2
@@ -48,49 +48,41 @@ def check_writable(path: Path) -> None:
 
 
 class Run:
-    """The folder of one training run. It is made when the run is ready to start, so that a failed start leaves nothing."""
+    """The folder of one training run, from the iteration at which the trainer is. Later lines are dropped."""
 
-    def __init__(self, folder: Path, config, iteration: int = 0, before: dict | None = None):
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "config.yaml", to_yaml(config))
+    def __init__(self, folder: Path, config, iteration: int = 0):
         self.folder, self.config = folder, config
+        write_text(folder / "config.yaml", to_yaml(config))
         for path in (folder / "metrics.jsonl", folder / "samples.jsonl"):
-            if path.exists():  # a resumed run drops what came after its checkpoint
-                _write(path, "".join(_line(row) for row in _read(path) if row["iteration"] <= iteration))
-        self.rows = _read(folder / "metrics.jsonl")
-        if before:  # the evaluation of a new run's first policy
-            self.log({"iteration": 0, "episodes": 0, "seconds": 0.0, "eval": before})
+            if path.exists():
+                write_rows(path, [row for row in read_rows(path) if row["iteration"] <= iteration])
+        self.rows = read_rows(folder / "metrics.jsonl")
+        if best := self.best():
+            checkpoint.restore_best(folder, best["iteration"])
 
-    def log(self, metrics: dict) -> None:
-        """Appends one line to metrics.jsonl."""
+    @classmethod
+    def start(cls, folder: Path, config, before: dict) -> "Run":
+        """A new run with the evaluation of its first policy. The folder appears whole, so that a failed start leaves nothing."""
+        with whole(folder) as fresh:
+            fresh.mkdir()
+            write_text(fresh / "config.yaml", to_yaml(config))
+            write_rows(fresh / "metrics.jsonl", [{"iteration": 0, "episodes": 0, "seconds": 0.0, "eval": before}])
+        return cls(folder, config)
+
+    def log(self, metrics: dict, episodes, advantages) -> None:
+        """Appends a few responses of an iteration to samples.jsonl, and one line to metrics.jsonl."""
+        for sample in samples_of(episodes, advantages):
+            append_row(self.folder / "samples.jsonl", {"iteration": metrics["iteration"]} | sample)
+        append_row(self.folder / "metrics.jsonl", metrics)
         self.rows.append(metrics)
-        _append(self.folder / "metrics.jsonl", metrics)
 
-    def log_samples(self, episodes, advantages) -> None:
-        """Appends the first response to each of the iteration's first problems, as steps with advantages before whitening."""
-        group = episodes.rewards.shape[1]
-        for row in range(0, min(SAMPLES_AN_ITERATION * group, len(episodes.trajectories)), group):
-            trajectory, cuts, problem = episodes.trajectories[row], episodes.cuts[row], episodes.problems[row]
-            credit = advantages[row][episodes.tokens.response_mask[row].bool()].tolist()
-            texts = step_texts(trajectory.response_ids, cuts, episodes.tokenizer)
-            sample = {
-                "iteration": self.rows[-1]["iteration"],
-                "question": problem.question,
-                "answer": problem.answer,
-                "reward": episodes.rewards.flatten()[row].item(),
-                "finished": trajectory.finished,
-                "steps": [{"text": text, "advantage": round(credit[cut], 4)} for text, cut in zip(texts, cuts, strict=True)],
-            }
-            _append(self.folder / "samples.jsonl", sample)
+    def best(self, *more: dict) -> dict | None:
+        """The line of the iteration whose policy was best on the validation problems; the first of equally good ones.
 
-    def best(self) -> dict | None:
-        """The line of the iteration whose policy was best on the validation problems; the first of equally good ones."""
-        measured = [row for row in self.rows if "validation" in row]
+        `more` are lines that are not logged yet.
+        """
+        measured = [row for row in (*self.rows, *more) if "validation" in row]
         return max(measured, key=lambda row: row["validation"]["pass@1"][0], default=None)
-
-    def save_best(self, trainer) -> None:
-        """Writes the policy as the best one so far."""
-        save_policy(trainer.policy, trainer.tokenizer, self.folder / "best")
 
     def save(self, trainer) -> None:
         """Writes a checkpoint and the curves so far."""
@@ -98,30 +90,22 @@ class Run:
         plot_run(self.rows, self.folder / "curves.png", f"{self.config.algorithm} on {task_name(self.config)}")
 
 
+def samples_of(episodes, advantages) -> Iterator[dict]:
+    """The first response to each of the iteration's first problems, as steps with advantages before whitening."""
+    group = episodes.rewards.shape[1]
+    for row in range(0, min(SAMPLES_AN_ITERATION * group, len(episodes.trajectories)), group):
+        trajectory, cuts, problem = episodes.trajectories[row], episodes.cuts[row], episodes.problems[row]
+        credit = advantages[row][episodes.tokens.response_mask[row].bool()].tolist()
+        texts = step_texts(trajectory.response_ids, cuts, episodes.tokenizer)
+        yield {
+            "question": problem.question,
+            "answer": problem.answer,
+            "reward": episodes.rewards.flatten()[row].item(),
+            "finished": trajectory.finished,
+            "steps": [{"text": text, "advantage": round(credit[cut], 4)} for text, cut in zip(texts, cuts, strict=True)],
+        }
+
+
 def step_texts(token_ids: list[int], cuts: list[int], tokenizer) -> list[str]:
     """The text of each step, special tokens included."""
     return [tokenizer.decode(token_ids[a:b]) for a, b in zip(cuts, [*cuts[1:], len(token_ids)], strict=True)]
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes a text file. A process that is killed meanwhile leaves the old file."""
-    fresh = path.with_name(f"{path.name}.partial")
-    fresh.write_text(text, encoding="utf-8")
-    fresh.replace(path)
-
-
-def _read(path: Path) -> list[dict]:
-    rows = []
-    for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else []:
-        with suppress(json.JSONDecodeError):  # the end of the file, or a line that a crash has cut
-            rows.append(json.loads(line))
-    return rows
-
-
-def _append(path: Path, row: dict) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(_line(row))
-
-
-def _line(row: dict) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"

@@ -4,12 +4,10 @@ from pathlib import Path
 
 from vine_mini import models, tasks
 from vine_mini.algorithms import ALGORITHMS
-from vine_mini.app.config import Common, TrainConfig
+from vine_mini.app.config import SHIPPED, Common, TrainConfig
 from vine_mini.self_training import SelfTrainer
 from vine_mini.trainer import Trainer
 from vine_mini.types import UserError
-
-SHIPPED = Path(__file__).parent / "policies"  # made by `python -m vine_mini sft`
 
 
 def task_name(config: Common) -> str:

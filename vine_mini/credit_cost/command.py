@@ -15,6 +15,7 @@ from vine_mini import tasks
 from vine_mini.algorithms import ALGORITHMS
 from vine_mini.app import checkpoint
 from vine_mini.app.config import CreditCostConfig, TrainConfig
+from vine_mini.app.files import write_text
 from vine_mini.app.runs import new_folder
 from vine_mini.app.setup import build_trainer, task_name
 from vine_mini.credit_cost import noise
@@ -59,11 +60,10 @@ def credit_cost(config: CreditCostConfig) -> int:
     new_folder(config.out, name)  # refuses before anything is computed
     report = measure(config)
     folder = new_folder(config.out, name)
-    folder.mkdir(parents=True, exist_ok=True)
     text = table(report)
     plot_cost(report, folder / "credit_cost.png")
-    (folder / "credit_cost.json").write_text(json.dumps(asdict(report), indent=1), encoding="utf-8")
-    (folder / "credit_cost.md").write_text(text + "\n", encoding="utf-8")
+    write_text(folder / "credit_cost.json", json.dumps(asdict(report), indent=1))
+    write_text(folder / "credit_cost.md", text + "\n")
     print(f"{text}\n\npicture, table and JSON: {folder}")
     return 0
 

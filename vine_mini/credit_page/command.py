@@ -16,6 +16,7 @@ from vine_mini.advantages import step_advantages
 from vine_mini.algorithms import ALGORITHMS
 from vine_mini.app import checkpoint
 from vine_mini.app.config import Common, CreditConfig, TrainConfig
+from vine_mini.app.files import write_text
 from vine_mini.app.flags import parse
 from vine_mini.app.runs import new_folder, step_texts
 from vine_mini.app.setup import policy_name, task_name
@@ -34,9 +35,8 @@ def credit(config: CreditConfig) -> int:
     page = explain(config)
     html = render(page)
     folder = new_folder(config.out, "credit")  # another run may have taken the first meanwhile
-    folder.mkdir(parents=True, exist_ok=True)
     plot_credit(page, folder / "credit.png")
-    (folder / "credit.html").write_text(html, encoding="utf-8")
+    write_text(folder / "credit.html", html)
     print(f"{summary(page)}\n{finding(page)}\npage: {folder / 'credit.html'}\npicture: {folder / 'credit.png'}")
     return 0
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from vine_mini.app.files import write_text
 from vine_mini.app.runs import check_writable, new_folder
 from vine_mini.lengthgen import pictures, report
 from vine_mini.lengthgen.attention import distances_to_nope, summary
@@ -25,7 +26,7 @@ def train(config: LengthgenConfig) -> None:
     folder = Path(config.out) if begun else new_folder(config.out, f"lengthgen-{short(config.task)}{pad}")
     results = sweep(config, folder)
     table = report.accuracy_table(results)
-    (folder / "table.md").write_text(table + "\n", encoding="utf-8")
+    write_text(folder / "table.md", table + "\n")
     pictures.plot_accuracy(results, folder / "accuracy.png")
     print(table)
     print(f"everything is in {folder}")
@@ -40,8 +41,7 @@ def rank(config: RankConfig) -> None:
     print(table)
     if config.out:
         folder = Path(config.out)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "rank.md").write_text(table + "\n", encoding="utf-8")
+        write_text(folder / "rank.md", table + "\n")
         pictures.plot_rank(all_results, folder / "rank.png")
 
 
@@ -81,7 +81,7 @@ def _finished(config) -> tuple[Path, dict]:
 
 
 def _leave(folder: Path, name: str, numbers: dict, table: str) -> None:
-    (folder / f"{name}.md").write_text(table + "\n", encoding="utf-8")
+    write_text(folder / f"{name}.md", table + "\n")
     write_json(numbers, folder / f"{name}.json")
     print(f"{table}\ntable, numbers and picture: {folder / name}.*")
 
@@ -97,7 +97,6 @@ def theory(config: TheoryConfig) -> None:
     for what, curve in shown["curves"].items():
         beyond = f"{curve[-1]:12.2f}" if len(curve) > config.length + 1 else " " * 12
         print(f"{curve[config.length]:12.2f} {beyond}   {what}")
-    folder.mkdir(parents=True, exist_ok=True)
     pictures.plot_theory(shown, folder / "theory.png")
     print(f"picture: {folder / 'theory.png'}")
 

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from vine_mini.app.files import write_text
 from vine_mini.decoder.model import Decoder
 from vine_mini.lengthgen.config import LengthgenConfig, decoder_config
 from vine_mini.lengthgen.own import short
@@ -87,7 +88,5 @@ def load_model(folder: str | Path, config: LengthgenConfig, encoding: str, seed:
 
 
 def write_json(data: dict, path: Path) -> None:
-    """Writes a JSON file. A process that is killed meanwhile leaves the old file."""
-    fresh = path.with_suffix(".partial")
-    fresh.write_text(json.dumps(data, indent=1, allow_nan=False), encoding="utf-8")
-    fresh.replace(path)
+    """Writes a JSON file, or replaces it. Raises UserError where that is impossible."""
+    write_text(path, json.dumps(data, indent=1, allow_nan=False))

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from vine_mini.app.files import discard, whole
 from vine_mini.decoder.model import word_tokenizer
 from vine_mini.decoder.table import ENCODINGS
 from vine_mini.lengthgen import results
@@ -38,8 +39,9 @@ def sweep(config: LengthgenConfig, folder: Path) -> dict:
     asked = [(name, seed) for seed in config.seeds for name in config.encodings]
     jobs = [(config, name, seed, str(device), folder) for name, seed in asked if (name, seed) not in done]
     workers = min(config.processes or ((os.cpu_count() or 1) if device.type == "cpu" else 1), len(jobs))
-    folder.mkdir(parents=True, exist_ok=True)
-    results.write_json(found, folder / "results.json")  # from now on, the same command continues in this folder
+    if not (folder / "results.json").exists():
+        with whole(folder) as fresh:  # the folder appears with the file, so the same command always continues in it
+            results.write_json(found, fresh / "results.json")
     total = len(jobs) * (config.steps + len(config.lengths()))
     try:
         bar = tqdm(total=total, desc=f"{short(config.task)}: {len(jobs)} runs", dynamic_ncols=True)
@@ -124,8 +126,10 @@ def _run(job: tuple[LengthgenConfig, str, int, str, Path], progress) -> dict:
     model = train(config, encoding, seed, device, progress)
     seconds = time.perf_counter() - start
     accuracy = evaluate(model, config, progress)
-    (folder / "models").mkdir(exist_ok=True)
-    save_policy(model, word_tokenizer(IDS, TOKEN), folder / "models" / f"{short(encoding)}-{seed}")
+    target = folder / "models" / f"{short(encoding)}-{seed}"
+    discard(target)  # of a run that was killed before it was in results.json
+    with whole(target) as fresh:
+        save_policy(model, word_tokenizer(IDS, TOKEN), fresh)
     return {"encoding": encoding, "seed": seed, "accuracy": accuracy, "seconds": round(seconds, 1)}
 
 

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from vine_mini.app.commands import machine
+from vine_mini.app.files import read_rows, whole, write_text
 from vine_mini.app.runs import check_writable
 from vine_mini.app.tables import columns
 from vine_mini.models import pick_device
@@ -12,7 +13,7 @@ from vine_mini.study.claims import PAPER, Finding, judge, overall
 from vine_mini.study.config import CLAIMS, TASKS, StudyConfig, jobs
 from vine_mini.study.picture import plot_curves, plot_findings
 from vine_mini.study.prices import measure_missing, with_prices
-from vine_mini.study.runs import analyse, key, learn, read, run_missing, trainer_of
+from vine_mini.study.runs import analyse, key, learn, run_missing, trainer_of
 
 
 def study(config: StudyConfig) -> int:
@@ -40,7 +41,9 @@ def report(config: StudyConfig, folder: Path) -> None:
     findings, learned = {}, {}
     for claim in CLAIMS:
         wanted = {key(job) for job in with_prices(jobs(claim, config), folder / "prices.json")}
-        runs = {key(run): run for run in read(log_of(claim, folder)) if key(run) in wanted}  # one that is there twice counts once
+        runs = {
+            key(run): run for run in read_rows(log_of(claim, folder)) if key(run) in wanted
+        }  # one that is there twice counts once
         if found := judge(claim, [*runs.values()]):
             findings[claim] = found
         learned |= runs if claim != "values" else {}
@@ -63,8 +66,8 @@ def write(config: StudyConfig, findings: dict[str, list[Finding]], runs: list[di
         "VinePPO has K = 1 and averaged values (mc_lam, mc_mu), except for the claim about rollouts."
     )
     text = f"{where}\n\n{columns(summary)}\n\n{how}\n\n{columns(rows)}\n"
-    (folder / "claims.md").write_text(text, encoding="utf-8")
-    with (folder / "checks.csv").open("w", encoding="utf-8", newline="") as file:
+    write_text(folder / "claims.md", text)
+    with whole(folder / "checks.csv") as fresh, fresh.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         names = ["iteration", "seconds", "episodes", "updates", "tokens", "train", "test", "greedy", "kl"]
         table.writerow(["task", "seed", "config", *names])

@@ -1,9 +1,9 @@
 """Learning runs of a study: each is made once and is one line of runs.jsonl. A study that was stopped goes on where it was."""
 
 import json
+import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from vine_mini.app.config import TrainConfig
+from vine_mini.app.files import append_row, locked, read_rows, write_rows
 from vine_mini.app.setup import build_trainer
 from vine_mini.study.prices import Clock
 from vine_mini.trainer import Trainer
@@ -81,46 +82,32 @@ def key(job: dict) -> str:
     return json.dumps({name: job[name] for name in names}, sort_keys=True)
 
 
-def read(log: Path) -> list[dict]:
-    """The runs that have finished."""
-    rows = []
-    for line in log.read_text(encoding="utf-8").split("\n") if log.exists() else []:
-        with suppress(json.JSONDecodeError):  # the end of the file, or a line that a crash has cut
-            rows.append(json.loads(line))
-    return rows
-
-
 def run_missing(jobs: list[dict], log: Path, key: Callable[[dict], str], run: Callable[[dict], dict], workers: int) -> list[dict]:
     """Makes the runs that the log lacks, each in a process, and appends them to the log. -> the runs of the jobs
 
-    If a run raises, those that have not started are given up, those that are under way are kept, and the error is raised.
+    If a run raises, the runs that have ended are kept and the others are given up. Raises UserError while another process makes
+    runs in the same folder.
     """
-    finished = {key(done) for done in read(log)}
-    missing = {key(job): job for job in jobs if key(job) not in finished}
-    written = set()
-
-    def keep(future) -> None:
-        """Appends the run of a future that has ended. Raises what the run raised."""
-        written.add(future)
-        row = json.dumps(future.result())
-        with log.open("a", encoding="utf-8") as file:
-            file.write("\n" * _is_cut(log) + row + "\n")
-
-    pool = ProcessPoolExecutor(workers)
-    futures = [pool.submit(run, job) for job in missing.values()]
-    try:
-        for future in tqdm(as_completed(futures), total=len(futures), desc="learning runs", dynamic_ncols=True):
-            keep(future)
-    finally:
-        pool.shutdown(cancel_futures=True)  # waits for the runs that are under way
-        for future in futures:
-            if future not in written and not future.cancelled() and not future.exception():
-                keep(future)
-    made = {key(done): done for done in read(log)}  # a run that is there twice counts once
-    return [made[name] for name in dict.fromkeys(map(key, jobs))]
-
-
-def _is_cut(log: Path) -> bool:
-    """Whether the last line has no end: a crash has cut it."""
-    text = log.read_bytes()
-    return bool(text) and not text.endswith(b"\n")
+    with locked(log.parent):
+        made = read_rows(log)
+        write_rows(log, made)  # without a line that a crash has cut, to which the next one would be appended
+        finished = {key(done) for done in made}
+        missing = {key(job): job for job in jobs if key(job) not in finished}
+        with ProcessPoolExecutor(workers) as pool:
+            futures = {pool.submit(run, job) for job in missing.values()}
+            try:
+                with tqdm(total=len(futures), desc="learning runs", dynamic_ncols=True) as bar:
+                    for future in as_completed([*futures]):
+                        futures.discard(future)
+                        append_row(log, future.result())
+                        bar.update()
+            except BaseException:  # after Ctrl-C, SIGTERM or a failed run, nobody waits for the other runs
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in multiprocessing.active_children():
+                    process.kill()
+                for future in futures:
+                    if future.done() and not future.cancelled() and not future.exception():
+                        append_row(log, future.result())
+                raise
+    found = {key(done): done for done in read_rows(log)}  # a run that is there twice counts once
+    return [found[name] for name in dict.fromkeys(map(key, jobs))]

@@ -16,6 +16,7 @@ from vine_mini import tasks
 from vine_mini.algorithms import ALGORITHMS
 from vine_mini.app import checkpoint
 from vine_mini.app.config import TrainConfig
+from vine_mini.app.files import write_text
 from vine_mini.app.flags import parse
 from vine_mini.app.runs import new_folder
 from vine_mini.app.setup import build_trainer
@@ -59,13 +60,12 @@ def analyze_values(config: ValuesConfig) -> int:
     if not all(report.choices for report in reports):
         print(f"at some checkpoint no state has {config.choices} distinct next steps: lower --choices")
     folder = new_folder(config.out, "values")
-    folder.mkdir(parents=True, exist_ok=True)
     text = table(reports)
     plot_values(reports[-1], config.run, folder / "values.png")
     if len(reports) > 1:
         plot_trend(reports, folder / "trend.png")
-    (folder / "values.json").write_text(json.dumps([asdict(report) for report in reports], indent=1), encoding="utf-8")
-    (folder / "values.md").write_text(text + "\n", encoding="utf-8")
+    write_text(folder / "values.json", json.dumps([asdict(report) for report in reports], indent=1))
+    write_text(folder / "values.md", text + "\n")
     print(f"{text}\n\npictures, table and JSON: {folder}")
     return 0
 

@@ -1,0 +1,249 @@
+"""A run that is killed before any change of the file system goes on to the same end. The networks are tiny, the rest is real."""
+
+import itertools
+import json
+import shutil
+import signal
+from collections import defaultdict
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from kills import Killed, killed_before_change, locked_by_another_process
+from safetensors.torch import load_file, save_file
+
+from vine_mini.app import checkpoint, commands, files, loop, runs
+from vine_mini.app.config import TrainConfig
+from vine_mini.types import UserError
+
+SETTINGS = dict(algorithm="ppo", iterations=5, eval_every=1, save_every=2, keep_every=2, lr=1e-3)
+ACCURACY = [0.1, 0.3, 0.2, 0.4, 0.5, 0.2, 0.2]  # on the validation problems, after each iteration
+
+
+class TinyTrainer:
+    """What the loop needs of a trainer, with a linear policy and critic. Each iteration does what its number says."""
+
+    def __init__(self, config):
+        torch.manual_seed(0)
+        self.config, self.tokenizer, self.device = config, None, torch.device("cpu")
+        self.policy, self.critic = torch.nn.Linear(2, 1), torch.nn.Sequential(torch.nn.Linear(2, 1))
+        self.policy.num_parameters = lambda: 3
+        self.optimizer = torch.optim.AdamW([*self.policy.parameters(), *self.critic.parameters()], fused=True)
+        self.iteration, self.updates, self.seconds = 0, 0, defaultdict(float)
+        self.prompts, self.test_prompts, self.validation_problems = [1], [1], [1]
+        self.sampling = self.updated = lambda: None  # a test puts something in
+
+    @property
+    def done(self):
+        return self.iteration >= self.config.iterations
+
+    def train(self):
+        while not self.done:
+            self.sampling()
+            loss = (self.policy.weight + self.critic[0].weight).sum() * (1 + self.iteration)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            self.updates += 1
+            self.updated()
+            self.iteration += 1
+            self.seconds["update"] += 1.0
+            metrics = {"iteration": self.iteration, "loss": loss.item(), "reward": 0.0, "truncated": 0.0}
+            yield metrics, self.iteration, None
+
+    def evaluate(self, problems=None, with_kl=True):
+        return {"pass@1": [ACCURACY[self.iteration], 0.0], "truncated": [0.0, 0.0]}
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch, tmp_path):
+    def save_policy(policy, tokenizer, folder):
+        folder.mkdir()
+        save_file(policy.state_dict(), folder / "model.safetensors")
+
+    def load_policy(name, device):
+        policy = torch.nn.Linear(2, 1)
+        policy.load_state_dict(load_file(Path(name, "model.safetensors")))
+        return policy, None
+
+    def samples_of(number, _):
+        return [{"question": f"{number}.{i}"} for i in range(2)]
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(checkpoint, "save_policy", save_policy)
+    monkeypatch.setattr(checkpoint, "load_policy", load_policy)
+    monkeypatch.setattr(commands, "models", SimpleNamespace(load_policy=load_policy))
+    monkeypatch.setattr(runs, "samples_of", samples_of)
+    monkeypatch.setattr(runs, "plot_run", lambda rows, path, title: files.write_text(path, f"{len(rows)} rows"))
+    monkeypatch.setattr(commands, "build_trainer", lambda config: TinyTrainer(config))
+    monkeypatch.setattr(commands, "memory_estimate", lambda trainer: None)
+    monkeypatch.setattr(commands, "format_memory", str)
+    monkeypatch.setattr(commands, "table", lambda columns: "")
+
+
+def go_on(**more):
+    """Resumes the run, or starts it again where it had not begun."""
+    begun = Path("run/config.yaml").exists()
+    return commands.train(TrainConfig(**SETTINGS | more, **({"resume": "run"} if begun else {"out": "run"})))
+
+
+def state() -> dict:
+    """All that a run leaves: its files, as bytes, and where its links lead."""
+    run = Path("run")
+    found = {str(p.relative_to(run)): p.read_bytes() for p in sorted(run.rglob("*")) if p.is_file()}
+    return found | {name: (run / name).readlink() for name in ("policy", "best")}
+
+
+def whole_run() -> dict:
+    """What a run leaves that nothing disturbs."""
+    assert commands.train(TrainConfig(**SETTINGS, out="run")) == 0
+    expected = state()
+    shutil.rmtree("run")
+    assert {"config.yaml", "metrics.jsonl", "samples.jsonl", "curves.png"} < set(expected)
+    assert expected["policy"] == Path("checkpoints/5") and expected["best"] == Path("checkpoints/best-4")
+    checkpoints = {name.split("/")[1] for name in expected if name.startswith("checkpoints/")}
+    assert checkpoints == {"2", "4", "5", "best-4"} and expected["curves.png"] == b"6 rows"
+    return expected
+
+
+def test_a_run_that_is_killed_before_any_change_goes_on_to_the_same_end(capsys):
+    """The start, the logs, RUN/best, the checkpoints and those that are kept, the curves, the evaluation of the best policy."""
+    expected = whole_run()
+    for n in itertools.count():
+        with killed_before_change(n, Path()) as ended:
+            commands.train(TrainConfig(**SETTINGS, out="run"))
+        if not ended:
+            break
+        numbers = [] if not Path("run").exists() else [p for p in Path("run/checkpoints").glob("*") if p.name.isdecimal()]
+        assert all((p / checkpoint.STATE).exists() for p in numbers)  # a numbered folder is whole
+        assert go_on() == 0 and state() == expected, n
+        shutil.rmtree("run")
+    assert n > 120
+
+
+def test_a_resume_that_is_killed_before_any_change_goes_on_to_the_same_end(capsys, monkeypatch):
+    """After a kill in iteration 4, whose policy was already the best one: the checkpoint is of iteration 2."""
+    expected = whole_run()
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(runs, "append_row", killed_in_iteration(4))
+        commands.train(TrainConfig(**SETTINGS, out="run"))
+    assert Path("run/policy").readlink() == Path("checkpoints/2") and Path("run/best").readlink() == Path("checkpoints/best-4")
+    shutil.copytree("run", "base", symlinks=True)
+    for n in itertools.count():
+        shutil.rmtree("run", ignore_errors=True)
+        shutil.copytree("base", "run", symlinks=True)
+        with killed_before_change(n, Path("run")) as ended:
+            go_on()
+        if not ended:
+            break
+        assert go_on() == 0 and state() == expected, n
+    assert n > 70
+
+
+def killed_in_iteration(number: int):
+    def append_row(path, row):
+        if row["iteration"] == number and path.name == "metrics.jsonl":
+            raise Killed
+        files.append_row(path, row)
+
+    return append_row
+
+
+def test_the_best_policy_of_dropped_iterations_is_not_kept(capsys, monkeypatch):
+    """Iteration 4 was the best. The run goes on after iteration 2 with other evaluations, in which iteration 1 is."""
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(runs, "append_row", killed_in_iteration(4))
+        commands.train(TrainConfig(**SETTINGS, out="run"))
+    monkeypatch.setattr(f"{__name__}.ACCURACY", [0.1, 0.3, 0.2, 0.1, 0.1, 0.1])
+    assert go_on() == 0 and Path("run/best").readlink() == Path("checkpoints/best-1")
+
+
+def rows() -> list[int]:
+    return [json.loads(line)["iteration"] for line in Path("run/metrics.jsonl").read_text().splitlines()]
+
+
+def saved() -> int:
+    return int(Path("run/policy").readlink().name)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_the_first_stop_saves_at_once_what_is_finished_and_then_the_iteration(number, capsys, monkeypatch):
+    expected, seen, before = whole_run(), [], signal.getsignal(number)
+
+    def stop(trainer):
+        def while_sampling():
+            if trainer.iteration == 3:
+                signal.raise_signal(number)
+                seen.append((saved(), rows()))
+
+        trainer.sampling = while_sampling
+        return trainer
+
+    monkeypatch.setattr(commands, "build_trainer", lambda config: stop(TinyTrainer(config)))
+    assert commands.train(TrainConfig(**SETTINGS, out="run")) == commands.INTERRUPTED
+    assert seen == [(3, [0, 1, 2, 3])] and saved() == 4 and rows() == [0, 1, 2, 3, 4]
+    assert (
+        "iteration 3 is saved, and iteration 4 will be; Ctrl-C again stops at once and loses iteration 4"
+        in capsys.readouterr().err
+    )
+    assert signal.getsignal(number) is before
+    monkeypatch.setattr(commands, "build_trainer", lambda config: TinyTrainer(config))
+    assert go_on() == 0 and state()["metrics.jsonl"].count(b"\n") == expected["metrics.jsonl"].count(b"\n") == 6
+
+
+@pytest.mark.parametrize("where, presses, then", [("sampling", 2, 3), ("updated", 3, 2)])
+def test_ctrl_c_again_stops_at_once(where, presses, then, capsys, monkeypatch):
+    """While the iteration samples, nothing is lost. After its update the finished iterations cannot be saved any more."""
+    pressed = []
+
+    def stop(trainer):
+        def press():
+            while trainer.iteration == 3:
+                pressed.append(1)
+                signal.raise_signal(signal.SIGINT)
+
+        setattr(trainer, where, press)
+        return trainer
+
+    monkeypatch.setattr(commands, "build_trainer", lambda config: stop(TinyTrainer(config)))
+    with pytest.raises(KeyboardInterrupt):
+        commands.train(TrainConfig(**SETTINGS, out="run"))
+    assert len(pressed) == presses and saved() == then and rows() == [0, 1, 2, 3]
+    said = capsys.readouterr().err
+    assert ("loses what came after the last checkpoint" in said) == (where == "updated")
+    monkeypatch.setattr(commands, "build_trainer", lambda config: TinyTrainer(config))
+    assert go_on() == 0 and rows() == [0, 1, 2, 3, 4, 5] and not Path("run/lock").exists()
+
+
+def test_a_long_iteration_is_followed_by_a_checkpoint(capsys, monkeypatch):
+    """By default the first checkpoint came after 40 iterations, however long they took."""
+    now, found = itertools.count(0, 70), []
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(now)))
+
+    def look(trainer):
+        trainer.sampling = lambda: found.append(saved() if Path("run/policy").exists() else 0)
+        return trainer
+
+    monkeypatch.setattr(commands, "build_trainer", lambda config: look(TinyTrainer(config)))
+    assert commands.train(TrainConfig(**SETTINGS | dict(save_every=100, keep_every=0), out="run")) == 0
+    assert found[0] == 0 and found[-1] >= 2 and loop.SAVE_SECONDS == 120
+
+
+def test_a_run_that_was_killed_in_its_last_picture_has_it_in_the_end(capsys):
+    """The checkpoint is of the last iteration, so nothing was trained any more, and `.partial-curves.png` stayed for ever."""
+    whole_run()
+    commands.train(TrainConfig(**SETTINGS, out="run"))
+    Path("run/curves.png").rename("run/curves.png.partial")
+    assert go_on() == 0
+    assert Path("run/curves.png").read_text() == "6 rows" and not Path("run/curves.png.partial").exists()
+
+
+def test_two_processes_do_not_go_on_with_the_same_run(capsys):
+    commands.train(TrainConfig(**SETTINGS, out="run"))
+    expected = state()
+    with locked_by_another_process(Path("run")) as other:
+        with pytest.raises(UserError, match=f"run is in use by process {other.pid}"):
+            go_on(iterations=6)
+        Path("run/lock").unlink()
+    assert state() == expected

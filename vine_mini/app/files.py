@@ -1,0 +1,116 @@
+"""Files and folders that a crash leaves whole, and a lock for a folder that one process alone may write into.
+
+What replaces something is written beside it, under its name and `.partial`, and then renamed. A process that is killed, or a disk
+that is full, therefore leaves the old thing or the new one. The next write removes what an interrupted one has left.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+from contextlib import contextmanager
+from pathlib import Path
+
+from vine_mini.types import UserError
+
+
+@contextmanager
+def whole(path: Path):
+    """Yields a name beside `path`, for a file, folder or link. It is renamed to `path` where the block ends without an error.
+
+    A file and a link replace an older one. A folder replaces only an empty one. Raises UserError where `path` cannot be written.
+    """
+    fresh = _beside(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(fresh)
+        yield fresh
+        fresh.replace(path)
+    except BaseException as error:
+        _remove(fresh)
+        if isinstance(error, UserError) or not isinstance(error, Exception):
+            raise
+        # safetensors and tokenizers each have their own kinds
+        raise UserError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file, or replaces it. Raises UserError where that is impossible; an old file then stays as it is."""
+    with whole(path) as fresh:
+        fresh.write_text(text, encoding="utf-8")
+
+
+def discard(folder: Path) -> None:
+    """Removes a folder, if it is there. It is gone in one moment, not file by file."""
+    _remove(_beside(folder))
+    if folder.is_dir():
+        folder.rename(_beside(folder))
+        _remove(_beside(folder))
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The rows of a file of JSON lines; none if there is no file. A last line without its end was cut by a crash and is left out.
+
+    Raises UserError for another line that is not JSON.
+    """
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else [], 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}, line {number}: not JSON; remove the line to go on") from error
+    return rows
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    """Writes a file of JSON lines, or replaces it. Raises UserError where that is impossible."""
+    write_text(path, "".join(map(_line, rows)))
+
+
+def append_row(path: Path, row: dict) -> None:
+    """Appends one JSON line. Raises UserError where that is impossible; `read_rows` leaves out a line that was cut meanwhile."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(_line(row))
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+
+
+@contextmanager
+def locked(folder: Path):
+    """Keeps other processes that ask for this lock out of a folder. Raises UserError, which names the process that has the lock.
+
+    The system takes the lock from a process that has ended, so a stale one does not exist.
+    """
+    path = folder / "lock"
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.fstat(file.fileno()).st_nlink:  # the other process has just ended and removed the file
+                raise BlockingIOError
+        except (BlockingIOError, PermissionError) as error:
+            file.seek(0)
+            raise UserError(f"{folder} is in use by {file.read() or 'another process'}: wait for it, or end it") from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.partial")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _line(row: dict) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"

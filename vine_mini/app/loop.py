@@ -1,0 +1,100 @@
+"""The loop of a run: it logs and saves what the trainer yields.
+
+Ctrl-C, and SIGTERM, by which batch systems and containers end a process, let the loop end whole.
+"""
+
+import signal
+import sys
+import time
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+from vine_mini.app import checkpoint
+from vine_mini.app.runs import Run
+from vine_mini.trainer import Trainer
+
+SAVE_SECONDS = 120.0  # a run that is killed loses no more than about so much training
+
+
+def train_run(trainer: Trainer, run: Run) -> bool:
+    """The loop with its logging and saving. It evaluates after the last iteration. -> False if Ctrl-C or SIGTERM ended it"""
+    config = trainer.config
+    total = config.max_seconds or config.iterations
+
+    def done() -> float:
+        return min(total, sum(trainer.seconds.values()) if config.max_seconds else trainer.iteration)
+
+    style = dict(dynamic_ncols=True, bar_format="{desc} {percentage:3.0f}% |{bar}| {elapsed}<{remaining}{postfix}")
+    with tqdm(total=total, initial=done(), desc=config.algorithm, **style) as bar, _stops_wait(trainer, run) as stop:
+        saved = time.monotonic()
+        for metrics, episodes, advantages in trainer.train():
+            with stop.unfinished():
+                evaluates = config.eval_every and trainer.iteration % config.eval_every == 0 and not stop.asked
+                if trainer.validation_problems and (evaluates or trainer.done):
+                    metrics["validation"] = trainer.evaluate(trainer.validation_problems)
+                if trainer.done or (evaluates and not trainer.validation_problems):
+                    metrics["eval"] = trainer.evaluate()
+                if run.best(metrics) is metrics:
+                    checkpoint.save_best(trainer, run.folder)
+                run.log(metrics, episodes, advantages)
+                kept = config.keep_every and trainer.iteration % config.keep_every == 0
+                due = kept or trainer.iteration % config.save_every == 0 or time.monotonic() - saved >= SAVE_SECONDS
+                if due and not trainer.done:
+                    run.save(trainer)
+                    saved = time.monotonic()
+            bar.set_postfix(iteration=trainer.iteration, **{name: f"{metrics[name]:.2f}" for name in ("reward", "truncated")})
+            bar.update(done() - bar.n)
+            if stop.asked:
+                break
+        with stop.unfinished():
+            run.save(trainer)
+    return trainer.done
+
+
+class _Stop:
+    """Handles Ctrl-C and SIGTERM. The first one saves the finished iterations and lets this iteration end.
+
+    The second one stops at once. While an update or an evaluation is under way, nothing can be saved; then the third one does.
+    """
+
+    def __init__(self, trainer: Trainer, run: Run):
+        self.trainer, self.run, self.asked = trainer, run, 0
+        self.weights = self._version()  # those of the finished iterations
+
+    @contextmanager
+    def unfinished(self):
+        """Inside the block the state of the trainer is not the one that is logged."""
+        self.weights = None
+        yield
+        self.weights = self._version()
+
+    def _version(self) -> tuple[int, float]:
+        copied = sum(parameter._version for parameter in self.trainer.policy.parameters())  # counts what is loaded into them
+        return copied, sum(float(state["step"]) for state in self.trainer.optimizer.state.values())  # counts before it updates
+
+    def handle(self, number, _) -> None:
+        """What Python calls when the signal comes."""
+        self.asked += 1
+        whole = self.weights == self._version()
+        if whole:
+            with self.unfinished():
+                checkpoint.save(self.trainer, self.run.folder)
+        if self.asked > (1 if whole else 2):
+            raise KeyboardInterrupt
+        done = self.run.rows[-1]["iteration"]
+        now = f"iteration {done} is saved, and iteration {done + 1} will be" if whole else f"iteration {done + 1} ends first"
+        again = "again" if whole or self.asked == 2 else "twice more"
+        lost = f"loses iteration {done + 1}" if whole else "loses what came after the last checkpoint"
+        print(f"\nstopping: {now}; Ctrl-C {again} stops at once and {lost}", file=sys.stderr)
+
+
+@contextmanager
+def _stops_wait(trainer: Trainer, run: Run):
+    stop = _Stop(trainer, run)
+    before = {number: signal.signal(number, stop.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
