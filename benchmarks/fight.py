@@ -131,7 +131,7 @@ def area(run: dict) -> float:
     return float(numpy.dot(numpy.diff(seconds), rewards) / seconds[-1])
 
 
-def best_configs(done: list[dict], setting: str, names=tuple(ALGORITHMS)) -> dict[str, dict]:
+def best_configs(done: list[dict], setting: str) -> dict[str, dict]:
     """algorithm -> the setting of the grid whose best policy was right most often on validation problems"""
     best = {}
     for run in done:
@@ -139,9 +139,9 @@ def best_configs(done: list[dict], setting: str, names=tuple(ALGORITHMS)) -> dic
             name = run["config"]["algorithm"]
             if name not in best or max(run["validation"]) > max(best[name]["validation"]):
                 best[name] = run
-    if not set(names) <= set(best):
+    if not set(ALGORITHMS) <= set(best):
         raise SystemExit(f"the grid of {setting} is not complete: run `python -m benchmarks.fight grid` first")
-    return {name: best[name]["config"] for name in names}
+    return {name: best[name]["config"] for name in ALGORITHMS}
 
 
 def predict(setting: str, config: dict) -> dict[str, float]:

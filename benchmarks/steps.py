@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from benchmarks.common import machine
 from vine_mini.app.config import CreditCostConfig
+from vine_mini.app.files import write_text
 from vine_mini.app.plots import COLOURS, new_figure, save_figure
 from vine_mini.app.tables import columns
 from vine_mini.credit_cost.command import measure
@@ -185,13 +186,13 @@ def main():
     noise = of_models.setdefault(args.model, {})
     for n in tqdm([n for n in STEPS if str(n) not in noise], desc="noise", dynamic_ncols=True):
         noise[str(n)] = noise_of(n, args.model)
-        log.write_text(json.dumps(of_models, indent=1), encoding="utf-8")
+        write_text(log, json.dumps(of_models, indent=1))
     wanted = jobs(args.model, args.seeds)
     measure_missing(wanted, trainer_of, args.out / "prices.json")
     wanted = with_prices(wanted, args.out / "prices.json")
     runs = run_missing(wanted, args.out / "runs.jsonl", key, learn, args.workers)
     text = f"{machine('cpu', 1)}\n\n{SECONDS} seconds a run\n\n{tables(noise, runs)}"
-    (args.out / "steps.md").write_text(text, encoding="utf-8")
+    write_text(args.out / "steps.md", text)
     draw(noise, runs, args.out / "steps.png")
     print(text)
 

@@ -110,9 +110,9 @@ for tokens in (1000, 4000):
 # %% [markdown]
 # ## Too many updates on one batch
 #
-# We use the same batch: 128 responses with RLOO's advantages. (RLOO subtracts from each reward the mean of the other rewards in
-# its group; see tutorial 8.) We take many updates on this batch, once with the clip and once with an $\epsilon$ that no ratio
-# reaches. We measure
+# We use the same batch: 128 responses with RLOO's advantages. RLOO subtracts from each reward the mean of the other rewards in
+# its group. Tutorial 8 explains it. We take many updates on this batch, once with the clip and once with an $\epsilon$ that no
+# ratio reaches. We measure
 #
 # - the accuracy on test problems, with newly sampled responses;
 # - the KL divergence from the old policy, estimated on the batch. The KL divergence says in nats how far two distributions lie

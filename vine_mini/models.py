@@ -86,7 +86,7 @@ def _check_model(model, tokenizer, name):
 
 
 def eos_ids(model, tokenizer) -> list[int]:
-    """Every id that ends a response: the tokenizer's and those of the model's generation config."""
+    """Every id that ends a response. The tokenizer has one, and the model's generation config may have others."""
     configured = model.generation_config.eos_token_id
     configured = configured if isinstance(configured, list) else [configured]
     ids = sorted({i for i in [tokenizer.eos_token_id, *configured] if i is not None})

@@ -4,8 +4,8 @@ The 20,910 commands of SCAN (Lake and Baroni 2018) are enumerated. The commands 
 combinations of ten string functions. Each language has a generator and a checker. The generator makes a command together with its
 meaning. The checker reads the command's text.
 
-Deviation: PCFG SET is a fixed corpus, whose lengths and depths follow those of English sentences. Here the shapes of its commands
-are random, with few letters and short outputs.
+Deviation: PCFG SET is a fixed corpus. Its lengths and depths follow English sentences. Here the shapes of its commands are
+random, with few letters and short outputs.
 """
 
 from functools import cache

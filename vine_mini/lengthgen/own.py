@@ -1,4 +1,4 @@
-"""Encodings and tasks by name: those of the tables, or a user's own from a Python file, named by its path.
+"""Finds an encoding or a task by its name. A name with the ending .py is the path of a user's own file.
 
 An encoding's file sets ENCODING to an `Encoding`, in the form of the lines of `decoder/table.py`:
 
@@ -35,13 +35,18 @@ def short(name: str) -> str:
     return Path(name).stem
 
 
+def _check_path(what: str, name: str, table: dict) -> None:
+    """Raises UserError for a name that is not in the table and no path of a Python file either."""
+    if not name.endswith(".py"):
+        choices = ", ".join(known for known in table if not known.endswith(".py"))
+        raise UserError(f"unknown {what} {name!r}: choose from {choices}, or give the path of a .py file")
+
+
 def find_encoding(name: str) -> None:
     """Puts the encoding of a file into the table. Raises UserError for an unknown name or a file that has no `Encoding`."""
     if name in ENCODINGS:
         return
-    if not name.endswith(".py"):
-        choices = ", ".join(known for known in ENCODINGS if not known.endswith(".py"))
-        raise UserError(f"unknown position encoding {name!r}: choose from {choices}, or give the path of a .py file")
+    _check_path("position encoding", name, ENCODINGS)
     found = load_file(name, "position encoding", ["ENCODING"]).ENCODING
     if not isinstance(found, Encoding):
         raise UserError(f"{name}: ENCODING must be an Encoding of vine_mini.decoder.table, not {type(found).__name__}")
@@ -52,9 +57,7 @@ def find_task(name: str) -> None:
     """Puts the task of a file into the table. Raises UserError for an unknown name, or a file whose functions do not agree."""
     if name in TASKS:
         return
-    if not name.endswith(".py"):
-        choices = ", ".join(known for known in TASKS if not known.endswith(".py"))
-        raise UserError(f"unknown task {name!r}: choose from {choices}, or give the path of a .py file")
+    _check_path("task", name, TASKS)
     module = load_file(name, "task", ["make", "check"])
     for length in (*TRAIN, *TEST):
         try:

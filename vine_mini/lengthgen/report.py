@@ -44,8 +44,8 @@ def by_length(results: dict) -> dict[str, dict[int, list[float]]]:
 def accuracy_table(results: dict) -> str:
     """Accuracy in per cent, mean ± standard deviation of the seeds.
 
-    The columns are the seen lengths, up to six longer lengths, the mean over all longer lengths, where it differs the mean over
-    the examples of the original test set, and the paper's mean.
+    The columns are the seen lengths, up to six longer lengths, the mean over all longer lengths, and the paper's mean. Where the
+    mean over the examples of the original test set differs, it has a column too.
     """
     settings = results["settings"]
     shortest, longest = settings["train_lengths"]

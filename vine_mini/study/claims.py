@@ -92,7 +92,7 @@ def paired(*settings: list[dict]) -> list[tuple[dict, ...]]:
 
 
 def accuracy(runs: list[dict]) -> list[Finding]:
-    """Claim 1: VinePPO's test accuracy after equal seconds is above that of each other algorithm."""
+    """Claim 1: after equal seconds, VinePPO has a higher test accuracy than each other algorithm."""
     others = [name for name in ALGORITHMS["decisive"] if name != "vineppo"]
     found = []
     for name in others:

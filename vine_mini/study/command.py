@@ -41,9 +41,8 @@ def report(config: StudyConfig, folder: Path) -> None:
     findings, learned = {}, {}
     for claim in CLAIMS:
         wanted = {key(job) for job in with_prices(jobs(claim, config), folder / "prices.json")}
-        runs = {
-            key(run): run for run in read_rows(log_of(claim, folder)) if key(run) in wanted
-        }  # one that is there twice counts once
+        rows = {key(run): run for run in read_rows(log_of(claim, folder))}  # a run that is there twice counts once
+        runs = {name: run for name, run in rows.items() if name in wanted}
         if found := judge(claim, [*runs.values()]):
             findings[claim] = found
         learned |= runs if claim != "values" else {}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from vine_mini.app.files import write_text
 from vine_mini.trainer import Trainer
 from vine_mini.types import Episodes
 
@@ -59,8 +60,8 @@ def measure_missing(jobs: list[dict], make, path: Path) -> None:
         found[name].append(next(runs[name]))
     for name, (_, *iterations) in found.items():  # the first one has warmed up
         prices[name] = {phase: statistics.median(of[phase] for of in iterations) for phase in iterations[0]}
-    path.with_suffix(".partial").write_text(json.dumps(prices, indent=1), encoding="utf-8")
-    path.with_suffix(".partial").replace(path)
+    if found:
+        write_text(path, json.dumps(prices, indent=1))
 
 
 def with_prices(jobs: list[dict], path: Path) -> list[dict]:
