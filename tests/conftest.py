@@ -67,7 +67,7 @@ def tiny_model(architecture: str, *, dropout: float = 0.0):
 @pytest.fixture(autouse=True)
 def few_problems(request, monkeypatch):
     """Making and tokenizing ten thousand problems takes a second; most tests need a handful."""
-    if "learning" not in request.keywords:
+    if "slow" not in request.keywords:
         monkeypatch.setattr(arithmetic, "TRAIN_SIZE", 300)
 
 
@@ -85,6 +85,11 @@ def ragged_prompts(n: int = 5, longest: int = 9) -> list[list[int]]:
     generator = torch.Generator().manual_seed(1)
     lengths = torch.randint(1, longest + 1, (n,), generator=generator).tolist()
     return [torch.randint(0, VOCAB, (length,), generator=generator).tolist() for length in lengths]
+
+
+def slow(*case):
+    """One of the parameters of a test, for `pytest -m slow` alone."""
+    return pytest.param(*case, marks=pytest.mark.slow)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""That it learns: the slow test, run by `pytest -m learning`."""
+"""That it learns: the slow test, run by `pytest -m slow`."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from vine_mini.lengthgen.config import LengthgenConfig
 from vine_mini.lengthgen.train import evaluate, train
 
 
-@pytest.mark.learning
+@pytest.mark.slow
 def test_vineppo_improves_the_shipped_policy():
     """Eight iterations from one seed raise sampled accuracy by far more than the errors of the two evaluations."""
     torch.set_num_threads(2)
@@ -27,7 +27,7 @@ def test_vineppo_improves_the_shipped_policy():
     assert sum(rewards[-3:]) > sum(rewards[:3]) + 0.3
 
 
-@pytest.mark.learning
+@pytest.mark.slow
 def test_nope_counts_further_than_it_was_trained_and_sinusoids_do_not():
     """Trained to count to 6; at 7 and 8 NoPE goes on, sinusoids fail, though both have learned what they were shown."""
     torch.set_num_threads(1)

@@ -157,7 +157,8 @@ def test_no_example_is_told(monkeypatch):
         next(trainer.train())
 
 
-@pytest.mark.parametrize("name", ["restem", pytest.param("dpo", marks=pytest.mark.learning)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["restem", "dpo"])
 def test_the_command_and_its_resumed_run(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     flags = f"train --algorithm {name} --steps 2 --prompts 3 --group 4 --epochs 1 --minibatch_size 5 --eval_problems 4 --eval_samples 2".split()
@@ -176,7 +177,7 @@ def test_the_command_and_its_resumed_run(name, tmp_path, monkeypatch, capsys):
     assert main(["credit", "--run", "whole", "--critic_iterations", "0", "--group", "2", "--k", "1", "--out", "page"]) == 0
 
 
-@pytest.mark.learning
+@pytest.mark.slow
 @pytest.mark.parametrize("name, lr", [("restem", 3e-4), ("dpo", 3e-4)])
 def test_it_learns(name, lr):
     """From 9 % on the task with decisive steps."""

@@ -117,7 +117,7 @@ def numbers_in(trainer) -> set[float]:
     return found | {float(trainer.iteration), float(trainer.updates), trainer.seconds["sample"]}
 
 
-@pytest.mark.learning  # `test_crash.py` does the same with tiny networks
+@pytest.mark.slow  # `test_crash.py` does the same with tiny networks
 def test_a_save_that_is_killed_anywhere_leaves_a_run_that_can_be_resumed(tmp_path):
     """Before every change of the file system: RUN/policy can be read, and is the old checkpoint or the new one, whole.
 
@@ -147,7 +147,7 @@ def test_a_save_that_is_killed_anywhere_leaves_a_run_that_can_be_resumed(tmp_pat
     assert n > 10 and found == sorted(found) and set(found) == {1.0, 2.0}  # the switch is one moment
 
 
-@pytest.mark.learning
+@pytest.mark.slow
 def test_a_first_save_that_is_killed_anywhere_can_be_made_again(tmp_path):
     trainer, reader, n = build_trainer(SMALL), build_trainer(SMALL), 0
     mark(trainer, 1)

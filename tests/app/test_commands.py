@@ -131,7 +131,7 @@ def test_a_policy_that_diverged_is_named(empty_folder, no_pictures, capsys):
     assert "it has diverged; lower --lr" in capsys.readouterr().err.splitlines()[-1]
 
 
-@pytest.mark.learning
+@pytest.mark.slow
 def test_the_demo(empty_folder, no_pictures, capsys):
     assert main(["demo", "--seconds", "0.5", "--problems", "10"]) == 0
     out = capsys.readouterr().out
@@ -144,13 +144,14 @@ def test_the_demo(empty_folder, no_pictures, capsys):
     assert (folder / "credit.png").stat().st_size > 10_000
 
 
-@pytest.mark.learning
+@pytest.mark.slow
 def test_the_demo_without_a_critic(empty_folder, no_pictures, capsys):
     assert main(["demo", "--seconds", "0.1", "--problems", "4", "--algorithms", "rloo", "--out", "here"]) == 0
     out = capsys.readouterr().out
     assert "policy that rloo trained" in out and "PPO's critic" not in out and Path("here/credit.png").exists()
 
 
+@pytest.mark.slow
 def test_sft_from_scratch_and_on_from_there(empty_folder, capsys):
     common = "--updates 3 --batch_size 4 --eval_problems 3 --eval_samples 1 --error_rate 0.2".split()
     assert main(["sft", *common, "--hidden", "16", "--layers", "1", "--out", "tiny"]) == 0
@@ -202,6 +203,7 @@ def chat_model(folder: str) -> None:
     save_policy(model, tokenizer, Path(folder))
 
 
+@pytest.mark.slow
 def test_a_chat_template_sees_the_date_of_the_runs_start(empty_folder, no_pictures, monkeypatch):
     """A run that went on after midnight had other prompts, and so had a run that was started again from its config.yaml."""
 
@@ -277,6 +279,7 @@ def test_evaluate_writes_json(empty_folder):
     assert set(numbers) == {"pass@1", "greedy", "maj@2", "any@2", "length", "truncated"}
 
 
+@pytest.mark.slow
 def test_gsm8k_whole_iterations_of_each_algorithm(gsm8k_folder, empty_folder, no_pictures, capsys):
     """The real problems, an untrained Llama and a tokenizer trained on the questions."""
     Path("data").mkdir()
@@ -295,7 +298,7 @@ def test_gsm8k_whole_iterations_of_each_algorithm(gsm8k_folder, empty_folder, no
     assert "memory estimate" in capsys.readouterr().out
 
 
-@pytest.mark.learning
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 def test_a_stop_saves_and_exits_cleanly(number, tmp_path):
     flags = [*QUICK, "--iterations", "100000", "--out", "run"]

@@ -107,6 +107,7 @@ def whole_run() -> dict:
     return expected
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_before_any_change_goes_on_to_the_same_end(capsys):
     """The start, the logs, RUN/best, the checkpoints and those that are kept, the curves, the evaluation of the best policy."""
     expected = whole_run()
@@ -122,6 +123,7 @@ def test_a_run_that_is_killed_before_any_change_goes_on_to_the_same_end(capsys):
     assert n > 120
 
 
+@pytest.mark.slow
 def test_a_resume_that_is_killed_before_any_change_goes_on_to_the_same_end(capsys, monkeypatch):
     """After a kill in iteration 4, whose policy was already the best one: the checkpoint is of iteration 2."""
     expected = whole_run()

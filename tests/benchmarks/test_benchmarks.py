@@ -18,7 +18,7 @@ def run(*arguments) -> str:
     return done.stdout
 
 
-@pytest.mark.learning
+@pytest.mark.slow
 def test_rollouts(tmp_path):
     text = run("benchmarks.rollouts", "--quick", "--workloads", "demo", "paper", "--growth", "--out", str(tmp_path))
     assert "| paper    | 1       | vine_mini" in text and "generate" in text
@@ -27,13 +27,13 @@ def test_rollouts(tmp_path):
     assert (tmp_path / "rollouts.png").stat().st_size > 5000 and (tmp_path / "growth.png").stat().st_size > 5000
 
 
-@pytest.mark.learning
+@pytest.mark.slow
 def test_train_step(tmp_path):
     text = run("benchmarks.train_step", "--quick", "--out", str(tmp_path))
     assert "VinePPO, vine_mini" in text and (tmp_path / "train_step.png").exists()
 
 
-@pytest.mark.learning
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="the benchmark needs Linux")
 def test_the_memory_estimate_is_near_the_measured_peak(tmp_path):
     text = run("benchmarks.memory", "--quick", "--out", str(tmp_path))
@@ -43,7 +43,7 @@ def test_the_memory_estimate_is_near_the_measured_peak(tmp_path):
     assert found["measured"] == pytest.approx(found["estimate"], rel=0.15)
 
 
-@pytest.mark.learning
+@pytest.mark.slow
 def test_credit(tmp_path):
     text = run("benchmarks.credit", "--quick", "--out", str(tmp_path))
     assert "plain / best [95 %]" in text and "(d) tree" in text
@@ -53,7 +53,7 @@ def test_credit(tmp_path):
     assert ideas["K = 1, (b) group's rewards in V(s_0)"]["noise"] < ideas["K = 1"]["noise"]
 
 
-@pytest.mark.learning
+@pytest.mark.slow
 def test_the_simulated_ideas_are_right():
     """Against closed forms: plain noise of chains of equal slips, whole-response credit, and trees whose steps cannot fail."""
     import numpy
@@ -71,7 +71,7 @@ def test_the_simulated_ideas_are_right():
     assert Chains(6, 1.0, 100).tree_error(2, 2) == 0
 
 
-@pytest.mark.learning
+@pytest.mark.slow
 def test_the_fight_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     from concurrent.futures import ThreadPoolExecutor
 
@@ -108,7 +108,7 @@ def test_the_fight_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     assert len(run["validation"]) >= 1 and 0 <= run["test"] <= 1 and run["curve"][-1][0] >= 0.5
 
 
-@pytest.mark.learning
+@pytest.mark.slow
 def test_what_protects_a_policy(tmp_path, monkeypatch):
     from concurrent.futures import ThreadPoolExecutor
 
@@ -134,7 +134,7 @@ def test_what_protects_a_policy(tmp_path, monkeypatch):
     assert made["none"].loss is not made["no negative advantages"].loss
 
 
-@pytest.mark.learning
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", (["--device", "cuda"], ["--vllm", "nowhere"]))
 def test_what_is_not_there_is_told(arguments):
     import torch
@@ -177,7 +177,7 @@ def test_gains_by_hand():
     assert steps.spread([math.log(2), math.log(2)]) == pytest.approx((2, 2, 2))
 
 
-@pytest.mark.learning
+@pytest.mark.slow
 def test_steps_goes_on_where_it_stopped(tmp_path, monkeypatch):
     from concurrent.futures import ThreadPoolExecutor
 

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.learning
+@pytest.mark.slow
 def test_killed_runs_end_like_a_run_that_was_never_stopped(tmp_path):
     words = "--algorithms vineppo ppo restem --kills 3 --iterations 6 --out".split()
     command = [sys.executable, "-m", "benchmarks.reliability", *words, str(tmp_path)]

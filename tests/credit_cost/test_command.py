@@ -39,7 +39,7 @@ def test_the_command(empty_folder, capsys):
     assert report["advice"] in Path("here/credit_cost.md").read_text()
 
 
-@pytest.mark.learning
+@pytest.mark.slow
 def test_a_run_brings_its_policy_its_settings_and_its_critic(empty_folder, capsys, monkeypatch):
     monkeypatch.setattr("vine_mini.app.runs.plot_run", lambda *_: None)
     small = "--steps 3 --prompts 4 --group 4 --minibatch_size 8 --iterations 1 --eval_problems 4 --eval_samples 1".split()
@@ -79,6 +79,7 @@ def test_the_advice():
     )
 
 
+@pytest.mark.slow
 def test_a_policy_that_never_succeeds(empty_folder, capsys):
     policy, tokenizer = load_policy(str(SHIPPED / "arithmetic"), "cpu")
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import slow
 
 from vine_mini.advantages import step_advantages
 from vine_mini.credit_cost import noise
@@ -39,7 +40,7 @@ def simulated(values, *, k, group, lam, mu, repeats=40, seed=1):
     return total / (repeats * len(values))
 
 
-@pytest.mark.parametrize("k, group, lam, mu", [(3, 1, 0.0, 0.0), (1, 4, 0.7, 0.5), (2, 4, 0.3, 0.9), (9, 2, 1.0, 1.0)])
+@pytest.mark.parametrize("k, group, lam, mu", [(3, 1, 0.0, 0.0), (1, 4, 0.7, 0.5), slow(2, 4, 0.3, 0.9), slow(9, 2, 1.0, 1.0)])
 def test_noise_from_a_pool_equals_a_simulation_with_the_true_values(k, group, lam, mu):
     pools, values = chains([0.2, 0.1, 0.4, 0.2], m=8, responses=300)
     of_pools = [total(noise.noise(p, k=k, group=group, lam=lam, mu=mu)) for p in pools]

@@ -138,6 +138,7 @@ def test_the_page_says_how_the_critic_s_credit_is_made():
     assert "γ = 0.9 and λ = 1" in page.render(small_page(critic="It is.", gamma=0.9))
 
 
+@pytest.mark.slow
 def test_the_run_of_a_critic_brings_it_along(ppo_run, tmp_path, capsys):
     run = ppo_run
     found = credit.explain(CreditConfig(run=str(run), k=2, group=3, critic_iterations=5))
@@ -225,6 +226,7 @@ def test_rewards_between_0_and_1_are_shown_as_numbers():
     assert "half a reward of 0" in html and "half a reward of 0" not in page.render(small_page())
 
 
+@pytest.mark.slow
 def test_a_task_with_partial_credit(tmp_path, capsys):
     task = tmp_path / "close.py"
     task.write_text(

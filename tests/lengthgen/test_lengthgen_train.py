@@ -355,6 +355,7 @@ def test_vineppo_trains_it(encoding, tokenizer, tmp_path):
 # --- commands --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_sweep_leaves_results_table_picture_and_models(run, tmp_path):
     out = tmp_path / "run"
     code, text, _ = run(
@@ -478,7 +479,7 @@ def test_an_unknown_token_in_a_prompt_is_told(folder, capsys):
     assert cli.main(["sample", "--model", str(folder / "models" / "nope-0"), *arguments]) == 0
 
 
-@pytest.mark.learning
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="reads Linux's /proc")
 def test_workers_end_with_a_parent_that_is_killed():
     """They used to stay for ever, waiting for more to do."""

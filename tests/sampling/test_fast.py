@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, VOCAB, ragged_prompts, tiny_model
+from conftest import ARCHITECTURES, VOCAB, ragged_prompts, slow, tiny_model
 from transformers import AutoModelForCausalLM, Gemma2Config, GptOssConfig
 
 from vine_mini.decoder.model import Decoder, DecoderConfig
@@ -59,7 +59,7 @@ def no_garbage_collection():
         gc.enable()
 
 
-@pytest.mark.parametrize("temperature, top_p", [(0, 1.0), (1.0, 1.0), (0.6, 0.7)])
+@pytest.mark.parametrize("temperature, top_p", [slow(0, 1.0), slow(1.0, 1.0), (0.6, 0.7)])
 def test_rollouts_equal_the_plain_way(any_model, temperature, top_p):
     plain, trajectories, cuts = rollouts_of(any_model, temperature=temperature, top_p=top_p, plain=True)
     for size in (4, 512):

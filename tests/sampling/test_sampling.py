@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import VOCAB, ragged_prompts
+from conftest import VOCAB, ragged_prompts, slow
 
 from vine_mini.sampling import fast, plain, rollouts, sample
 from vine_mini.sampling.plain import Request, choose
@@ -36,7 +36,7 @@ def test_greedy_equals_generate(any_model, complete):
             assert trajectory.finished == (end <= budget)
 
 
-@pytest.mark.parametrize("temperature, top_p", [(1.0, 1.0), (0.6, 1.0), (1.0, 0.7)])
+@pytest.mark.parametrize("temperature, top_p", [slow(1.0, 1.0), slow(0.6, 1.0), (1.0, 0.7)])
 def test_same_tokens_whatever_the_batch_size(any_model, temperature, top_p):
     prompts = ragged_prompts(5) * 2
 

@@ -223,7 +223,7 @@ def test_two_studies_do_not_make_the_same_runs(tmp_path):
     assert not (tmp_path / "runs.jsonl").exists()
 
 
-@pytest.mark.learning
+@pytest.mark.slow
 def test_the_command_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("vine_mini.study.runs.ProcessPoolExecutor", ThreadPoolExecutor)

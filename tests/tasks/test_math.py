@@ -102,7 +102,7 @@ def test_nothing_stalls_the_grader_or_makes_it_raise():
 
 
 @needs_math_verify
-@pytest.mark.learning
+@pytest.mark.slow
 def test_nothing_else_does_either():
     rng = random.Random(0)
     pieces = [*"0123456789.,+-*/^_{}()[]|!=<> xyi", r"\frac", r"\sqrt", r"\pm", r"\cup", r"\infty", r"\text{", r"\{", r"\}", r"\\", "&", r"\begin{pmatrix}", r"\end{pmatrix}", r"\in ", r"\le ", r"\binom", r"\log", "\n", "\u0663"]  # fmt: skip
@@ -182,7 +182,7 @@ def test_the_answer_of_another_problem_is_wrong():
 
 @needs_math_verify
 @needs_math500
-@pytest.mark.learning
+@pytest.mark.slow
 def test_the_answers_of_many_other_problems_are_wrong():
     check_pairs(1500, 800)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import slow
 from grading import EXERCISES, engine, grade, load
 from grading.responses import Pieces
 
@@ -47,7 +48,14 @@ def test_the_packages_own_function_passes(exercise):
     grade(exercise, exercise.reference)
 
 
-@pytest.mark.parametrize(("exercise", "wrong"), WRONG, ids=[f"{e.file[:4]}-{w.__name__}" for e, w in WRONG])
+FIRST = [next(n for n, (e, _) in enumerate(WRONG) if e is exercise) for exercise in EXERCISES]  # one wrong answer of each
+
+
+@pytest.mark.parametrize(
+    ("exercise", "wrong"),
+    [case if n in FIRST else slow(*case) for n, case in enumerate(WRONG)],
+    ids=[f"{e.file[:4]}-{w.__name__}" for e, w in WRONG],
+)
 def test_a_wrong_answer_runs_cleanly_is_rejected_and_recognised(exercise, wrong):
     for arguments in exercise.cases().values():
         assert not engine._run(exercise, wrong, arguments).error
@@ -225,7 +233,7 @@ def test_stubs_import_nothing_that_gives_the_answer_away():
                 assert exercise.function not in [alias.name for alias in node.names]
 
 
-@pytest.mark.learning
+@pytest.mark.slow
 def test_the_command_of_the_readme_grades_one_exercise():
     command = [sys.executable, "-m", "pytest", "tutorials/exercises", "-k", "ex06", "-p", "no:cacheprovider"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)

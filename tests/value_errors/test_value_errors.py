@@ -72,7 +72,7 @@ def test_the_critic_is_read_at_the_states():
         assert len(found[row]) == len(of_row) + 1 and math.isfinite(found[row][-1])
 
 
-@pytest.mark.learning
+@pytest.mark.slow
 def test_the_command_over_the_checkpoints_of_a_run(empty_folder, capsys):
     flags = [
         "train",
@@ -124,6 +124,7 @@ def test_a_run_without_a_critic(empty_folder, capsys, monkeypatch):
         assert says in line and not Path("new").exists()
 
 
+@pytest.mark.slow
 def test_states_without_a_choice_lose_nothing(empty_folder, capsys, monkeypatch):
     monkeypatch.setattr("vine_mini.app.runs.plot_run", lambda *_: None)
     assert main(["train", *QUICK, "--algorithm", "rloo", "--iterations", "2", "--keep_every", "1", "--out", "run"]) == 0
