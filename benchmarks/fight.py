@@ -1,7 +1,7 @@
 """The fair fight: VinePPO, PPO and GRPO at equal seconds, each at its own best setting, on several tasks and batch sizes.
 
     python -m benchmarks.fight grid      settings for each algorithm, equally many; validation problems choose the best
-    python -m benchmarks.fight rest      the same for RLOO, RestEM and DPO-Positive, on two tasks; `vine_mini study` runs the best
+    python -m benchmarks.fight rest      the same for RLOO, RestEM, DPO-Positive and the paper's VinePPO (K = 9), for `study`
     python -m benchmarks.fight fresh     the best setting of each algorithm, on seeds that the grid has not seen
     python -m benchmarks.fight predict   what `credit-cost` says of GRPO, plain VinePPO and the best VinePPO, before they run
     python -m benchmarks.fight order     GRPO, plain VinePPO and the best VinePPO
@@ -53,10 +53,12 @@ ALGORITHMS = {
     "grpo": dict(algorithm="grpo"),
 }
 PLAIN = dict(algorithm="vineppo", k=3, mc_lam=0.0, mc_mu=0.0)
+PAPERS = PLAIN | dict(k=9)
 LRS, EPOCHS = (5e-5, 1e-4, 2e-4), (1, 2)
 REST_SETTINGS = ["decisive", "chain12"]
 LARGE = dict(prompts=64, group=16, minibatch_size=64)  # RestEM and DPO-Positive learn from many responses at once
 SECONDS, GRID_SEED = 60, 100
+PAPERS_SECONDS = 200  # about twenty iterations with K = 9
 POINTS, EVALUATIONS = 40, 5
 
 
@@ -103,7 +105,8 @@ def jobs_of(study: str, done: list[dict], settings: list[str], seeds: list[int])
         ]
     if study == "rest":
         every = [(s, config) for s in settings if s in REST_SETTINGS for config in rest_of_grid(s)]
-        return [shared | dict(setting=s, seed=GRID_SEED, config=config) for s, config in every]
+        jobs = [shared | dict(setting=s, seed=GRID_SEED, config=config) for s, config in every]
+        return [job | (dict(seconds=PAPERS_SECONDS) if job["config"].get("k") == PAPERS["k"] else {}) for job in jobs]
     jobs = []
     for setting in settings:
         best = best_configs(done, setting)
@@ -113,11 +116,11 @@ def jobs_of(study: str, done: list[dict], settings: list[str], seeds: list[int])
 
 
 def rest_of_grid(setting: str) -> list[dict]:
-    """Six settings of RLOO, RestEM and DPO-Positive each."""
-    rloo = [dict(algorithm="rloo", lr=lr) | updates_of(setting, epochs) for epochs, lr in product(EPOCHS, LRS)]
+    """Six settings of each algorithm."""
+    on_policy = [c | dict(lr=lr) | updates_of(setting, e) for c, e, lr in product([dict(algorithm="rloo"), PAPERS], EPOCHS, LRS)]
     restem = [dict(algorithm="restem", lr=lr, epochs=epochs) | LARGE for epochs, lr in product((3, 6), (1e-4, 2e-4, 4e-4))]
     dpo = [dict(algorithm="dpo", lr=lr, dpo_beta=beta, epochs=3, examples=64) | LARGE for beta, lr in product((0.1, 0.3), LRS)]
-    return rloo + restem + dpo
+    return on_policy + restem + dpo
 
 
 def key(job: dict) -> str:
@@ -131,14 +134,20 @@ def area(run: dict) -> float:
     return float(numpy.dot(numpy.diff(seconds), rewards) / seconds[-1])
 
 
-def best_configs(done: list[dict], setting: str) -> dict[str, dict]:
-    """algorithm -> the setting of the grid whose best policy was right most often on validation problems"""
+def best_runs(done: list[dict], setting: str) -> dict[str, dict]:
+    """algorithm -> the run of the grid whose best policy was right most often on validation problems"""
     best = {}
     for run in done:
         if run["setting"] == setting and run["seed"] == GRID_SEED:
-            name = run["config"]["algorithm"]
+            name = name_of(run)
             if name not in best or max(run["validation"]) > max(best[name]["validation"]):
                 best[name] = run
+    return best
+
+
+def best_configs(done: list[dict], setting: str) -> dict[str, dict]:
+    """algorithm -> its best setting, of VinePPO, PPO and GRPO"""
+    best = best_runs(done, setting)
     if not set(ALGORITHMS) <= set(best):
         raise SystemExit(f"the grid of {setting} is not complete: run `python -m benchmarks.fight grid` first")
     return {name: best[name]["config"] for name in ALGORITHMS}
@@ -243,6 +252,16 @@ def draw_curves(setting: str, runs: dict[str, list[dict]], path: Path) -> None:
     save_figure(figure, path)
 
 
+def chosen(done: list[dict]) -> list[list[str]]:
+    """What the grid has chosen for each algorithm: only those six settings of each that have run."""
+    table = [["setting", "algorithm", "its best setting", "validation accuracy"]]
+    for setting in SETTINGS:
+        for name, run in sorted(best_runs(done, setting).items()):
+            config = ", ".join(f"{n} {x:g}" for n, x in run["config"].items() if n != "algorithm")
+            table.append([setting, name, config, f"{100 * max(run['validation']):.1f} %"])
+    return table
+
+
 def write_report(done: list[dict], out: Path) -> None:
     """Tables and pictures of all runs."""
     table, groups = summary(done)
@@ -255,6 +274,7 @@ def write_report(done: list[dict], out: Path) -> None:
         counts = [sum(row[-1] == verdict for row in verdicts[1:]) for verdict in ("right", "wrong", "too close")]
         text += f"\nPredicted order: {counts[0]} pairs right, {counts[1]} wrong, {counts[2]} within one standard error.\n\n"
         text += f"{columns(verdicts)}\n"
+    text += f"\nChosen by the grid:\n\n{columns(chosen(done))}\n"
     (out / "table.md").write_text(text, encoding="utf-8")
     print(text)
     for setting in {setting for setting, _ in groups}:

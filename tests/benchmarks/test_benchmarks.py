@@ -81,6 +81,7 @@ def test_the_fight_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(fight, "SETTINGS", {"six": tiny | dict(steps=2), "chain12": tiny | dict(steps=3)})
     monkeypatch.setattr(fight, "updates_of", lambda setting, epochs: dict(epochs=epochs, minibatch_size=8))
     monkeypatch.setattr(fight, "SECONDS", 0.5)
+    monkeypatch.setattr(fight, "PAPERS_SECONDS", 0.6)
     monkeypatch.setattr(fight, "LRS", (1e-4, 2e-4))
     monkeypatch.setattr(fight, "EPOCHS", (1,))
     monkeypatch.setattr(fight, "REST_SETTINGS", ["chain12"])
@@ -100,9 +101,10 @@ def test_the_fight_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     lines("predict")
     assert set(json.loads((tmp_path / "predictions.json").read_text())) == {"six", "chain12"}
     assert lines("order", "--seeds", "0", "1") == 28  # plain VinePPO is new, the others have run
-    assert lines("rest") == lines("report") == 28 + 2 + 6 + 4
+    assert lines("rest") == lines("report") == 28 + 2 + 2 + 6 + 4
     table = (tmp_path / "table.md").read_text()
-    assert "Predicted order:" in table and table.count("| six ") == 4 + 3 and "grpo, plain" in table
+    assert "Predicted order:" in table and table.count("| six ") == 4 + 3 + 3 and "grpo, plain" in table
+    assert table.count("| chain12 | dpo ") == 1 and "validation accuracy" in table
     assert (tmp_path / "six.png").stat().st_size > 10_000
     run = json.loads(log.read_text().splitlines()[0])
     assert len(run["validation"]) >= 1 and 0 <= run["test"] <= 1 and run["curve"][-1][0] >= 0.5
