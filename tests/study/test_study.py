@@ -1,6 +1,7 @@
 """The study: which runs each claim needs, how runs become findings, and the command itself on tiny runs."""
 
 import json
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,21 +14,21 @@ from vine_mini.app.files import read_rows
 from vine_mini.cli import main
 from vine_mini.study import claims, config
 from vine_mini.study.claims import Finding
-from vine_mini.study.config import ALGORITHMS, CLAIMS, PLAIN, StudyConfig, jobs
+from vine_mini.study.config import ALGORITHMS, CLAIMS, PAPERS, StudyConfig, jobs
 from vine_mini.study.prices import Clock, measure_missing, name_of, with_prices
 from vine_mini.study.runs import run_missing
 from vine_mini.tasks import arithmetic
 from vine_mini.types import UserError
 
 
-def a_run(task, algorithm, seed, test, *, train=None, kl=None, speed=1.0, **changes):
+def a_run(task, algorithm, seed, test, *, train=None, kl=None, config=None, **changes):
     """A run whose checks have the given test accuracies."""
     checks = [
-        dict(iteration=i, seconds=10.0 * i, episodes=128 * i, updates=int(4 * i * speed), tokens=1000 * i, test=x, greedy=1.0)
+        dict(iteration=i, seconds=10.0 * i, episodes=128 * i, updates=4 * i, tokens=1000 * i, test=x, greedy=1.0)
         | dict(train=(train or test)[i], kl=(kl or [0.01 * j for j in range(len(test))])[i])
         for i, x in enumerate(test)
     ]
-    return dict(task=task, seed=seed, config=ALGORITHMS[task][algorithm] | changes, checks=checks)
+    return dict(task=task, seed=seed, config=config or ALGORITHMS[task][algorithm] | changes, checks=checks)
 
 
 def runs(vine, ppo, **changes):
@@ -44,7 +45,10 @@ def test_accuracy_and_efficiency_by_hand():
     [found] = claims.accuracy(made)
     assert found.interval == pytest.approx((30.0, 30.0, 30.0)) and len(found.values) == 5 and found.verdict == "holds"
     [swapped] = claims.accuracy(runs([0.1, 0.3, 0.4, 0.5], [0.1, 0.5, 0.7, 0.8]))
-    assert swapped.verdict == "does not hold"
+    assert swapped.verdict == "does not hold" and swapped.part == found.part == "equal seconds"
+    made += [a_run("decisive", "vineppo", s, [0.1, 0.4, 0.6 + s / 100], config=PAPERS["decisive"]) for s in range(5)]
+    equal, found = claims.accuracy(made)  # at 128 and 256 episodes: .4 - .3 - .01 s and .6 - .4
+    assert equal.values == pytest.approx([15.0 - s / 2 for s in range(5)]) and equal.part == "equal episodes"
     by_unit = {f.what: f for f in claims.efficiency(made)}
     assert len(by_unit) == 2 and all("in 5 of 5 runs" in what for what in by_unit)
     for f in by_unit.values():  # PPO needs all of its run, VinePPO a third of it
@@ -70,7 +74,11 @@ def test_generalization_and_kl_compare_at_equal_accuracy():
 
 
 def test_rollouts_and_temperature_by_hand():
-    made = [a_run("chains", "vineppo", s, [0.0, 0.1 * k, 0.2 * k], **PLAIN, k=k) for s in range(5) for k in (1, 3)]
+    made = [
+        a_run("chains", "vineppo", s, [0.0, 0.1 * k, 0.2 * k], config=PAPERS["chains"] | dict(k=k))
+        for s in range(5)
+        for k in (1, 3)
+    ]
     [found] = claims.rollouts(made)  # at 128 and 256 episodes: 20 and 40 points
     assert found.interval[0] == pytest.approx(30.0) and "K = 3 - K = 1" in found.what
     hot = dict(temperature=config.HOT)
@@ -107,9 +115,8 @@ def test_every_run_of_a_claim_has_settings_that_train_accepts(claim):
     for job in jobs(claim, StudyConfig(seeds=2)):
         settings = {name: x for name, x in (job["shared"] | job["config"]).items() if name != "train_size"}
         TrainConfig(**settings)
-        assert name_of(job).startswith(job["task"]) and list(job["limits"]) == [
-            "iterations" if claim == "rollouts" else "seconds"
-        ]
+        assert name_of(job).startswith(job["task"])
+        assert list(job["limits"]) == ["iterations" if job["config"].get("mc_lam") == 0 else "seconds"]
 
 
 def test_a_log_that_a_crash_has_cut_and_a_run_that_fails(tmp_path, monkeypatch):
@@ -131,20 +138,31 @@ def test_a_log_that_a_crash_has_cut_and_a_run_that_fails(tmp_path, monkeypatch):
 
 def test_values_by_hand():
     def report(critic, nine):
-        tops = {"critic": {"top": (0.2, 0.0)}, "K = 9": {"top": (0.8, 0.0)}}
-        return dict(iteration=7, errors={"critic": {"error": (critic, 0.0)}, "K = 9": {"error": (nine, 0.0)}}, agreement=tops)
+        tops = {"critic": {"top": (0.3, 0.0), "chance": (0.2, 0.0)}, "K = 9": {"top": (0.8, 0.0)}}
+        by_place = {"critic": [0.1, None, critic], "K = 9": [0.4, 0.3, nine, None]}
+        return dict(
+            iteration=7,
+            by_place=by_place,
+            errors={"critic": {"error": (critic, 0.0)}, "K = 9": {"error": (nine, 0.0)}},
+            agreement=tops,
+        )
 
     made = [dict(task="chains", seed=s, reports=[report(0.3, 0.1), report(0.2 + s / 100, 0.3)]) for s in range(5)]
     made[0]["reports"][1]["agreement"] = {}
-    first, top, second, last = claims.values(made)
-    assert first.interval[0] == pytest.approx(0.2) and first.verdict == "holds" and "iteration 7" in first.what
-    assert second.verdict == "does not hold" and top.interval[0] == pytest.approx(60.0) and len(last.values) == 4
+    found = claims.values(made)
+    assert len(found) == 2 * 5 and Counter(f.part for f in found) == {"error": 2, "along a response": 4, "best next step": 4}
+    error, critic, nine, top, chance = (f.interval[0] for f in found[:5])
+    assert (error, critic, nine, top, chance) == pytest.approx((0.2, 0.2, 0.3, 50.0, 20.0)) and "iteration 7" in found[0].what
+    assert found[5].verdict == "does not hold" and found[6].interval[0] == pytest.approx(0.12) and len(found[8].values) == 4
 
 
 def test_the_intervals_of_a_claim_are_corrected_for_their_number():
     made = runs([0.1, 0.5, 0.7, 0.8], [0.1, 0.3, 0.4, 0.5])
     made[0]["checks"][1]["test"] -= 0.1  # one seed of VinePPO is slower
-    found, corrected = claims.efficiency(made), claims.judge("efficiency", made)
+    for s in range(5):
+        made.append(a_run("decisive", "grpo", s, [0.1, 0.2, 0.3, 0.4]))
+    found, corrected = claims.kl(made), claims.judge("kl", made)
+    assert [f.comparisons for f in claims.judge("efficiency", made)] == [1, 1]  # updates and seconds are two parts
     assert all(f.comparisons == 2 for f in corrected) and [f.values for f in found] == [f.values for f in corrected]
     assert corrected[0].interval[1] < found[0].interval[1] < found[0].interval[2] < corrected[0].interval[2]
     assert set(claims.MEASURES) == set(CLAIMS) == set(claims.PAPER)
@@ -153,7 +171,7 @@ def test_the_intervals_of_a_claim_are_corrected_for_their_number():
 def test_claims_share_runs():
     study = StudyConfig()
     keys = {claim: [json.dumps(job, sort_keys=True) for job in jobs(claim, study)] for claim in CLAIMS}
-    assert set(keys["kl"]) == set(keys["efficiency"]) <= set(keys["accuracy"])
+    assert set(keys["kl"]) == set(keys["efficiency"]) <= set(keys["accuracy"]) and set(keys["accuracy"]) & set(keys["rollouts"])
     assert all(len(set(of)) == len(of) and len(of) % 10 == 0 for of in keys.values())  # two tasks, five seeds
     assert all(job["config"]["algorithm"] == "ppo" for job in jobs("values", study))
 
@@ -244,7 +262,7 @@ def test_the_command_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     assert main(["study", "--quick", "--claims", "accuracy", "values", "--workers", "1"]) == 0
     lines = Path("runs/claims-quick/runs.jsonl").read_text().splitlines()
     assert (
-        len(lines) == 2 * 2 * len(ALGORITHMS["chains"])
+        len(lines) == 2 * 2 * (len(ALGORITHMS["chains"]) + 1)
         and len(Path("runs/claims-quick/values.jsonl").read_text().splitlines()) == 4
     )
     checks = json.loads(lines[0])["checks"]

@@ -1,6 +1,7 @@
-"""The `study` command: makes the learning runs that are missing, judges the claims, writes claims.md, CSV and pictures."""
+"""The `study` command: makes the learning runs that are missing, judges the claims, writes verdicts.md, CSV and pictures."""
 
 import csv
+import math
 from functools import partial
 from pathlib import Path
 
@@ -48,24 +49,30 @@ def report(config: StudyConfig, folder: Path) -> None:
         learned |= runs if claim != "values" else {}
     if findings:
         write(config, findings, [*learned.values()], folder)
-        print(f"{(folder / 'claims.md').read_text(encoding='utf-8')}\neverything is in {folder}")
+        print(f"{(folder / 'verdicts.md').read_text(encoding='utf-8')}\neverything is in {folder}")
 
 
 def write(config: StudyConfig, findings: dict[str, list[Finding]], runs: list[dict], folder: Path) -> None:
     """Writes the verdicts with their intervals, all checks, and the pictures."""
-    summary = [["claim", "the paper", *TASKS, "command"]]
-    rows = [["claim", "task", "what", "mean", "95 % interval", "seeds", "verdict"]]
+    summary = [["claim", "part", "the paper", *TASKS, "command"]]
+    rows = [["claim", "part", "task", "what", "mean", "95 % interval", "seeds", "verdict"]]
     for claim, of in findings.items():
-        verdicts = [overall([f for f in of if f.task == task]) if any(f.task == task for f in of) else "-" for task in TASKS]
-        summary.append([claim, PAPER[claim], *verdicts, f"`python -m vine_mini study --claims {claim}`"])
-        rows += [[claim, f.task, f.what, *f.text, f"{len(f.values)} of {f.seeds or len(f.values)}", f.verdict] for f in of]
-    where = f"{machine(pick_device('cpu'))}; {config.seconds:g} seconds a run, or as many episodes for the claim about rollouts"
+        for part in dict.fromkeys(f.part for f in of):
+            by_task = [[f for f in of if (f.task, f.part) == (task, part)] for task in TASKS]
+            verdicts = [overall(same) if same else "-" for same in by_task]
+            summary.append([claim, part, PAPER[claim], *verdicts, f"`python -m vine_mini study --claims {claim}`"])
+            rows += [
+                [claim, part, f.task, f.what, *f.text, f"{len(f.values)} of {f.seeds or len(f.values)}", f.verdict]
+                for same in by_task
+                for f in same
+            ]
+    where = f"{machine(pick_device('cpu'))}; {config.seconds:g} seconds a run, or {math.ceil(config.seconds / 3)} iterations"
     how = (
-        "All intervals of a claim on one task are true at once, with a probability of 95 %. "
-        "VinePPO has K = 1 and averaged values (mc_lam, mc_mu), except for the claim about rollouts."
+        "All intervals of a part of a claim on one task are true at once, with a probability of 95 %. "
+        "VinePPO has K = 1 and averaged values (mc_lam, mc_mu). At equal episodes it is the paper's, without averages."
     )
     text = f"{where}\n\n{columns(summary)}\n\n{how}\n\n{columns(rows)}\n"
-    write_text(folder / "claims.md", text)
+    write_text(folder / "verdicts.md", text)
     with whole(folder / "checks.csv") as fresh, fresh.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         names = ["iteration", "seconds", "episodes", "updates", "tokens", "train", "test", "greedy", "kl"]

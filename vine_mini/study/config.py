@@ -14,7 +14,7 @@ TASKS: dict[str, dict] = {
     "chains": dict(task="arithmetic", steps=12, max_new_tokens=140, model="arithmetic-12"),
 }
 SHARED = dict(prompts=32, group=4, sample_batch_size=1024, warmup=0, kl_coef=1e-4, eval_temperature=1.0, eval_samples=2)
-PLAIN = dict(mc_lam=0.0, mc_mu=0.0)
+PLAIN = dict(k=9, mc_lam=0.0, mc_mu=0.0)
 FEW = dict(k=1, mc_lam=0.7, mc_mu=0.8)  # by `credit-cost`
 ALGORITHMS: dict[str, dict[str, dict]] = {
     "decisive": {
@@ -27,6 +27,10 @@ ALGORITHMS: dict[str, dict[str, dict]] = {
         "ppo": dict(algorithm="ppo", lr=2e-4, epochs=2, minibatch_size=64),
         "grpo": dict(algorithm="grpo", lr=1e-4, epochs=2, minibatch_size=64),
     },
+}
+PAPERS: dict[str, dict] = {  # the paper's VinePPO, for equal episodes
+    "decisive": dict(algorithm="vineppo", lr=1e-4, epochs=2, minibatch_size=64, **PLAIN),
+    "chains": dict(algorithm="vineppo", lr=1e-4, epochs=2, minibatch_size=64, **PLAIN),
 }
 FEW_PROBLEMS = dict(train_size=128)  # for generalization
 HOT = 1.3  # the high sampling temperature; the usual one is 1
@@ -59,26 +63,28 @@ class StudyConfig:
 
 def jobs(claim: str, config: StudyConfig) -> list[dict]:
     """The learning runs that a claim needs. Claims share runs: equal jobs are made once."""
-    changes: list[dict] = [{}]
-    names: dict[str, list[str]] = {task: list(of) for task, of in ALGORITHMS.items()}
-    if claim == "generalization":
-        changes = [FEW_PROBLEMS]
-        names = {task: ["vineppo", "ppo", "grpo"] for task in names}
-    if claim == "values":
-        names = {task: ["ppo"] for task in names}
+    size = dict(evaluations=2 if config.quick else 8, problems=20 if config.quick else 200)
+    seconds, iterations = dict(seconds=config.seconds), dict(iterations=math.ceil(config.seconds / 3))
+    found = []
+    for seed, task in product(range(config.seeds), TASKS):
+        job = size | dict(task=task, seed=seed, shared=SHARED | TASKS[task])
+        found += [job | dict(config=of, limits=seconds) for of in at_equal_seconds(claim, task)]
+        found += [job | dict(config=of, limits=iterations) for of in at_equal_episodes(claim, task)]
+    return found
+
+
+def at_equal_seconds(claim: str, task: str) -> list[dict]:
+    """The settings whose runs end after a number of seconds."""
+    of = ALGORITHMS[task]
     if claim == "rollouts":
-        changes = [dict(k=k, **PLAIN) for k in (1, 3, 9)]
-        names = {task: ["vineppo"] for task in names}
-    if claim == "temperature":
-        changes = [{}, dict(temperature=HOT)]
-        names = {task: ["vineppo", "ppo", "grpo"] for task in names}
-    if claim in ("efficiency", "kl"):
-        names = {task: ["vineppo", "ppo", "grpo"] for task in names}
-    shared = dict(limits=dict(seconds=config.seconds), evaluations=2 if config.quick else 8, problems=20 if config.quick else 200)
-    if claim == "rollouts":  # equal episodes, whatever their rollouts cost
-        shared["limits"] = dict(iterations=math.ceil(config.seconds / 3))
-    return [
-        shared | dict(task=task, seed=seed, config=ALGORITHMS[task][name] | change, shared=SHARED | TASKS[task])
-        for seed, change, task in product(range(config.seeds), changes, TASKS)
-        for name in names[task]
-    ]
+        return []
+    if claim == "values":
+        return [of["ppo"]]
+    names = of if claim == "accuracy" else ["vineppo", "ppo", "grpo"]
+    changes: dict[str, list[dict]] = {"generalization": [FEW_PROBLEMS], "temperature": [{}, dict(temperature=HOT)]}
+    return [of[name] | change for change in changes.get(claim, [{}]) for name in names]
+
+
+def at_equal_episodes(claim: str, task: str) -> list[dict]:
+    """The settings whose runs end after a number of iterations, whatever their rollouts cost: those of the paper's VinePPO."""
+    return [PAPERS[task] | dict(k=k) for k in {"accuracy": [9], "rollouts": [1, 3, 9]}.get(claim, [])]

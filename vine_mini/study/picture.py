@@ -7,7 +7,7 @@ import numpy
 
 from vine_mini.app.plots import COLOURS, new_figure, save_figure
 from vine_mini.study.claims import PAPER, Finding, column, runs_of
-from vine_mini.study.config import ALGORITHMS, FEW_PROBLEMS, NAMES, PLAIN, TASKS
+from vine_mini.study.config import ALGORITHMS, FEW_PROBLEMS, NAMES, PAPERS, TASKS
 
 VERDICTS = {"holds": "#009E73", "does not hold": "#D55E00", "not shown": "0.5"}
 
@@ -25,7 +25,7 @@ def plot_findings(findings: dict[str, list[Finding]], path: Path) -> None:
             axis.plot([low, high], [y, y], color=VERDICTS[f.verdict], linewidth=2)
             axis.plot(mean, y, "o", color=VERDICTS[f.verdict])
         axis.axvline(1 if times else 0, color="0.3", linewidth=1)
-        axis.set_yticks(range(len(of)), [f"{f.task}: {f.what}" for f in of], fontsize=8)
+        axis.set_yticks(range(len(of)), [": ".join(filter(None, (f.task, f.part, f.what))) for f in of], fontsize=8)
         axis.set(ylim=(len(of) - 0.5, -0.5), xscale="log" if times else "linear")
         axis.set_xlabel(" or ".join(sorted({f.unit for f in of})), fontsize=8)
         if times:
@@ -45,8 +45,7 @@ def plot_curves(runs: list[dict], path: Path) -> None:
     for row, task in zip(axes, tasks, strict=True):
         usual = {NAMES[name]: (COLOURS[name], config) for name, config in ALGORITHMS[task].items()}
         few = {label: (colour, config | FEW_PROBLEMS) for label, (colour, config) in usual.items()}
-        plain = ALGORITHMS[task]["vineppo"] | PLAIN
-        by_k = {f"K = {k}": (colour, plain | dict(k=k)) for k, colour in zip((1, 3, 9), COLOURS.values(), strict=False)}
+        by_k = {f"K = {k}": (colour, PAPERS[task] | dict(k=k)) for k, colour in zip((1, 3, 9), COLOURS.values(), strict=False)}
         _draw(row[0], runs, task, usual, "seconds", "test")
         _draw(row[1], runs, task, usual, "updates", "test")
         _draw(row[2], runs, task, few, "train", "test")

@@ -45,14 +45,14 @@ def progress(job: dict, trainer: Trainer, clock: Clock):
 def learn(job: dict) -> dict:
     """One learning run. -> the job with its `checks`, at equal distances of its limit, the first before training
 
-    A check holds iteration, seconds, episodes, updates, tokens (sampled, rollouts included), and the policy's pass@1 on test and
-    on training problems with the KL to the start policy.
+    A check holds iteration, seconds, episodes, updates, tokens (sampled, rollouts included), and the policy's pass@1 on test
+    problems with the KL to the start policy, and its pass@1 on training problems where there are few of them.
     """
-    trainer, clock = trainer_of(job), Clock(job["prices"])
-    checks = [check(trainer, clock)]
+    trainer, clock, few = trainer_of(job), Clock(job["prices"]), "train_size" in job["config"]
+    checks = [check(trainer, clock, few)]
     for used in progress(job, trainer, clock):
         if used >= len(checks) / job["evaluations"]:
-            checks.append(check(trainer, clock))
+            checks.append(check(trainer, clock, few))
     return job | dict(checks=checks)
 
 
@@ -67,13 +67,15 @@ def analyse(job: dict, quick: bool = False) -> dict:
     return job | dict(reports=[asdict(report) for report in reports])
 
 
-def check(trainer: Trainer, clock: Clock) -> dict:
+def check(trainer: Trainer, clock: Clock, few: bool) -> dict:
     """The policy as it is now."""
-    n = trainer.config.eval_problems
-    test, training = trainer.evaluate(trainer.test_problems[:n]), trainer.evaluate(trainer.train_problems[:n])
+    n, train = trainer.config.eval_problems, None
+    if few:  # only then do responses to training problems differ from others
+        train = trainer.evaluate(trainer.train_problems[:n], with_kl=False)["pass@1"][0]
+    test = trainer.evaluate(trainer.test_problems[:n])
     now = dict(iteration=trainer.iteration, updates=trainer.updates, tokens=clock.tokens, seconds=clock.seconds)
     now["episodes"] = trainer.iteration * trainer.config.prompts * trainer.config.group
-    return now | dict(test=test["pass@1"][0], train=training["pass@1"][0], kl=test["kl"][0], greedy=test["greedy"][0])
+    return now | dict(test=test["pass@1"][0], train=train, kl=test["kl"][0], greedy=test["greedy"][0])
 
 
 def key(job: dict) -> str:
