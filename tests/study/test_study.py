@@ -206,6 +206,13 @@ def test_prices_are_medians_of_what_an_iteration_takes_for_its_work(tmp_path):
         priced = with_prices(found, tmp_path / "prices.json")
         assert priced[0]["prices"] == {"sample": 0.2, "score": 0.05, "rollouts": 0.0, "update": 1.0}
         assert [{**job, "prices": None} for job in priced] == [{**job, "prices": None} for job in found] and len(made) == 2
+    text = (tmp_path / "prices.json").read_text()
+    (tmp_path / "prices.json").write_text(text.replace("0.2", "0.4").replace("1.0", "2.0"))  # the machine was half as fast
+    found.append(dict(task="t", config=dict(algorithm="rloo"), seed=0))
+    measure_missing(found, make, tmp_path / "prices.json")
+    prices = {job["config"]["algorithm"]: job["prices"] for job in with_prices(found, tmp_path / "prices.json")}
+    assert prices["rloo"] == {"sample": 0.4, "score": 0.1, "rollouts": 0.0, "update": 2.0} and len(made) == 4
+    assert prices["ppo"] == {"sample": 0.4, "score": 0.05, "rollouts": 0.0, "update": 2.0}  # as it was
 
 
 def test_runs_are_made_once_whatever_a_crash_has_cut(tmp_path, monkeypatch):

@@ -51,16 +51,23 @@ def timed(trainer: Trainer) -> Iterator[dict[str, float]]:
 def measure_missing(jobs: list[dict], make, path: Path) -> None:
     """Measures the prices that the file lacks: medians over iterations, in which the settings alternate.
 
-    The machine must do nothing else meanwhile.
+    The machine must do nothing else meanwhile. It may be faster or slower than it was when the other prices were measured.
+    Therefore one known setting is measured again, and the new prices are scaled by what it takes now.
     """
-    prices = _read(path)
-    runs = {name: timed(make(job)) for name, job in {name_of(job): job for job in jobs}.items() if name not in prices}
+    prices, settings = _read(path), {name_of(job): job for job in jobs}
+    missing = [name for name in settings if name not in prices]
+    known = [name for name in settings if name in prices][:1] if missing else []
+    runs = {name: timed(make(settings[name])) for name in [*missing, *known]}
     found: dict[str, list] = {name: [] for name in runs}
     for _, name in tqdm([*product(range(1 + TIMED), runs)], desc="prices", dynamic_ncols=True, disable=not runs):
         found[name].append(next(runs[name]))
+    now = {}
     for name, (_, *iterations) in found.items():  # the first one has warmed up
-        prices[name] = {phase: statistics.median(of[phase] for of in iterations) for phase in iterations[0]}
-    if found:
+        now[name] = {phase: statistics.median(of[phase] for of in iterations) for phase in iterations[0]}
+    ratios = [prices[name][phase] / x for name in known for phase, x in now[name].items() if x > 0]
+    scale = statistics.median(ratios) if ratios else 1.0
+    prices |= {name: {phase: scale * x for phase, x in now[name].items()} for name in missing}
+    if missing:
         write_text(path, json.dumps(prices, indent=1))
 
 
