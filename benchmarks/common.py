@@ -3,6 +3,7 @@
 import json
 import platform
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -15,7 +16,16 @@ from vine_mini.app.plots import COLOURS, new_figure, save_figure
 from vine_mini.app.tables import columns
 from vine_mini.decoder.model import word_tokenizer
 from vine_mini.trainer import Trainer
-from vine_mini.types import Problem
+from vine_mini.types import Problem, UserError
+
+
+def command(main) -> None:
+    """Runs a benchmark. A mistake that the user can correct is one line and exit code 2."""
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
 
 
 def machine(device: str, threads: int) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy
 
-from benchmarks.common import machine, report
+from benchmarks.common import command, machine, report
 from vine_mini.app.config import TrainConfig
 from vine_mini.app.flags import read_preset
 from vine_mini.app.setup import build_trainer
@@ -190,4 +190,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

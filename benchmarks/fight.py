@@ -25,7 +25,7 @@ import numpy
 import torch
 from tqdm import tqdm
 
-from benchmarks.common import machine
+from benchmarks.common import command, machine
 from vine_mini.app.config import CreditCostConfig, TrainConfig
 from vine_mini.app.files import read_rows
 from vine_mini.app.flags import read_preset
@@ -306,4 +306,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -14,7 +14,7 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
-from benchmarks.common import machine
+from benchmarks.common import command, machine
 from benchmarks.fight import ALGORITHMS, area, best_configs, key, mean_error, one_run, trainer_of
 from benchmarks.fight import SECONDS as WHOLE
 from vine_mini.algorithms import ALGORITHMS as RECORDS
@@ -125,4 +125,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.common import machine
+from benchmarks.common import command, machine
 from vine_mini.app import runs
 from vine_mini.app.checkpoint import STATE
 from vine_mini.app.files import write_text
@@ -140,4 +140,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command(main)

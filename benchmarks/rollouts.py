@@ -26,7 +26,7 @@ import torch
 import transformers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from benchmarks.common import alternate, bandwidth, bars, gemm_rate, machine, report, spread, timed
+from benchmarks.common import alternate, bandwidth, bars, command, gemm_rate, machine, report, spread, timed
 from vine_mini import sampling
 from vine_mini.app.config import TrainConfig
 from vine_mini.app.flags import read_preset
@@ -339,4 +339,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

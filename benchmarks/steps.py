@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks.common import machine
+from benchmarks.common import command, machine
 from vine_mini.app.config import CreditCostConfig
 from vine_mini.app.files import write_text
 from vine_mini.app.plots import COLOURS, new_figure, save_figure
@@ -198,4 +198,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

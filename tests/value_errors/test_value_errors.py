@@ -14,6 +14,7 @@ from vine_mini.cli import main
 from vine_mini.evaluate import clustered_mean
 from vine_mini.logprobs import response_values
 from vine_mini.value_errors import command
+from vine_mini.value_errors.config import ValuesConfig
 from vine_mini.value_errors.measures import Choice, State, agreement, error_by_place, errors
 
 QUICK = "--steps 3 --prompts 4 --group 4 --minibatch_size 8 --eval_problems 4 --eval_samples 1".split()
@@ -143,3 +144,28 @@ def test_what_is_no_run(empty_folder, capsys):
         assert says in capsys.readouterr().err
     assert main(["analyze"]) == 2 and "unknown command 'analyze'" in capsys.readouterr().err
     assert main(["analyze", "words"]) == 2 and "unknown command 'analyze words'" in capsys.readouterr().err
+
+
+def test_what_was_measured_before_ctrl_c_stays(tmp_path, monkeypatch):
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    of = {name: (0.1, 0.0) for name in ("error", "bias")}
+    report = command.Report(1, ["K = 1"], [State(0, 0, 2, 0.5, {"K = 1": 0.6})], [], {"K = 1": of}, {"K = 1": [0.1]}, {})
+
+    def measure(name, config):
+        if name == "second":
+            raise KeyboardInterrupt
+        return report
+
+    monkeypatch.setattr(command, "parse", lambda *arguments: TrainConfig(algorithm="grpo"))
+    monkeypatch.setattr(command.checkpoint, "kept", lambda run: ["first", "second"])
+    monkeypatch.setattr(command, "load", lambda config, saved, name: name)
+    monkeypatch.setattr(command, "measure", measure)
+    with pytest.raises(KeyboardInterrupt):
+        command.analyze_values(ValuesConfig(run=str(tmp_path), out=str(tmp_path / "out")))
+    [found] = json.loads((tmp_path / "out" / "values.json").read_text())
+    assert found["iteration"] == 1 and {path.name for path in (tmp_path / "out").iterdir()} == {
+        "values.json",
+        "values.md",
+        "values.png",
+    }

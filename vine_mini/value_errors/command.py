@@ -47,7 +47,7 @@ class Report:
 
 def analyze_values(config: ValuesConfig) -> int:
     """The `analyze values` command."""
-    new_folder(config.out, "values")  # refuses before anything is computed
+    folder = new_folder(config.out, "values")
     saved = parse(TrainConfig, "train", ["--preset", f"{config.run}/config.yaml"])
     names = checkpoint.kept(Path(config.run))
     for name in names:
@@ -55,19 +55,24 @@ def analyze_values(config: ValuesConfig) -> int:
             raise UserError(f"there is no folder {config.run}/{name}: nothing was saved there yet")
     if not ALGORITHMS[saved.algorithm].needs_critic:
         print(f"{config.run} trained no critic ({saved.algorithm}): only Monte Carlo values are measured")
-    with tqdm(names, desc="checkpoints", dynamic_ncols=True) as bar:
-        reports = [measure(load(config, saved, name), config) for name in bar]
+    reports: list[Report] = []
+    for name in tqdm(names, desc="checkpoints", dynamic_ncols=True):
+        reports.append(measure(load(config, saved, name), config))
+        write(reports, config.run, folder)  # after each of them, because the next one may take long
     if not all(report.choices for report in reports):
         print(f"at some checkpoint no state has {config.choices} distinct next steps: lower --choices")
-    folder = new_folder(config.out, "values")
-    text = table(reports)
-    plot_values(reports[-1], config.run, folder / "values.png")
+    print(f"{table(reports)}\n\npictures, table and JSON: {folder}")
+    return 0
+
+
+def write(reports: list[Report], run: str, folder: Path) -> None:
+    """Writes table, JSON and pictures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "values.json", json.dumps([asdict(report) for report in reports], indent=1))
+    write_text(folder / "values.md", table(reports) + "\n")
+    plot_values(reports[-1], run, folder / "values.png")
     if len(reports) > 1:
         plot_trend(reports, folder / "trend.png")
-    write_text(folder / "values.json", json.dumps([asdict(report) for report in reports], indent=1))
-    write_text(folder / "values.md", text + "\n")
-    print(f"{text}\n\npictures, table and JSON: {folder}")
-    return 0
 
 
 def load(config: ValuesConfig, saved: TrainConfig, name: str) -> Trainer:
