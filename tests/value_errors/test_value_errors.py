@@ -48,14 +48,25 @@ def test_copies_of_numbers_say_nothing_new():
 
 def test_agreement_by_hand():
     choices = [
-        Choice(0, [0.1, 0.9, 0.5], {"right": [1.0, 3.0, 2.0], "wrong": [3.0, 1.0, 2.0], "same": [1.0, 1.0, 1.0]}),
-        Choice(1, [0.5, 0.5, 0.0], {"right": [2.0, 1.0, 0.0], "wrong": [0.0, 0.0, 1.0], "same": [0.0, 0.0, 0.0]}),
+        Choice(0, [0.1, 0.9, 0.5], {"right": [1.0, 3.0, 2.0], "wrong": [3.0, 1.0, 2.0], "same": [1.0, 1.0, 1.0]}, 256),
+        Choice(1, [0.2, 0.5, 0.2], {"right": [1.0, 2.0, 0.0], "wrong": [1.0, 0.0, 1.0], "same": [0.0, 0.0, 0.0]}, 256),
+        Choice(
+            2, [0.5, 0.45, 0.0], {"right": [0.0, 1.0, 2.0], "wrong": [2.0, 1.0, 0.0], "same": [1.0, 1.0, 1.0]}, 256
+        ),  # not clear
     ]
+    assert [choice.clear for choice in choices] == [True, True, False]
     found = {name: {what: mean for what, (mean, _) in agreement(choices, name).items()} for name in ("right", "wrong", "same")}
-    chance = (1 / 3 + 2 / 3) / 2
-    assert found["right"] == {"top": 1.0, "chance": pytest.approx(chance), "pairs": 1.0}
-    assert found["wrong"] == {"top": 0.0, "chance": pytest.approx(chance), "pairs": 0.0}
-    assert found["same"] == {"top": pytest.approx(chance), "chance": pytest.approx(chance), "pairs": 0.5}
+    assert found["right"] == {"top": 1.0, "chance": pytest.approx(1 / 3), "pairs": 1.0}
+    assert found["wrong"] == {"top": 0.0, "chance": pytest.approx(1 / 3), "pairs": 0.0}
+    assert found["same"] == {"top": pytest.approx(1 / 3), "chance": pytest.approx(1 / 3), "pairs": 0.5}
+    assert agreement(choices[2:], "right") == {}
+
+
+def test_two_true_values_differ_beyond_two_standard_errors():
+    choice = Choice(0, [0.0, 0.02], {}, 256)
+    variance = [p * (1 - p) / 256 for p in (0.5 / 257, (0.02 * 256 + 0.5) / 257)]
+    assert 2 * sum(variance) ** 0.5 < 0.02 and choice.clear and not Choice(0, [0.0, 0.02], {}, 64).clear
+    assert not Choice(0, [1.0, 1.0], {}, 256).clear
 
 
 def test_the_critic_is_read_at_the_states():
@@ -131,7 +142,7 @@ def test_states_without_a_choice_lose_nothing(empty_folder, capsys, monkeypatch)
     assert main(["train", *QUICK, "--algorithm", "rloo", "--iterations", "2", "--keep_every", "1", "--out", "run"]) == 0
     assert main(["analyze", "values", "--run", "run", *FEW, "--choices", "50", "--out", "here"]) == 0
     text = capsys.readouterr().out
-    assert "no state has 50 distinct next steps: lower --choices" in text and text.count("| -  ") >= 4
+    assert "no state has 50 distinct next steps with a clear best one: lower --choices" in text and text.count("| -  ") >= 4
     assert len(json.loads(Path("here/values.json").read_text())) == 2 and Path("here/trend.png").is_file()
 
 

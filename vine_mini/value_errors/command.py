@@ -29,7 +29,7 @@ from vine_mini.value_errors.picture import plot_trend, plot_values
 
 PLACES = 6
 SIMPLEST = "reinforce"  # no critic and no group: all that is used of the trainer of such a run is its policy
-CANDIDATES, TRIES = 4, 6  # states tried for each wanted one, and rollouts for each wanted next step: many are equal
+CANDIDATES, TRIES = 4, 24  # states tried for each wanted one, and rollouts for each wanted next step: most are equal
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Report:
     choices: list[Choice]
     errors: dict[str, dict[str, tuple[float, float]]]  # see measures.errors
     by_place: dict[str, list[float | None]]
-    agreement: dict[str, dict[str, tuple[float, float]]]  # see measures.agreement; {} where there are no choices
+    agreement: dict[str, dict[str, tuple[float, float]]]  # see measures.agreement; {} without clear choices
 
 
 def analyze_values(config: ValuesConfig) -> int:
@@ -59,8 +59,8 @@ def analyze_values(config: ValuesConfig) -> int:
     for name in tqdm(names, desc="checkpoints", dynamic_ncols=True):
         reports.append(measure(load(config, saved, name), config))
         write(reports, config.run, folder)  # after each of them, because the next one may take long
-    if not all(report.choices for report in reports):
-        print(f"at some checkpoint no state has {config.choices} distinct next steps: lower --choices")
+    if not all(report.agreement for report in reports):
+        print(f"at some checkpoint no state has {config.choices} distinct next steps with a clear best one: lower --choices")
     print(f"{table(reports)}\n\npictures, table and JSON: {folder}")
     return 0
 
@@ -105,7 +105,7 @@ def measure(trainer: Trainer, config: ValuesConfig) -> Report:
         choices=choices,
         errors={name: errors(states, name) for name in names},
         by_place={name: error_by_place(states, name, PLACES) for name in names},
-        agreement={name: agreement(choices, name) for name in names} if choices else {},
+        agreement={name: agreement(choices, name) for name in names if any(choice.clear for choice in choices)},
     )
 
 
@@ -152,7 +152,7 @@ def values_of_next_steps(trainer: Trainer, episodes: Episodes, config: ValuesCon
     for n, row in enumerate(choices):
         part = slice(n * config.choices, (n + 1) * config.choices)
         values = {name: [x for [x] in of_rows[part]] for name, of_rows in by_name.items()}
-        found.append(Choice(row // config.responses, [x for [x] in truth[part]], values))
+        found.append(Choice(row // config.responses, [x for [x] in truth[part]], values, config.truth))
     return found
 
 

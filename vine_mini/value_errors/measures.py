@@ -27,6 +27,19 @@ class Choice:
     problem: int
     truth: list[float]
     values: dict[str, list[float]]
+    rollouts: int  # whose mean reward is the truth
+
+    def differ(self, a: float, b: float) -> bool:
+        """Whether two of the true values are more than two standard errors of their difference apart."""
+        n = self.rollouts
+        variances = [p * (1 - p) / n for p in ((a * n + 0.5) / (n + 1), (b * n + 0.5) / (n + 1))]  # as in standard_errors
+        return abs(a - b) > 2 * sum(variances) ** 0.5
+
+    @property
+    def clear(self) -> bool:
+        """Whether one next step is better than all others, beyond the error of the truth."""
+        second, first = sorted(self.truth)[-2:]
+        return self.differ(first, second)
 
 
 def errors(states: list[State], name: str) -> dict[str, tuple[float, float]]:
@@ -44,21 +57,21 @@ def error_by_place(states: list[State], name: str, places: int) -> list[float | 
 
 
 def agreement(choices: list[Choice], name: str) -> dict[str, tuple[float, float]]:
-    """How often an estimator agrees with the truth about the next steps, each with its standard error.
+    """How often an estimator agrees with the truth about the next steps, each with its standard error; {} without clear choices.
 
-    `top`: the step that it values most is (one of) the best by the truth. Steps that it values equally share the vote.
-    `chance`: the same for a random step. `pairs`: of two steps whose true values differ, the better one is valued more; equal
-    values count half.
+    Clear choices alone count: where no step is the best beyond the error of the truth, any answer is right by chance. `top`: the
+    step that it values most is the best one. Steps that it values equally share the vote. `chance`: the same for a random step.
+    `pairs`: of two steps whose true values differ, the better one is valued more; equal values count half.
     """
     top, chance, pairs = [], [], []
-    for choice in choices:
+    for choice in filter(lambda choice: choice.clear, choices):
         best = [t == max(choice.truth) for t in choice.truth]
         values = choice.values[name]
         voted = [right for right, v in zip(best, values, strict=True) if v == max(values)]
         top.append((choice.problem, sum(voted) / len(voted)))
         chance.append((choice.problem, sum(best) / len(best)))
         for (t, v), (u, w) in combinations(zip(choice.truth, values, strict=True), 2):
-            if t != u:
+            if choice.differ(t, u):
                 pairs.append((choice.problem, 0.5 if v == w else float((t > u) == (v > w))))
-    measured = {"top": top, "chance": chance, "pairs": pairs or [(0, 0.5)]}
+    measured = {"top": top, "chance": chance, "pairs": pairs} if top else {}
     return {what: clustered_mean([x for _, x in of], [problem for problem, _ in of]) for what, of in measured.items()}

@@ -43,7 +43,7 @@ def plot_values(report, run: str, path: Path) -> None:
     ranking.set(title="best next step found; pale: better of two\n(dashed, dotted: chance)", ylim=(0, 1))
     for axis in flat[len(names) + 2 :]:
         axis.axis("off")
-    counts = f"{len(report.states)} states, {len(report.choices)} of them with several next steps"
+    counts = f"{len(report.states)} states, {sum(c.clear for c in report.choices)} with a clear best next step"
     figure.suptitle(f"iteration {report.iteration} of {run}: {counts}")
     save_figure(figure, path)
 
