@@ -10,7 +10,7 @@ from vine_mini.study.statistics import at_levels, first_at, interval, verdict
 
 LEVELS = [round(0.05 * i, 2) for i in range(1, 20)]  # accuracies at which runs are compared
 PAPER = {
-    "accuracy": "VinePPO 53.4 %, PPO 50.1 %, DPO+ 46.4 %, RestEM 42.8 % (GSM8K, RhoMath 1.1B); GRPO and RLOO below VinePPO",
+    "accuracy": "VinePPO 53.4 %, PPO 50.1, DPO+ 46.4, RestEM 42.8 (GSM8K, RhoMath 1.1B); GRPO, RLOO lower",
     "efficiency": "VinePPO is at PPO's peak after up to 9 times fewer updates and 3 times fewer seconds",
     "generalization": "VinePPO's test accuracy is higher at the same training accuracy",
     "kl": "VinePPO's KL to the start policy is lower at the same accuracy",

@@ -40,22 +40,25 @@ def plot_findings(findings: dict[str, list[Finding]], path: Path) -> None:
 def plot_curves(runs: list[dict], path: Path) -> None:
     """Draws what the claims compare, a row for each task: thin lines are runs, thick lines the means of their checks."""
     tasks = [task for task in TASKS if any(run["task"] == task for run in runs)]
-    figure, axes = new_figure(5, len(tasks))
-    figure.set_size_inches(18, 3.4 * len(tasks))
+    figure, axes = new_figure(6, len(tasks))
+    figure.set_size_inches(21, 3.4 * len(tasks))
     for row, task in zip(axes, tasks, strict=True):
         usual = {NAMES[name]: (COLOURS[name], config) for name, config in ALGORITHMS[task].items()}
         few = {label: (colour, config | FEW_PROBLEMS) for label, (colour, config) in usual.items()}
         by_k = {f"K = {k}": (colour, PAPERS[task] | dict(k=k)) for k, colour in zip((1, 3, 9), COLOURS.values(), strict=False)}
-        _draw(row[0], runs, task, usual, "seconds", "test")
-        _draw(row[1], runs, task, usual, "updates", "test")
-        _draw(row[2], runs, task, few, "train", "test")
-        _draw(row[3], runs, task, usual, "test", "kl")
-        _draw(row[4], runs, task, by_k, "episodes", "test")
+        papers = {"VinePPO, K = 9": (COLOURS["vineppo"], PAPERS[task])}
+        _draw(row[0], runs, task, papers | {label: of for label, of in usual.items() if label != "VinePPO"}, "episodes", "test")
+        _draw(row[1], runs, task, usual, "seconds", "test")
+        _draw(row[2], runs, task, usual, "updates", "test")
+        _draw(row[3], runs, task, few, "train", "test")
+        _draw(row[4], runs, task, usual, "test", "kl")
+        _draw(row[5], runs, task, by_k, "episodes", "test")
         row[0].set_ylabel(f"{task}: test accuracy")
-        row[2].set_xlabel(f"accuracy on {FEW_PROBLEMS['train_size']} training problems")
-        row[3].set(xlabel="test accuracy", ylabel="KL to the start policy, nats a token")
-    for axis, claim in zip(axes[0], ("accuracy", "efficiency", "generalization", "kl", "rollouts"), strict=True):
-        axis.set_title(claim)
+        row[3].set_xlabel(f"accuracy on {FEW_PROBLEMS['train_size']} training problems")
+        row[4].set(xlabel="test accuracy", ylabel="KL to the start policy, nats a token")
+    titles = ("accuracy, equal episodes", "accuracy, equal seconds", "efficiency", "generalization", "kl", "rollouts")
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title)
     save_figure(figure, path)
 
 
