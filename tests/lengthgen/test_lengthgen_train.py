@@ -509,7 +509,11 @@ def test_attention_temperature_and_rank_read_a_run(run, folder, tmp_path):
     code, text, _ = run("attention", folder, "--examples", 2)
     assert code == 0 and "nope, other seed" in text and (folder / "attention.png").stat().st_size > 5000
     distances = json.loads((folder / "attention.json").read_text())
-    assert all(0 < distances[name]["all layers"] < 0.6932 for name in ("nope", "rope", "hybrid", "learned"))
+    for name in ("nope", "rope", "hybrid", "learned"):
+        assert 0 < distances["means"]["Jensen-Shannon"][name]["all layers"] < 0.6932
+        assert distances["means"]["official code"][name]["all layers"] > 0
+        seeds = distances["of each seed"]["Jensen-Shannon"][name]
+        assert len(seeds) == 2 and mean(seeds) == pytest.approx(distances["means"]["Jensen-Shannon"][name]["all layers"])
     code, text, _ = run("temperature", folder, "--temperatures", 1, 0.5)
     assert code == 0 and (folder / "temperature.png").stat().st_size > 5000
     config = LengthgenConfig(**load_results(folder)["settings"])

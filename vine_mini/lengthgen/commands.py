@@ -9,7 +9,7 @@ from tqdm import tqdm
 from vine_mini.app.files import write_text
 from vine_mini.app.runs import check_writable, new_folder
 from vine_mini.lengthgen import pictures, report
-from vine_mini.lengthgen.attention import distances_to_nope, summary
+from vine_mini.lengthgen.attention import distances_to_nope, of_each_seed, summary
 from vine_mini.lengthgen.config import AttentionConfig, LengthgenConfig, RankConfig, TemperatureConfig, TheoryConfig
 from vine_mini.lengthgen.own import short
 from vine_mini.lengthgen.results import load_model, load_results, write_json
@@ -48,14 +48,19 @@ def rank(config: RankConfig) -> None:
 def attention(config: AttentionConfig) -> None:
     """The `lengthgen attention` command."""
     folder, results = _finished(config)
-    if "nope" not in results["settings"]["encodings"] or len(results["settings"]["seeds"]) < 2:
+    settings = results["settings"]
+    if "nope" not in settings["encodings"] or len(settings["seeds"]) < 2:
         raise UserError(f"{folder}: the comparison needs nope with at least two seeds")
-    pairs = len(results["settings"]["encodings"]) * len(results["settings"]["seeds"])
-    with tqdm(total=pairs, desc="pairs of models", dynamic_ncols=True) as bar:
-        distances = distances_to_nope(results, folder, config.examples, bar.update)
-    means = summary(distances, results["settings"]["train_lengths"][1])
-    pictures.plot_distances(distances, results, folder / "attention.png")
-    _leave(folder, "attention", means, report.distance_table(means, config.examples))
+    with tqdm(total=len(results["runs"]), desc="pairs of models", dynamic_ncols=True) as bar:
+        tables = distances_to_nope(results, folder, config.examples, bar.update)
+    means = {measure: summary(table, settings["train_lengths"][1]) for measure, table in tables.items()}
+    seeds = {
+        measure: {name: of_each_seed(by_length, len(settings["seeds"])) for name, by_length in table.items()}
+        for measure, table in tables.items()
+    }
+    pictures.plot_distances(tables, results, folder / "attention.png")
+    numbers = {"seeds": settings["seeds"], "means": means, "of each seed": seeds}
+    _leave(folder, "attention", numbers, report.distance_table(means, results, config.examples))
 
 
 def temperature(config: TemperatureConfig) -> None:

@@ -68,21 +68,23 @@ def plot_rank(all_results: list[dict], path: Path) -> None:
     save_figure(figure, path)
 
 
-def plot_distances(table: dict, results: dict, path: Path) -> None:
-    """Draws the distance of each encoding's attention from NoPE's, by layer and by length."""
-    figure, ((layers, lengths),) = new_figure(2)
-    for name, curve in table.items():
-        label, colour, marker = style(name)
-        label = "NoPE, other seed" if name == "nope" else label
-        rows = [row for rows in curve.values() for row in rows]
-        by_layer = [mean(layer) for layer in zip(*rows, strict=True)]
-        layers.plot(range(1, len(by_layer) + 1), by_layer, color=colour, marker=marker, label=label)
-        middle = [mean(map(mean, rows)) for rows in curve.values()]
-        lengths.plot(curve.keys(), middle, color=colour, marker=marker, markersize=4)
-    layers.set(xlabel="layer", ylabel="distance to NoPE (nats)", ylim=(0, None), xticks=range(1, len(by_layer) + 1))
-    figure.legend(*layers.get_legend_handles_labels(), loc="outside right center", frameon=False)
-    lengths.set(xlabel=TASKS[results["task"]].length_unit, ylim=(0, None))
-    _mark_training(lengths, results)
+def plot_distances(tables: dict, results: dict, path: Path) -> None:
+    """Draws the distance of each encoding's attention from NoPE's, by layer and by length; a row for each measure."""
+    figure, axes = new_figure(2, len(tables))
+    for (layers, lengths), (measure, table) in zip(axes, tables.items(), strict=True):
+        for name, curve in table.items():
+            label, colour, marker = style(name)
+            label = "NoPE, other seed" if name == "nope" else label
+            rows = [row for rows in curve.values() for row in rows]
+            by_layer = [mean(layer) for layer in zip(*rows, strict=True)]
+            layers.plot(range(1, len(by_layer) + 1), by_layer, color=colour, marker=marker, label=label)
+            middle = [mean(map(mean, rows)) for rows in curve.values()]
+            lengths.plot(curve.keys(), middle, color=colour, marker=marker, markersize=4)
+        layers.set(title=measure, xlabel="layer", ylabel="distance to NoPE (nats)", ylim=(0, None))
+        layers.set_xticks(range(1, len(by_layer) + 1))
+        lengths.set(title=measure, xlabel=TASKS[results["task"]].length_unit, ylim=(0, None))
+        _mark_training(lengths, results)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     figure.suptitle(f"Distance of attention from NoPE's ({name_of(results)})")
     save_figure(figure, path)
 

@@ -5,6 +5,7 @@ from statistics import fmean, mean, stdev
 
 from vine_mini.app.tables import columns
 from vine_mini.lengthgen import paper
+from vine_mini.lengthgen.attention import OFFICIAL
 from vine_mini.lengthgen.own import short
 from vine_mini.lengthgen.tasks import TASKS
 from vine_mini.types import UserError
@@ -14,6 +15,15 @@ def name_of(results: dict) -> str:
     """The task, and its scratchpad if there is one."""
     pad = results["settings"]["scratchpad"]
     return short(results["task"]) + ("" if pad == "none" else f", scratchpad {pad}")
+
+
+def seen(results: dict) -> dict[str, dict[int, float]]:
+    """encoding -> seed -> accuracy in training: the mean over its lengths"""
+    shares: dict[str, dict[int, float]] = {}
+    for run in results["runs"]:
+        within = [share for n, share in run["accuracy"].items() if n <= results["settings"]["train_lengths"][1]]
+        shares.setdefault(run["encoding"], {})[run["seed"]] = fmean(within)
+    return shares
 
 
 def extrapolation(results: dict, *, by_example: bool = False) -> dict[str, dict[int, float]]:
@@ -157,14 +167,23 @@ def _beside_the_paper(results: dict, names: list[str], by_example: bool) -> list
     return cells
 
 
-def distance_table(distances: dict[str, dict[str, float]], examples: int) -> str:
-    """Rows are layers and means; the last row is the paper's. Columns are encodings, the nearest to NoPE first."""
-    names = sorted(distances, key=lambda name: distances[name]["all layers"])
-    rows = [["distance to NoPE (nats)", *("nope, other seed" if name == "nope" else short(name) for name in names)]]
-    rows += [[measure, *(f"{distances[name][measure]:.3f}" for name in names)] for measure in distances[names[0]]]
-    theirs = [paper.of(name, paper.ATTENTION_DISTANCE) for name in names]
-    rows.append(["paper (SCAN; another measure)", *("" if figure is None else f"{figure:.3f}" for figure in theirs)])
-    return f"{columns(rows)}\n\n{examples} sequences of each length and seed"
+def distance_table(means: dict[str, dict[str, dict[str, float]]], results: dict, examples: int) -> str:
+    """A table for each measure. Rows are layers and means. Columns are encodings, the nearest to NoPE first.
+
+    means: measure -> encoding -> what -> distance. The official code's measure has a row with the paper's figures.
+    """
+    right = seen(results)
+    texts = []
+    for measure, distances in means.items():
+        names = sorted(distances, key=lambda name: distances[name]["all layers"])
+        rows = [["distance to NoPE (nats)", *("nope, other seed" if name == "nope" else short(name) for name in names)]]
+        rows += [[what, *(f"{distances[name][what]:.3f}" for name in names)] for what in distances[names[0]]]
+        if measure == OFFICIAL:
+            theirs = [paper.of(name, paper.ATTENTION_DISTANCE) for name in names]
+            rows.append(["paper, all layers (SCAN)", *("" if figure is None else f"{figure:.3f}" for figure in theirs)])
+        rows.append(["exact match on seen lengths, %", *(cell([*right[name].values()]) for name in names)])
+        texts.append(f"{measure}\n\n{columns(rows)}\n")
+    return "\n".join([*texts, f"{name_of(results)}: {examples} sequences of each length and seed"])
 
 
 def temperature_table(curves: dict[str, dict[float, dict[int, list[float]]]], longest: int) -> str:
