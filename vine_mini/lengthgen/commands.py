@@ -10,8 +10,9 @@ from vine_mini.app.files import write_text
 from vine_mini.app.runs import check_writable, new_folder
 from vine_mini.lengthgen import pictures, report
 from vine_mini.lengthgen.attention import distances_to_nope, of_each_seed, summary
-from vine_mini.lengthgen.config import AttentionConfig, LengthgenConfig, RankConfig, TemperatureConfig, TheoryConfig
+from vine_mini.lengthgen.config import AttentionConfig, LengthgenConfig, ProbeConfig, RankConfig, TemperatureConfig, TheoryConfig
 from vine_mini.lengthgen.own import short
+from vine_mini.lengthgen.probe import means, probe_folder
 from vine_mini.lengthgen.results import load_model, load_results, write_json
 from vine_mini.lengthgen.sweep import sweep
 from vine_mini.lengthgen.theory import demonstrate
@@ -53,14 +54,27 @@ def attention(config: AttentionConfig) -> None:
         raise UserError(f"{folder}: the comparison needs nope with at least two seeds")
     with tqdm(total=len(results["runs"]), desc="pairs of models", dynamic_ncols=True) as bar:
         tables = distances_to_nope(results, folder, config.examples, bar.update)
-    means = {measure: summary(table, settings["train_lengths"][1]) for measure, table in tables.items()}
+    summaries = {measure: summary(table, settings["train_lengths"][1]) for measure, table in tables.items()}
     seeds = {
         measure: {name: of_each_seed(by_length, len(settings["seeds"])) for name, by_length in table.items()}
         for measure, table in tables.items()
     }
     pictures.plot_distances(tables, results, folder / "attention.png")
-    numbers = {"seeds": settings["seeds"], "means": means, "of each seed": seeds}
-    _leave(folder, "attention", numbers, report.distance_table(means, results, config.examples))
+    numbers = {"seeds": settings["seeds"], "means": summaries, "of each seed": seeds}
+    _leave(folder, "attention", numbers, report.distance_table(summaries, results, config.examples))
+
+
+def probe(config: ProbeConfig) -> None:
+    """The `lengthgen probe` command."""
+    folder, results = _finished(config)
+    settings = results["settings"]
+    if "nope" not in settings["encodings"]:
+        raise UserError(f"{folder}: there is no NoPE to probe")
+    with tqdm(total=len(settings["seeds"]), desc="NoPE models", dynamic_ncols=True) as bar:
+        found = probe_folder(results, folder, config.examples, bar.update)
+    pictures.plot_probe(means(found), results, folder / "probe.png")
+    numbers = {"seeds": settings["seeds"], "networks": found}
+    _leave(folder, "probe", numbers, report.probe_table(means(found), results))
 
 
 def temperature(config: TemperatureConfig) -> None:
@@ -110,6 +124,7 @@ COMMANDS: dict[str, tuple[Callable, type]] = {
     "lengthgen": (train, LengthgenConfig),
     "lengthgen rank": (rank, RankConfig),
     "lengthgen attention": (attention, AttentionConfig),
+    "lengthgen probe": (probe, ProbeConfig),
     "lengthgen temperature": (temperature, TemperatureConfig),
     "lengthgen theory": (theory, TheoryConfig),
 }

@@ -169,6 +169,18 @@ class AttentionConfig:
 
 
 @dataclass
+class ProbeConfig:
+    """Look for positions in the trained NoPE models of a `lengthgen` folder, with a linear probe at each place of the network."""
+
+    results: list[str] = _list((), "The folder. It must hold NoPE.")
+    examples: Annotated[int, Range(2)] = knob(50, "Sequences of each length to fit, and as many others to test.")
+
+    def __post_init__(self):
+        check_ranges(self)
+        _one_folder(self, "probe")
+
+
+@dataclass
 class TemperatureConfig:
     """Test the models of a `lengthgen` folder again with their attention logits divided by a temperature (below 1: sharper)."""
 

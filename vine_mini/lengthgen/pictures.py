@@ -113,6 +113,25 @@ def plot_temperatures(curves: dict[str, dict[float, dict[int, list[float]]]], re
     save_figure(figure, path)
 
 
+def plot_probe(means: dict, results: dict, path: Path) -> None:
+    """Draws R² of the probes at each place: t and 1/t, on seen lengths (filled) and on longer ones (hollow)."""
+    figure, (axes,) = new_figure(2)
+    figure.set_size_inches(11, 4.6)
+    names = list(means["trained"])
+    for axis, target in zip(axes, ("t", "1/t"), strict=True):
+        for (network, table), colour in zip(means.items(), COLOURS, strict=False):
+            for lengths, fill in (("seen", colour), ("longer", "none")):
+                shown = [max(table[place][target][lengths], -1) for place in names if place in table]
+                label = f"{network}, {lengths} lengths"
+                axis.plot(shown, "o-", color=colour, markerfacecolor=fill, alpha=1 if lengths == "seen" else 0.6, label=label)
+        axis.axhline(0, color="0.4", linewidth=1)
+        axis.set_xticks(range(len(names)), names, rotation=60, ha="right")
+        axis.set(title=f"probe of {target}", ylabel="R² (values below -1 are drawn at -1)", ylim=(-1.08, 1.08))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    figure.suptitle(f"Does NoPE write positions? ({name_of(results)})")
+    save_figure(figure, path)
+
+
 def plot_theory(shown: dict, path: Path) -> None:
     """Draws the positions that the built weights write, whole and broken, and the last token's attention beside ALiBi's."""
     figure, ((positions, attention),) = new_figure(2)

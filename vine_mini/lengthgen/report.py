@@ -186,6 +186,20 @@ def distance_table(means: dict[str, dict[str, dict[str, float]]], results: dict,
     return "\n".join([*texts, f"{name_of(results)}: {examples} sequences of each length and seed"])
 
 
+def probe_table(means: dict, results: dict) -> str:
+    """R² of each probe, a row for each place in the network; the columns are networks, targets and lengths."""
+    columns_of = [(network, target, name) for network in means for target in ("t", "1/t") for name in ("seen", "longer")]
+    rows = [["R² of a linear probe", *(f"{network}: {target}, {name}" for network, target, name in columns_of)]]
+    for place in means["trained"]:
+        cells = []
+        for network, target, name in columns_of:
+            value = means[network].get(place, {}).get(target, {}).get(name)  # the construction has two layers
+            cells.append("" if value is None else f"{value:.3f}" if value > -10 else "below -10")
+        rows.append([place, *cells])
+    seeds = len(results["settings"]["seeds"])
+    return f"{columns(rows)}\n\n{name_of(results)}: NoPE, mean of {seeds} seeds. t is the position, counted from 1."
+
+
 def temperature_table(curves: dict[str, dict[float, dict[int, list[float]]]], longest: int) -> str:
     """Accuracy in per cent on the lengths beyond `longest`: a row for each encoding, a column for each temperature."""
     rows = [["exact match beyond training, %", *(f"{t:g}" for t in next(iter(curves.values())))]]
