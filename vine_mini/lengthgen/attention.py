@@ -9,6 +9,10 @@ code" is what the paper's figures show. That code calls the KL divergence with s
 / 2 with M the average. This quantity has no upper bound: it weighs most the keys that one of the two heads hardly attends to.
 The code also takes only the pairs whose first head has the lower index.
 
+NoPE with one seed is compared with the other model's next seed. With the same seed the two models would share initial weights and
+training examples, which two NoPE models of different seeds do not. The official code compares models of the same seed, so "official
+code, same seed" does too.
+
 Deviation: a weight that underflows to zero counts as 1e-38. The official code gets infinity there.
 """
 
@@ -22,6 +26,7 @@ from vine_mini.lengthgen.results import load_model
 from vine_mini.lengthgen.train import EVAL_SEED, collate, evaluation_examples, position_ids_of
 
 MEASURES = PAPER, OFFICIAL = "Jensen-Shannon", "official code"
+SAME_SEED = "official code, same seed"
 TINY = 1e-38  # about the smallest normal float32
 
 
@@ -62,7 +67,7 @@ def layer_distance(p, q, lengths, measure: str = PAPER):
 
 
 @torch.no_grad()
-def model_distances(a, b, examples, config: LengthgenConfig) -> dict[str, list[list[float]]]:
+def model_distances(a, b, examples, config: LengthgenConfig, measures=MEASURES) -> dict[str, list[list[float]]]:
     """The distances of two models on prompts with their right answers. -> measure -> [sequence][layer]"""
     ids, mask = collate(examples, "cpu")
     lengths = ids.shape[1] - mask.flip(1).argmax(dim=1)  # the last target token ends a sequence
@@ -72,14 +77,15 @@ def model_distances(a, b, examples, config: LengthgenConfig) -> dict[str, list[l
         return model(input_ids=ids, position_ids=position_ids, output_attentions=True, use_cache=False).attentions
 
     layers = [(p.double(), q.double()) for p, q in zip(attentions(a), attentions(b), strict=True)]
-    measures = MEASURES if config.heads > 1 else MEASURES[:1]
     return {
-        measure: torch.stack([layer_distance(p, q, lengths, measure) for p, q in layers], dim=1).tolist() for measure in measures
+        measure: torch.stack([layer_distance(p, q, lengths, measure) for p, q in layers], dim=1).tolist()
+        for measure in measures
+        if measure == PAPER or config.heads > 1  # the official code has no pair of a single head
     }
 
 
 def distances_to_nope(results: dict, folder: str | Path, n: int, progress=None) -> dict[str, dict[str, dict[int, list]]]:
-    """The distances of NoPE from every encoding with the same seed, and from NoPE with the next seed.
+    """The distances of NoPE from every encoding, by each measure. The next seed of the last seed is the first one.
 
     Args:
         results, folder: a `lengthgen` run with models, NoPE with two seeds among them.
@@ -92,9 +98,13 @@ def distances_to_nope(results: dict, folder: str | Path, n: int, progress=None) 
     for k, seed in enumerate(config.seeds):
         nope = load_model(folder, config, "nope", seed)
         for name in config.encodings:
-            other = load_model(folder, config, name, config.seeds[(k + 1) % len(config.seeds)] if name == "nope" else seed)
+            other = load_model(folder, config, name, config.seeds[(k + 1) % len(config.seeds)])
+            same = other if name == "nope" else load_model(folder, config, name, seed)
             for length in config.lengths():
-                found = model_distances(nope, other, evaluation_examples(config, length, n), config)
+                examples = evaluation_examples(config, length, n)
+                found = model_distances(nope, other, examples, config)
+                if OFFICIAL in found:
+                    found[SAME_SEED] = model_distances(nope, same, examples, config, [OFFICIAL])[OFFICIAL]
                 for measure, rows in found.items():
                     tables.setdefault(measure, {}).setdefault(name, {}).setdefault(length, []).extend(rows)
             if progress:

@@ -1,6 +1,5 @@
-"""The command line of length generalization: `python -m vine_mini lengthgen [rank | attention | temperature | theory]`."""
+"""The `lengthgen` commands, but for `lengthgen study`."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,10 +9,19 @@ from vine_mini.app.files import write_text
 from vine_mini.app.runs import check_writable, new_folder
 from vine_mini.lengthgen import pictures, report
 from vine_mini.lengthgen.attention import distances_to_nope, of_each_seed, summary
-from vine_mini.lengthgen.config import AttentionConfig, LengthgenConfig, ProbeConfig, RankConfig, TemperatureConfig, TheoryConfig
+from vine_mini.lengthgen.config import (
+    AttentionConfig,
+    FullSizeConfig,
+    LengthgenConfig,
+    ProbeConfig,
+    RankConfig,
+    TemperatureConfig,
+    TheoryConfig,
+)
+from vine_mini.lengthgen.cost import cost
 from vine_mini.lengthgen.own import short
 from vine_mini.lengthgen.probe import means, probe_folder
-from vine_mini.lengthgen.results import load_model, load_results, write_json
+from vine_mini.lengthgen.results import load_model, load_results, load_so_far, write_json
 from vine_mini.lengthgen.sweep import sweep
 from vine_mini.lengthgen.theory import demonstrate
 from vine_mini.lengthgen.train import evaluate
@@ -25,12 +33,27 @@ def train(config: LengthgenConfig) -> None:
     pad = "" if config.scratchpad == "none" else f"-{config.scratchpad}"
     begun = config.out is not None and (Path(config.out) / "results.json").is_file()
     folder = Path(config.out) if begun else new_folder(config.out, f"lengthgen-{short(config.task)}{pad}")
-    results = sweep(config, folder)
+    sweep(config, folder)
+    print(write_tables(folder))
+    print(f"everything is in {folder}")
+
+
+def full_size(config: FullSizeConfig) -> None:
+    """The `lengthgen full-size` command."""
+    for name in config.encodings:
+        print(f"{short(name)}: {cost(config, name)}", flush=True)
+    train(config)
+
+
+def write_tables(folder: Path) -> str:
+    """Writes table and picture of the seeds with which all encodings of a folder have run. -> the table"""
+    results = load_so_far(folder)
+    if results is None:
+        raise UserError(f"{folder} has no results")
     table = report.accuracy_table(results)
     write_text(folder / "table.md", table + "\n")
     pictures.plot_accuracy(results, folder / "accuracy.png")
-    print(table)
-    print(f"everything is in {folder}")
+    return table
 
 
 def rank(config: RankConfig) -> None:
@@ -118,28 +141,3 @@ def theory(config: TheoryConfig) -> None:
         print(f"{curve[config.length]:12.2f} {beyond}   {what}")
     pictures.plot_theory(shown, folder / "theory.png")
     print(f"picture: {folder / 'theory.png'}")
-
-
-COMMANDS: dict[str, tuple[Callable, type]] = {
-    "lengthgen": (train, LengthgenConfig),
-    "lengthgen rank": (rank, RankConfig),
-    "lengthgen attention": (attention, AttentionConfig),
-    "lengthgen probe": (probe, ProbeConfig),
-    "lengthgen temperature": (temperature, TemperatureConfig),
-    "lengthgen theory": (theory, TheoryConfig),
-}
-
-
-def words(argv: list[str]) -> tuple[str, list[str]]:
-    """Splits the words after `lengthgen` into a command and flags. Raises UserError for an unknown command.
-
-    `rank A B --out C` -> ("lengthgen rank", --results A B --out C)
-    """
-    if not argv or argv[0].startswith("-"):
-        return "lengthgen", argv
-    name, rest = f"lengthgen {argv[0]}", argv[1:]
-    if name not in COMMANDS:
-        raise UserError(f"unknown command {argv[0]!r}: choose from {', '.join(c.split()[1] for c in COMMANDS if ' ' in c)}")
-    if rest and not rest[0].startswith("-") and name != "lengthgen theory":
-        return name, ["--results", *rest]
-    return name, rest

@@ -68,6 +68,29 @@ def plot_rank(all_results: list[dict], path: Path) -> None:
     save_figure(figure, path)
 
 
+def plot_heatmap(all_results: list[dict], path: Path) -> None:
+    """Draws accuracy by length and encoding, a panel for each task. A line stands at the end of training."""
+    across = min(3, len(all_results))
+    figure, axes = new_figure(across, -(-len(all_results) // across))
+    most = max(len(by_length(results)) for results in all_results)
+    figure.set_size_inches(4.6 * across, (0.9 + 0.2 * most) * len(axes))
+    for axis in axes.flatten()[len(all_results) :]:
+        axis.remove()
+    for axis, results in zip(axes.flatten(), all_results, strict=False):
+        table = by_length(results)
+        lengths = list(next(iter(table.values())))
+        shares = [[mean(curve[length]) for length in lengths] for curve in table.values()]
+        image = axis.imshow(shares, vmin=0, vmax=1, cmap="viridis", aspect="auto", interpolation="nearest")
+        axis.axvline(sum(n <= results["settings"]["train_lengths"][1] for n in lengths) - 0.5, color="white", linestyle="--")
+        some = range(0, len(lengths), -(-len(lengths) // 10))
+        axis.set_xticks(some, [lengths[i] for i in some], fontsize=8)
+        axis.set_yticks(range(len(table)), [style(name)[0] for name in table], fontsize=8)
+        axis.set_title(f"{name_of(results)}: {TASKS[results['task']].length_unit}", fontsize=9)
+        axis.grid(False)
+    figure.colorbar(image, ax=list(axes.flatten()[: len(all_results)]), label="exact match", shrink=0.4)
+    save_figure(figure, path)
+
+
 def plot_distances(tables: dict, results: dict, path: Path) -> None:
     """Draws the distance of each encoding's attention from NoPE's, by layer and by length; a row for each measure."""
     figure, axes = new_figure(2, len(tables))
