@@ -579,7 +579,7 @@ def test_theory_command(run, tmp_path):
         (["--device", "warp"], "'warp'"),
         (["--encodings", "hybrid", "--nope_every", "9"], "nope_every = 9"),
         (["--colour", "red"], "unrecognized"),
-        (["train"], "unknown command 'train': choose from rank"),
+        (["train"], "unknown command 'train': choose from study"),
         (["theory", "63"], "unrecognized arguments: 63"),
         (["--out", ""], "--out is empty"),
         (["--heads", "3"], "heads = 3"),

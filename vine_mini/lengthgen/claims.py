@@ -64,22 +64,29 @@ def ranks(rows: list[dict]) -> list[Finding]:
     names = list(tasks[0][0])
     theirs = dict(zip(paper.COLUMNS, paper.MEAN_RECIPROCAL_RANK, strict=True))
     levels = {name: fmean(paper.ACCURACY[task][i] for task in paper.ACCURACY) for i, name in enumerate(paper.COLUMNS)}
-    reciprocal = [[report.reciprocal_ranks(query) for query in task] for task in tasks]
+    reciprocal = _Gaps([[report.reciprocal_ranks(query) for query in task] for task in tasks])
+    points = _Gaps([[{name: 100 * share for name, share in query.items()} for query in task] for task in tasks])
     where = f"{len(rows)} tasks"
     found = []
     for first, second in pairwise(names):
         figure = f"{paper.of(first, theirs) - paper.of(second, theirs):+.3f}"
-        found.append(Finding("rank", f"{first} - {second}, {where}", figure, _gap(reciprocal, first, second), "", "rows"))
+        found.append(Finding("rank", f"{first} - {second}, {where}", figure, reciprocal.of(first, second), "", "rows"))
     for other in names[1:] if names[0] == "nope" else []:
-        gap = _gap([[{name: 100 * share for name, share in query.items()} for query in task] for task in tasks], "nope", other)
         figure = f"{100 * (levels['nope'] - paper.of(other, levels)):+.1f}"
-        found.append(Finding("accuracy", f"nope - {other}, mean of {where}", figure, gap, "points", "rows"))
+        what = f"nope - {other}, mean of {where}"
+        found.append(Finding("accuracy", what, figure, points.of("nope", other), "points", "rows"))
     return found
 
 
-def _gap(tasks: list[list[dict[str, float]]], first: str, second: str) -> tuple[float, float, float]:
-    draws = [row[first] - row[second] for row in report.redrawn(tasks)]
-    return fmean(row[first] - row[second] for task in tasks for row in task), *report.middle(draws)
+class _Gaps:
+    """Differences of two encodings' means over tasks and seeds, with bootstrap intervals. tasks: as for `report.redrawn`."""
+
+    def __init__(self, tasks: list[list[dict[str, float]]]):
+        self.rows, self.draws = [row for task in tasks for row in task], report.redrawn(tasks)
+
+    def of(self, first: str, second: str) -> tuple[float, float, float]:
+        """Mean, low, high of the first - the second."""
+        return fmean(row[first] - row[second] for row in self.rows), *report.middle([d[first] - d[second] for d in self.draws])
 
 
 def levels(rows: list[dict]) -> list[Finding]:

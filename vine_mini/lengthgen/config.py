@@ -252,7 +252,10 @@ class StudyConfig:
         check_seeds(self.seeds)
         if self.quick:
             self.seeds = self.seeds[:2]
-        self.out = self.out or ("runs/lengthgen-study-quick" if self.quick else "runs/lengthgen-study")
+        if self.out is None:
+            self.out = "runs/lengthgen-study-quick" if self.quick else "runs/lengthgen-study"
+        if not self.out.strip():
+            raise UserError("--out is empty: name a folder, or leave it out")
 
 
 def check_seeds(seeds: list[int]) -> None:

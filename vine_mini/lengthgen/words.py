@@ -19,13 +19,13 @@ from vine_mini.types import UserError
 
 COMMANDS: dict[str, tuple[Callable, type]] = {
     "lengthgen": (commands.train, LengthgenConfig),
-    "lengthgen full-size": (commands.full_size, FullSizeConfig),
     "lengthgen study": (study, StudyConfig),
     "lengthgen rank": (commands.rank, RankConfig),
     "lengthgen attention": (commands.attention, AttentionConfig),
     "lengthgen probe": (commands.probe, ProbeConfig),
     "lengthgen temperature": (commands.temperature, TemperatureConfig),
     "lengthgen theory": (commands.theory, TheoryConfig),
+    "lengthgen full-size": (commands.full_size, FullSizeConfig),
 }
 
 
