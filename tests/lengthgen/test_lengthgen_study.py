@@ -14,6 +14,7 @@ from vine_mini.lengthgen.config import PARTS, LengthgenConfig, StudyConfig, deco
 from vine_mini.lengthgen.parts import folders, sweeps
 from vine_mini.lengthgen.results import load_results, load_so_far, merged
 from vine_mini.lengthgen.sweep import sweep
+from vine_mini.lengthgen.train import Diverged
 
 
 def results_of(task, accuracy, seeds=(0, 1, 2), **more):
@@ -112,6 +113,23 @@ def test_it_runs_judges_and_goes_on_where_it_stopped(quick, tmp_path, capsys, mo
     assert load_results(out / "copy")["settings"]["seeds"] == [0, 1]
     before = (out / "claims.md").read_text()
     assert study(out, "--parts", "rows") == 0 and len(quick) == 24 and (out / "claims.md").read_text() == before
+
+
+@pytest.mark.slow
+def test_a_run_that_diverges_does_not_stop_the_others(quick, tmp_path, capsys, monkeypatch):
+    whole = sweep_module._run
+
+    def run(job, progress):
+        if job[0].task == "copy" and job[1:3] == ("alibi", 1):
+            raise Diverged("alibi, seed 1: training diverged at update 3; lower --lr (now 0.002)")
+        return whole(job, progress)
+
+    monkeypatch.setattr(sweep_module, "_run", run)
+    assert study(tmp_path / "study", "--parts", "rows") == 0
+    assert "copy: alibi, seed 1: training diverged at update 3" in capsys.readouterr().out
+    assert len(load_results(tmp_path / "study" / "sort")["runs"]) == 12
+    assert load_so_far(tmp_path / "study" / "copy")["settings"]["seeds"] == [0]
+    assert json.loads((tmp_path / "study" / "copy" / "probe.json").read_text())["seeds"] == [0]  # of the whole seed
 
 
 def runs_in(out):

@@ -71,7 +71,7 @@ def rank(config: RankConfig) -> None:
 
 def attention(config: AttentionConfig) -> None:
     """The `lengthgen attention` command."""
-    folder, results = _finished(config)
+    folder, results = _results_of(config)
     settings = results["settings"]
     if "nope" not in settings["encodings"] or len(settings["seeds"]) < 2:
         raise UserError(f"{folder}: the comparison needs nope with at least two seeds")
@@ -89,7 +89,7 @@ def attention(config: AttentionConfig) -> None:
 
 def probe(config: ProbeConfig) -> None:
     """The `lengthgen probe` command."""
-    folder, results = _finished(config)
+    folder, results = _results_of(config)
     settings = results["settings"]
     if "nope" not in settings["encodings"]:
         raise UserError(f"{folder}: there is no NoPE to probe")
@@ -102,7 +102,7 @@ def probe(config: ProbeConfig) -> None:
 
 def temperature(config: TemperatureConfig) -> None:
     """The `lengthgen temperature` command."""
-    folder, results = _finished(config)
+    folder, results = _results_of(config)
     run = LengthgenConfig(**results["settings"])
     curves: dict = {name: {t: {} for t in config.temperatures} for name in run.encodings}
     models = [(name, seed, t) for name in run.encodings for seed in run.seeds for t in config.temperatures]
@@ -115,11 +115,11 @@ def temperature(config: TemperatureConfig) -> None:
     _leave(folder, "temperature", curves, report.temperature_table(curves, run.train_lengths[1]))
 
 
-def _finished(config) -> tuple[Path, dict]:
+def _results_of(config) -> tuple[Path, dict]:
     torch.set_num_threads(1)  # more threads do not speed up such small models
     folder = Path(config.results[0])
     check_writable(folder / "table.md")
-    return folder, load_results(folder)
+    return folder, load_so_far(folder) or load_results(folder)  # the latter says what is missing
 
 
 def _leave(folder: Path, name: str, numbers: dict, table: str) -> None:

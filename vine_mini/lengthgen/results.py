@@ -36,7 +36,7 @@ def begin(config: LengthgenConfig, folder: Path) -> dict:
 
 
 def load_results(folder: str | Path) -> dict:
-    """The results of a finished run. Raises UserError for missing, foreign or unfinished results."""
+    """The results of a finished sweep. Raises UserError for missing, foreign or unfinished results."""
     results = _read(Path(folder))
     settings = results["settings"]
     asked = {(name, seed) for name in settings["encodings"] for seed in settings["seeds"]}

@@ -19,6 +19,7 @@ from vine_mini.lengthgen.config import PARTS, AttentionConfig, ProbeConfig, Stud
 from vine_mini.lengthgen.parts import folders, sweeps
 from vine_mini.lengthgen.results import load_so_far, merged
 from vine_mini.lengthgen.sweep import sweep
+from vine_mini.lengthgen.train import Diverged
 
 PROBED = ("copy", "sort", "parity")
 
@@ -28,18 +29,23 @@ def study(config: StudyConfig) -> None:
     folder = Path(config.out or "")
     check_writable(folder / "claims.md")
     folder.mkdir(parents=True, exist_ok=True)
+    diverged = []
     with locked(folder):
         try:
             for part in config.parts:
                 todo = sweeps(part, config)
                 for i, (name, settings) in enumerate(todo):
                     print(f"{part}, sweep {i + 1} of {len(todo)}: {name}, seed {settings.seeds[0]}", flush=True)
-                    sweep(settings, folder / name, again=folder)
-                    commands.write_tables(folder / name)
+                    try:
+                        sweep(settings, folder / name, again=folder)
+                    except Diverged as error:  # hours of other runs do not wait for this one
+                        diverged.append(f"{name}: {error}")
+                    if load_so_far(folder / name):
+                        commands.write_tables(folder / name)
                 measure(part, folder)
         finally:  # whatever happens, the runs that have finished are judged
             write_report(folder)
-    print(f"everything is in {folder}")
+    print(*diverged, f"everything is in {folder}", sep="\n")
 
 
 def measure(part: str, folder: Path) -> None:

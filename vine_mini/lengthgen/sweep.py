@@ -21,7 +21,7 @@ from vine_mini.lengthgen import results
 from vine_mini.lengthgen.config import LengthgenConfig
 from vine_mini.lengthgen.own import find_task, short
 from vine_mini.lengthgen.tasks import IDS, TOKEN
-from vine_mini.lengthgen.train import evaluate, longest_sequence, train
+from vine_mini.lengthgen.train import Diverged, evaluate, longest_sequence, train
 from vine_mini.models import pick_device, save_policy
 from vine_mini.types import UserError
 
@@ -31,7 +31,7 @@ def sweep(config: LengthgenConfig, folder: Path, again: Path | None = None) -> d
 
     results.json is written after each run. In a folder where the same sweep was interrupted, only the missing runs are made. A
     sweep with other seeds adds its runs. `again` is the --out with which the user's command goes on; left out: `folder`. Raises
-    UserError.
+    UserError, and Diverged where training diverges; other runs then stop as well.
     """
     check_positions(config)
     device = pick_device(config.device)
@@ -54,9 +54,9 @@ def sweep(config: LengthgenConfig, folder: Path, again: Path | None = None) -> d
     except BrokenProcessPool as error:
         lost = "the system ended a process, perhaps for lack of memory: try fewer --processes"
         raise UserError(f"{lost}. {_kept(found, asked, folder, again or folder)}") from error
-    except UserError as error:  # training diverged
+    except Diverged as error:
         _kept(found, asked, folder, again or folder)
-        raise UserError(f"{error}, and choose another --out") from error
+        raise Diverged(f"{error}, and choose another --out") from error
     except KeyboardInterrupt:
         print(f"\n{_kept(found, asked, folder, again or folder)}", file=sys.stderr)
         raise
