@@ -16,8 +16,8 @@ FLOORS = [
     ["algorithms", "evaluate"],
     ["trainer", "self_training"],
     ["app"],
-    ["credit_page", "credit_cost", "value_errors", "lengthgen"],
-    ["demo", "study"],
+    ["credit_page", "credit_cost", "value_errors", "lengthgen", "study"],
+    ["demo"],
     ["cli", "__main__"],
 ]
 # The files of one VinePPO iteration, in reading order.

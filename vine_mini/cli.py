@@ -19,7 +19,7 @@ from vine_mini.app.flags import parse
 from vine_mini.credit_cost.command import credit_cost
 from vine_mini.credit_page.command import credit
 from vine_mini.demo import demo
-from vine_mini.lengthgen import commands as lengthgen
+from vine_mini.lengthgen import words as lengthgen
 from vine_mini.study.command import study
 from vine_mini.study.config import StudyConfig
 from vine_mini.types import UserError

@@ -7,7 +7,7 @@ import torch
 
 from vine_mini.decoder.positions import alibi_slopes
 from vine_mini.lengthgen import theory
-from vine_mini.lengthgen.attention import entropy, jensen_shannon, layer_distance, summary
+from vine_mini.lengthgen.attention import OFFICIAL, entropy, jensen_shannon, layer_distance, of_each_seed, summary, swapped
 
 
 def sequence(length, batch=2):
@@ -102,6 +102,33 @@ def test_jensen_shannon_against_its_definition():
     x, y = torch.rand(2, 50, 7).softmax(-1)
     torch.testing.assert_close(jensen_shannon(x, y), jensen_shannon(y, x))
     assert (jensen_shannon(x, y) >= 0).all() and (jensen_shannon(x, y) <= math.log(2)).all()
+
+
+def test_the_official_divergence_against_pytorch_s_with_swapped_arguments():
+    """Theirs in torch.nn.functional: the input is log P, the target the average."""
+    p, q = torch.rand(2, 20, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).softmax(-1)
+    kl = lambda x: torch.nn.functional.kl_div(x.log(), (p + q) / 2, reduction="none").sum(-1)  # noqa: E731
+    torch.testing.assert_close(swapped(p, q), (kl(p) + kl(q)) / 2, rtol=0, atol=1e-12)
+    apart = torch.tensor([0.99, 0.01], dtype=torch.float64)
+    assert swapped(apart, apart.flip(0)).item() == pytest.approx(1.614, abs=1e-3)
+    near = torch.tensor([0.6, 0.4], dtype=torch.float64)
+    assert swapped(near, near.flip(0)).item() == pytest.approx(jensen_shannon(near, near.flip(0)).item(), rel=0.03)
+    masked = torch.tensor([1.0, 0.0])
+    assert swapped(masked, masked).item() == 0 and swapped(masked, masked.flip(0)).isfinite()
+
+
+def test_the_official_distance_pairs_a_head_with_later_heads_only():
+    p, q, lengths = attention(3, 6, 0), attention(3, 6, 1), torch.tensor([6, 4])
+    got = layer_distance(p, q, lengths, OFFICIAL)
+    for b, n in enumerate(lengths.tolist()):
+        pairs = [swapped(p[b, i, :n], q[b, j, :n]).mean() for i, j in ((0, 1), (0, 2), (1, 2))]
+        assert got[b].item() == pytest.approx(min(pairs).item(), abs=1e-12)
+    assert (layer_distance(p, p, lengths, OFFICIAL) > 0).all()  # a head is never compared with itself
+
+
+def test_distances_of_each_seed():
+    table = {2: [[0.1, 0.3], [0.2, 0.2], [0.5, 0.7], [0.6, 0.6]], 9: [[1.0, 1.0], [2.0, 2.0]]}  # two sequences, then one
+    assert of_each_seed(table, 2) == pytest.approx([(0.2 + 0.2 + 1) / 3, (0.6 + 0.6 + 2) / 3])
 
 
 def attention(heads, T, seed):

@@ -509,7 +509,16 @@ def test_attention_temperature_and_rank_read_a_run(run, folder, tmp_path):
     code, text, _ = run("attention", folder, "--examples", 2)
     assert code == 0 and "nope, other seed" in text and (folder / "attention.png").stat().st_size > 5000
     distances = json.loads((folder / "attention.json").read_text())
-    assert all(0 < distances[name]["all layers"] < 0.6932 for name in ("nope", "rope", "hybrid", "learned"))
+    for name in ("nope", "rope", "hybrid", "learned"):
+        assert 0 < distances["means"]["Jensen-Shannon"][name]["all layers"] < 0.6932
+        assert distances["means"]["official code"][name]["all layers"] > 0
+        seeds = distances["of each seed"]["Jensen-Shannon"][name]
+        assert len(seeds) == 2 and mean(seeds) == pytest.approx(distances["means"]["Jensen-Shannon"][name]["all layers"])
+    code, text, _ = run("probe", folder, "--examples", 3)
+    assert code == 0 and "after layer 2" in text and (folder / "probe.png").stat().st_size > 5000
+    probed = json.loads((folder / "probe.json").read_text())["networks"]
+    assert [len(probed[name]) for name in ("trained", "untrained", "constructed")] == [2, 2, 1]
+    assert probed["constructed"][0]["after layer 1"]["t"]["longer"] > 1 - 1e-6
     code, text, _ = run("temperature", folder, "--temperatures", 1, 0.5)
     assert code == 0 and (folder / "temperature.png").stat().st_size > 5000
     config = LengthgenConfig(**load_results(folder)["settings"])
@@ -570,7 +579,7 @@ def test_theory_command(run, tmp_path):
         (["--device", "warp"], "'warp'"),
         (["--encodings", "hybrid", "--nope_every", "9"], "nope_every = 9"),
         (["--colour", "red"], "unrecognized"),
-        (["train"], "unknown command 'train': choose from rank"),
+        (["train"], "unknown command 'train': choose from study"),
         (["theory", "63"], "unrecognized arguments: 63"),
         (["--out", ""], "--out is empty"),
         (["--heads", "3"], "heads = 3"),
@@ -579,6 +588,9 @@ def test_theory_command(run, tmp_path):
         (["attention", "nowhere"], "nowhere has no results.json"),
         (["attention"], "name one folder"),
         (["temperature", "nowhere"], "nowhere has no results.json"),
+        (["probe", "nowhere"], "nowhere has no results.json"),
+        (["probe"], "name one folder"),
+        (["probe", "nowhere", "--examples", "1"], "examples = 1"),
         (["temperature", "nowhere", "--temperatures", "0"], "temperatures = [0.0]"),
         (["temperature", "nowhere", "--temperatures", "1", "1"], "named once"),
         (["attention", "nowhere", "--examples", "0"], "examples = 0"),

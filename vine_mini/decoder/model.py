@@ -101,13 +101,13 @@ class Attention(nn.Module):
         """x [B, T, D], bias [B or 1, H or 1, Q, K] -> [B, Q, D], weights [B, H, Q, K] or None. Q = keep, or T if keep is 0."""
         B, T, _ = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # [3, B, H, T, d]
-        qk, v = qkv[:2], qkv[2]
+        q, k, v = qkv
         if self.queries_keys:
-            qk = self.queries_keys(qk, positions, self.config, self.encoding)
-        q, k = qk
+            q, k = self.queries_keys(torch.stack([q, k]), positions, self.config, self.encoding)
         if cache is not None:
             k, v = cache.update(k, v, self.layer)  # [B, H, K, d]
-        q = q[:, :, -keep:]  # [B, H, Q, d]
+        if keep:
+            q = q[:, :, -keep:]  # [B, H, Q, d]
         if self.content_bias:
             content = self.content_bias(q * self.config.head_size**-0.5, k, self.config, self.encoding)  # [B, H, Q, K]
             bias = bias + content / self.config.attention_temperature
@@ -134,8 +134,11 @@ class Layer(GradientCheckpointingLayer):
 
     def forward(self, h, positions, bias, cache, keep, return_weights):
         """h [B, T, D] -> the last Q positions [B, Q, D], attention weights or None. Q = keep, or T if keep is 0."""
-        attended, weights = self.attention(self.attention_norm(h), positions, bias[:, :, -keep:], cache, keep, return_weights)
-        h = h[:, -keep:] + attended
+        x = self.attention_norm(h)
+        if keep:  # a slice of everything would still be copied in the backward pass
+            h, bias = h[:, -keep:], bias[:, :, -keep:]
+        attended, weights = self.attention(x, positions, bias, cache, keep, return_weights)
+        h = h + attended
         return h + self.down(self.up(self.mlp_norm(h)).relu()), weights
 
 

@@ -1,13 +1,19 @@
-"""The Jensen-Shannon distance between the attention distributions of two models (section 5.2).
+"""The distance between the attention distributions of two models (section 5.2), in two measures.
 
-    D(P, Q) of two heads     mean over positions t of JSD(P_t, Q_t), the distributions over keys 1..t
-    D of two layers          the minimum over all pairs of a head of one model with a head of the other
+    D(P, Q) of two heads     mean over positions t of the divergence of P_t and Q_t, the distributions over keys 1..t
+    D of two layers          the minimum over pairs of a head of one model with a head of the other
     D of two models          mean over layers, sequences and seeds
 
-This is the definition in the paper. The official code computes another quantity: it calls the KL divergence with swapped
-arguments, which gives (KL(M|P) + KL(M|Q)) / 2 with M the average. That quantity has no upper bound, while JSD is at most ln 2 =
-0.693. The official code also skips pairs whose first head has the higher index. The order of the paper's published distances can
-be compared with ours, the numbers cannot.
+"Jensen-Shannon" is the paper's definition. The divergence is JSD, at most ln 2 = 0.693, and all pairs of heads count. "official
+code" is what the paper's figures show. That code calls the KL divergence with swapped arguments, which gives (KL(M|P) + KL(M|Q))
+/ 2 with M the average. This quantity has no upper bound: it weighs most the keys that one of the two heads hardly attends to.
+The code also takes only the pairs whose first head has the lower index.
+
+NoPE with one seed is compared with the other encoding's next seed. With the same seed the two models would share initial weights
+and training examples, which two NoPE models do not. The official code compares models of the same seed. So does "official code,
+same seed".
+
+Deviation: a weight that underflows to zero counts as 1e-38. The official code gets infinity there.
 """
 
 from pathlib import Path
@@ -19,10 +25,21 @@ from vine_mini.lengthgen.config import LengthgenConfig
 from vine_mini.lengthgen.results import load_model
 from vine_mini.lengthgen.train import EVAL_SEED, collate, evaluation_examples, position_ids_of
 
+MEASURES = PAPER, OFFICIAL = "Jensen-Shannon", "official code"
+SAME_SEED = "official code, same seed"
+TINY = 1e-38  # about the smallest normal float32
+
 
 def jensen_shannon(p, q):
     """JSD(p, q) = H((p + q) / 2) - (H(p) + H(q)) / 2 in nats, along the last dimension. 0 log 0 = 0."""
     return (entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2).clamp(min=0)  # rounding can give -1e-17
+
+
+def swapped(p, q):
+    """(KL(m | p) + KL(m | q)) / 2 in nats with m = (p + q) / 2, along the last dimension: the official code's divergence."""
+    m = (p + q) / 2
+    logs = sum(x.clamp(min=TINY).log() for x in (p, q)) / 2
+    return (torch.xlogy(m, m) - torch.where(m > 0, m * logs, 0)).sum(dim=-1).clamp(min=0)
 
 
 def entropy(p):
@@ -30,26 +47,28 @@ def entropy(p):
     return -torch.xlogy(p, p).sum(dim=-1)
 
 
-def layer_distance(p, q, lengths):
+def layer_distance(p, q, lengths, measure: str = PAPER):
     """The distance of two models' layers on each sequence.
 
     Args:
         p, q: attention weights [B, H, T, T] of the two models. Their numbers of heads H may differ.
         lengths: [B] tokens of each sequence. Positions beyond them are padding and do not count.
+        measure: "Jensen-Shannon" or "official code"; the latter needs two heads.
     Returns:
-        [B], the minimum over all pairs of heads of the mean over positions.
+        [B], the minimum over the pairs of heads of the mean over positions.
     """
     counted = (torch.arange(p.shape[2]) < lengths[:, None]).to(p.dtype)  # [B, T]
+    divergence, first = (jensen_shannon, 0) if measure == PAPER else (swapped, 1)
     pairs = []
     for i in range(p.shape[1]):  # all pairs at once would need H times the memory
-        distance = jensen_shannon(p[:, i, None], q)  # [B, H, T]
-        pairs.append((distance * counted[:, None]).sum(dim=-1) / lengths[:, None])  # [B, H]
+        distance = divergence(p[:, i, None], q[:, (i + 1) * first :])  # [B, heads, T]
+        pairs.append((distance * counted[:, None]).sum(dim=-1) / lengths[:, None])  # [B, heads]
     return torch.cat(pairs, dim=1).amin(dim=1)
 
 
 @torch.no_grad()
-def model_distance(a, b, examples, config: LengthgenConfig) -> list[list[float]]:
-    """The distance of two models on prompts with their right answers. -> [sequence][layer]"""
+def model_distances(a, b, examples, config: LengthgenConfig, measures=MEASURES) -> dict[str, list[list[float]]]:
+    """The distances of two models on prompts with their right answers. -> measure -> [sequence][layer]"""
     ids, mask = collate(examples, "cpu")
     lengths = ids.shape[1] - mask.flip(1).argmax(dim=1)  # the last target token ends a sequence
 
@@ -57,31 +76,49 @@ def model_distance(a, b, examples, config: LengthgenConfig) -> list[list[float]]
         position_ids = position_ids_of(model, ids, mask, config, torch.Generator().manual_seed(EVAL_SEED))
         return model(input_ids=ids, position_ids=position_ids, output_attentions=True, use_cache=False).attentions
 
-    one, two = attentions(a), attentions(b)
-    return torch.stack([layer_distance(p.double(), q.double(), lengths) for p, q in zip(one, two, strict=True)], dim=1).tolist()
+    layers = [(p.double(), q.double()) for p, q in zip(attentions(a), attentions(b), strict=True)]
+    return {
+        measure: torch.stack([layer_distance(p, q, lengths, measure) for p, q in layers], dim=1).tolist()
+        for measure in measures
+        if measure == PAPER or config.heads > 1  # the official code has no pair of a single head
+    }
 
 
-def distances_to_nope(results: dict, folder: str | Path, n: int, progress=None) -> dict[str, dict[int, list[list[float]]]]:
-    """The distance of NoPE from every encoding with the same seed, and from NoPE with the next seed.
+def distances_to_nope(results: dict, folder: str | Path, n: int, progress=None) -> dict[str, dict[str, dict[int, list]]]:
+    """The distances of NoPE from every encoding, by each measure. The next seed of the last seed is the first one.
 
     Args:
         results, folder: a `lengthgen` run with models, NoPE with two seeds among them.
         n: sequences of each length, in training and in the test.
     Returns:
-        encoding -> length -> [sequence and seed][layer].
+        measure -> encoding -> length -> [sequence, those of the first seed first][layer].
     """
     config = LengthgenConfig(**results["settings"])
-    table = {}
+    tables: dict[str, dict[str, dict[int, list]]] = {}
     for k, seed in enumerate(config.seeds):
         nope = load_model(folder, config, "nope", seed)
         for name in config.encodings:
-            other = load_model(folder, config, name, config.seeds[(k + 1) % len(config.seeds)] if name == "nope" else seed)
+            other = load_model(folder, config, name, config.seeds[(k + 1) % len(config.seeds)])
+            same = other if name == "nope" else load_model(folder, config, name, seed)
             for length in config.lengths():
-                rows = model_distance(nope, other, evaluation_examples(config, length, n), config)
-                table.setdefault(name, {}).setdefault(length, []).extend(rows)
+                examples = evaluation_examples(config, length, n)
+                found = model_distances(nope, other, examples, config)
+                if OFFICIAL in found:
+                    found[SAME_SEED] = model_distances(nope, same, examples, config, [OFFICIAL])[OFFICIAL]
+                for measure, rows in found.items():
+                    tables.setdefault(measure, {}).setdefault(name, {}).setdefault(length, []).extend(rows)
             if progress:
                 progress(1)
-    return table
+    return tables
+
+
+def of_each_seed(by_length: dict[int, list], seeds: int) -> list[float]:
+    """The mean over layers, sequences and lengths, for each seed. The sequences of a length stand in the order of the seeds."""
+    sizes = {length: len(rows) // seeds for length, rows in by_length.items()}
+    return [
+        mean(mean(row) for length, rows in by_length.items() for row in rows[k * sizes[length] : (k + 1) * sizes[length]])
+        for k in range(seeds)
+    ]
 
 
 def summary(table: dict, longest: int) -> dict[str, dict[str, float]]:

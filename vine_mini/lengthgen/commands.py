@@ -1,6 +1,5 @@
-"""The command line of length generalization: `python -m vine_mini lengthgen [rank | attention | temperature | theory]`."""
+"""The `lengthgen` commands, but for `lengthgen study`."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -9,10 +8,20 @@ from tqdm import tqdm
 from vine_mini.app.files import write_text
 from vine_mini.app.runs import check_writable, new_folder
 from vine_mini.lengthgen import pictures, report
-from vine_mini.lengthgen.attention import distances_to_nope, summary
-from vine_mini.lengthgen.config import AttentionConfig, LengthgenConfig, RankConfig, TemperatureConfig, TheoryConfig
+from vine_mini.lengthgen.attention import distances_to_nope, of_each_seed, summary
+from vine_mini.lengthgen.config import (
+    AttentionConfig,
+    FullSizeConfig,
+    LengthgenConfig,
+    ProbeConfig,
+    RankConfig,
+    TemperatureConfig,
+    TheoryConfig,
+)
+from vine_mini.lengthgen.cost import cost
 from vine_mini.lengthgen.own import short
-from vine_mini.lengthgen.results import load_model, load_results, write_json
+from vine_mini.lengthgen.probe import means, probe_folder
+from vine_mini.lengthgen.results import load_model, load_results, load_so_far, write_json
 from vine_mini.lengthgen.sweep import sweep
 from vine_mini.lengthgen.theory import demonstrate
 from vine_mini.lengthgen.train import evaluate
@@ -24,12 +33,27 @@ def train(config: LengthgenConfig) -> None:
     pad = "" if config.scratchpad == "none" else f"-{config.scratchpad}"
     begun = config.out is not None and (Path(config.out) / "results.json").is_file()
     folder = Path(config.out) if begun else new_folder(config.out, f"lengthgen-{short(config.task)}{pad}")
-    results = sweep(config, folder)
+    sweep(config, folder)
+    print(write_tables(folder))
+    print(f"everything is in {folder}")
+
+
+def full_size(config: FullSizeConfig) -> None:
+    """The `lengthgen full-size` command."""
+    for name in config.encodings:
+        print(f"{short(name)}: {cost(config, name)}", flush=True)
+    train(config)
+
+
+def write_tables(folder: Path) -> str:
+    """Writes table and picture of the seeds with which all encodings of a folder have run. -> the table"""
+    results = load_so_far(folder)
+    if results is None:
+        raise UserError(f"{folder} has no results")
     table = report.accuracy_table(results)
     write_text(folder / "table.md", table + "\n")
     pictures.plot_accuracy(results, folder / "accuracy.png")
-    print(table)
-    print(f"everything is in {folder}")
+    return table
 
 
 def rank(config: RankConfig) -> None:
@@ -47,20 +71,38 @@ def rank(config: RankConfig) -> None:
 
 def attention(config: AttentionConfig) -> None:
     """The `lengthgen attention` command."""
-    folder, results = _finished(config)
-    if "nope" not in results["settings"]["encodings"] or len(results["settings"]["seeds"]) < 2:
+    folder, results = _results_of(config)
+    settings = results["settings"]
+    if "nope" not in settings["encodings"] or len(settings["seeds"]) < 2:
         raise UserError(f"{folder}: the comparison needs nope with at least two seeds")
-    pairs = len(results["settings"]["encodings"]) * len(results["settings"]["seeds"])
-    with tqdm(total=pairs, desc="pairs of models", dynamic_ncols=True) as bar:
-        distances = distances_to_nope(results, folder, config.examples, bar.update)
-    means = summary(distances, results["settings"]["train_lengths"][1])
-    pictures.plot_distances(distances, results, folder / "attention.png")
-    _leave(folder, "attention", means, report.distance_table(means, config.examples))
+    with tqdm(total=len(results["runs"]), desc="pairs of models", dynamic_ncols=True) as bar:
+        tables = distances_to_nope(results, folder, config.examples, bar.update)
+    summaries = {measure: summary(table, settings["train_lengths"][1]) for measure, table in tables.items()}
+    seeds = {
+        measure: {name: of_each_seed(by_length, len(settings["seeds"])) for name, by_length in table.items()}
+        for measure, table in tables.items()
+    }
+    pictures.plot_distances(tables, results, folder / "attention.png")
+    numbers = {"seeds": settings["seeds"], "means": summaries, "of each seed": seeds}
+    _leave(folder, "attention", numbers, report.distance_table(summaries, results, config.examples))
+
+
+def probe(config: ProbeConfig) -> None:
+    """The `lengthgen probe` command."""
+    folder, results = _results_of(config)
+    settings = results["settings"]
+    if "nope" not in settings["encodings"]:
+        raise UserError(f"{folder}: there is no NoPE to probe")
+    with tqdm(total=len(settings["seeds"]), desc="NoPE models", dynamic_ncols=True) as bar:
+        found = probe_folder(results, folder, config.examples, bar.update)
+    pictures.plot_probe(means(found), results, folder / "probe.png")
+    numbers = {"seeds": settings["seeds"], "networks": found}
+    _leave(folder, "probe", numbers, report.probe_table(means(found), results))
 
 
 def temperature(config: TemperatureConfig) -> None:
     """The `lengthgen temperature` command."""
-    folder, results = _finished(config)
+    folder, results = _results_of(config)
     run = LengthgenConfig(**results["settings"])
     curves: dict = {name: {t: {} for t in config.temperatures} for name in run.encodings}
     models = [(name, seed, t) for name in run.encodings for seed in run.seeds for t in config.temperatures]
@@ -73,11 +115,11 @@ def temperature(config: TemperatureConfig) -> None:
     _leave(folder, "temperature", curves, report.temperature_table(curves, run.train_lengths[1]))
 
 
-def _finished(config) -> tuple[Path, dict]:
+def _results_of(config) -> tuple[Path, dict]:
     torch.set_num_threads(1)  # more threads do not speed up such small models
     folder = Path(config.results[0])
     check_writable(folder / "table.md")
-    return folder, load_results(folder)
+    return folder, load_so_far(folder) or load_results(folder)  # the latter says what is missing
 
 
 def _leave(folder: Path, name: str, numbers: dict, table: str) -> None:
@@ -99,27 +141,3 @@ def theory(config: TheoryConfig) -> None:
         print(f"{curve[config.length]:12.2f} {beyond}   {what}")
     pictures.plot_theory(shown, folder / "theory.png")
     print(f"picture: {folder / 'theory.png'}")
-
-
-COMMANDS: dict[str, tuple[Callable, type]] = {
-    "lengthgen": (train, LengthgenConfig),
-    "lengthgen rank": (rank, RankConfig),
-    "lengthgen attention": (attention, AttentionConfig),
-    "lengthgen temperature": (temperature, TemperatureConfig),
-    "lengthgen theory": (theory, TheoryConfig),
-}
-
-
-def words(argv: list[str]) -> tuple[str, list[str]]:
-    """Splits the words after `lengthgen` into a command and flags. Raises UserError for an unknown command.
-
-    `rank A B --out C` -> ("lengthgen rank", --results A B --out C)
-    """
-    if not argv or argv[0].startswith("-"):
-        return "lengthgen", argv
-    name, rest = f"lengthgen {argv[0]}", argv[1:]
-    if name not in COMMANDS:
-        raise UserError(f"unknown command {argv[0]!r}: choose from {', '.join(c.split()[1] for c in COMMANDS if ' ' in c)}")
-    if rest and not rest[0].startswith("-") and name != "lengthgen theory":
-        return name, ["--results", *rest]
-    return name, rest

@@ -7,8 +7,9 @@ from vine_mini.app.config import Amount, Count, Positive, Range, check_ranges, k
 from vine_mini.decoder.model import DecoderConfig
 from vine_mini.decoder.table import ENCODINGS, PAPER
 from vine_mini.lengthgen.own import find_encoding, find_task, short
+from vine_mini.lengthgen.paper import COLUMNS
 from vine_mini.lengthgen.scratchpad import STEPS, WITHOUT_VARIABLE, parts_of
-from vine_mini.lengthgen.tasks import EOS, PAD, TASKS, VOCABULARY
+from vine_mini.lengthgen.tasks import COPIES, EOS, PAD, TASKS, VOCABULARY
 from vine_mini.types import UserError
 
 
@@ -57,14 +58,11 @@ class LengthgenConfig:
         find_task(self.task)
         for name in self.encodings:
             find_encoding(name)
-        for name in ("encodings", "seeds"):
-            values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
-                raise UserError(f"{name}: name at least one, and each of them once")
+        if not self.encodings or len(set(self.encodings)) < len(self.encodings):
+            raise UserError("encodings: name at least one, and each of them once")
+        check_seeds(self.seeds)
         if len({short(name) for name in self.encodings}) < len(self.encodings):
             raise UserError("two encodings have the same file name: rename one of the files")
-        if any(not 0 <= seed < 2**31 for seed in self.seeds):
-            raise UserError(f"seeds = {self.seeds}: each must be between 0 and {2**31 - 1}")
         try:
             parts_of(self.scratchpad)
         except ValueError as error:
@@ -120,6 +118,30 @@ class LengthgenConfig:
         return length <= self.train_lengths[1]
 
 
+@dataclass
+class FullSizeConfig(LengthgenConfig):
+    """Train the paper's full-size models on one GPU: `lengthgen` with the shape and the settings of T5 base.
+
+    The memory and the time of a run are printed first. The paper's 107M parameters are 85M in the layers, as here, and the
+    embeddings of T5's vocabulary, which is not used here. Dropout is missing.
+    """
+
+    encodings: list[str] = _list(COLUMNS, "Position encodings.")
+    steps: Count | None = knob(40_000, "Updates in a run (paper: 40,000).")
+    lr: Positive | None = knob(3e-5, "Peak learning rate of AdamW (paper: 3e-5).")
+    batch_size: Count = knob(64, "Examples in an update, all of one length (paper: 64, of mixed lengths).")
+    layers: Count = knob(12, "Layers of the decoder.")
+    hidden: Count = knob(768, "Hidden size of the decoder.")
+    heads: Count = knob(12, "Attention heads.")
+    examples: Count = knob(1000, "Examples of each length in the evaluation.")
+    device: str = knob("auto", "auto, cpu, cuda, cuda:1, ...")
+
+    def __post_init__(self):
+        if self.train_lengths is None and self.task in COPIES:
+            self.train_lengths = [2, 20]
+        super().__post_init__()
+
+
 def decoder_config(config: LengthgenConfig, encoding: str) -> DecoderConfig:
     """The configuration of the decoder for one encoding. Raises ValueError where the encoding does not fit the decoder's size."""
     find_encoding(encoding)
@@ -169,6 +191,18 @@ class AttentionConfig:
 
 
 @dataclass
+class ProbeConfig:
+    """Look for positions in the trained NoPE models of a `lengthgen` folder, with a linear probe at each place of the network."""
+
+    results: list[str] = _list((), "The folder. It must hold NoPE.")
+    examples: Annotated[int, Range(2)] = knob(50, "Sequences of each length to fit, and as many others to test.")
+
+    def __post_init__(self):
+        check_ranges(self)
+        _one_folder(self, "probe")
+
+
+@dataclass
 class TemperatureConfig:
     """Test the models of a `lengthgen` folder again with their attention logits divided by a temperature (below 1: sharper)."""
 
@@ -190,6 +224,46 @@ class TheoryConfig:
 
     def __post_init__(self):
         check_ranges(self)
+
+
+PARTS = {
+    "rows": "17 tasks with NoPE, T5, ALiBi, RoPE (a quarter of each head, and the whole head) and sinusoids",
+    "deep": "two tasks with twice the layers, for distances of attention",
+    "scratchpad": "three tasks with eight formats of the scratchpad",
+    "wide": "six tasks with heads of 64 dimensions, of which RoPE's quarter turns eight pairs, as in the paper",
+    "later": "six tasks with the encodings that came after the paper",
+}
+
+
+@dataclass
+class StudyConfig:
+    """Make all runs that the paper's claims need, and judge the claims; goes on where it stopped."""
+
+    parts: list[str] = _list(PARTS, "Made in this order. " + "; ".join(f"{name}: {what}" for name, what in PARTS.items()) + ".")
+    seeds: list[int] = _list((0, 1, 2), "All runs of a part are made with the first seed, then all with the next one.")
+    processes: Count = knob(2, "Runs at the same time, one thread each.")
+    quick: bool = knob(False, "Tiny runs with the first two seeds: shows that everything runs, and nothing else.")
+    out: str | None = knob(None, "Folder of all results. Left out: runs/lengthgen-study, or runs/lengthgen-study-quick.")
+
+    def __post_init__(self):
+        check_ranges(self)
+        if not self.parts or not set(self.parts) <= {*PARTS} or len(set(self.parts)) < len(self.parts):
+            raise UserError(f"parts = {', '.join(self.parts)}: choose from {', '.join(PARTS)}, each of them once")
+        check_seeds(self.seeds)
+        if self.quick:
+            self.seeds = self.seeds[:2]
+        if self.out is None:
+            self.out = "runs/lengthgen-study-quick" if self.quick else "runs/lengthgen-study"
+        if not self.out.strip():
+            raise UserError("--out is empty: name a folder, or leave it out")
+
+
+def check_seeds(seeds: list[int]) -> None:
+    """Raises UserError unless there is a seed, each is there once, and PyTorch takes all of them."""
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise UserError("seeds: name at least one, and each of them once")
+    if any(not 0 <= seed < 2**31 for seed in seeds):
+        raise UserError(f"seeds = {seeds}: each must be between 0 and {2**31 - 1}")
 
 
 def _one_folder(config, command: str):

@@ -68,21 +68,46 @@ def plot_rank(all_results: list[dict], path: Path) -> None:
     save_figure(figure, path)
 
 
-def plot_distances(table: dict, results: dict, path: Path) -> None:
-    """Draws the distance of each encoding's attention from NoPE's, by layer and by length."""
-    figure, ((layers, lengths),) = new_figure(2)
-    for name, curve in table.items():
-        label, colour, marker = style(name)
-        label = "NoPE, other seed" if name == "nope" else label
-        rows = [row for rows in curve.values() for row in rows]
-        by_layer = [mean(layer) for layer in zip(*rows, strict=True)]
-        layers.plot(range(1, len(by_layer) + 1), by_layer, color=colour, marker=marker, label=label)
-        middle = [mean(map(mean, rows)) for rows in curve.values()]
-        lengths.plot(curve.keys(), middle, color=colour, marker=marker, markersize=4)
-    layers.set(xlabel="layer", ylabel="distance to NoPE (nats)", ylim=(0, None), xticks=range(1, len(by_layer) + 1))
-    figure.legend(*layers.get_legend_handles_labels(), loc="outside right center", frameon=False)
-    lengths.set(xlabel=TASKS[results["task"]].length_unit, ylim=(0, None))
-    _mark_training(lengths, results)
+def plot_heatmap(all_results: list[dict], path: Path) -> None:
+    """Draws accuracy by length and encoding, a panel for each task. A line stands at the end of training."""
+    across = min(3, len(all_results))
+    figure, axes = new_figure(across, -(-len(all_results) // across))
+    most = max(len(by_length(results)) for results in all_results)
+    figure.set_size_inches(4.6 * across, (0.9 + 0.2 * most) * len(axes))
+    for axis in axes.flatten()[len(all_results) :]:
+        axis.remove()
+    for axis, results in zip(axes.flatten(), all_results, strict=False):
+        table = by_length(results)
+        lengths = list(next(iter(table.values())))
+        shares = [[mean(curve[length]) for length in lengths] for curve in table.values()]
+        image = axis.imshow(shares, vmin=0, vmax=1, cmap="viridis", aspect="auto", interpolation="nearest")
+        axis.axvline(sum(n <= results["settings"]["train_lengths"][1] for n in lengths) - 0.5, color="white", linestyle="--")
+        some = range(0, len(lengths), -(-len(lengths) // 10))
+        axis.set_xticks(some, [lengths[i] for i in some], fontsize=8)
+        axis.set_yticks(range(len(table)), [style(name)[0] for name in table], fontsize=8)
+        axis.set_title(f"{name_of(results)}: {TASKS[results['task']].length_unit}", fontsize=9)
+        axis.grid(False)
+    figure.colorbar(image, ax=list(axes.flatten()[: len(all_results)]), label="exact match", shrink=0.4)
+    save_figure(figure, path)
+
+
+def plot_distances(tables: dict, results: dict, path: Path) -> None:
+    """Draws the distance of each encoding's attention from NoPE's, by layer and by length; a row for each measure."""
+    figure, axes = new_figure(2, len(tables))
+    for (layers, lengths), (measure, table) in zip(axes, tables.items(), strict=True):
+        for name, curve in table.items():
+            label, colour, marker = style(name)
+            label = "NoPE, other seed" if name == "nope" else label
+            rows = [row for rows in curve.values() for row in rows]
+            by_layer = [mean(layer) for layer in zip(*rows, strict=True)]
+            layers.plot(range(1, len(by_layer) + 1), by_layer, color=colour, marker=marker, label=label)
+            middle = [mean(map(mean, rows)) for rows in curve.values()]
+            lengths.plot(curve.keys(), middle, color=colour, marker=marker, markersize=4)
+        layers.set(title=measure, xlabel="layer", ylabel="distance to NoPE (nats)", ylim=(0, None))
+        layers.set_xticks(range(1, len(by_layer) + 1))
+        lengths.set(title=measure, xlabel=TASKS[results["task"]].length_unit, ylim=(0, None))
+        _mark_training(lengths, results)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     figure.suptitle(f"Distance of attention from NoPE's ({name_of(results)})")
     save_figure(figure, path)
 
@@ -108,6 +133,25 @@ def plot_temperatures(curves: dict[str, dict[float, dict[int, list[float]]]], re
     axes[0].set(ylabel="exact match")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, title="temperature")
     figure.suptitle(f"Attention with another temperature at test time ({name_of(results)})")
+    save_figure(figure, path)
+
+
+def plot_probe(means: dict, results: dict, path: Path) -> None:
+    """Draws R² of the probes at each place: t and 1/t, on seen lengths (filled) and on longer ones (hollow)."""
+    figure, (axes,) = new_figure(2)
+    figure.set_size_inches(11, 4.6)
+    names = list(means["trained"])
+    for axis, target in zip(axes, ("t", "1/t"), strict=True):
+        for (network, table), colour in zip(means.items(), COLOURS, strict=False):
+            for lengths, fill in (("seen", colour), ("longer", "none")):
+                shown = [max(table[place][target][lengths], -1) for place in names if place in table]
+                label = f"{network}, {lengths} lengths"
+                axis.plot(shown, "o-", color=colour, markerfacecolor=fill, alpha=1 if lengths == "seen" else 0.6, label=label)
+        axis.axhline(0, color="0.4", linewidth=1)
+        axis.set_xticks(range(len(names)), names, rotation=60, ha="right")
+        axis.set(title=f"probe of {target}", ylabel="R² (values below -1 are drawn at -1)", ylim=(-1.08, 1.08))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    figure.suptitle(f"Does NoPE write positions? ({name_of(results)})")
     save_figure(figure, path)
 
 

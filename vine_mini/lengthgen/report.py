@@ -5,6 +5,7 @@ from statistics import fmean, mean, stdev
 
 from vine_mini.app.tables import columns
 from vine_mini.lengthgen import paper
+from vine_mini.lengthgen.attention import SAME_SEED
 from vine_mini.lengthgen.own import short
 from vine_mini.lengthgen.tasks import TASKS
 from vine_mini.types import UserError
@@ -14,6 +15,15 @@ def name_of(results: dict) -> str:
     """The task, and its scratchpad if there is one."""
     pad = results["settings"]["scratchpad"]
     return short(results["task"]) + ("" if pad == "none" else f", scratchpad {pad}")
+
+
+def seen(results: dict) -> dict[str, dict[int, float]]:
+    """encoding -> seed -> accuracy in training: the mean over its lengths"""
+    shares: dict[str, dict[int, float]] = {}
+    for run in results["runs"]:
+        within = [share for n, share in run["accuracy"].items() if n <= results["settings"]["train_lengths"][1]]
+        shares.setdefault(run["encoding"], {})[run["seed"]] = fmean(within)
+    return shares
 
 
 def extrapolation(results: dict, *, by_example: bool = False) -> dict[str, dict[int, float]]:
@@ -53,19 +63,24 @@ def accuracy_table(results: dict) -> str:
     curves = by_length(results)
     tested = [length for length in next(iter(curves.values())) if length > longest]
     some = tested if len(tested) <= 6 else [tested[round(i * (len(tested) - 1) / 5)] for i in range(6)]
-    theirs = paper.accuracy(results["task"]) if settings["scratchpad"] == "none" else {}
-    theirs = theirs if any(paper.of(name, theirs) is not None for name in curves) else {}
-    beyond = [f"{tested[0]}-{tested[-1]}{how}" for how in ("", ", by example")[: len(means)]]
-    rows = [["", f"{shortest}-{longest} (seen)", *map(str, some), *beyond, *["paper"] * bool(theirs)]]
+    theirs = [
+        paper.accuracy(results["task"], by_example=k > 0) if settings["scratchpad"] == "none" else {} for k in range(len(means))
+    ]
+    shown = any(paper.of(name, theirs[0]) is not None for name in curves)
+    rows = [["", f"{shortest}-{longest} (seen)", *map(str, some)]]
+    for how in ("", ", by example")[: len(means)]:
+        rows[0] += [f"{tested[0]}-{tested[-1]}{how}", *[f"paper{how}"] * shown]
     for name, curve in curves.items():
-        seen = [mean(seed) for seed in zip(*(curve[n] for n in curve if n <= longest), strict=True)]
-        cells = [cell(seen), *(cell(curve[n]) for n in some), *(cell(list(shares[name].values())) for shares in means)]
-        rows.append([short(name), *cells, *[_per_cent(paper.of(name, theirs))] * bool(theirs)])
+        within = [mean(seed) for seed in zip(*(curve[n] for n in curve if n <= longest), strict=True)]
+        cells = [cell(within), *(cell(curve[n]) for n in some)]
+        for shares, figures in zip(means, theirs, strict=True):
+            cells += [cell([*shares[name].values()]), *[_per_cent(paper.of(name, figures))] * shown]
+        rows.append([short(name), *cells])
     seeds = len(settings["seeds"])
     title = f"{name_of(results)}, length = {TASKS[results['task']].length_unit}: exact match in %, " + (
         f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
     )
-    note = f"\n\n{paper.NOTE}" if theirs else ""
+    note = f"\n\n{paper.NOTE}" if shown else ""
     return f"{title}, {settings['steps']} updates on {settings['batch_size']} examples each\n\n{columns(rows)}{note}"
 
 
@@ -90,19 +105,27 @@ def mean_reciprocal_rank(queries: list[dict[str, float]]) -> dict[str, float]:
 
 
 def rank_intervals(tasks: list[list[dict[str, float]]], draws: int = 2000) -> dict[str, tuple[float, float]]:
-    """95 % intervals of the mean reciprocal ranks: a bootstrap over tasks, and over the seeds of each drawn task.
+    """95 % intervals of the mean reciprocal ranks: encoding -> low, high. tasks: the queries of each task, one for each seed."""
+    means = redrawn([[reciprocal_ranks(query) for query in task] for task in tasks], draws)
+    return {name: middle([row[name] for row in means]) for name in means[0]}
 
-    tasks: the queries of each task, one for each seed. -> encoding -> low, high. Both ends are quantiles of the redrawn means.
+
+def redrawn(tasks: list[list[dict[str, float]]], draws: int = 2000) -> list[dict[str, float]]:
+    """A bootstrap over tasks, and over the seeds of each drawn task: the mean of each number in each of the draws.
+
+    tasks: the rows of each task, one for each seed; a row holds a number for each encoding.
     """
-    rng = Random(0)
-    rows = [[reciprocal_ranks(query) for query in task] for task in tasks]
-    means: dict[str, list[float]] = {name: [] for name in rows[0][0]}
+    rng, means = Random(0), []
     for _ in range(draws):
-        drawn = [row for task in rng.choices(rows, k=len(rows)) for row in rng.choices(task, k=len(task))]
-        for name, values in means.items():
-            values.append(fmean(row[name] for row in drawn))
-    ordered = {name: sorted(values) for name, values in means.items()}
-    return {name: (values[round(0.025 * (draws - 1))], values[round(0.975 * (draws - 1))]) for name, values in ordered.items()}
+        drawn = [row for task in rng.choices(tasks, k=len(tasks)) for row in rng.choices(task, k=len(task))]
+        means.append({name: fmean(row[name] for row in drawn) for name in drawn[0]})
+    return means
+
+
+def middle(values: list[float]) -> tuple[float, float]:
+    """The ends of the middle 95 % of the values: two quantiles."""
+    ordered, last = sorted(values), len(values) - 1
+    return ordered[round(0.025 * last)], ordered[round(0.975 * last)]
 
 
 def queries(all_results: list[dict]) -> list[list[dict[str, float]]]:
@@ -131,25 +154,33 @@ def rank_table(all_results: list[dict]) -> str:
     """
     tasks = queries(all_results)
     ranks, intervals = mean_reciprocal_rank([query for task in tasks for query in task]), rank_intervals(tasks)
-    rows = [["", *ranks]]
+    everywhere = set.intersection(*({run["encoding"] for run in results["runs"]} for results in all_results))
+    others = [run["encoding"] for run in all_results[0]["runs"] if run["encoding"] in everywhere - {*ranks}]
+    others = list(dict.fromkeys(others))
+    rows = [["", *ranks, *map(short, others)]]
     for results in all_results:
         for by_example in (False, True)[: 1 + uneven(results)]:
             label = name_of(results) + ", by example" * by_example
-            rows.append([label, *_beside_the_paper(results, list(ranks), by_example)])
-    theirs = dict(zip(paper.COLUMNS, paper.MEAN_RECIPROCAL_RANK, strict=True))
+            shares = extrapolation(results, by_example=by_example)
+            unranked = [cell([*shares[name].values()]) for name in others]
+            rows.append([label, *_beside_the_paper(results, list(ranks), by_example), *unranked])
+    public = {results["task"] for results in all_results} == {*paper.PUBLIC}
+    theirs = dict(zip(paper.COLUMNS, paper.PUBLIC_RANK if public else paper.MEAN_RECIPROCAL_RANK, strict=True))
     comparable = len(ranks) == len(theirs)  # fewer encodings give better ranks
     figures = {name: f" ({paper.of(name, theirs):.3f})" if comparable else "" for name in ranks}
-    rows.append(["mean reciprocal rank", *(f"{rank:.3f}{figures[name]}" for name, rank in ranks.items())])
-    rows.append(["95 % interval", *(f"{low:.2f} to {high:.2f}" for low, high in intervals.values())])
+    blank = [""] * len(others)
+    rows.append(["mean reciprocal rank", *(f"{rank:.3f}{figures[name]}" for name, rank in ranks.items()), *blank])
+    rows.append(["95 % interval", *(f"{low:.2f} to {high:.2f}" for low, high in intervals.values()), *blank])
     left_out = sorted({short(run["encoding"]) for results in all_results for run in results["runs"]} - {*ranks})
     note = f" Not ranked: {', '.join(left_out)}." if left_out else ""
-    brackets = "The paper's numbers are in brackets; its mean reciprocal rank is over 17 tasks."
+    over = "these tasks" if public else "17 tasks"
+    brackets = f"The paper's numbers are in brackets; its mean reciprocal rank is over {over}."
     interval = " The interval is a bootstrap over tasks and seeds. Ranks are by the mean over lengths."
     return f"{columns(rows)}\n\n{brackets}{interval}{note} {paper.NOTE}"
 
 
 def _beside_the_paper(results: dict, names: list[str], by_example: bool) -> list[str]:
-    theirs = paper.accuracy(results["task"]) if results["settings"]["scratchpad"] == "none" else {}
+    theirs = paper.accuracy(results["task"], by_example=by_example) if results["settings"]["scratchpad"] == "none" else {}
     shares, cells = extrapolation(results, by_example=by_example), []
     for name in names:
         figure = paper.of(name, theirs)
@@ -157,14 +188,62 @@ def _beside_the_paper(results: dict, names: list[str], by_example: bool) -> list
     return cells
 
 
-def distance_table(distances: dict[str, dict[str, float]], examples: int) -> str:
-    """Rows are layers and means; the last row is the paper's. Columns are encodings, the nearest to NoPE first."""
-    names = sorted(distances, key=lambda name: distances[name]["all layers"])
-    rows = [["distance to NoPE (nats)", *("nope, other seed" if name == "nope" else short(name) for name in names)]]
-    rows += [[measure, *(f"{distances[name][measure]:.3f}" for name in names)] for measure in distances[names[0]]]
-    theirs = [paper.of(name, paper.ATTENTION_DISTANCE) for name in names]
-    rows.append(["paper (SCAN; another measure)", *("" if figure is None else f"{figure:.3f}" for figure in theirs)])
-    return f"{columns(rows)}\n\n{examples} sequences of each length and seed"
+def distance_table(means: dict[str, dict[str, dict[str, float]]], results: dict, examples: int) -> str:
+    """A table for each measure. Rows are layers and means. Columns are encodings, the nearest to NoPE first.
+
+    means: measure -> encoding -> what -> distance. The official code's measure has a row with the paper's figures.
+    """
+    right = seen(results)
+    texts = []
+    for measure, distances in means.items():
+        names = sorted(distances, key=lambda name: distances[name]["all layers"])
+        rows = [["distance to NoPE (nats)", *("nope, other seed" if name == "nope" else short(name) for name in names)]]
+        rows += [[what, *(f"{distances[name][what]:.3f}" for name in names)] for what in distances[names[0]]]
+        if measure == SAME_SEED:
+            theirs = [paper.of(name, paper.ATTENTION_DISTANCE) for name in names]
+            rows.append(["paper, all layers (SCAN)", *("" if figure is None else f"{figure:.3f}" for figure in theirs)])
+        rows.append(["exact match on seen lengths, %", *(cell([*right[name].values()]) for name in names)])
+        texts.append(f"{measure}\n\n{columns(rows)}\n")
+    return "\n".join([*texts, f"{name_of(results)}: {examples} sequences of each length and seed"])
+
+
+def probe_table(means: dict, results: dict) -> str:
+    """R² of each probe, a row for each place in the network; the columns are networks, targets and lengths."""
+    columns_of = [(network, target, name) for network in means for target in ("t", "1/t") for name in ("seen", "longer")]
+    rows = [["R² of a linear probe", *(f"{network}: {target}, {name}" for network, target, name in columns_of)]]
+    for place in means["trained"]:
+        cells = []
+        for network, target, name in columns_of:
+            value = means[network].get(place, {}).get(target, {}).get(name)  # the construction has two layers
+            cells.append("" if value is None else f"{value:.3f}" if value > -10 else "below -10")
+        rows.append([place, *cells])
+    seeds = len(results["settings"]["seeds"])
+    return f"{columns(rows)}\n\n{name_of(results)}: NoPE, mean of {seeds} seeds. t is the position, counted from 1."
+
+
+def encodings_table(all_results: list[dict]) -> str:
+    """Accuracy on longer inputs in per cent: a row for each encoding, the best mean over tasks first; a column for each task."""
+    tables = [extrapolation(results) for results in all_results]
+    common = [name for name in tables[0] if all(name in table for table in tables)]
+    means = {name: fmean(fmean(table[name].values()) for table in tables) for name in common}
+    rows = [["exact match beyond training, %", *map(name_of, all_results), "mean"]]
+    for name in sorted(common, key=lambda name: -means[name]):
+        rows.append([short(name), *(cell([*table[name].values()]) for table in tables), f"{100 * means[name]:.1f}"])
+    return columns(rows)
+
+
+def formats_table(formats: dict[str, dict[str, dict]]) -> str:
+    """Accuracy on longer inputs in per cent, for each task, format of the scratchpad, and encoding. formats: task -> format ->
+    results
+    """
+    names = list(extrapolation(next(iter(next(iter(formats.values())).values()))))
+    rows = [["task", "scratchpad", *map(short, names), "mean"]]
+    for task, by_format in formats.items():
+        for pad, results in by_format.items():
+            shares = extrapolation(results)
+            every = [share for name in names for share in shares[name].values()]
+            rows.append([task, pad, *(cell([*shares[name].values()]) for name in names), f"{100 * fmean(every):.1f}"])
+    return columns(rows)
 
 
 def temperature_table(curves: dict[str, dict[float, dict[int, list[float]]]], longest: int) -> str:

@@ -20,7 +20,7 @@ WHOLE = ("steps", "batch_size", "layers", "hidden", "heads", "nope_every", "max_
 
 
 def begin(config: LengthgenConfig, folder: Path) -> dict:
-    """Empty results, or the results that an interrupted run with the same settings has left in the folder.
+    """Empty results, or the results that a run with the same settings has left in the folder. Further seeds join its seeds.
 
     Returns {"task", "settings", "runs": [{"encoding", "seed", "accuracy": {length: share}, "seconds"}]}. Raises UserError.
     """
@@ -28,14 +28,15 @@ def begin(config: LengthgenConfig, folder: Path) -> dict:
     if not (folder / "results.json").exists():
         return {"task": config.task, "settings": settings, "runs": []}
     found = _read(folder)
+    found["settings"]["seeds"] += [seed for seed in config.seeds if seed not in found["settings"]["seeds"]]
     for name, value in settings.items():
-        if found["settings"].get(name) != value:
+        if found["settings"].get(name) != value and name != "seeds":
             raise UserError(f"{folder} holds a run with {name} = {found['settings'].get(name)}: choose another --out")
     return found
 
 
 def load_results(folder: str | Path) -> dict:
-    """The results of a finished run. Raises UserError for missing, foreign or unfinished results."""
+    """The results of a finished sweep. Raises UserError for missing, foreign or unfinished results."""
     results = _read(Path(folder))
     settings = results["settings"]
     asked = {(name, seed) for name in settings["encodings"] for seed in settings["seeds"]}
@@ -43,6 +44,26 @@ def load_results(folder: str | Path) -> dict:
     if missing:
         raise UserError(f"{folder}: {missing} of {len(asked)} runs are missing; the same command with --out {folder} goes on")
     return results
+
+
+def load_so_far(folder: str | Path) -> dict | None:
+    """The results of the seeds with which all encodings have run. None where there is no such seed, or no results at all."""
+    if not (Path(folder) / "results.json").is_file():
+        return None
+    results = _read(Path(folder))
+    settings = results["settings"]
+    done = {(run["encoding"], run["seed"]) for run in results["runs"]}
+    settings["seeds"] = [seed for seed in settings["seeds"] if all((name, seed) in done for name in settings["encodings"])]
+    results["runs"] = [run for run in results["runs"] if run["seed"] in settings["seeds"]]
+    return results if settings["seeds"] else None
+
+
+def merged(one: dict, other: dict) -> dict:
+    """The results of two sweeps of a task with different encodings as one, with the seeds that both have."""
+    seeds = [seed for seed in one["settings"]["seeds"] if seed in other["settings"]["seeds"]]
+    encodings = one["settings"]["encodings"] + other["settings"]["encodings"]
+    runs = [run for run in one["runs"] + other["runs"] if run["seed"] in seeds]
+    return one | {"settings": one["settings"] | {"seeds": seeds, "encodings": encodings}, "runs": runs}
 
 
 def _read(folder: Path) -> dict:

@@ -21,21 +21,22 @@ from vine_mini.lengthgen import results
 from vine_mini.lengthgen.config import LengthgenConfig
 from vine_mini.lengthgen.own import find_task, short
 from vine_mini.lengthgen.tasks import IDS, TOKEN
-from vine_mini.lengthgen.train import evaluate, longest_sequence, train
+from vine_mini.lengthgen.train import Diverged, evaluate, longest_sequence, train
 from vine_mini.models import pick_device, save_policy
 from vine_mini.types import UserError
 
 
-def sweep(config: LengthgenConfig, folder: Path) -> dict:
+def sweep(config: LengthgenConfig, folder: Path, again: Path | None = None) -> dict:
     """Trains and tests every encoding with every seed, under one progress bar. -> what `results.load_results` reads
 
-    results.json is written after each run. In a folder where the same sweep was interrupted, only the missing runs are made.
-    Raises UserError.
+    results.json is written after each run. In a folder where the same sweep was interrupted, only the missing runs are made. A
+    sweep with other seeds adds its runs. `again` is the --out with which the user's command goes on; left out: `folder`. Raises
+    UserError, and Diverged where training diverges; other runs then stop as well.
     """
     check_positions(config)
     device = pick_device(config.device)
     found = results.begin(config, folder)
-    done = [(run["encoding"], run["seed"]) for run in found["runs"]]
+    done, seeds = [(run["encoding"], run["seed"]) for run in found["runs"]], found["settings"]["seeds"]
     asked = [(name, seed) for seed in config.seeds for name in config.encodings]
     jobs = [(config, name, seed, str(device), folder) for name, seed in asked if (name, seed) not in done]
     workers = min(config.processes or ((os.cpu_count() or 1) if device.type == "cpu" else 1), len(jobs))
@@ -48,27 +49,28 @@ def sweep(config: LengthgenConfig, folder: Path) -> dict:
         with bar, closing(_in_order_of_arrival(jobs, workers, bar)) as rows:
             for row in rows:
                 found["runs"].append(row)
-                found["runs"].sort(key=lambda r: (config.encodings.index(r["encoding"]), config.seeds.index(r["seed"])))
+                found["runs"].sort(key=lambda r: (config.encodings.index(r["encoding"]), seeds.index(r["seed"])))
                 results.write_json(found, folder / "results.json")
     except BrokenProcessPool as error:
         lost = "the system ended a process, perhaps for lack of memory: try fewer --processes"
-        raise UserError(f"{lost}. {_kept(found, asked, folder)}") from error
-    except UserError as error:  # training diverged
-        _kept(found, asked, folder)
-        raise UserError(f"{error}, and choose another --out") from error
+        raise UserError(f"{lost}. {_kept(found, asked, folder, again or folder)}") from error
+    except Diverged as error:
+        _kept(found, asked, folder, again or folder)
+        raise Diverged(f"{error}, and choose another --out") from error
     except KeyboardInterrupt:
-        print(f"\n{_kept(found, asked, folder)}", file=sys.stderr)
+        print(f"\n{_kept(found, asked, folder, again or folder)}", file=sys.stderr)
         raise
     return found
 
 
-def _kept(found: dict, asked: list, folder: Path) -> str:
+def _kept(found: dict, asked: list, folder: Path, again: Path) -> str:
     if not found["runs"] and not (folder / "models").exists():
         (folder / "results.json").unlink(missing_ok=True)
         if not any(folder.iterdir()):
             folder.rmdir()
         return "No run was finished"
-    return f"{len(found['runs'])} of {len(asked)} runs are kept; the same command with --out {folder} goes on"
+    kept = sum((run["encoding"], run["seed"]) in asked for run in found["runs"])
+    return f"{kept} of {len(asked)} runs are kept; the same command with --out {again} goes on"
 
 
 def _in_order_of_arrival(jobs, workers: int, bar):

@@ -27,11 +27,15 @@ SLOW = 0.1  # learning rate of an encoding's numbers, as a share of the matrices
 SPARE = 16  # a written scratchpad may be so many tokens longer than the longest right one
 
 
+class Diverged(UserError):
+    """Training has given a gradient that is not finite."""
+
+
 def train(config: LengthgenConfig, encoding: str, seed: int, device="cpu", progress=None) -> Decoder:
     """Trains a new decoder. -> the model, in eval mode
 
     The optimizer is AdamW with betas (0.9, 0.98). Gradients are clipped to norm 1. The learning rate rises over 6 % of the
-    updates, then falls linearly to 5 %. `progress` is called with 1 after each update. Raises UserError if training diverges.
+    updates, then falls linearly to 5 %. `progress` is called with 1 after each update. Raises Diverged.
     """
     torch.manual_seed(seed)
     rng = Random(seed)
@@ -49,7 +53,7 @@ def train(config: LengthgenConfig, encoding: str, seed: int, device="cpu", progr
         ids, mask = collate([example(config, length, rng, held_out=False) for _ in range(config.batch_size)], device)  # [B, T]
         F.cross_entropy(target_logits(model, ids, mask, config, generator), ids[mask.bool()]).backward()
         if not torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).isfinite():
-            raise UserError(f"{encoding}, seed {seed}: training diverged at update {step + 1}; lower --lr (now {config.lr:g})")
+            raise Diverged(f"{encoding}, seed {seed}: training diverged at update {step + 1}; lower --lr (now {config.lr:g})")
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,63 @@
+"""Probes of positions: the regression against its closed form, the construction, and what must hide positions."""
+
+import torch
+
+from vine_mini.lengthgen import theory
+from vine_mini.lengthgen.config import LengthgenConfig, decoder_config
+from vine_mini.lengthgen.probe import RIDGE, fit, means, places, probe
+from vine_mini.lengthgen.train import Decoder
+
+
+def built_batches(lengths, rows=12, bos=theory.BOS):
+    for n in lengths:
+        ids = torch.randint(1, theory.VOCAB, (rows, n), generator=torch.Generator().manual_seed(n))
+        ids[:, 0] = bos
+        yield ids, (torch.arange(n) > 0).expand(rows, n)
+
+
+def test_the_fit_is_ridge_regression_with_an_intercept():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 5, dtype=torch.float64, generator=generator)
+    y = x @ torch.tensor([1.0, -2.0, 0.0, 3.0, 0.5], dtype=torch.float64) + 7
+    assert 1 - fit(x, y).r2(x, y) < 1e-9
+    noisy = y + torch.randn(200, dtype=torch.float64, generator=generator)
+    centred = x - x.mean(0)
+    rows = torch.cat([centred, (RIDGE * centred.square().sum() / 5).sqrt() * torch.eye(5, dtype=torch.float64)])
+    by_rows = torch.linalg.lstsq(rows, torch.cat([noisy - noisy.mean(), torch.zeros(5, dtype=torch.float64)])[:, None]).solution
+    torch.testing.assert_close(fit(x, noisy).weight, by_rows[:, 0])
+    assert fit(x, noisy).r2(x, torch.full((200,), 1.0, dtype=torch.float64).cumsum(0)) < 0.1  # another target
+
+
+def test_the_construction_writes_one_over_t_in_a_head_and_t_after_the_layer():
+    built = theory.build(39)
+    found = probe(built, [*built_batches((8, 12))], {"seen": [*built_batches((9, 12))], "longer": [*built_batches((20, 40))]})
+    for lengths in ("seen", "longer"):
+        assert found["layer 1, head 1"]["1/t"][lengths] > 1 - 1e-9
+        assert found["after layer 1"]["t"][lengths] > 1 - 1e-9 and found["after layer 2"]["t"][lengths] > 1 - 1e-9
+    assert found["layer 1, head 1"]["t"]["seen"] < 0.9 and abs(found["layer 1, head 2"]["t"]["seen"]) < 0.01  # writes nothing
+
+
+def test_without_bos_the_construction_writes_no_position():
+    """Theorem 1 needs a constant first token. Tokens at random tell nothing either."""
+    batches = [*built_batches((16,), rows=300, bos=1)]
+    found = probe(theory.build(15), batches, {"seen": [*built_batches((16,), rows=301, bos=1)]})
+    assert all(found[place]["t"]["seen"] < 0.1 for place in ("embeddings", "layer 1, head 1", "after layer 1"))
+
+
+def test_places_are_those_of_a_forward_pass():
+    model = Decoder(decoder_config(LengthgenConfig(hidden=16, heads=2, layers=2), "nope")).eval()
+    ids = torch.randint(0, 9, (2, 7), generator=torch.Generator().manual_seed(0))
+    found = places(model, ids)
+    out = model.model(input_ids=ids, output_attentions=True, use_cache=False)
+    assert list(found) == ["embeddings", "layer 1, head 1", "layer 1, head 2", "after layer 1", "after layer 2"]
+    torch.testing.assert_close(model.model.norm(found["after layer 2"].float()), out.last_hidden_state)
+    layer = model.model.layers[0]
+    v = layer.attention.qkv(layer.attention_norm(model.model.embed(ids))).view(2, 7, 3, 2, -1)[:, :, 2]  # [B, T, H, d]
+    for head in (0, 1):
+        expected = out.attentions[0][:, head] @ v[:, :, head]
+        torch.testing.assert_close(found[f"layer 1, head {head + 1}"].float(), expected)
+
+
+def test_means_are_over_seeds():
+    table = {"trained": [{"place": {"t": {"seen": a}, "1/t": {"seen": 0.0}}} for a in (0.2, 0.4)]}
+    assert abs(means(table)["trained"]["place"]["t"]["seen"] - 0.3) < 1e-12

@@ -1,0 +1,322 @@
+"""`lengthgen study`: what it runs, that it goes on, what it writes; and the verdicts, on results made by hand."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+
+from vine_mini import cli
+from vine_mini.decoder.model import Decoder
+from vine_mini.lengthgen import claims, paper, parts, report
+from vine_mini.lengthgen import sweep as sweep_module
+from vine_mini.lengthgen.config import PARTS, LengthgenConfig, StudyConfig, decoder_config
+from vine_mini.lengthgen.parts import folders, sweeps
+from vine_mini.lengthgen.results import load_results, load_so_far, merged
+from vine_mini.lengthgen.sweep import sweep
+from vine_mini.lengthgen.train import Diverged
+
+
+def results_of(task, accuracy, seeds=(0, 1, 2), **more):
+    """Results with one accuracy on all longer lengths, and 1 on seen lengths. accuracy: encoding -> a number for each seed"""
+    config = LengthgenConfig(task=task, encodings=list(accuracy), seeds=list(seeds), **more)
+    runs = [
+        {
+            "encoding": name,
+            "seed": seed,
+            "accuracy": {n: 1.0 if config.seen(n) else share for n in config.lengths()},
+            "seconds": 1.0,
+        }
+        for name, shares in accuracy.items()
+        for seed, share in zip(seeds, shares, strict=True)
+    ]
+    return {"task": task, "settings": vars(config) | {}, "runs": runs}
+
+
+def paper_s_results(shift=0.0):
+    """Every row with the paper's figures, with three seeds near by."""
+    for task, row in paper.ACCURACY.items():
+        yield results_of(
+            task,
+            {name: [max(0.0, x + shift + d) for d in (-0.001, 0, 0.001)] for name, x in zip(paper.COLUMNS, row, strict=True)},
+        )
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Untrained models, whose accuracies depend on the encoding and the seed only; two rows; one format of the scratchpad."""
+    levels = {"nope": 0.9, "t5": 0.8, "alibi": 0.5, "rope25": 0.2, "rope": 0.1, "sinusoidal": 0.0}
+    made = []
+
+    def train(config, name, seed, *_):
+        made.append((config.task, config.scratchpad, name, seed))
+        model = Decoder(decoder_config(config, name)).eval()
+        model.name, model.seed = name, seed
+        return model
+
+    def evaluate(model, config, *_):
+        share = levels.get(model.name, 0.3) + 0.01 * model.seed
+        return {n: 1.0 if config.seen(n) else share for n in config.lengths()}
+
+    monkeypatch.setattr("vine_mini.lengthgen.sweep.train", train)
+    monkeypatch.setattr("vine_mini.lengthgen.sweep.evaluate", evaluate)
+    monkeypatch.setattr(parts, "ROWS", ["copy", "sort"])
+    monkeypatch.setattr(parts, "SIX", ["copy"])
+    monkeypatch.setattr(parts, "LATER", ["fire", "cope"])
+    monkeypatch.setattr(parts, "SCRATCHPADS", {"addition": parts.SCRATCHPADS["addition"]})
+    monkeypatch.setattr(paper, "FORMATS", ("none", "full", "icor"))
+    monkeypatch.setattr(paper, "FORMAT_RANKS", {task: row[:3] for task, row in paper.FORMAT_RANKS.items()})
+    return made
+
+
+def study(out, *words):
+    return cli.main(["lengthgen", "study", "--quick", "--processes", "1", "--out", str(out), *words])
+
+
+# --- what it runs ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_parts_are_what_the_paper_s_claims_need():
+    config = StudyConfig()
+    rows = sweeps("rows", config)
+    assert len(rows) == 17 * 3 and [settings.seeds for _, settings in rows[:17]] == [[0]] * 17
+    assert set(rows[0][1].encodings) == {*paper.COLUMNS, "rope"}
+    assert all(len(set(folders(part))) == len(folders(part)) for part in PARTS)
+    pads = [settings for _, settings in sweeps("scratchpad", config)]
+    assert len({s.task for s in pads}) == 3 and {s.scratchpad for s in pads} == {*paper.FORMATS}
+    assert all(set(s.encodings) == {*paper.COLUMNS, "rope"} for s in pads)
+    assert [s.scratchpad for s in pads[:9]] == ["none"] * 3 + ["full"] * 3 + ["minimal"] * 3
+    wide = decoder_config(sweeps("wide", config)[0][1], "rope25")
+    assert wide.head_size == 64  # RoPE's quarter turns eight pairs
+    assert len(folders("later")) == 6 and len(sweeps("later", config)[0][1].encodings) > 10
+    assert next(s for _, s in rows if s.task == "scan").by_example
+
+
+@pytest.mark.slow
+def test_it_runs_judges_and_goes_on_where_it_stopped(quick, tmp_path, capsys, monkeypatch):
+    out, whole = tmp_path / "study", sweep_module._run
+    left = [7]
+
+    def run(job, progress):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return whole(job, progress)
+
+    monkeypatch.setattr(sweep_module, "_run", run)
+    assert study(out, "--parts", "rows") == 130
+    assert f"1 of 6 runs are kept; the same command with --out {out} goes on" in capsys.readouterr().err
+    assert (out / "heatmap.png").exists() and "| copy " in (out / "rank.md").read_text()  # of the whole seed that is there
+    left[0] = 1000
+    assert study(out, "--parts", "rows") == 0
+    assert len(quick) == len(set(runs_in(out))) == 2 * 6 * 2
+    assert load_results(out / "copy")["settings"]["seeds"] == [0, 1]
+    before = (out / "claims.md").read_text()
+    assert study(out, "--parts", "rows") == 0 and len(quick) == 24 and (out / "claims.md").read_text() == before
+
+
+@pytest.mark.slow
+def test_a_run_that_diverges_does_not_stop_the_others(quick, tmp_path, capsys, monkeypatch):
+    whole = sweep_module._run
+
+    def run(job, progress):
+        if job[0].task == "copy" and job[1:3] == ("alibi", 1):
+            raise Diverged("alibi, seed 1: training diverged at update 3; lower --lr (now 0.002)")
+        return whole(job, progress)
+
+    monkeypatch.setattr(sweep_module, "_run", run)
+    assert study(tmp_path / "study", "--parts", "rows") == 0
+    assert "copy: alibi, seed 1: training diverged at update 3" in capsys.readouterr().out
+    assert len(load_results(tmp_path / "study" / "sort")["runs"]) == 12
+    assert load_so_far(tmp_path / "study" / "copy")["settings"]["seeds"] == [0]
+    assert json.loads((tmp_path / "study" / "copy" / "probe.json").read_text())["seeds"] == [0]  # of the whole seed
+
+
+def runs_in(out):
+    return [
+        (run["encoding"], run["seed"], path.name)
+        for path in out.iterdir()
+        if (path / "results.json").exists()
+        for run in load_results(path)["runs"]
+    ]
+
+
+@pytest.mark.slow
+def test_all_parts_leave_their_tables_pictures_and_claims(quick, tmp_path, capsys):
+    out = tmp_path / "study"
+    assert study(out) == 0
+    text = (out / "claims.md").read_text()
+    for claim in claims.CLAIMS:
+        assert f"| {claim} " in text, claim
+    assert text.strip() in capsys.readouterr().out
+    for name in (
+        "rank.png",
+        "heatmap.png",
+        "later/heatmap.png",
+        "deep/sort/attention.png",
+        "copy/probe.png",
+        "copy/accuracy.png",
+    ):
+        assert (out / name).stat().st_size > 5000, name
+    assert "| fire " in (out / "later" / "encodings.md").read_text() and "| nope " in (out / "later" / "encodings.md").read_text()
+    assert "| addition | icor " in (out / "scratchpad" / "formats.md").read_text()
+    assert not (out / "public.md").exists()  # two rows only
+    small = [path for path in out.rglob("*") if path.is_file() and "models" not in path.parts]
+    assert max(path.stat().st_size for path in small) < 300_000
+    assert not (out / "lock").exists()
+    made = len(quick)
+    assert study(out) == 0 and len(quick) == made
+
+
+@pytest.mark.slow
+def test_real_quick_runs_of_a_part(tmp_path):
+    assert study(tmp_path / "study", "--parts", "deep") == 0
+    measured = json.loads((tmp_path / "study" / "deep" / "scan" / "attention.json").read_text())
+    assert set(measured["means"]) == {"Jensen-Shannon", "official code", "official code, same seed"}
+    assert measured["seeds"] == [0, 1] and len(measured["of each seed"]["official code"]["t5"]) == 2
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["--parts", "columns"], "parts = columns: choose from rows"),
+        (["--parts", "rows", "rows"], "each of them once"),
+        (["--seeds", "1", "1"], "seeds: name at least one"),
+        (["--seeds", "-1"], "seeds = [-1]"),
+        (["--processes", "0"], "processes = 0"),
+        (["copy"], "unrecognized arguments: copy"),
+        (["--out", ""], "--out is empty"),
+    ],
+)
+def test_bad_input_gets_one_line(words, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["lengthgen", "study", *words]) == 2
+    err = capsys.readouterr().err
+    assert says in err and err.count("\n") == 1 and not list(Path().rglob("*"))
+
+
+# --- results that grow -----------------------------------------------------------------------------------------------------
+
+
+def test_further_seeds_join_and_whole_seeds_count(quick, tmp_path):
+    out = tmp_path / "run"
+    config = dict(encodings=["nope", "t5"], steps=1, hidden=32, heads=2, processes=1)
+    assert load_so_far(out) is None
+    sweep(LengthgenConfig(seeds=[3], **config), out)
+    sweep(LengthgenConfig(seeds=[0], **config), out)
+    found = load_results(out)
+    assert [(r["encoding"], r["seed"]) for r in found["runs"]] == [("nope", 3), ("nope", 0), ("t5", 3), ("t5", 0)]
+    text = json.loads((out / "results.json").read_text())
+    text["runs"].pop()
+    (out / "results.json").write_text(json.dumps(text))
+    half = load_so_far(out)
+    assert half["settings"]["seeds"] == [3] and len(half["runs"]) == 2
+    text["runs"] = []
+    (out / "results.json").write_text(json.dumps(text))
+    assert load_so_far(out) is None
+
+
+def test_two_sweeps_of_a_task_merge_by_their_seeds():
+    one, other = results_of("copy", {"nope": [0.5, 0.6, 0.7]}), results_of("copy", {"fire": [0.1, 0.2]}, seeds=(2, 5))
+    both = merged(one, other)
+    assert both["settings"]["seeds"] == [2] and report.extrapolation(both) == {"nope": {2: 0.7}, "fire": {2: 0.1}}
+    assert len(one["settings"]["seeds"]) == 3  # unchanged
+    assert report.encodings_table([both]).splitlines()[2].startswith("| nope ")
+
+
+# --- verdicts --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_paper_s_own_figures_reach_its_levels_and_its_order():
+    rows = [*paper_s_results()]
+    found = {(f.claim, f.what): f for f in claims.ranks(rows) + claims.levels(rows)}
+    gap = found["rank", "nope - t5, 17 tasks"]
+    assert gap.ours[0] == pytest.approx(0.696 - 0.574 + 1 / 51, abs=1e-3) and gap.ours[1] < gap.ours[0] < gap.ours[2]
+    assert found["accuracy", "nope - sinusoidal, mean of 17 tasks"].verdict == "holds"
+    assert found["accuracy", "nope - alibi, mean of 17 tasks"].ours[0] == pytest.approx(17.8, abs=0.1)
+    assert found["accuracy", "nope - alibi, mean of 17 tasks"].paper == "+17.8"
+    levels = [f for f in found.values() if f.claim == "level: nope"]
+    assert len(levels) == 14 and {f.verdict for f in levels} == {"holds"}
+    low = claims.levels([*paper_s_results(-0.15)])
+    assert {f.verdict for f in low if "copy (" in f.what} == {"does not hold"}
+    one = copy.deepcopy(rows)
+    for results in one:  # a single seed shows nothing
+        results["settings"]["seeds"] = [0]
+        results["runs"] = [run for run in results["runs"] if run["seed"] == 0]
+    assert {f.verdict for f in claims.levels(one)} == {"not shown"}
+
+
+def test_pcfg_and_scan_are_compared_in_the_same_unit():
+    rows = {results["task"]: results for results in paper_s_results()}
+    assert paper.accuracy("scan")["nope"] == 0.677 and paper.accuracy("scan", by_example=True)["nope"] == 0.797
+    assert paper.accuracy("copy")["nope"] == paper.accuracy("copy", by_example=True)["nope"] == 0.986
+    table = report.rank_table([rows["scan"], rows["pcfg"]])
+    assert "(67.7)" in table and "(79.7)" in table and "(19.1)" in table and "(43.3)" not in table
+    public = report.rank_table([rows[task] for task in paper.PUBLIC])
+    assert "(0.739)" in public and "over these tasks" in public and "(0.687)" in report.rank_table([*rows.values()])
+    assert len(paper.PUBLIC) == 10
+
+
+def test_the_public_figures_by_length_rank_as_said():
+    """The order of .739 .619 .439 .271 .214, from the means over lengths."""
+    ranks = report.mean_reciprocal_rank([paper.accuracy(task) for task in paper.PUBLIC])
+    assert [*ranks.values()] == pytest.approx(paper.PUBLIC_RANK, abs=0.1)  # those of the paper are over single seeds
+    assert [*ranks] == sorted(ranks, key=ranks.get, reverse=True)
+    assert list(paper.PUBLIC_RANK) == sorted(paper.PUBLIC_RANK, reverse=True)
+
+
+def distances(t5, other, measure="Jensen-Shannon"):
+    return {"seeds": [0, 1, 2], "of each seed": {measure: {"t5": t5, "alibi": other, "nope": [0.1, 0.1, 0.1]}}}
+
+
+def test_attention_is_judged_on_models_that_have_learned():
+    results = results_of("sort", {"nope": [1, 1, 1], "t5": [1, 1, 1], "alibi": [0, 0, 0]})
+    [_, _, alibi, learned] = claims.attention(results, distances([0.2, 0.21, 0.2], [0.4, 0.42, 0.4]))
+    assert alibi.verdict == learned.verdict == "holds" and alibi.ours[0] == pytest.approx(0.2033, abs=1e-3)
+    assert alibi.paper.startswith("+0.227")
+    for run in results["runs"]:
+        if run["encoding"] == "alibi" and run["seed"] == 0:
+            run["accuracy"] = dict.fromkeys(run["accuracy"], 0.5)
+    found = [f for f in claims.attention(results, distances([0.2, 0.2, 0.2], [0.1, 0.1, 0.1])) if "alibi" in f.what]
+    assert [f.verdict for f in found] == ["does not hold", "not shown"] and "1 seeds" in found[1].what
+    two = results_of("sort", {"nope": [1, 1], "t5": [1, 1], "alibi": [1, 1]}, seeds=(0, 1))
+    pair = {"seeds": [0, 1], "of each seed": {"Jensen-Shannon": {"t5": [0.1, 0.1], "alibi": [0.2, 0.2], "nope": [0.3, 0.3]}}}
+    assert claims.attention(two, pair)[0].verdict == "not shown"  # two NoPE models are one pair
+
+
+def test_the_scratchpad_is_judged_by_the_mean_over_encodings():
+    size = parts.SCRATCHPADS["addition"]
+    pads = {"none": 0.1, "full": 0.4, "icor": 0.45, "icov": 0.2}
+    by_format = {
+        pad: results_of("addition", {"nope": [x, x + 0.02, x], "rope": [x + 0.1, x, x]}, scratchpad=pad, **size)
+        for pad, x in pads.items()
+    }
+    formats = {"addition": by_format}
+    helps, without_v, without_r = claims.scratchpad(formats)
+    assert helps.verdict == "holds" and helps.ours[0] == pytest.approx(30) and helps.paper == "+6.5"
+    assert without_v.what == "addition: full - without v, mean of encodings" and without_v.verdict == "does not hold"
+    assert without_r.verdict == "holds" and without_r.ours[0] == pytest.approx(20) and "0.38 without" in without_r.paper
+    text = report.formats_table(formats)
+    assert "| addition | full " in text and claims.scratchpad({"addition": {"none": by_format["none"]}}) == []
+
+
+def test_the_probe_is_judged_against_an_untrained_network():
+    def network(x):
+        return {"after layer 1": {"t": {"seen": x, "longer": x - 1}}}
+
+    results = results_of("copy", {"nope": [1, 1, 1]})
+    networks = {"trained": [network(x) for x in (0.9, 0.91, 0.92)], "untrained": [network(x) for x in (0.5, 0.52, 0.51)]}
+    seen, longer = claims.positions(results, {"seeds": [0, 1, 2], "networks": networks})
+    assert seen.verdict == longer.verdict == "holds" and seen.ours[0] == pytest.approx(0.4) and "trained: 0.91" in seen.what
+
+
+def test_the_table_has_a_line_for_each_claim_and_a_row_for_each_finding():
+    found = [
+        claims.Finding("rank", "nope - t5", "+0.138", (0.1, 0.05, 0.2), "", "rows"),
+        claims.Finding("rank", "t5 - alibi", "+0.047", (-0.1, -0.2, 0.2), "", "rows"),
+        claims.Finding("scratchpad", "addition", "+6.5", (-3.0, -5.0, -1.0), "points", "scratchpad"),
+    ]
+    lines = claims.claims_table(found).splitlines()
+    assert lines[0].startswith("- **rank**") and lines[0].endswith("2 comparisons: holds 1, not shown 1.")
+    assert [cell.strip() for cell in lines[-1].split("|")[3:7]] == ["+6.5", "-3 points", "-5 to -1", "does not hold"]
+    assert "`python -m vine_mini lengthgen study --parts scratchpad`" in lines[-1]

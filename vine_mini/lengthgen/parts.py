@@ -1,0 +1,59 @@
+"""The runs of `lengthgen study`: for each part, the folders of its sweeps and their settings.
+
+Deviation from the paper, beside those of `train.py` and `tasks.py`: scratchpads are trained on shorter inputs than plain answers,
+because a full one makes sequences up to ten times as long. The format `none` then has these lengths too.
+"""
+
+from vine_mini.decoder.table import ENCODINGS
+from vine_mini.lengthgen import paper
+from vine_mini.lengthgen.config import LengthgenConfig, StudyConfig
+from vine_mini.lengthgen.tasks import TASKS
+
+ROWS = list(paper.ACCURACY)
+MAIN = ["nope", "t5", "alibi", "rope25", "rope", "sinusoidal"]
+SIX = ["copy", "copy-v2", "copy-v3", "reverse", "sort", "scan"]
+LATER = [name for name in ENCODINGS if name not in (*MAIN, "coupled", "abacus")]  # these two need answers in reverse order
+DEEP = dict(layers=6)
+WIDE = dict(hidden=128, heads=2)
+# Training and test lengths, and updates.
+SCRATCHPADS = {
+    "addition": dict(train_lengths=[1, 4], test_lengths=[5, 8], steps=3000, examples=100),
+    "sum": dict(train_lengths=[2, 6], test_lengths=[7, 12], steps=3000, examples=100),
+    "parity": dict(train_lengths=[2, 6], test_lengths=[7, 12], steps=3000, examples=100),
+}
+QUICK = dict(steps=2, hidden=16, heads=2, examples=2, batch_size=4)
+
+
+def sweeps(part: str, config: StudyConfig) -> list[tuple[str, LengthgenConfig]]:
+    """The sweeps of a part: folder, settings. The first seed has all its sweeps before the second one."""
+    return [(folder, _config(config, task, seed, more)) for seed in config.seeds for folder, task, more in _tasks(part)]
+
+
+def folders(part: str) -> dict[str, str]:
+    """The folders of a part, inside the study's: folder -> task"""
+    return {folder: task for folder, task, _ in _tasks(part)}
+
+
+def _tasks(part: str) -> list[tuple[str, str, dict]]:
+    if part == "rows":
+        return [(task, task, dict(encodings=MAIN)) for task in ROWS]
+    if part == "deep":
+        return [(f"deep/{task}", task, dict(encodings=MAIN) | DEEP) for task in ("sort", "scan")]
+    if part == "wide":
+        return [(f"wide/{task}", task, dict(encodings=["nope", "rope25", "rope"]) | WIDE) for task in SIX]
+    if part == "later":
+        return [(f"later/{task}", task, dict(encodings=LATER)) for task in SIX]
+    return [
+        (f"scratchpad/{task}-{pad}", task, dict(encodings=MAIN, scratchpad=pad) | size)
+        for pad in sorted(paper.FORMATS, key=lambda pad: pad not in ("none", "full", "minimal"))  # these first
+        for task, size in SCRATCHPADS.items()
+    ]
+
+
+def _config(config: StudyConfig, task: str, seed: int, more: dict) -> LengthgenConfig:
+    # SCAN's data have few short commands, as the paper's training data have.
+    shared = dict(task=task, seeds=[seed], processes=config.processes, by_example=task == "scan")
+    if config.quick:
+        (train, _), (test, _) = more.get("train_lengths", TASKS[task].train), more.get("test_lengths", TASKS[task].test)
+        more = more | QUICK | dict(train_lengths=[train, train + 1], test_lengths=[test, test])
+    return LengthgenConfig(**shared | more)

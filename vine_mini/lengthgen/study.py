@@ -1,0 +1,98 @@
+"""The `lengthgen study` command: all runs, then tables, pictures, and claims.md with a verdict for each claim of the paper.
+
+    OUT/TASK, OUT/deep/TASK, OUT/wide/TASK, OUT/later/TASK, OUT/scratchpad/TASK-FORMAT      what `lengthgen` writes
+    OUT/rank.md, rank.png, public.md        mean reciprocal ranks: all tasks; those with public figures by length
+    OUT/heatmap.png, later/heatmap.png      accuracy by length and encoding, a panel for each task
+    OUT/scratchpad/formats.md               accuracy by format and encoding
+    OUT/claims.md                           the claims with their verdicts
+    OUT/.../models                          the trained models; all other files are small
+
+Everything but the runs is written again after each sweep, from the seeds with which all encodings of a folder have run.
+"""
+
+from pathlib import Path
+
+from vine_mini.app.files import locked, write_text
+from vine_mini.app.runs import check_writable
+from vine_mini.lengthgen import claims, commands, paper, pictures, report
+from vine_mini.lengthgen.config import PARTS, AttentionConfig, ProbeConfig, StudyConfig
+from vine_mini.lengthgen.parts import folders, sweeps
+from vine_mini.lengthgen.results import load_so_far, merged
+from vine_mini.lengthgen.sweep import sweep
+from vine_mini.lengthgen.train import Diverged
+
+PROBED = ("copy", "sort", "parity")
+
+
+def study(config: StudyConfig) -> None:
+    """The `lengthgen study` command."""
+    folder = Path(config.out or "")
+    check_writable(folder / "claims.md")
+    folder.mkdir(parents=True, exist_ok=True)
+    diverged = []
+    with locked(folder):
+        try:
+            for part in config.parts:
+                todo = sweeps(part, config)
+                for i, (name, settings) in enumerate(todo):
+                    print(f"{part}, sweep {i + 1} of {len(todo)}: {name}, seed {settings.seeds[0]}", flush=True)
+                    try:
+                        sweep(settings, folder / name, again=folder)
+                    except Diverged as error:  # hours of other runs do not wait for this one
+                        diverged.append(f"{name}: {error}")
+                    if load_so_far(folder / name):
+                        commands.write_tables(folder / name)
+                measure(part, folder)
+        finally:  # whatever happens, the runs that have finished are judged
+            write_report(folder)
+    print(*diverged, f"everything is in {folder}", sep="\n")
+
+
+def measure(part: str, folder: Path) -> None:
+    """Distances of attention and probes of positions, where they are not there yet and the models are."""
+    for name, task in folders(part).items():
+        results, path = load_so_far(folder / name), [str(folder / name)]
+        if not results or not (folder / name / "models").is_dir():
+            continue
+        seeds = results["settings"]["seeds"]
+        if part == "deep" and len(seeds) > 1 and (claims.measured(folder / name, "attention") or {}).get("seeds") != seeds:
+            commands.attention(AttentionConfig(path))
+        if part == "rows" and task in PROBED and (claims.measured(folder / name, "probe") or {}).get("seeds") != seeds:
+            commands.probe(ProbeConfig(path))
+
+
+def write_report(folder: Path) -> None:
+    """Writes what compares several folders, from the runs that have finished, and prints the claims."""
+    found = {part: _so_far(part, folder) for part in PARTS}
+    rows = found["rows"]
+    both = [merged(rows[r["task"]], r) for r in found["later"].values() if r["task"] in rows]
+    later = [results for results in both if results["settings"]["seeds"]]
+    if rows:
+        write_text(folder / "rank.md", report.rank_table([*rows.values()]) + "\n")
+        pictures.plot_rank([*rows.values()], folder / "rank.png")
+        pictures.plot_heatmap([*rows.values()], folder / "heatmap.png")
+    if {*paper.PUBLIC} <= {*rows}:
+        write_text(folder / "public.md", report.rank_table([rows[task] for task in paper.PUBLIC]) + "\n")
+    if later:
+        write_text(folder / "later" / "encodings.md", report.encodings_table(later) + "\n")
+        pictures.plot_heatmap(later, folder / "later" / "heatmap.png")
+    formats: dict[str, dict[str, dict]] = {}
+    for results in found["scratchpad"].values():
+        formats.setdefault(results["task"], {})[results["settings"]["scratchpad"]] = results
+    if formats:
+        write_text(folder / "scratchpad" / "formats.md", report.formats_table(formats) + "\n")
+    findings = claims.ranks([*rows.values()]) + claims.levels([*rows.values()]) + claims.scratchpad(formats)
+    for name, results in (found["deep"] | rows).items():
+        if (distances := claims.measured(folder / name, "attention")) and name in found["deep"]:
+            findings += claims.attention(results, distances)
+        if (probed := claims.measured(folder / name, "probe")) and name in rows:
+            findings += claims.positions(results, probed)
+    if findings:
+        table = claims.claims_table(findings)
+        write_text(folder / "claims.md", table + "\n")
+        print(table)
+
+
+def _so_far(part: str, folder: Path) -> dict[str, dict]:
+    found = {name: load_so_far(folder / name) for name in folders(part)}
+    return {name: results for name, results in found.items() if results}

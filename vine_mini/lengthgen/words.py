@@ -1,0 +1,45 @@
+"""The words after `python -m vine_mini lengthgen`: a command, or flags."""
+
+from collections.abc import Callable
+from dataclasses import fields
+
+from vine_mini.lengthgen import commands
+from vine_mini.lengthgen.config import (
+    AttentionConfig,
+    FullSizeConfig,
+    LengthgenConfig,
+    ProbeConfig,
+    RankConfig,
+    StudyConfig,
+    TemperatureConfig,
+    TheoryConfig,
+)
+from vine_mini.lengthgen.study import study
+from vine_mini.types import UserError
+
+COMMANDS: dict[str, tuple[Callable, type]] = {
+    "lengthgen": (commands.train, LengthgenConfig),
+    "lengthgen study": (study, StudyConfig),
+    "lengthgen rank": (commands.rank, RankConfig),
+    "lengthgen attention": (commands.attention, AttentionConfig),
+    "lengthgen probe": (commands.probe, ProbeConfig),
+    "lengthgen temperature": (commands.temperature, TemperatureConfig),
+    "lengthgen theory": (commands.theory, TheoryConfig),
+    "lengthgen full-size": (commands.full_size, FullSizeConfig),
+}
+
+
+def words(argv: list[str]) -> tuple[str, list[str]]:
+    """Splits the words after `lengthgen` into a command and flags. Raises UserError for an unknown command.
+
+    `rank A B --out C` -> ("lengthgen rank", --results A B --out C)
+    """
+    if not argv or argv[0].startswith("-"):
+        return "lengthgen", argv
+    name, rest = f"lengthgen {argv[0]}", argv[1:]
+    if name not in COMMANDS:
+        raise UserError(f"unknown command {argv[0]!r}: choose from {', '.join(c.split()[1] for c in COMMANDS if ' ' in c)}")
+    takes_folders = "results" in {f.name for f in fields(COMMANDS[name][1])}
+    if rest and not rest[0].startswith("-") and takes_folders:
+        return name, ["--results", *rest]
+    return name, rest
