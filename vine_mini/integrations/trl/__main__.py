@@ -125,6 +125,7 @@ def train(config: TrlConfig, folder: Path) -> None:
     if saved and not (saved / "trainer_state.json").is_file():
         raise UserError(f"{folder} has no checkpoint of TRL to go on from")
     done = json.loads((saved / "trainer_state.json").read_text())["global_step"] if saved else 0
+    updates = arguments["logging_steps"]  # of an iteration
     args = GRPOConfig(output_dir=str(folder / "checkpoints"), **arguments)  # this connects the processes
     args.distributed_state.wait_for_everyone()  # each of them has looked at the folder before the first one writes
     if RANK == 0:
@@ -133,7 +134,7 @@ def train(config: TrlConfig, folder: Path) -> None:
         callbacks = []
         if RANK == 0:
             plain = TrainConfig(**{f.name: getattr(config, f.name) for f in fields(TrainConfig)})
-            callbacks = [Folder(Run(folder, plain, done // args.logging_steps), args.logging_steps)]
+            callbacks = [Folder(Run(folder, plain, done // updates), updates)]
         trainer = VinePPOTrainer(config, policy, tokenizer, problems, args, callbacks=callbacks)
         for callback in callbacks:
             callback.trainer = trainer
