@@ -16,7 +16,7 @@ FLOORS = [
     ["algorithms", "evaluate"],
     ["trainer", "self_training"],
     ["app"],
-    ["credit_page", "credit_cost", "value_errors", "lengthgen", "study"],
+    ["credit_page", "credit_cost", "value_errors", "lengthgen", "study", "integrations"],
     ["demo"],
     ["cli", "__main__"],
 ]
@@ -28,6 +28,7 @@ OUTSIDE = {  # packages that a room may import, besides torch, transformers, tqd
     "tasks": {"datasets", "math_verify", "latex2sympy2_extended", "sympy", "mpmath"},  # all but the first only for MATH
     "app": {"yaml", "safetensors", "matplotlib"},
     "credit_page": {"jinja2"},
+    "integrations": {"trl", "datasets"},
 }
 
 
@@ -94,6 +95,13 @@ def test_length_generalization_knows_nothing_of_reinforcement_learning():
         assert not {name.split(".")[0] for name in imports(path)[0]} & lesson, path.name
 
 
+def test_nothing_in_the_package_imports_another_engine():
+    for path in files():
+        if name_of(path).split(".")[0] != "integrations":
+            assert not any(name.startswith("integrations") for name in imports(path)[0]), path.name
+    assert sum(p.read_text().count("\n") for p in (PACKAGE / "integrations").rglob("*.py")) <= 500
+
+
 def test_one_iteration_is_ten_short_files():
     lines = {name: (PACKAGE / f"{name}.py").read_text().count("\n") for name in LESSON}
     assert len(lines) == 10 and max(lines.values()) <= 300 and sum(lines.values()) <= 950, lines
@@ -107,7 +115,8 @@ def test_vineppo_is_flat_and_fits_on_a_screen():
 
 
 def test_the_package_without_its_separate_rooms_stays_small():
-    separate = {"lengthgen", "decoder", "credit_cost", "value_errors", "study"}  # the second paper, and tools beside the lesson
+    # the second paper, tools beside the lesson, and what runs on another engine
+    separate = {"lengthgen", "decoder", "credit_cost", "value_errors", "study", "integrations"}
     counted = [p for p in PACKAGE.rglob("*.py") if not separate & set(p.parts)]
     # It was to be 3,500. Tasks of one's own, JSON lines, atomic checkpoints, a counted memory estimate, a second generated task,
     # the best policy by validation, RestEM, DPO-Positive, the official code's options and MATH (whose answers are formulas, which

@@ -20,6 +20,7 @@ from vine_mini.app.flags import read_preset
 from vine_mini.app.memory import estimate
 from vine_mini.app.plots import new_figure
 from vine_mini.app.setup import SHIPPED
+from vine_mini.integrations.trl.plan import plan
 from vine_mini.logprobs import response_logprobs
 from vine_mini.losses import clipped_policy_loss
 from vine_mini.sampling import rollouts
@@ -164,6 +165,7 @@ tokens, rate = 512 * T * (1 + 9 * (n + 1) / 2), metrics["rollout_tokens"] / metr
 print(f"with T = {T} and n = {n}: {tokens / 1e6:.1f} million tokens an iteration, {650 * tokens / 1e9:.1f} billion in all 650")
 print(f"this machine, {small:,} parameters: {rate:,.0f} tokens a second, {tokens / rate / 60:.1f} minutes an iteration")
 print(f"1.1 billion parameters, if the time grew with them: {tokens / rate * 1.1e9 / small / 86400:.1f} days an iteration")
+print(plan(TrainConfig(**read_preset("gsm8k-rho1b"))))  # operations and bytes, for the data sheet of a GPU
 
 # %%
 figure, ((axis,),) = new_figure(1)
@@ -185,9 +187,6 @@ show(figure, "13_many_gpus")
 # | `sampling/fast/` reads a shared prefix once | an engine that shares prefixes and receives new weights | vLLM: prefix caching |
 # | `whiten`, one denominator | sums over ranks | `torchrun`, `all_reduce`, accelerate's `gather` |
 # | `trainer`, all weights in one place | divided weights; a trainer that takes advantages [B, T] | FSDP2; TRL's `GRPOTrainer` |
-#
-# An engine's log-probs differ from the trainer's, so the trainer computes the old log-probs again. Ranks have unequal numbers of
-# states, so some ranks wait. Runs do not repeat bit by bit. This repository has no code for several GPUs and has measured none.
 
 # %% [markdown]
 # ## Questions
@@ -197,4 +196,4 @@ show(figure, "13_many_gpus")
 #    heads of size 64, the 7B model has 32 of size 128. How many times larger is the cache of the 7B model?
 # 3. GRPO compares the responses to one prompt. What must not happen when an iteration is divided among ranks?
 #
-# Read next: `vine_mini/app/memory.py`.
+# Read next: [beyond_one_gpu.md](beyond_one_gpu.md), VinePPO on TRL and what of it has run, and `vine_mini/app/memory.py`.

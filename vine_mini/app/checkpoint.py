@@ -29,7 +29,7 @@ def save(trainer, run: Path) -> None:
     link, target = run / "policy", run / "checkpoints" / str(trainer.iteration)
     if not link.is_symlink() or link.resolve() != target.resolve():  # else this iteration is saved already
         _write(trainer, target)
-        _point(link, target)
+        point(link, target)
     every, linked = trainer.config.keep_every, {target.name, (run / "best").resolve().name}
     for other in list(target.parent.iterdir()):  # older checkpoints, and what an interrupted save has left
         if other.name not in linked and not (every and other.name.isdecimal() and int(other.name) % every == 0):
@@ -53,16 +53,17 @@ def save_best(trainer, run: Path) -> None:
     discard(target)
     with whole(target) as fresh:
         save_policy(trainer.policy, trainer.tokenizer, fresh)
-    _point(run / "best", target)
+    point(run / "best", target)
 
 
 def restore_best(run: Path, iteration: int) -> None:
     """Points RUN/best to the policy of an iteration: a run that was killed may have found a better one after its checkpoint."""
     if (target := run / "checkpoints" / f"best-{iteration}").is_dir():
-        _point(run / "best", target)
+        point(run / "best", target)
 
 
-def _point(link: Path, target: Path) -> None:
+def point(link: Path, target: Path) -> None:
+    """Makes `link` lead to the folder `target`, which lies in the run folder too."""
     if not link.is_symlink():  # the run was copied by a program that follows links
         discard(link)
     with whole(link) as fresh:  # a reader of the link finds the old folder or the new one at every moment

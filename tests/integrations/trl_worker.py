@@ -1,0 +1,123 @@
+"""One process of the tests of VinePPO on TRL: `torchrun --nproc_per_node N trl_worker.py FOLDER`. It writes FOLDER/RANK.json.
+
+A fake vLLM client stands behind TRL's own code for vLLM servers: a completion says which prompt it answers.
+"""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from trl import GRPOConfig
+from trl.generation.vllm_generation import VLLMGeneration
+
+from vine_mini import models, tasks
+from vine_mini.app.setup import SHIPPED
+from vine_mini.integrations.trl import VinePPOTrainer
+from vine_mini.integrations.trl.__main__ import RANK, RANKS, TrlConfig, grpo_arguments
+from vine_mini.types import UserError
+
+CONFIG = dict(task="arithmetic", steps=4, prompts=4, group=2, k=2, minibatch_size=4, epochs=1, iterations=2, max_new_tokens=48)
+CONFIG |= dict(
+    lr=1e-3, warmup=0, kl_coef=0.05, sample_batch_size=12, micro_batch_tokens=200, device="cpu", mc_lam=0.25, mc_mu=0.5
+)
+
+
+class Recorder(VinePPOTrainer):
+    """Keeps what each iteration has seen."""
+
+    def _generate_and_score_completions(self, inputs):
+        self.ends = {}
+        out = super()._generate_and_score_completions(inputs)
+        rows = [
+            dict(problem=row["problem"], prompt=t.prompt_ids, response=t.response_ids, finished=t.finished, advantages=a[m > 0].tolist())
+            for row, t, a, m in zip(inputs, self.trajectories, out["advantages"], out["completion_mask"], strict=True)
+        ]  # fmt: skip
+        plain = self.advantages.abs().max().item()
+        self.__dict__.setdefault("seen", []).append(dict(rows=rows, ends=list(self.ends.items()), plain=plain, **self.stats))
+        return out
+
+    def roll_out(self, trajectories, cuts, k):
+        groups = super().roll_out(trajectories, cuts, k)
+        for t, row, of_row in zip(trajectories, cuts, groups, strict=True):
+            for cut, group in zip(row, of_row, strict=True):
+                self.ends[json.dumps([t.prompt_ids, t.response_ids[:cut]])] = [[r.response_ids, r.finished] for r in group]
+        return groups
+
+
+class FakeClient:
+    """Answers a prompt with its own checksum and the end of the sequence."""
+
+    base_url, model, synchronized = "http://fake", "fake", 0
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        answer = lambda url, json: SimpleNamespace(ok=True, json=lambda: {"tokens": tokenizer(json["prompt"])["input_ids"]})  # noqa: E731
+        retries = SimpleNamespace(max_retries=SimpleNamespace(new=lambda **_: None))
+        self.session = SimpleNamespace(request=print, get_adapter=lambda url: retries, post=answer)
+
+    def generate(self, prompts, n, **_):
+        ids = [[2 + sum(prompt) % 97, self.tokenizer.eos_token_id] for prompt in prompts for _ in range(n)]
+        return dict(prompt_ids=prompts, completion_ids=ids, logprobs=[[[-1.0], [-1.0]] for _ in ids])
+
+    def get_server_info(self):
+        return {"model_config": {"logprobs_mode": "processed_logprobs"}}
+
+    def update_named_params(self, metadata, parameters):
+        assert len(list(parameters)) == len(metadata) > 0
+        self.synchronized += 1
+
+    def reset_prefix_cache(self):
+        pass
+
+
+def make(out, **changes):
+    """-> a trainer from the shipped policy"""
+    config = TrlConfig(**CONFIG | changes)
+    policy, tokenizer = models.load_policy(str(SHIPPED / "arithmetic"), "cpu")
+    problems = tasks.load_problems(config)[0][:40]
+    arguments = grpo_arguments(config, RANKS, max(map(len, tasks.prompt_ids(problems, tokenizer, config))))
+    return Recorder(config, policy, tokenizer, problems, GRPOConfig(output_dir=str(out), save_strategy="no", **arguments))
+
+
+def main(folder: Path):
+    """Trains three times: as it is, with a reward that depends on the prompt alone, and with the fake server."""
+    torch.set_num_threads(1)
+    trainer = make(folder)
+    trainer.train()
+    weights = sum(p.double().abs().sum().item() for p in trainer.model.parameters())
+    result = dict(ranks=trainer.accelerator.num_processes, seen=trainer.seen, steps=trainer.state.global_step, weights=weights)
+
+    grade = tasks.grade
+    tasks.grade = lambda task, problem, *_: len(problem.question) % 2 * 1.0
+    trainer = make(folder, iterations=1)
+    trainer.train()
+    used = [a for iteration in trainer.seen for row in iteration["rows"] for a in row["advantages"]]
+    result["prompt_only"] = [max(map(abs, used)), max(iteration["plain"] for iteration in trainer.seen), len(used)]
+    tasks.grade = grade
+
+    def connect(self):
+        self.vllm_client = FakeClient(self.processing_class)
+
+    VLLMGeneration._init_vllm = connect
+    trainer = make(folder, iterations=2, vllm="http://fake")
+    trainer.train()
+    states = [(json.loads(state), group) for iteration in trainer.seen for state, group in iteration["ends"]]
+    result["own_states"] = all(
+        ids == [2 + sum(prompt + so_far) % 97, trainer._tokenizer.eos_token_id]
+        for (prompt, so_far), group in states
+        for ids, _ in group
+    )
+    result["synchronized"] = trainer.vllm_generation.vllm_client.synchronized
+    other = FakeClient(lambda text: {"input_ids": [1]})
+    with pytest.raises(UserError, match="another tokenizer"):
+        trainer._check_server(other)
+    (folder / f"{RANK}.json").write_text(json.dumps(result))
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,185 @@
+"""`python -m vine_mini.integrations.trl`: VinePPO on TRL with the fields of `train`, in one process or under a launcher.
+
+    python -m vine_mini.integrations.trl --preset arithmetic --steps 3
+    torchrun --nproc_per_node 8 -m vine_mini.integrations.trl --preset gsm8k-rho1b --kl_per_response False --eval_every 0
+
+The run folder is that of `train` (see `app.runs`), with TRL's checkpoints. Nothing is evaluated: `evaluate` does that afterwards.
+"""
+
+import json
+import os
+import re
+import signal
+import sys
+import time
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from vine_mini import models, tasks
+from vine_mini.app.checkpoint import point
+from vine_mini.app.config import TrainConfig, knob
+from vine_mini.app.files import locked
+from vine_mini.app.flags import parse
+from vine_mini.app.plots import plot_run
+from vine_mini.app.runs import Run, new_folder
+from vine_mini.app.setup import policy_name, task_name
+from vine_mini.integrations.trl import VinePPOTrainer, check_trl
+from vine_mini.integrations.trl.plan import plan
+from vine_mini.types import UserError
+
+ABSENT = "algorithm max_seconds with_replacement divisor kl_per_response kl_kind max_ratio eval_every keep_every"
+RANK, RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # the launcher sets them
+
+LOGS = {name: name for name in ("reward", "kl", "entropy", "loss", "grad_norm")} | {  # our name -> TRL's
+    "length": "completions/mean_length",
+    "truncated": "completions/clipped_ratio",
+    "clip_frac": "clip_ratio/region_mean",
+    "sampler_gap": "sampling/sampling_logp_difference/mean",
+    "lr": "learning_rate",
+}
+
+
+@dataclass
+class TrlConfig(TrainConfig):
+    """Train a policy by VinePPO on TRL's engine."""
+
+    vllm: str | None = knob(None, "Sample with vLLM: colocate, or the address of a server. Left out: Hugging Face generation.")
+    plan: bool = knob(False, "Print tokens, seconds and memory of an iteration on 1 to 64 GPUs, and train nothing.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        for field in fields(self):
+            if field.name in ABSENT.split() and getattr(self, field.name) != field.default:
+                raise UserError(
+                    f"{field.name} does not exist on TRL: set it to {field.default}, or use `python -m vine_mini train`"
+                )
+        if self.device not in ("auto", "cpu") or self.group < 2:
+            raise UserError("on TRL, group is at least 2, and device is auto or cpu: the launcher gives each process its GPU")
+
+
+def grpo_arguments(config, ranks: int, longest_prompt: int) -> dict[str, Any]:
+    """The arguments of a GRPOConfig with the meaning of a TrainConfig. Raises UserError where work cannot be divided equally.
+
+    An update takes `minibatch_size` responses, of which each of the ranks has an equal part, in micro-batches of equal size.
+    """
+    for name in ("prompts", "minibatch_size"):
+        if getattr(config, name) % ranks:
+            raise UserError(f"{name} = {getattr(config, name)} cannot be divided equally among {ranks} processes")
+    part, most = config.minibatch_size // ranks, config.micro_batch_tokens // (longest_prompt + config.max_new_tokens)
+    rows = max(n for n in range(1, part + 1) if part % n == 0 and n <= max(most, 1))
+    updates = config.epochs * config.prompts * config.group // config.minibatch_size  # of an iteration
+    server = dict(vllm_mode="server", vllm_server_base_url=config.vllm, vllm_server_timeout=60.0)
+    vllm: dict = {"use_vllm": True} | (dict(vllm_mode="colocate") if config.vllm == "colocate" else server) if config.vllm else {}
+    return vllm | dict(
+        per_device_train_batch_size=rows, gradient_accumulation_steps=part // rows, num_iterations=config.epochs,
+        steps_per_generation=config.prompts * config.group // (ranks * rows), num_generations=config.group,
+        max_steps=config.iterations * updates, logging_steps=updates, save_steps=config.save_every * updates, save_total_limit=2,
+        learning_rate=config.lr, lr_scheduler_type="constant_with_warmup", warmup_steps=config.warmup, loss_type="dapo",
+        weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, epsilon=config.clip, beta=config.kl_coef,
+        use_bias_correction_kl=False, temperature=config.temperature, top_p=config.top_p,
+        max_completion_length=config.max_new_tokens, activation_checkpointing=config.gradient_checkpointing, bf16=config.bf16,
+        use_cpu=config.device == "cpu", seed=config.seed % 2**32, report_to="none", disable_tqdm=RANK > 0,
+    )  # fmt: skip
+
+
+class Folder(TrainerCallback):
+    """Writes the run folder from the logs and checkpoints of `trainer`."""
+
+    trainer: Any = None
+
+    def __init__(self, run: Run, updates: int):
+        self.run, self.updates, self.start = run, updates, time.monotonic()
+        self.before = run.rows[-1]["seconds"] if run.rows else 0.0  # of the run that is resumed
+
+    def on_log(self, args, state, control, logs, **_):
+        """One line for each iteration, with the names of `train`."""
+        if "reward" in logs:
+            iteration, config = state.global_step // self.updates, self.run.config
+            row = {"iteration": iteration, "episodes": iteration * config.prompts * config.group}
+            row |= {"seconds": self.before + time.monotonic() - self.start}
+            row |= {ours: logs[theirs] for ours, theirs in LOGS.items() if theirs in logs} | self.trainer.stats
+            self.run.log(row, self.trainer.episodes, self.trainer.advantages)
+
+    def on_save(self, args, state, control, **_):
+        """Points RUN/policy to the new checkpoint. The old one is still there."""
+        point(self.run.folder / "policy", self.run.folder / "checkpoints" / f"checkpoint-{state.global_step}")
+        plot_run(self.run.rows, self.run.folder / "curves.png", f"VinePPO on {task_name(self.run.config)}, on TRL")
+
+
+def train(config: TrlConfig, folder: Path) -> None:
+    """Trains. The first process writes the run folder. Raises UserError."""
+    from trl import GRPOConfig
+
+    problems, _ = tasks.load_problems(config)
+    policy, tokenizer = models.load_policy(policy_name(config), "cpu")
+    config.lr = models.default_lr(policy) if config.lr is None else config.lr
+    if config.prompts > len(problems):
+        raise UserError(f"prompts = {config.prompts}, but there are only {len(problems)} training problems")
+    longest = max(map(len, tasks.prompt_ids(problems, tokenizer, config)))
+    arguments, saved = grpo_arguments(config, RANKS, longest), (folder / "policy").resolve() if config.resume else None
+    if saved and not (saved / "trainer_state.json").is_file():
+        raise UserError(f"{folder} has no checkpoint of TRL to go on from")
+    done = json.loads((saved / "trainer_state.json").read_text())["global_step"] if saved else 0
+    updates = arguments["logging_steps"]  # of an iteration
+    args = GRPOConfig(output_dir=str(folder / "checkpoints"), **arguments)  # this connects the processes
+    args.distributed_state.wait_for_everyone()  # each of them has looked at the folder before the first one writes
+    if RANK == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder) if RANK == 0 else nullcontext():
+        callbacks = []
+        if RANK == 0:
+            plain = TrainConfig(**{f.name: getattr(config, f.name) for f in fields(TrainConfig)})
+            callbacks = [Folder(Run(folder, plain, done // updates), updates)]
+        trainer = VinePPOTrainer(config, policy, tokenizer, problems, args, callbacks=callbacks)
+        for callback in callbacks:
+            callback.trainer = trainer
+        trainer.train(resume_from_checkpoint=str(saved) if saved else None)
+        trainer.accelerator.wait_for_everyone()  # a process that leaves early breaks the connections of the others
+        trainer.accelerator.end_training()
+
+
+@contextmanager
+def _lost(folder: Path):
+    """A process that has lost another one or the vLLM server ends with one line, and at once: cleaning up would wait for it."""
+
+    def end(why) -> None:
+        line = f"process {RANK} ends: {' '.join(str(why).split())[:300]}; go on with --resume {folder}\n"
+        os.write(2, line.encode())
+        os._exit(1)
+
+    signal.signal(signal.SIGTERM, lambda *_: end("SIGTERM, which a launcher sends where another process was lost"))
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, (torch.distributed.DistError, OSError)) or re.search("gloo|Request failed", str(error)):
+            end(error)
+        raise
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Trains or plans. -> exit code: 0, 1 where another process or the server was lost, 2 for a mistake, 130 after Ctrl-C"""
+    try:
+        config = parse(TrlConfig, "python -m vine_mini.integrations.trl", sys.argv[1:] if argv is None else argv)
+        if config.plan:
+            print(plan(config))
+            return 0
+        check_trl()
+        folder = Path(config.resume) if config.resume else new_folder(config.out, f"{task_name(config)}-trl")
+        with _lost(folder):
+            train(config, folder)
+        return 0
+    except UserError as error:
+        if RANK == 0 or torch.distributed.is_initialized():  # before that, all processes find the same mistake
+            print(f"vine_mini.integrations.trl: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
