@@ -108,6 +108,7 @@ def test_vineppo_is_flat_and_fits_on_a_screen():
 
 def test_the_package_without_its_separate_rooms_stays_small():
     separate = {"lengthgen", "decoder", "credit_cost", "value_errors", "study"}  # the second paper, and tools beside the lesson
+    separate |= {"gpu"}  # what a CPU does not need
     counted = [p for p in PACKAGE.rglob("*.py") if not separate & set(p.parts)]
     # It was to be 3,500. Tasks of one's own, JSON lines, atomic checkpoints, a counted memory estimate, a second generated task,
     # the best policy by validation, RestEM, DPO-Positive, the official code's options and MATH (whose answers are formulas, which

@@ -90,10 +90,8 @@ class Trainer:
         config, n, size = self.config, self.config.prompts, len(self.prompts)
         # Problems come in a new random order each epoch, so an iteration never holds one twice; or they are drawn independently.
         epoch, place = (self.iteration, 0) if config.with_replacement else divmod(self.iteration, size // n)
-        shuffle = torch.Generator().manual_seed(derive_seed(config.seed, "problems", epoch))
-        order = (
-            torch.randint(size, (n,), generator=shuffle) if config.with_replacement else torch.randperm(size, generator=shuffle)
-        )
+        rng = torch.Generator().manual_seed(derive_seed(config.seed, "problems", epoch))
+        order = torch.randint(size, (n,), generator=rng) if config.with_replacement else torch.randperm(size, generator=rng)
         chosen = [i for i in order[place * n : (place + 1) * n].tolist() for _ in range(config.group)]  # [B]
         prompts, seed = [self.prompts[i] for i in chosen], derive_seed(config.seed, self.iteration, "responses")
         with tqdm(total=len(chosen), desc="sample", **BAR) as bar:

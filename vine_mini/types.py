@@ -6,6 +6,7 @@ end. An *update* is an optimizer step.
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -51,7 +52,7 @@ class Trajectory:
 
     prompt_ids: list[int]
     response_ids: list[int]  # when `finished`, the last one is the end-of-sequence token
-    logprobs: list[float]  # of each sampled token, in nats, under softmax(logits / temperature) without top-p
+    logprobs: Sequence[float]  # of each sampled token, in nats, under softmax(logits / temperature) without top-p
     finished: bool  # the model ended the response itself; False: the length limit cut it
 
     def __post_init__(self):
@@ -131,7 +132,7 @@ def collate(trajectories: list[Trajectory], device="cpu") -> Tokens:
     return Tokens(input_ids.to(device), attention_mask.to(device), response_mask.to(device))
 
 
-def on_response(rows: list[list[float]], response_mask: torch.Tensor) -> torch.Tensor:
+def on_response(rows: Sequence[Sequence[float]], response_mask: torch.Tensor) -> torch.Tensor:
     """Lists with one number for each response token -> [B, T], zero elsewhere."""
     flat = torch.tensor([x for row in rows for x in row]).to(response_mask)
     return torch.zeros_like(response_mask).masked_scatter(response_mask.bool(), flat)

@@ -4,7 +4,7 @@ import copy
 import gc
 import warnings
 import weakref
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM, Gemma2Config, GptOssConfig
 
 from vine_mini.decoder.model import Decoder, DecoderConfig
 from vine_mini.sampling import fast, rollouts, sample
-from vine_mini.sampling.fast import graphs
 from vine_mini.sampling.fast.probe import supports
 from vine_mini.sampling.fast.scheduler import _assign
 from vine_mini.sampling.plain import Request
@@ -80,45 +79,6 @@ def test_samples_equal_the_plain_way(any_model):
     assert_same(quick, slow)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "mistral", "gpt2"])
-def test_fixed_shapes_as_on_a_gpu(architecture, monkeypatch):
-    """The same code with padded tensors, each shape "captured" by a stand-in that runs the function again."""
-    model, captured = tiny_model(architecture), []
-    plain, *_ = rollouts_of(model, plain=True)
-
-    def capture(function, pool):
-        captured.append(function)
-        return function
-
-    create, step = graphs.Graphs.__init__, fast._next_position
-
-    def fixed(self, device):
-        create(self, device)
-        self.fixed = True
-
-    monkeypatch.setattr(fast.torch.cuda, "device", lambda device: nullcontext())
-    monkeypatch.setattr(graphs, "_capture", capture)
-    monkeypatch.setattr(graphs.Graphs, "__init__", fixed)
-    for size in (4, 50):
-        addresses: dict = {}
-
-        def watch(model, table, cache, slots, shape, addresses=addresses):
-            tensors = slots.member, slots.slot_of, slots.lead, *cache.keys
-            addresses.setdefault(id(slots), set()).add((len(slots.member), *(x.data_ptr() for x in tensors)))
-            working = table.trunk[slots.member[slots.member != table.spare]]
-            # places in the grid for the slots in use and one for the others
-            assert shape.crowd <= 8 * -(-int(torch.bincount(working).max()) // 8) + 1
-            return step(model, table, cache, slots, shape)
-
-        monkeypatch.setattr(fast, "_next_position", watch)
-        quick, *_ = rollouts_of(model, batch_size=size)
-        monkeypatch.setattr(fast, "_next_position", step)
-        assert_same(flat(quick), flat(plain))
-        for of_run in addresses.values():  # a graph reads and writes where it was captured; tensors move only when halved
-            assert len(of_run) == len({size for size, *_ in of_run})
-    assert captured
-
-
 def test_following_a_trunk_costs_nothing(llama, monkeypatch):
     """Greedy rollouts of greedy trajectories sample the trajectories again, without decoding one position."""
     greedy = Sampling(max_new_tokens=10, eos_token_id=EOS, temperature=0)
@@ -137,9 +97,9 @@ def test_equal_requests_share_a_slot_and_slots_are_bounded(llama, monkeypatch):
     used, step = [], fast._next_position
     assert supports(llama)  # asked before anything is counted
 
-    def count(model, table, cache, slots, shape):
+    def count(model, table, cache, slots):
         used.append((len(slots.lead), len(slots.member)))
-        return step(model, table, cache, slots, shape)
+        return step(model, table, cache, slots)
 
     monkeypatch.setattr(fast, "_next_position", count)
     sample(llama, [[5, 6, 7]] * 6, Sampling(max_new_tokens=8, eos_token_id=NO_EOS, temperature=0, batch_size=4), seed=0)
