@@ -8,12 +8,11 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, VOCAB, ragged_prompts, slow, tiny_model
+from conftest import ARCHITECTURES, VOCAB, ragged_prompts, slow, supports, tiny_model
 from transformers import AutoModelForCausalLM, Gemma2Config, GptOssConfig
 
 from vine_mini.decoder.model import Decoder, DecoderConfig
 from vine_mini.sampling import fast, rollouts, sample
-from vine_mini.sampling.fast.probe import supports
 from vine_mini.sampling.fast.scheduler import _assign
 from vine_mini.sampling.plain import Request
 from vine_mini.sampling.plain import complete as complete_plain

@@ -8,13 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, VOCAB, slow, tiny_model
+from conftest import ARCHITECTURES, VOCAB, slow, supports, tiny_model
 from test_fast import EOS, assert_same, flat, no_garbage_collection, rollouts_of
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config
 
 from vine_mini.sampling import fast, rollouts, sample, way
-from vine_mini.sampling.fast.probe import supports
 from vine_mini.sampling.gpu import graphs, groups
 from vine_mini.types import Sampling, Trajectory
 

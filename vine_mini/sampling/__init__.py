@@ -10,7 +10,7 @@ import math
 import torch
 
 from vine_mini.sampling.fast import complete as complete_fast
-from vine_mini.sampling.fast.probe import supports, why_plain
+from vine_mini.sampling.fast.probe import way
 from vine_mini.sampling.plain import Request
 from vine_mini.sampling.plain import complete as complete_plain
 from vine_mini.types import Sampling, Trajectory, UserError
@@ -68,12 +68,6 @@ def rollouts(
     return [[[next(done) for _ in range(k)] for _ in row] for row in cuts]
 
 
-def way(model) -> str:
-    """How this model is sampled: "fast", or "plain" and the reason."""
-    why = why_plain(model)
-    return f"plain: {why}" if why else "fast"
-
-
 def _complete(model, trunks, requests, sampling, seed, progress, plain) -> list[Trajectory]:
     """Checks the requests, draws the random numbers and takes the fast way or the plain way."""
     if model.training:
@@ -85,7 +79,7 @@ def _complete(model, trunks, requests, sampling, seed, progress, plain) -> list[
     if not requests:
         return []
     uniforms = torch.rand(len(requests), max(r.budget for r in requests), generator=torch.Generator().manual_seed(seed))
-    complete = complete_plain if plain or not supports(model) else complete_fast
+    complete = complete_plain if plain or way(model) != "fast" else complete_fast
     done = complete(model, trunks, requests, uniforms, sampling, progress or (lambda n: None))
     if any(math.isnan(sum(t.logprobs)) for t in done):
         raise UserError("the policy's logits are not numbers: it has diverged; lower --lr")

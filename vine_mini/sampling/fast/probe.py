@@ -14,16 +14,14 @@ from vine_mini.sampling.gpu.graphs import GraphError
 from vine_mini.sampling.plain import Request
 from vine_mini.types import Sampling, collate, on_response
 
-_ANSWERS = weakref.WeakKeyDictionary()  # model -> why it is not sampled in the fast way, or ""
+_ANSWERS = weakref.WeakKeyDictionary()  # model -> its way
 
 
-def supports(model) -> bool:
-    """Whether the fast way is right for this model. Each model is tried once. A model that fails causes a warning."""
-    return not why_plain(model)
+def way(model) -> str:
+    """How this model is sampled: "fast", or "plain" and the reason. Each model is tried once. If it fails, there is a warning.
 
-
-def why_plain(model) -> str:
-    """Why the fast way is not right for this model; empty where it is. Errors of CUDA are raised: they have other causes."""
+    Errors of CUDA are raised, because they do not tell whether the fast way is right for the model.
+    """
     if model not in _ANSWERS:
         try:
             with torch.autocast(model.device.type, enabled=False):  # the caller may be in an autocast to bfloat16
@@ -32,7 +30,7 @@ def why_plain(model) -> str:
             raise
         except Exception as error:  # an architecture with another kind of attention or cache can raise anything here
             why = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
-        _ANSWERS[model] = why
+        _ANSWERS[model] = f"plain: {why}" if why else "fast"
         if why:
             warnings.warn(f"{type(model).__name__} cannot share prefixes ({why}): it samples the plain, slower way", stacklevel=2)
     return _ANSWERS[model]
