@@ -104,8 +104,8 @@ def test_every_architecture_has_an_estimate_also_without_weights(architecture):
 
 
 def test_on_a_gpu_slots_stay_and_each_group_of_slots_copies_its_trunk(monkeypatch):
-    """Two responses to a prompt of 30 tokens: groups of two. A token has 4 layers x 2 x 64 float32 numbers."""
+    """Nine rollouts on each trunk of 30 + 8 tokens: groups of four. A token has 4 layers x 2 x 64 float32 numbers."""
     config = TrainConfig(**SMALL | dict(prompts=32, minibatch_size=64, sample_batch_size=64))
     reading = estimate(llama(4, 4), config, 30)["sampling: KV cache"]  # on a CPU the slots come later
     monkeypatch.setattr(memory, "uses_graphs", lambda device: True)
-    assert estimate(llama(4, 4), config, 30)["sampling: KV cache"] == reading + (64 * 8 + 64 // 2 * 30) * 4 * 2 * 64 * 4
+    assert estimate(llama(4, 4), config, 30)["sampling: KV cache"] == reading + (64 * 8 + 64 // 4 * 38) * 4 * 2 * 64 * 4
