@@ -207,6 +207,17 @@ def test_bfloat16_with_a_float32_head(llama):
         assert 0 < _gap(llama, flat(rollouts_of(low, plain=plain)[0])) < 0.5
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_empty_places_do_not_reach_the_others(dtype, monkeypatch):
+    """Products in bfloat16 on a CPU multiply what lies after a row of odd length by 0, which a NaN survives."""
+    model = tiny_model("llama").to(dtype)
+    new_empty = torch.Tensor.new_empty
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *shape: new_empty(self, *shape).fill_(float("nan")))
+    assert supports(model)
+    for size in (5, 50):
+        rollouts_of(model, batch_size=size)
+
+
 def test_a_diverged_policy_is_reported(llama):
     with torch.no_grad():
         llama.lm_head.weight.fill_(float("nan"))
