@@ -19,6 +19,7 @@ from transformers import (
 
 from vine_mini import models
 from vine_mini.app.setup import SHIPPED
+from vine_mini.sampling import way
 from vine_mini.tasks import arithmetic
 
 torch.set_num_threads(1)  # models this small are slower with more, above all on a busy machine
@@ -85,6 +86,11 @@ def ragged_prompts(n: int = 5, longest: int = 9) -> list[list[int]]:
     generator = torch.Generator().manual_seed(1)
     lengths = torch.randint(1, longest + 1, (n,), generator=generator).tolist()
     return [torch.randint(0, VOCAB, (length,), generator=generator).tolist() for length in lengths]
+
+
+def supports(model) -> bool:
+    """Whether the fast way is right for this model."""
+    return way(model) == "fast"
 
 
 def slow(*case):

@@ -10,13 +10,13 @@ PACKAGE = Path(__file__).parents[1] / "vine_mini"
 
 # From the ground up. A file uses files of its own floor or of the floors below it.
 FLOORS = [
-    ["types", "loading", "steps", "values", "advantages", "losses", "offline", "divisors"],
+    ["types", "loading", "steps", "values", "advantages", "losses", "offline", "divisors", "hardware"],
     ["logprobs", "decoder"],
     ["sampling", "tasks", "models"],
     ["algorithms", "evaluate"],
     ["trainer", "self_training"],
     ["app"],
-    ["credit_page", "credit_cost", "value_errors", "lengthgen", "study", "integrations"],
+    ["credit_page", "credit_cost", "value_errors", "doctor", "lengthgen", "study", "integrations"],
     ["demo"],
     ["cli", "__main__"],
 ]
@@ -115,8 +115,8 @@ def test_vineppo_is_flat_and_fits_on_a_screen():
 
 
 def test_the_package_without_its_separate_rooms_stays_small():
-    # the second paper, tools beside the lesson, and what runs on another engine
-    separate = {"lengthgen", "decoder", "credit_cost", "value_errors", "study", "integrations"}
+    # the second paper, tools beside the lesson, what runs on another engine, and what a CPU does not need
+    separate = {"lengthgen", "decoder", "credit_cost", "value_errors", "study", "doctor", "integrations", "gpu"}
     counted = [p for p in PACKAGE.rglob("*.py") if not separate & set(p.parts)]
     # It was to be 3,500. Tasks of one's own, JSON lines, atomic checkpoints, a counted memory estimate, a second generated task,
     # the best policy by validation, RestEM, DPO-Positive, the official code's options and MATH (whose answers are formulas, which

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import VOCAB, ragged_prompts, tiny_model
 
+from vine_mini import hardware
 from vine_mini import logprobs as module
 from vine_mini.logprobs import logits_of, response_logprobs, response_values
 from vine_mini.models import Critic
@@ -53,7 +54,7 @@ def test_chunks_change_neither_values_nor_gradients(any_model, monkeypatch):
     any_model.double()
     results = []
     for chunk in (1024, 5):
-        monkeypatch.setattr(module, "LOGITS", chunk * VOCAB)
+        monkeypatch.setattr(hardware, "LOGITS", chunk * VOCAB)
         any_model.zero_grad()
         got = scored(any_model, batch)
         got.sum().backward()
@@ -62,7 +63,7 @@ def test_chunks_change_neither_values_nor_gradients(any_model, monkeypatch):
 
 
 def test_logits_of_more_than_a_chunk_never_exist(llama, monkeypatch):
-    monkeypatch.setattr(module, "LOGITS", 5 * VOCAB)
+    monkeypatch.setattr(hardware, "LOGITS", 5 * VOCAB)
     batch = collate(sample(llama, ragged_prompts(4), Sampling(6, (VOCAB,)), seed=0))
     sizes, logits_of = [], module.logits_of
     monkeypatch.setattr(module, "logits_of", lambda model, hidden: sizes.append(len(hidden)) or logits_of(model, hidden))
@@ -140,3 +141,17 @@ def test_dropout_is_off_in_a_loaded_policy(tmp_path, tokenizer):
     batch = collate(sample(model, [[1, 2]], Sampling(5, (VOCAB,)), seed=0))
     model.train()
     torch.testing.assert_close(scored(model, batch), scored(model, batch), rtol=0, atol=0)
+
+
+def test_a_large_gpu_scores_more_tokens_at_once(monkeypatch):
+    """At a vocabulary of 152 thousand tokens, 220 rows are too few for a large GPU."""
+    head = SimpleNamespace(weight=SimpleNamespace(device=torch.device("cuda"), __len__=None))
+    rows = {}
+    for gib in (4, 24, 80):
+        monkeypatch.setattr(
+            torch.cuda, "get_device_properties", lambda device, gib=gib: SimpleNamespace(total_memory=gib << 30), raising=False
+        )
+        head.weight = type("Weight", (), {"device": torch.device("cuda"), "__len__": lambda self: 151_936})()
+        rows[gib] = module.rows_of_logits(SimpleNamespace(get_output_embeddings=lambda: head))
+    assert rows == {4: 220, 24: 662, 80: 2208}
+    assert hardware.logits_at_once(torch.device("cpu")) == hardware.LOGITS

@@ -168,3 +168,20 @@ def test_a_bfloat16_copy_is_refreshed():
     for name, parameter in low.base_model.named_parameters():
         assert parameter.dtype == torch.bfloat16 and not parameter.requires_grad
         assert torch.equal(parameter, model.base_model.get_parameter(name).bfloat16())
+
+
+def test_a_reference_in_bfloat16_is_the_start_policy_and_shares_nothing_with_it():
+    """Under autocast its log-probs are exactly those of the policy, so the KL starts at 0."""
+    model, _ = models.load_policy(str(SHIPPED), "cpu")
+    ids = torch.randint(2, 400, (4, 60), generator=torch.Generator().manual_seed(0))
+    response = torch.ones(ids.shape)
+    response[:, 0] = 0.0
+    low = models.reference_copy(model, bf16=True)
+    assert not {p.data_ptr() for p in low.parameters()} & {p.data_ptr() for p in model.parameters()}
+    assert all(not p.requires_grad for p in low.parameters())
+    half = sum(p.numel() for p in low.parameters() if p.dtype == torch.bfloat16)
+    assert half > 0.7 * model.num_parameters() and low.get_output_embeddings().weight.dtype == torch.float32
+    with torch.no_grad(), models.autocast(torch.device("cpu"), True):
+        policy, reference = (response_logprobs(m, ids, torch.ones_like(ids), response) for m in (model, low))
+    assert torch.equal(policy, reference)
+    assert {p.dtype for p in models.reference_copy(model, bf16=False).parameters()} == {torch.float32}

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import supports
 
 from vine_mini import algorithms, models
 from vine_mini.algorithms import ALGORITHMS, Algorithm
@@ -13,7 +14,6 @@ from vine_mini.app.config import TrainConfig
 from vine_mini.app.memory import memory_estimate
 from vine_mini.app.setup import SHIPPED, build_trainer
 from vine_mini.losses import masked_mean
-from vine_mini.sampling.fast.probe import supports
 from vine_mini.tasks import arithmetic
 from vine_mini.trainer import Trainer
 from vine_mini.types import Batch, Episodes, Trajectory, UserError, collate
@@ -123,7 +123,7 @@ def test_bf16_moves_float32_weights_that_bf16_could_not_hold():
     """At lr 1e-6 an AdamW step is far below a bf16 weight's spacing (2^-8 of it): pure bf16 would stand still."""
     trainer = build_trainer(replace(SMALL, bf16=True, lr=1e-6, warmup=0))
     start = weights(trainer.policy)
-    assert start.dtype == weights(trainer.reference).dtype == torch.float32
+    assert start.dtype == torch.float32
     next(trainer.train())
     end = weights(trainer.policy)
     moved = (end != start).float().mean()
@@ -484,3 +484,31 @@ def test_rollouts_draw_their_own_random_numbers():
     assert first == again
     for other in (named, later):
         assert sum(a == b for a, b in zip(first, other, strict=True)) < len(first) / 2
+
+
+def test_bf16_reference_and_importance_weights():
+    """The reference is in bfloat16 as well, and the KL starts at 0. The weights are near 1, since rounding is small."""
+    trainer = build_trainer(replace(SMALL, bf16=True, importance_cap=2.0))
+    assert torch.bfloat16 in {p.dtype for p in trainer.reference.parameters()}
+    scores, stats = trainer.score(trainer.sample_episodes())
+    assert torch.equal(scores["ref_logprobs"], scores["old_logprobs"])
+    used = scores["weights"][scores["weights"] > 0]
+    assert used.max() <= 2 and used.mean() == pytest.approx(1, abs=0.05) and used.std() > 0
+    assert 0 < stats["sampler_gap"] < 0.1 and stats["importance_capped"] < 0.05
+    metrics, _, _ = next(trainer.train())
+    assert metrics["importance_capped"] < 0.05 and metrics["sampling"] == "fast"
+
+
+def test_self_training_starts_from_float32_weights_also_in_bf16():
+    trainer = build_trainer(replace(SMALL, algorithm="restem", bf16=True))
+    assert torch.equal(weights(trainer.reference), weights(trainer.policy))
+
+
+def test_each_distinct_response_is_graded_once(monkeypatch):
+    """Greedy rollouts of a problem are equal, whatever state they start from."""
+    trainer = build_trainer(replace(SMALL, k=8))
+    episodes, graded, reward = trainer.sample_episodes(), [], trainer.task.reward
+    monkeypatch.setattr(trainer.task, "reward", lambda problem, text: graded.append((problem, text)) or reward(problem, text))
+    trainer.sampling = replace(trainer.sampling, temperature=0.0)
+    _, _, stats = trainer.algorithm.credit(episodes, None, trainer.roll_out, trainer.config)
+    assert len(graded) == len(set(graded)) <= stats["unique_states"] < stats["rollouts"] / 7

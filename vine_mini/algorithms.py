@@ -19,7 +19,7 @@ import torch
 
 from vine_mini import tasks
 from vine_mini.advantages import gae, group_relative, leave_one_out, spread_to_tokens, step_advantages
-from vine_mini.divisors import row_weights
+from vine_mini.divisors import token_weights
 from vine_mini.losses import clipped_policy_loss, kl_penalty, masked_mean
 from vine_mini.offline import dpo_positive_loss, imitation_loss, pairs, right_responses
 from vine_mini.types import Batch, Episodes, on_response
@@ -45,8 +45,9 @@ def vineppo(episodes: Episodes, values, roll_out, config):
         distinct_cuts[row].append(cut)
     rollouts = [group for of_row in roll_out(trajectories, distinct_cuts, config.k) for group in of_row]  # [state][K]
     # Grade the response that each rollout completes.
+    graded: dict = {}
     rewards = [
-        [tasks.grade(episodes.task, problem, r, tokenizer, so_far) for r in group]
+        [tasks.grade(episodes.task, problem, r, tokenizer, so_far, graded) for r in group]
         for (problem, so_far), group in zip(first, rollouts, strict=True)
     ]  # [state][K]
     # The value of a state is the mean of its K rewards. The other responses to a problem are rollouts of its prompt as well.
@@ -87,7 +88,7 @@ def whole_response(advantage: Callable):
 def clipped_loss_with_kl(logprobs, batch: Batch, config, denominator):
     """PPO's clipped loss, plus kl_coef times the KL to the reference where there is one. -> (scalar loss, stats)"""
     mask = batch.response_mask
-    sampled = batch.old_logprobs, batch.advantages * row_weights(mask, denominator, config), mask
+    sampled = batch.old_logprobs, batch.advantages * token_weights(batch, denominator, config), mask
     loss, stats = clipped_policy_loss(logprobs, *sampled, clip=config.clip, denominator=denominator)
     if batch.ref_logprobs is not None:
         # exp of a large difference is infinite, and its gradient after the clamp is NaN. So the difference is bounded first.

@@ -19,6 +19,7 @@ from vine_mini.app.flags import parse
 from vine_mini.credit_cost.command import credit_cost
 from vine_mini.credit_page.command import credit
 from vine_mini.demo import demo
+from vine_mini.doctor.command import DoctorConfig, doctor
 from vine_mini.lengthgen import words as lengthgen
 from vine_mini.study.command import study
 from vine_mini.study.config import StudyConfig
@@ -62,6 +63,7 @@ COMMANDS: dict[str, tuple[Callable, type]] = {
     "credit-cost": (credit_cost, CreditCostConfig),
     "analyze values": (analyze_values, ValuesConfig),
     "study": (study, StudyConfig),
+    "doctor": (doctor, DoctorConfig),
     "exercises": (exercises, ExercisesConfig),
     **lengthgen.COMMANDS,
 }

@@ -1,4 +1,4 @@
-"""Three published ways to average the policy loss over a minibatch. Each is a factor on the advantages.
+"""Factors on the advantages: three published ways to average the policy loss over a minibatch, and importance weights.
 
 tokens      the mean over all tokens. Long responses weigh more. VinePPO's code, DAPO (arXiv 2503.14476).
 sequences   the mean over responses of their means over tokens. A token of a long response weighs less. GRPO as published.
@@ -11,15 +11,33 @@ import torch
 DIVISORS = ("tokens", "sequences", "constant")
 
 
-def row_weights(mask, denominator, config):
-    """The factors [b, 1] that turn a loss divided by `denominator`, the tokens of a minibatch, into a loss of another divisor.
+def token_weights(batch, denominator, config):
+    """The factors [b, T] or [b, 1] that turn a loss divided by `denominator`, the tokens of a minibatch, into another divisor's.
 
-    mask: [b, T] of the responses. The factors are positive, so the clip acts as before. The KL stays a mean over tokens.
+    They are multiplied by the importance weights, if the batch has some. All are positive, so the clip acts as before. The KL
+    stays a mean over tokens.
     """
+    mask = batch.response_mask  # [b, T]
     mean_length = denominator / config.minibatch_size
     factors = {
         "tokens": torch.ones_like(mask[:, :1]),
         "sequences": mean_length / mask.sum(dim=1, keepdim=True),
         "constant": torch.ones_like(mask[:, :1]) * mean_length / config.max_new_tokens,
     }
-    return factors[config.divisor]
+    return factors[config.divisor] if batch.weights is None else factors[config.divisor] * batch.weights
+
+
+def importance(logprobs, sampler_logprobs, mask, cap: float):
+    """Truncated importance weights min(p / q, cap) of tokens that q has sampled for p. All tensors are [B, T].
+
+    q is the sampler, whose bfloat16 differs from the trainer's. Without the cap, the expected gradient would be that of p's own
+    samples (F. Yao et al., "Your efficient RL framework secretly brings you off-policy RL training", 2025).
+
+    -> weights, or None for cap 0, and {`sampler_gap`: mean |log p - log q| of a token, `importance_capped`: share of tokens}
+    """
+    gap = logprobs - sampler_logprobs
+    stats = {"sampler_gap": ((gap.abs() * mask).sum() / mask.sum()).item()}
+    if not cap:
+        return None, stats
+    capped = ((gap.exp() > cap) * mask).sum() / mask.sum()
+    return gap.exp().clamp(max=cap) * mask, stats | {"importance_capped": capped.item()}

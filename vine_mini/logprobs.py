@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-LOGITS = 1 << 25  # logits that exist at once: 134 MB in float32
+from vine_mini.hardware import logits_at_once
 
 
 def response_logprobs(model, input_ids, attention_mask, response_mask, *, temperature: float = 1.0):
@@ -29,8 +29,7 @@ def response_logprobs(model, input_ids, attention_mask, response_mask, *, temper
     def score(hidden, tokens):
         return logits_of(model, hidden).div(temperature or 1.0).log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0]
 
-    size = rows_of_logits(model)
-    pieces = list(zip(hidden.split(size), tokens.split(size), strict=True))
+    pieces = list(zip(*(x.split(rows_of_logits(model)) for x in (hidden, tokens)), strict=True))
     recompute = len(pieces) > 1 and torch.is_grad_enabled()
     scores = [checkpoint(score, *p, use_reentrant=False) if recompute else score(*p) for p in pieces]
     return _on_response(torch.cat(scores), response_mask)
@@ -51,7 +50,8 @@ def logits_of(model, hidden):
 
 def rows_of_logits(model) -> int:
     """Tokens whose logits may exist at once."""
-    return max(1, LOGITS // model.get_output_embeddings().weight.shape[0])
+    weight = model.get_output_embeddings().weight  # [V, D]
+    return max(1, logits_at_once(weight.device) // len(weight))
 
 
 def position_ids(attention_mask):

@@ -29,8 +29,7 @@ def clipped_policy_loss(logprobs, old_logprobs, advantages, mask, *, clip: float
     (KL from the old policy, k3), each divided by the same denominator.
     """
     log_ratio = (logprobs - old_logprobs.detach()) * mask  # 0 on padding, so that exp cannot overflow there
-    ratio = log_ratio.exp()
-    advantages = advantages.detach()
+    ratio, advantages = log_ratio.exp(), advantages.detach()
     plain = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - clip, 1 + clip)
     loss = masked_mean(torch.maximum(plain, clipped), mask, denominator)

@@ -127,6 +127,15 @@ def bfloat16_copy(model):
     return low
 
 
+def reference_copy(model, bf16: bool):
+    """A frozen copy for the KL. With `bf16` its linear layers are kept in bfloat16, to which autocast rounds them anyway."""
+    reference = frozen_copy(model)
+    for layer in reference.base_model.modules() if bf16 else ():
+        if isinstance(layer, nn.Linear):
+            layer.bfloat16()
+    return reference
+
+
 @torch.no_grad()
 def refresh(low, model):
     """Copies the model's present weights into its bfloat16 copy. -> the copy"""

@@ -18,10 +18,11 @@ from tqdm import tqdm
 from vine_mini import models, tasks
 from vine_mini.advantages import whiten
 from vine_mini.algorithms import ALGORITHMS
+from vine_mini.divisors import importance
 from vine_mini.evaluate import evaluate
 from vine_mini.logprobs import response_logprobs, response_values
 from vine_mini.losses import masked_mean, value_loss
-from vine_mini.sampling import rollouts, sample
+from vine_mini.sampling import rollouts, sample, way
 from vine_mini.steps import cut_steps
 from vine_mini.types import Batch, Episodes, Sampling, Tokens, UserError, collate, derive_seed, on_response
 
@@ -50,7 +51,7 @@ class Trainer:
         if config.gradient_checkpointing:
             models.checkpoint_activations(policy)
         with_reference = self.algorithm.needs_reference and config.kl_coef > 0
-        self.reference = models.frozen_copy(policy) if with_reference else None
+        self.reference = models.reference_copy(policy, config.bf16) if with_reference else None
         self.low_precision = models.bfloat16_copy(policy) if config.bf16 else None
         self.critic = models.Critic(policy) if self.algorithm.needs_critic else None
         groups = [{"params": list(policy.parameters()), "peak_lr": config.lr}]
@@ -90,10 +91,8 @@ class Trainer:
         config, n, size = self.config, self.config.prompts, len(self.prompts)
         # Problems come in a new random order each epoch, so an iteration never holds one twice; or they are drawn independently.
         epoch, place = (self.iteration, 0) if config.with_replacement else divmod(self.iteration, size // n)
-        shuffle = torch.Generator().manual_seed(derive_seed(config.seed, "problems", epoch))
-        order = (
-            torch.randint(size, (n,), generator=shuffle) if config.with_replacement else torch.randperm(size, generator=shuffle)
-        )
+        rng = torch.Generator().manual_seed(derive_seed(config.seed, "problems", epoch))
+        order = torch.randint(size, (n,), generator=rng) if config.with_replacement else torch.randperm(size, generator=rng)
         chosen = [i for i in order[place * n : (place + 1) * n].tolist() for _ in range(config.group)]  # [B]
         prompts, seed = [self.prompts[i] for i in chosen], derive_seed(config.seed, self.iteration, "responses")
         with tqdm(total=len(chosen), desc="sample", **BAR) as bar:
@@ -121,15 +120,14 @@ class Trainer:
         policy = self.policy if self.low_precision else None  # the sampler's rounding would show in the ratio
         networks = {"old_logprobs": policy, "ref_logprobs": self.reference, "values": self.critic}
         scores: dict[str, Any] = {name: torch.zeros_like(sampled) if network else None for name, network in networks.items()}
-        with tqdm(total=len(tokens), desc="score", **BAR) as bar:
-            for rows in tokens.micro_batches(torch.arange(len(tokens)), self.config.micro_batch_tokens):
-                part = tokens.rows(rows)
-                for name in [name for name, network in networks.items() if network]:
-                    scores[name][rows, : part.input_ids.shape[1]] = self._forward(networks[name], part)
-                bar.update(len(rows))
+        for rows in tqdm(tokens.micro_batches(torch.arange(len(tokens)), self.config.micro_batch_tokens), desc="score", **BAR):
+            part = tokens.rows(rows)
+            for name in [name for name, network in networks.items() if network]:
+                scores[name][rows, : part.input_ids.shape[1]] = self._forward(networks[name], part)
         if not policy:
             return scores | {"old_logprobs": sampled}, {}
-        return scores, {"sampler_gap": masked_mean((sampled - scores["old_logprobs"]).abs(), tokens.response_mask).item()}
+        weights, stats = importance(scores["old_logprobs"], sampled, tokens.response_mask, self.config.importance_cap)
+        return scores | {"weights": weights}, stats
 
     def update(self, batch: Batch) -> dict:
         """epochs x B / minibatch_size updates, one for each minibatch. -> statistics, means over the updates"""
@@ -137,13 +135,11 @@ class Trainer:
         shuffle = torch.Generator().manual_seed(derive_seed(config.seed, self.iteration, "minibatches"))
         orders = [torch.randperm(len(batch), generator=shuffle) for _ in range(config.epochs)]
         minibatches = [rows for order in orders for rows in order.split(config.minibatch_size)]
-        with tqdm(total=len(minibatches), desc="update", **BAR) as bar:
-            for rows in minibatches:
-                stats = self._accumulate_gradients(batch, rows)
-                stats["skipped"] = float(not self._step(stats))
-                for name, value in stats.items():
-                    log[name].append(value)
-                bar.update()
+        for rows in tqdm(minibatches, desc="update", **BAR):
+            stats = self._accumulate_gradients(batch, rows)
+            stats["skipped"] = float(not self._step(stats))
+            for name, value in stats.items():
+                log[name].append(value)
         first = {f"first_{name}": log[name][0] for name in ("ratio", "approx_kl")}  # 1 and 0 up to rounding
         first |= {"sampler_gap": log.pop("gap")[0], "lr": log.pop("lr")[-1]}  # at the first gap the policy has not moved
         return first | {name: sum(values) / len(values) for name, values in log.items()}
@@ -212,6 +208,7 @@ class Trainer:
         B, mask = len(batch), batch.response_mask
         return {
             "iteration": self.iteration,
+            "sampling": way(self.low_precision or self.policy),
             "episodes": self.iteration * B,
             "seconds": sum(self.seconds.values()),
             "reward": episodes.rewards.mean().item(),

@@ -6,7 +6,8 @@ end. An *update* is an optimizer step.
 """
 
 import random
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ class Trajectory:
 
     prompt_ids: list[int]
     response_ids: list[int]  # when `finished`, the last one is the end-of-sequence token
-    logprobs: list[float]  # of each sampled token, in nats, under softmax(logits / temperature) without top-p
+    logprobs: Sequence[float]  # of each sampled token, in nats, under softmax(logits / temperature) without top-p
     finished: bool  # the model ended the response itself; False: the length limit cut it
 
     def __post_init__(self):
@@ -68,10 +69,9 @@ class Tokens:
     response_mask: torch.Tensor  # 1.0 on response tokens, the end-of-sequence token included
 
     def __post_init__(self):
-        for field in fields(self):
-            tensor = getattr(self, field.name)
+        for name, tensor in vars(self).items():
             if tensor is not None and tensor.shape != self.input_ids.shape:
-                raise ValueError(f"{field.name} is {tuple(tensor.shape)}, input_ids {tuple(self.input_ids.shape)}")
+                raise ValueError(f"{name} is {tuple(tensor.shape)}, input_ids {tuple(self.input_ids.shape)}")
 
     def __len__(self):
         return len(self.input_ids)
@@ -81,17 +81,15 @@ class Tokens:
         lengths = self.attention_mask.sum(dim=1).tolist()
         parts: list[list[int]] = []
         for row in sorted(rows.tolist(), key=lambda row: (lengths[row], row)):
-            if parts and lengths[row] * (len(parts[-1]) + 1) <= tokens:
-                parts[-1].append(row)
-            else:
-                parts.append([row])
+            if not parts or lengths[row] * (len(parts[-1]) + 1) > tokens:
+                parts.append([])
+            parts[-1].append(row)
         return [torch.tensor(part) for part in parts]
 
     def rows(self, index: torch.Tensor):
         """The given rows, without the columns that are padding in all of them."""
         width = int(self.attention_mask[index].sum(dim=1).max())
-        picked = {f.name: getattr(self, f.name) for f in fields(self)}
-        return type(self)(**{name: None if x is None else x[index, :width] for name, x in picked.items()})
+        return type(self)(**{name: None if x is None else x[index, :width] for name, x in vars(self).items()})
 
 
 @dataclass(frozen=True)
@@ -103,6 +101,7 @@ class Batch(Tokens):
     ref_logprobs: torch.Tensor | None = None  # of the reference policy; None without a KL penalty
     values: torch.Tensor | None = None  # V(s_t) before token t, by the critic; None without a critic
     returns: torch.Tensor | None = None  # the critic's targets
+    weights: torch.Tensor | None = None  # of the tokens in the policy loss, if they correct for the sampler; else each is 1
 
 
 @dataclass(frozen=True)
@@ -126,12 +125,11 @@ def collate(trajectories: list[Trajectory], device="cpu") -> Tokens:
     for row, t in enumerate(trajectories):
         start, end = len(t.prompt_ids), len(t.prompt_ids) + len(t.response_ids)
         input_ids[row, :end] = torch.tensor(t.prompt_ids + t.response_ids)
-        attention_mask[row, :end] = 1
-        response_mask[row, start:end] = 1.0
+        attention_mask[row, :end], response_mask[row, start:end] = 1, 1.0
     return Tokens(input_ids.to(device), attention_mask.to(device), response_mask.to(device))
 
 
-def on_response(rows: list[list[float]], response_mask: torch.Tensor) -> torch.Tensor:
+def on_response(rows: Sequence[Sequence[float]], response_mask: torch.Tensor) -> torch.Tensor:
     """Lists with one number for each response token -> [B, T], zero elsewhere."""
     flat = torch.tensor([x for row in rows for x in row]).to(response_mask)
     return torch.zeros_like(response_mask).masked_scatter(response_mask.bool(), flat)

@@ -72,7 +72,11 @@ def test_train_leaves_a_whole_run_folder(empty_folder, capsys):
         start_value = sample["reward"] - sum(step["advantage"] for step in sample["steps"])  # they telescope
         assert 5 * start_value == pytest.approx(round(5 * start_value))  # a mean of k = 2 rollouts and 3 other responses
     out = capsys.readouterr().out
-    for text in ("memory estimate", *"pass@1 greedy maj@2 any@2 truncated kl sample rollouts score update".split()):
+    for text in (
+        "memory estimate",
+        "sampling: fast",
+        *"pass@1 greedy maj@2 any@2 truncated kl sample rollouts score update".split(),
+    ):
         assert text in out
     AutoModelForCausalLM.from_pretrained(run / "policy")
     # The saved config starts the same run again, and the saved policy is a policy like any other.

@@ -5,6 +5,7 @@ import torch
 from conftest import ARCHITECTURES, tiny_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from vine_mini.app import memory
 from vine_mini.app.config import TrainConfig
 from vine_mini.app.memory import estimate, format_memory, memory_estimate
 from vine_mini.app.setup import build_trainer
@@ -100,3 +101,11 @@ def test_every_architecture_has_an_estimate_also_without_weights(architecture):
     with torch.device("meta"):
         assert estimate(tiny_model(architecture), config, 20) == parts
     assert format_memory(parts).startswith("memory estimate: ") and "MiB at the peak (policy: weights" in format_memory(parts)
+
+
+def test_on_a_gpu_slots_stay_and_each_group_of_slots_copies_its_trunk(monkeypatch):
+    """Nine rollouts on each trunk of 30 + 8 tokens: groups of four. A token has 4 layers x 2 x 64 float32 numbers."""
+    config = TrainConfig(**SMALL | dict(prompts=32, minibatch_size=64, sample_batch_size=64))
+    reading = estimate(llama(4, 4), config, 30)["sampling: KV cache"]  # on a CPU the slots come later
+    monkeypatch.setattr(memory, "uses_graphs", lambda device: True)
+    assert estimate(llama(4, 4), config, 30)["sampling: KV cache"] == reading + (64 * 8 + 64 // 4 * 38) * 4 * 2 * 64 * 4

@@ -19,6 +19,7 @@ from vine_mini.app.setup import build_trainer, policy_name, task_name
 from vine_mini.app.sft import imitate, model_card
 from vine_mini.evaluate import evaluate, table, verdict
 from vine_mini.sampling import sample as sample_responses
+from vine_mini.sampling import way
 from vine_mini.trainer import Trainer
 from vine_mini.types import Problem, Sampling, UserError
 
@@ -34,7 +35,7 @@ def train(config: TrainConfig) -> int:
         config = trainer.config
         print(f"lr = {config.lr:g}, the default for a policy of {trainer.policy.num_parameters():,} parameters")
     print(f"{machine(trainer.device)}; {len(trainer.prompts)} training and {len(trainer.test_prompts)} test problems")
-    print(format_memory(memory_estimate(trainer)))
+    print(f"{format_memory(memory_estimate(trainer))}; sampling: {way(trainer.sampler())}")
     if not config.resume:
         before = trainer.evaluate(with_kl=False)
         if before["truncated"][0] > 0.5:

@@ -133,6 +133,7 @@ class TrainConfig(Common):
     divisor: str = knob("tokens", "Of the policy loss: tokens, sequences (GRPO) or constant (Dr. GRPO); see divisors.py.")
     temperature: Positive = knob(1.0, "Of responses and rollouts; log-probs are taken at it too.")
     top_p: PositiveShare = knob(1.0, "Nucleus sampling. Below 1 the ratio is biased: log-probs are of the whole distribution.")
+    importance_cap: Amount = knob(0.0, "bf16: weigh a token by policy / sampler, at most this (2 is usual); 0: all weigh 1.")
     epochs: Count = knob(2, "Passes over an iteration's episodes.")
     minibatch_size: Count = knob(64, "Episodes in an update.")
     micro_batch_tokens: Count = knob(8192, "Tokens in a forward pass, padding included; fewer: less memory, same gradients.")
@@ -168,10 +169,11 @@ class TrainConfig(Common):
         one_of(self, "algorithm", ALGORITHMS)
         one_of(self, "kl_kind", ("k1", "k2", "k3"))
         one_of(self, "divisor", DIVISORS)
+        if self.importance_cap > 0 and not self.bf16:
+            raise UserError("importance_cap corrects for a sampler in bfloat16: add --bf16 or leave it out")
         if ALGORITHMS[self.algorithm].needs_group and self.group < 2:
             raise UserError(f"{self.algorithm} compares the responses to one problem: group must be at least 2")
-        if ALGORITHMS[self.algorithm].examples is None and (self.prompts * self.group) % self.minibatch_size:
-            episodes = self.prompts * self.group
+        if ALGORITHMS[self.algorithm].examples is None and (episodes := self.prompts * self.group) % self.minibatch_size:
             raise UserError(f"minibatch_size = {self.minibatch_size} does not divide prompts x group = {episodes}")
 
 

@@ -12,10 +12,14 @@ architectures differ by up to a third. Not counted are:
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from torch import nn
+
 from vine_mini.algorithms import ALGORITHMS
-from vine_mini.logprobs import LOGITS
+from vine_mini.hardware import logits_at_once
 from vine_mini.sampling.fast import REQUESTS_PER_SLOT
 from vine_mini.sampling.fast.trunks import READ_TOKENS
+from vine_mini.sampling.gpu.graphs import uses_graphs
+from vine_mini.sampling.gpu.groups import slots_in_a_group
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class _Sizes:
     layers: int
     vocab: int
     number: int
+    logits: int  # that exist at once
+    gpu: bool
 
     @property
     def cached(self) -> int:
@@ -65,14 +71,15 @@ def estimate(model, config, longest_prompt: int) -> dict[str, int]:
     weights = sum(p.numel() for p in model.parameters())
     backbone = sum(p.numel() for p in model.base_model.parameters())
     critic = (backbone + sizes.hidden) * algorithm.needs_critic  # a backbone and a head of one output
-    reference = weights * (algorithm.needs_reference and config.kl_coef > 0)
+    linear = sum(p.numel() for m in model.base_model.modules() if isinstance(m, nn.Linear) for p in m.parameters())
+    reference = weights * 4 - linear * 2 * (config.bf16 and not algorithm.examples)
     cache, forward = max((_sampling(sizes, config, phase) for phase in _phases(config, longest_prompt)), key=sum)
     # Autocast keeps a bfloat16 copy of each linear layer for the backward pass. With checkpointing only one layer is in use.
     cast = (backbone - sizes.vocab * sizes.hidden) // (sizes.layers if config.gradient_checkpointing else 1)
     parts = {
         "policy: weights, AdamW": weights * 12,  # the weights and the two moments are float32
         "critic: weights, AdamW": critic * 12,
-        "reference": reference * 4,
+        "reference": reference * bool(algorithm.examples or (algorithm.needs_reference and config.kl_coef > 0)),
         "bf16 copy that samples": backbone * 2 * config.bf16,  # its head is the policy's float32 head
         "sampling: KV cache": cache,
         "sampling: activations": forward,
@@ -96,7 +103,8 @@ def _sizes(model, config) -> _Sizes:
     head_dim = getattr(c, "head_dim", None) or width // heads
     inner = getattr(c, "intermediate_size", None) or getattr(c, "n_inner", None) or 4 * width
     keys = head_dim * (getattr(c, "num_key_value_heads", None) or heads)
-    return _Sizes(width, inner, heads * head_dim, keys, c.num_hidden_layers, c.vocab_size, 2 if config.bf16 else 4)
+    rest = 2 if config.bf16 else 4, logits_at_once(model.device), uses_graphs(model.device)
+    return _Sizes(width, inner, heads * head_dim, keys, c.num_hidden_layers, c.vocab_size, *rest)
 
 
 def _phases(config, longest_prompt: int):
@@ -123,10 +131,14 @@ def _sampling(s: _Sizes, config, phase: _Phase) -> tuple[int, int]:
     # logit, the log-prob, the probability and the cumulative sum. Tokens that a request may follow need the last three.
     at_once = min(trunks, max(1, READ_TOKENS // phase.length))
     layer = at_once * phase.length * (3 * s.inner + 2 * s.hidden) * s.number
-    logits = max(4 * min(LOGITS, chunk * s.vocab), 3 * min(LOGITS, at_once * phase.followed * s.vocab)) * 4
+    logits = max(4 * min(s.logits, chunk * s.vocab), 3 * min(s.logits, at_once * phase.followed * s.vocab)) * 4
     reading = on_trunks + at_once * phase.length * s.cached, max(layer, logits)
-    # Then the slots are decoded. Each slot has room for the longest response.
-    decoding = on_trunks + slots * config.max_new_tokens * s.cached, 4 * slots * s.vocab * 4
+    # Then the slots are decoded. Each has room for the longest response. On a GPU they stay, each group with a copy of its trunk.
+    on_slots = slots * config.max_new_tokens * s.cached
+    if s.gpu:
+        on_slots += slots // slots_in_a_group([phase.on_trunk], slots) * phase.length * s.cached
+        reading = reading[0] + on_slots, reading[1]
+    decoding = on_trunks + on_slots, 4 * slots * s.vocab * 4
     return max(reading, decoding, key=sum)
 
 
@@ -151,7 +163,7 @@ def _activations(s: _Sizes, config, longest_prompt: int) -> int:
     # The backward pass begins at the head: the last norm, the states that predict response tokens, and three numbers of each
     # logit, which are the log-prob and the gradients before and after the softmax.
     predicted = rows * config.max_new_tokens
-    head = tokens * 2 * s.hidden * 4 + predicted * s.hidden * 4 + min(LOGITS, predicted * s.vocab) * 4 * 3
+    head = tokens * 2 * s.hidden * 4 + predicted * s.hidden * 4 + min(s.logits, predicted * s.vocab) * 4 * 3
     # Then comes the last layer's MLP: the gradients of the gate and of the other half, and of the layer's output.
     mlp = tokens * (2 * s.inner * s.number + 2 * s.hidden * 4)
     return tokens * kept + max(head, mlp)

@@ -1,13 +1,16 @@
 """Sampling: token ids go in, trajectories come out.
 
 `sample` continues prompts. `rollouts` continues states of trajectories. Both turn their arguments into requests. `plain.py`
-completes requests in the simplest way and is the reference. `fast/` gives the same tokens, up to rounding, in less time.
+completes requests in the simplest way and is the reference. `fast/` gives the same tokens, up to rounding, in less time; on a
+GPU with `gpu/`.
 """
+
+import math
 
 import torch
 
 from vine_mini.sampling.fast import complete as complete_fast
-from vine_mini.sampling.fast.probe import supports
+from vine_mini.sampling.fast.probe import way
 from vine_mini.sampling.plain import Request
 from vine_mini.sampling.plain import complete as complete_plain
 from vine_mini.types import Sampling, Trajectory, UserError
@@ -76,8 +79,8 @@ def _complete(model, trunks, requests, sampling, seed, progress, plain) -> list[
     if not requests:
         return []
     uniforms = torch.rand(len(requests), max(r.budget for r in requests), generator=torch.Generator().manual_seed(seed))
-    complete = complete_plain if plain or not supports(model) else complete_fast
+    complete = complete_plain if plain or way(model) != "fast" else complete_fast
     done = complete(model, trunks, requests, uniforms, sampling, progress or (lambda n: None))
-    if any(logprob != logprob for t in done for logprob in t.logprobs):
+    if any(math.isnan(sum(t.logprobs)) for t in done):
         raise UserError("the policy's logits are not numbers: it has diverged; lower --lr")
     return done

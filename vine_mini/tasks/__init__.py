@@ -32,14 +32,19 @@ def load_problems(config) -> tuple[list[Problem], list[Problem]]:
     return train, test
 
 
-def grade(task, problem: Problem, response: Trajectory, tokenizer, so_far: Sequence[int] = ()) -> float:
-    """The reward of a response, from 0 to 1; of a rollout, with the response so far before it. 0 if the length limit cut it."""
+def grade(task, problem: Problem, response: Trajectory, tokenizer, so_far: Sequence[int] = (), known=None) -> float:
+    """The reward of a response, from 0 to 1; of a rollout, with the response so far before it. 0 if the length limit cut it.
+
+    known: rewards of earlier responses. Among many rollouts some are equal. Each distinct one is decoded and graded once.
+    """
     if not response.finished:
         return 0.0
-    reward = task.reward(problem, tokenizer.decode([*so_far, *response.response_ids], skip_special_tokens=True))
-    if not isinstance(reward, Real) or not 0 <= float(reward) <= 1:  # a NaN fails the comparison
-        raise UserError(f"the task's reward() must return a number from 0 to 1, not {reward!r}")
-    return float(reward)
+    known, ids = {} if known is None else known, (*so_far, *response.response_ids)
+    if (problem, ids) not in known:
+        reward = known[problem, ids] = task.reward(problem, tokenizer.decode(ids, skip_special_tokens=True))
+        if not isinstance(reward, Real) or not 0 <= float(reward) <= 1:  # a NaN fails the comparison
+            raise UserError(f"the task's reward() must return a number from 0 to 1, not {reward!r}")
+    return float(known[problem, ids])
 
 
 def demonstration(task, problem: Problem, error_rate: float, rng) -> str:

@@ -16,13 +16,14 @@ A request starts at a token of its trunk and is sampled from there. Here are fiv
   values of the tokens that are the request's own (`cache`).
 - Requests 3 and 4 sample three equal tokens. They share a slot until their tokens differ (`scheduler`).
 - When a request is done, a waiting request takes its place at the next position (`scheduler`).
-- On a GPU each shape of the forward pass becomes a CUDA graph (`graphs`).
+
+On a GPU each shape of the forward pass becomes a CUDA graph. There the last two points give way to groups of slots whose tensors
+never change their size (`sampling/gpu`).
 
 `probe` finds out which models the fast way supports.
 """
 
-from collections import defaultdict
-from contextlib import nullcontext
+from collections import Counter, defaultdict
 from dataclasses import replace
 from functools import partial
 
@@ -31,9 +32,10 @@ import torch
 from vine_mini.logprobs import logits_of
 from vine_mini.sampling.fast.attention import attend, use_attention
 from vine_mini.sampling.fast.cache import Layout, SlotCache
-from vine_mini.sampling.fast.graphs import Graphs
 from vine_mini.sampling.fast.scheduler import Slots, Table
 from vine_mini.sampling.fast.trunks import read
+from vine_mini.sampling.gpu.graphs import replaying, uses_graphs
+from vine_mini.sampling.gpu.groups import Groups
 from vine_mini.sampling.plain import Request
 from vine_mini.types import Sampling, Trajectory
 
@@ -46,16 +48,27 @@ def complete(model, trunks: list[list[int]], requests: list[Request], uniforms, 
 
     At most `sampling.batch_size` requests are decoded at once. At most as many trunks are in memory at once.
     """
-    done = {}
-    for numbers, rows in _chunks(requests, sampling.batch_size):
-        place = {number: i for i, number in enumerate(numbers)}
-        here = [replace(requests[i], trunk=place[requests[i].trunk]) for i in rows]
-        table = Table(here, uniforms[rows], sampling, model.device)
-        keys, values = read(model, [trunks[number] for number in numbers], table)
-        _decode(model, table, keys, values, sampling.batch_size, progress)
-        for i, result in zip(rows, table.results(), strict=True):
-            done[i] = Trajectory(trunks[requests[i].trunk][: requests[i].start], *result)
-    return [done[i] for i in range(len(requests))]
+    chunks = list(_chunks(requests, sampling.batch_size))
+    place = {number: i for numbers, _ in chunks for i, number in enumerate(numbers)}
+    table = Table([replace(r, trunk=place[r.trunk]) for r in requests], uniforms, sampling, model.device)
+
+    def decode_all(decode):
+        for numbers, rows in chunks:
+            rows = torch.tensor(rows, device=model.device)
+            keys, values = read(model, [trunks[number] for number in numbers], table, rows)
+            waiting = rows[~table.done(rows)]
+            progress(len(rows) - len(waiting))
+            if len(waiting):
+                decode(model, keys, values, waiting, progress)
+
+    if uses_graphs(model.device):
+        with replaying(model.device) as run:
+            counts, longest = Counter(r.trunk for r in requests), max(map(len, trunks))
+            decode_all(Groups(table, counts, sampling.batch_size, longest, run).decode)
+    else:
+        decode_all(partial(_decode, table))
+    rows = zip(requests, table.results(), strict=True)
+    return [Trajectory(trunks[r.trunk][: r.start], *result) for r, result in rows]
 
 
 def _chunks(requests, size: int):
@@ -75,34 +88,20 @@ def _chunks(requests, size: int):
         yield numbers, rows
 
 
-def _decode(model, table: Table, keys, values, size: int, progress) -> None:
+def _decode(table: Table, model, keys, values, waiting, progress) -> None:
     """Completes the requests that have left their trunk. keys, values: of the trunks, see `read`"""
-    waiting = (~table.done(slice(None))).nonzero()[:, 0]
-    progress(table.spare - len(waiting))
-    if len(waiting) == 0:
-        return
-    size = min(size, len(waiting))
+    size = min(table.sampling.batch_size, len(waiting))
     cache = SlotCache(keys, values, size, width=int((table.start + table.budget - table.branch)[waiting].max()))
-    graphs = Graphs(model.device)
-    slots = Slots(table, waiting, size, graphs.fixed)
-    on_device = torch.cuda.device(model.device) if graphs.fixed else nullcontext()
-    with on_device, use_attention(model, partial(attend, cache)):
+    slots = Slots(table, waiting, size)
+    with use_attention(model, partial(attend, cache)):
         while len(slots.rows):
-            if slots.halve():
-                graphs.replays.clear()  # they read the tensors that halving has replaced
             cache.copy(*slots.fill())
-            shape = cache.shape(table, slots.lead, graphs.fixed)
-            done = graphs.run(shape, partial(_next_position, model, table, cache, slots, shape))
-            progress(slots.release(done))
+            progress(slots.release(_next_position(model, table, cache, slots)))
 
 
-def _next_position(model, table: Table, cache: SlotCache, slots: Slots, shape):
+def _next_position(model, table: Table, cache: SlotCache, slots: Slots):
     """Samples the next token of every member. -> [m] whether each member is done"""
-    cache.layout = layout = Layout(table, slots.lead, shape)
-    ids, positions = table.newest(slots.lead)[:, None], layout.position[:, None]
-    out = model.base_model(
-        input_ids=ids, attention_mask=layout.mask, position_ids=positions, past_key_values=cache, use_cache=True
-    )
-    hidden = out.last_hidden_state[:, 0]  # [n, D]
+    layout = Layout(table, slots.lead, cache.shape(table, slots.lead))
+    hidden = cache.forward(model, table.newest(slots.lead), layout)  # [n, D]
     table.write(slots.member, logits_of(model, hidden)[slots.slot_of])
     return table.done(slots.member)

@@ -25,7 +25,8 @@ def attend(cache: SlotCache, module, query, key, value, attention_mask, scaling=
 
     def on_trunks(x, y):
         """Each slot's x [n, H, g, i] times the matrix of its trunk in y [G H, i, j]. -> [n, H, g, j]"""
-        grid = x.new_empty(last - first, H, R, *x.shape[2:])  # [G, H, R, g, i]; products of empty places are not read
+        new = x.new_empty if x.dtype == torch.float32 else x.new_zeros  # a bfloat16 product may read past its row: no NaN there
+        grid = new(last - first, H, R, *x.shape[2:])  # [G, H, R, g, i]; products of empty places are not read
         grid[trunk, :, rank] = x
         return (grid.view(len(y), -1, y.shape[1]) @ y).view(*grid.shape[:4], -1)[trunk, :, rank]
 

@@ -21,19 +21,17 @@ class Shape(NamedTuple):
 
 
 class Layout:
-    """Where n slots have their tokens at one position. lead [n]: one request of each slot"""
+    """Where n slots have their tokens at one position.
 
-    def __init__(self, table: Table, lead, shape: Shape):
+    lead [n]: one request of each slot; grid: row and rank [n] of each slot in the grid of attention, if it is known
+    """
+
+    def __init__(self, table: Table, lead, shape: Shape, grid=None):
         self.shape = shape
-        slot, branch, trunk = torch.arange(len(lead), device=lead.device), table.branch[lead], table.trunk[lead]  # [n]
+        slot, branch = torch.arange(len(lead), device=lead.device), table.branch[lead]  # [n]
         self.position = table.start[lead] + table.length[lead] - 1  # [n] of the newest token
         self.newest = slot, (self.position - branch).clamp(min=0)  # where the newest token's keys and values are stored
-
-        ordered, order = trunk.sort()
-        rank = torch.empty_like(order)
-        rank[order] = slot - torch.searchsorted(ordered, ordered)  # [n] among the slots of the same trunk
-        rank = torch.where(trunk < 0, shape.crowd - 1, rank)  # unused slots share the last rank
-        self.grid = (trunk - shape.first).clamp(min=0), rank
+        self.grid = grid or _grid(table.trunk[lead] - shape.first)
 
         of_trunk = torch.arange(shape.seen, device=lead.device).expand(len(lead), -1)  # [n, L] positions of the columns
         of_slot = branch[:, None] + torch.arange(shape.own, device=lead.device)  # [n, W]
@@ -41,6 +39,14 @@ class Layout:
         mask = torch.zeros(no_token.shape, device=lead.device).masked_fill_(no_token, NEVER)
         self.mask = mask[:, None, None]  # [n, 1, 1, L + W]; the model passes a mask of four dimensions on as it is
         self.distance = (self.position[:, None] - torch.cat([of_trunk, of_slot], dim=1))[:, None]  # [n, 1, L + W]
+
+
+def _grid(trunk):
+    """Slots on the same trunk have ranks from 0 up. trunk [n] -> trunk [n], rank [n]"""
+    ordered, order = trunk.sort()
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order), device=order.device) - torch.searchsorted(ordered, ordered)
+    return trunk, rank
 
 
 class SlotCache(DynamicCache):
@@ -58,16 +64,17 @@ class SlotCache(DynamicCache):
         self.keys = [k.new_zeros(size, *k.shape[1:3], width) for k in trunk_keys]  # for each layer [size, H, d, width]
         self.values = [v.new_zeros(size, v.shape[1], width, v.shape[3]) for v in trunk_values]  # [size, H, width, d]
 
-    def shape(self, table: Table, lead, fixed: bool) -> Shape:
-        """The shape of the next position, exact or rounded up. lead [n]: one request of each slot"""
-        lead = lead[lead != table.spare]
+    def shape(self, table: Table, lead) -> Shape:
+        """The shape of the next position. lead [n]: one request of each slot"""
         trunk, branch = table.trunk[lead], table.branch[lead]
         own, crowd = int((table.start[lead] + table.length[lead] - branch).max()), int(torch.bincount(trunk).max())
-        if not fixed:
-            return Shape(own, crowd, int(branch.max()), int(trunk.min()), int(trunk.max()) + 1)
-        G, _, _, L = self.trunk_keys[0].shape
-        own, crowd = -(-own // 64) * 64, -(-crowd // 8) * 8
-        return Shape(min(own, self.keys[0].shape[3]), crowd + 1, L, 0, G)  # unused slots have a rank of their own
+        return Shape(own, crowd, int(branch.max()), int(trunk.min()), int(trunk.max()) + 1)
+
+    def forward(self, model, ids, layout: Layout):
+        """Reads the newest token of each slot. ids [n] -> hidden states [n, D]"""
+        self.layout = layout
+        settings = dict(attention_mask=layout.mask, position_ids=layout.position[:, None])
+        return model.base_model(input_ids=ids[:, None], past_key_values=self, use_cache=True, **settings).last_hidden_state[:, 0]
 
     def copy(self, source, target) -> None:
         """Copies the own tokens of some slots to others. source, target [n]: slots, without a common one"""

@@ -10,23 +10,29 @@ from transformers import DynamicCache
 from vine_mini.logprobs import response_logprobs
 from vine_mini.sampling.fast import complete
 from vine_mini.sampling.fast.attention import use_attention
+from vine_mini.sampling.gpu.graphs import GraphError
 from vine_mini.sampling.plain import Request
 from vine_mini.types import Sampling, collate, on_response
 
-_ANSWERS = weakref.WeakKeyDictionary()  # model -> bool
+_ANSWERS = weakref.WeakKeyDictionary()  # model -> its way
 
 
-def supports(model) -> bool:
-    """Whether the fast way is right for this model. Each model is tried once. A model that fails causes a warning."""
+def way(model) -> str:
+    """How this model is sampled: "fast", or "plain" and the reason. Each model is tried once. If it fails, there is a warning.
+
+    Errors of CUDA are raised, because they do not tell whether the fast way is right for the model.
+    """
     if model not in _ANSWERS:
-        why = ""
         try:
             with torch.autocast(model.device.type, enabled=False):  # the caller may be in an autocast to bfloat16
-                _ANSWERS[model] = _is_exact(model)
+                why = "" if _is_exact(model) else "its log-probs would be wrong"
+        except (GraphError, torch.AcceleratorError, torch.OutOfMemoryError):
+            raise
         except Exception as error:  # an architecture with another kind of attention or cache can raise anything here
-            _ANSWERS[model], why = False, f" ({type(error).__name__})"
-        if not _ANSWERS[model]:
-            warnings.warn(f"{type(model).__name__} cannot share prefixes{why}: it samples the plain, slower way", stacklevel=2)
+            why = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+        _ANSWERS[model] = f"plain: {why}" if why else "fast"
+        if why:
+            warnings.warn(f"{type(model).__name__} cannot share prefixes ({why}): it samples the plain, slower way", stacklevel=2)
     return _ANSWERS[model]
 
 

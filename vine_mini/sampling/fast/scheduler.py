@@ -1,5 +1,7 @@
 """The requests of a chunk: what they have sampled, which of them are decoded at a position, and which of these share a slot."""
 
+from array import array
+
 import torch
 
 from vine_mini.sampling.plain import Request, choose
@@ -40,10 +42,13 @@ class Table:
         """Whether each of these requests has ended. rows [n] -> [n]"""
         return self.finished[rows] | (self.length[rows] >= self.budget[rows])
 
-    def results(self) -> list[tuple[list[int], list[float], bool]]:
-        """For each request the token ids, their log-probs, and whether it sampled an end token."""
-        columns = self.tokens.tolist(), self.logprobs.tolist(), self.length.tolist(), self.finished.tolist()
-        return [(ids[:n], scores[:n], finished) for ids, scores, n, finished in zip(*columns, strict=True)][: self.spare]
+    def results(self) -> list[tuple[list[int], array, bool]]:
+        """For each request the token ids, their log-probs as an array of floats, and whether it sampled an end token."""
+        sampled = torch.arange(self.tokens.shape[1], device=self.tokens.device) < self.length[:, None]  # [R + 1, longest budget]
+        ids, scores = self.tokens[sampled].tolist(), array("f", self.logprobs[sampled].cpu().numpy().tobytes())
+        ends = self.length.cumsum(dim=0).tolist()
+        places = zip([0, *ends], ends, self.finished.tolist(), strict=False)
+        return [(ids[a:b], scores[a:b], finished) for a, b, finished in places][: self.spare]
 
 
 class Slots:
@@ -51,14 +56,10 @@ class Slots:
 
     `member` [m] are the members' rows in the table. `slot_of` [m] is the slot of each member. Members with equal tokens share
     a slot. Slots 0 to n - 1 are in use, and `lead` [n] is one member of each slot.
-
-    With `fixed` these three tensors keep their size and their place in memory, because CUDA graphs read them. Places that
-    are not in use then hold the table's spare row.
     """
 
-    def __init__(self, table: Table, waiting, size: int, fixed: bool):
-        self.table, self.size, self.fixed = table, size, fixed
-        self.member, self.slot_of, self.lead = (waiting.new_zeros(size) for _ in range(3))
+    def __init__(self, table: Table, waiting, size: int):
+        self.table, self.size = table, size
         # The place of a member is its slot. Waiting requests have places from `size` on. Requests that left the same trunk at the
         # same position with the same token have the same place and will start in one slot.
         left = zip(*(x.tolist() for x in (table.trunk[waiting], table.branch[waiting], table.newest(waiting))), strict=True)
@@ -78,29 +79,16 @@ class Slots:
         source = groups >> 32
         target = _assign(source)
         moves = ((source < self.size) & (source != target)).nonzero()[:, 0]
-        if self.fixed:
-            self.member[: len(member)], self.member[len(member) :] = member, self.table.spare
-            self.slot_of[: len(member)], self.slot_of[len(member) :] = target[group], 0
-            self.lead.fill_(self.table.spare)
-        else:
-            self.member, self.slot_of, self.lead = member, target[group], torch.zeros_like(source)
-        self.lead[target[group]] = member
+        self.member, self.slot_of, self.lead = member, target[group], torch.zeros_like(source)
+        self.lead[self.slot_of] = member
         return source[moves], target[moves]
 
     def release(self, done) -> int:
         """Takes out the members that are done. done [m] -> their number"""
-        working, going = min(self.size, len(self.rows)), (~done).nonzero()[:, 0]
+        working, going = len(self.member), (~done).nonzero()[:, 0]
         self.rows = torch.cat([self.member[going], self.rows[working:]])
         self.place = torch.cat([self.slot_of[going], self.place[working:]])
         return working - len(going)
-
-    def halve(self) -> bool:
-        """Halves the tensors of fixed size if all requests that are left fit into one half. -> whether it did"""
-        half = len(self.member) // 2
-        if not self.fixed or len(self.rows) > half:
-            return False
-        self.member, self.slot_of, self.lead = (self.member.new_zeros(half) for _ in range(3))
-        return True
 
 
 def _assign(source):

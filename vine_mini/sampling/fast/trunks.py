@@ -14,10 +14,10 @@ from vine_mini.sampling.plain import cumulative
 READ_TOKENS = 8192  # in one forward pass
 
 
-def read(model, trunks: list[list[int]], table: Table):
-    """Reads G trunks of at most L tokens. Afterwards each request is done or has one own token.
+def read(model, trunks: list[list[int]], table: Table, requests):
+    """Reads G trunks of at most L tokens. Afterwards each request on them is done or has one own token.
 
-    -> keys, values: for each layer [G, H, d, L] and [G, H, L, d]
+    requests [R]: rows of the table -> keys, values: for each layer [G, H, d, L] and [G, H, L, d]
     """
     keys, values, L = [], [], max(map(len, trunks))
     at_once = max(1, READ_TOKENS // L)
@@ -34,7 +34,7 @@ def read(model, trunks: list[list[int]], table: Table):
                 values.append(v.new_zeros(len(trunks), v.shape[1], L, v.shape[3]))
             keys[n][first:last, :, :, :width] = k.mT
             values[n][first:last, :, :width] = v
-        rows = ((table.trunk >= first) & (table.trunk < last)).nonzero()[:, 0]  # [r] the requests on these trunks
+        rows = requests[(table.trunk[requests] >= first) & (table.trunk[requests] < last)]  # [r] the requests on these trunks
         _follow(model, table, rows, table.trunk[rows] - first, ids, lengths, hidden)
         for own in rows[~table.done(rows)].split(rows_of_logits(model)):
             shared = hidden[table.trunk[own] - first, table.branch[own] - 1]  # at the last token shared with the trunk

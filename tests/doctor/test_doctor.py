@@ -1,0 +1,50 @@
+"""The doctor says what the machine has, which way sampling takes, and which presets fit."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from vine_mini.cli import main
+from vine_mini.doctor import command
+
+
+@pytest.mark.slow
+def test_the_whole_command(capsys):
+    small = "--seconds 0.1 --prompts 2 --group 2 --minibatch_size 4 --device cpu".split()
+    assert main(["doctor", *small]) == 0
+    out = capsys.readouterr().out
+    assert f"torch {torch.__version__}" in out and "CPU: " in out and "GPU: none" in out and "memory of cpu: " in out
+    assert "sampling: fast; " in out and " tokens/s" in out and "memory estimate: " in out
+    assert "preset arithmetic: fits" in out and "preset gsm8k-qwen0.5b: " in out
+
+
+def test_what_is_not_there_is_one_line(capsys):
+    assert main(["doctor", "--model", "./no/such/folder"]) == 2
+    assert capsys.readouterr().err == "vine_mini doctor: no model folder no/such/folder\n"
+
+
+def test_a_preset_fits_or_says_what_to_lower(monkeypatch):
+    assert command.fits("arithmetic", 1 << 34).startswith("fits: ")
+    shapes = dict(hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32, num_key_value_heads=4)
+    monkeypatch.setattr(command.AutoConfig, "from_pretrained", lambda name: LlamaConfig(**shapes, vocab_size=32000))
+    assert command.fits("gsm8k-rho1b", 80 << 30).startswith("fits: ")
+    said = command.fits("gsm8k-rho1b", 8 << 30)
+    assert said.startswith("does not fit: ") and "--sample_batch_size 64" in said
+
+    def offline(name):
+        raise OSError("no network")
+
+    monkeypatch.setattr(command.AutoConfig, "from_pretrained", offline)
+    assert command.fits("gsm8k-rho1b", 80 << 30) == (
+        "unknown, because the configuration of realtreetune/rho-1b-sft-GSM8K cannot be read (OSError)"
+    )
+
+
+def test_a_gpu_is_described(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=24 << 30))
+    lines = command.machine(torch.device("cuda"))
+    assert lines[2:] == ["GPU: Some GPU, bfloat16", "memory of cuda: 24.0 GiB"]

@@ -1,0 +1,96 @@
+"""The `doctor` command: what the machine has, how it samples the policy, how fast, in how much memory, and which presets fit."""
+
+import os
+import platform
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from vine_mini import models
+from vine_mini.app.config import Positive, TrainConfig, knob
+from vine_mini.app.flags import PRESETS, read_preset
+from vine_mini.app.memory import estimate, format_memory, memory_estimate
+from vine_mini.app.setup import build_trainer, policy_name
+from vine_mini.sampling import sample, way
+from vine_mini.sampling.gpu.graphs import uses_graphs
+
+PROMPT = 300  # tokens of the longest prompt, which the estimates of the presets assume
+
+
+@dataclass
+class DoctorConfig(TrainConfig):
+    """Say what this machine has, how it samples your policy, how fast, in how much memory, and which presets fit."""
+
+    seconds: Positive = knob(10.0, "Length of the measurement of speed.")
+
+
+def doctor(config: DoctorConfig) -> int:
+    """The `doctor` command."""
+    device = models.pick_device(config.device)
+    print("\n".join(machine(device)))
+    trainer = build_trainer(config)
+    print(f"policy: {policy_name(config)}, {trainer.policy.num_parameters():,} parameters")
+    taken = way(trainer.sampler())
+    graphs = " with CUDA graphs" if taken == "fast" and uses_graphs(device) else ""
+    print(f"sampling: {taken}{graphs}; {speed(trainer, config.seconds):,.0f} tokens/s")
+    print(format_memory(memory_estimate(trainer)))
+    for path in sorted(PRESETS.glob("*.yaml")):
+        print(f"preset {path.stem}: {fits(path.stem, memory(device))}")
+    return 0
+
+
+def machine(device) -> list[str]:
+    """Lines about versions, the CPU, the GPU and memory."""
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text(encoding="utf-8").split() if cpuinfo.is_file() else []
+    bf16 = [name for name in ("avx512_bf16", "amx_bf16", "bf16") if name in flags]
+    lines = [
+        f"versions: Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}",
+        f"CPU: {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
+        f"{torch.backends.cpu.get_cpu_capability()}, bfloat16 units: {', '.join(bf16) or 'none found'}",
+        "GPU: none",
+    ]
+    if device.type == "cuda":
+        half = "bfloat16" if torch.cuda.is_bf16_supported() else "no bfloat16"
+        lines[-1] = f"GPU: {torch.cuda.get_device_name(device)}, {half}"
+    return [*lines, f"memory of {device.type}: {memory(device) / 2**30:.1f} GiB"]
+
+
+def memory(device) -> int:
+    """Bytes of the device's memory, used or free."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def speed(trainer, seconds: float) -> float:
+    """New tokens a second of responses to the training problems, after one response that warms up."""
+    sampler, tokens, seed = trainer.sampler(), 0, 0
+    prompts = [prompt for prompt in trainer.prompts[: trainer.config.prompts] for _ in range(trainer.config.group)]
+    sample(sampler, prompts[:1], trainer.sampling, seed=0)
+    start = time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        seed += 1
+        tokens += sum(len(t.response_ids) for t in sample(sampler, prompts, trainer.sampling, seed=seed))
+    return tokens / (time.perf_counter() - start)
+
+
+def fits(preset: str, room: int) -> str:
+    """Whether the estimate of a preset is below `room` bytes, in words. Only the configuration of its model is read."""
+    config = TrainConfig(**read_preset(preset))
+    try:
+        shapes = AutoConfig.from_pretrained(policy_name(config))
+    except Exception as error:  # the Hub client has many kinds
+        return f"unknown, because the configuration of {config.model} cannot be read ({type(error).__name__})"
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(shapes)
+    low = replace(config, micro_batch_tokens=1, sample_batch_size=64, gradient_checkpointing=True)
+    need, least = (estimate(model, settings, PROMPT)["peak"] for settings in (config, low))
+    if need < room:
+        return f"fits: {need / 2**30:.1f} GiB with prompts of {PROMPT} tokens"
+    lower = "--micro_batch_tokens 1 --sample_batch_size 64 --gradient_checkpointing"
+    return f"does not fit: {need / 2**30:.1f} GiB with prompts of {PROMPT} tokens, {least / 2**30:.1f} GiB with {lower}"
