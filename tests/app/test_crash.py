@@ -52,6 +52,9 @@ class TinyTrainer:
             metrics = {"iteration": self.iteration, "loss": loss.item(), "reward": 0.0, "truncated": 0.0}
             yield metrics, self.iteration, None
 
+    def sampler(self):
+        return self.policy
+
     def evaluate(self, problems=None, with_kl=True):
         return {"pass@1": [ACCURACY[self.iteration], 0.0], "truncated": [0.0, 0.0]}
 
@@ -79,6 +82,7 @@ def tiny(monkeypatch, tmp_path):
     monkeypatch.setattr(commands, "build_trainer", lambda config: TinyTrainer(config))
     monkeypatch.setattr(commands, "memory_estimate", lambda trainer: None)
     monkeypatch.setattr(commands, "format_memory", str)
+    monkeypatch.setattr(commands, "way", lambda model: "fast")
     monkeypatch.setattr(commands, "table", lambda columns: "")
 
 
