@@ -26,8 +26,7 @@ def evaluate(
         task: the task module that grades the responses.
         problems, prompts: the problems and the token ids of each prompt, [P].
         sampling, n: of the n responses to each problem. At temperature 0 all n are equal.
-        reference: adds the KL to this model on the samples, in nats a response token (k3), of the distributions at the
-            sampling temperature. There is no KL at temperature 0.
+        reference: adds the KL to this model, in nats a token of the samples (k3), at their temperature; none at temperature 0.
         sampler: the copy of the model that samples, if it is not the model itself.
     Returns:
         name -> (mean, standard error; None for a single problem). `pass@1` is the mean reward of the n samples, `greedy` the
