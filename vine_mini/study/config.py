@@ -29,7 +29,7 @@ ALGORITHMS: dict[str, dict[str, dict]] = {
     },
 }
 PAPERS: dict[str, dict] = {  # the paper's VinePPO, for equal episodes
-    "decisive": dict(algorithm="vineppo", lr=1e-4, epochs=2, minibatch_size=64, **PLAIN),
+    "decisive": dict(algorithm="vineppo", lr=2e-4, epochs=2, minibatch_size=64, **PLAIN),
     "chains": dict(algorithm="vineppo", lr=1e-4, epochs=2, minibatch_size=64, **PLAIN),
 }
 FEW_PROBLEMS = dict(train_size=128)  # for generalization
