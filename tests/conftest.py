@@ -72,7 +72,16 @@ def few_problems(request, monkeypatch):
         monkeypatch.setattr(arithmetic, "TRAIN_SIZE", 300)
 
 
-@pytest.fixture(params=ARCHITECTURES)
+def slow(*case):
+    """One of the parameters of a test, for `pytest -m slow` alone."""
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
+# The models that differ most: grouped and single heads, a window, rotary and learned positions. The others are slow tests.
+USUAL = [name if name in ("llama", "mistral", "gpt2", "gemma") else slow(name) for name in ARCHITECTURES]
+
+
+@pytest.fixture(params=USUAL)
 def any_model(request):
     return tiny_model(request.param)
 
@@ -91,11 +100,6 @@ def ragged_prompts(n: int = 5, longest: int = 9) -> list[list[int]]:
 def supports(model) -> bool:
     """Whether the fast way is right for this model."""
     return way(model) == "fast"
-
-
-def slow(*case):
-    """One of the parameters of a test, for `pytest -m slow` alone."""
-    return pytest.param(*case, marks=pytest.mark.slow)
 
 
 @cache

@@ -146,7 +146,7 @@ for name, (at_once, shape) in shapes.items():
     divided, update = parts["update: gradients"] + parts["update: bf16 weights"], parts["update: activations"]
     for label, moments, rest in (("1 GPU, DDP", 1, 1), ("ZeRO 1", gpus, 1), ("ZeRO 3", gpus, gpus)):
         work = max(sampling, divided / rest + update)  # sampling and updates take turns, so the larger one counts
-        sizes = [4 * n / rest, 8 * n / moments, 4 * n / rest, parts["bf16 copy that samples"], work]
+        sizes = [4 * n / rest, 8 * n / moments, parts["reference"] / rest, parts["bf16 copy that samples"], work]
         bars[f"{name}\n{label}"] = sizes
         row = ", ".join(f"{kind} {size / 2**30:.1f}" for kind, size in zip(kinds, sizes, strict=True))
         print(f"{n / 1e9:.2f}B parameters, {label:10}: {row}; in all {sum(sizes) / 2**30:.0f} GiB")

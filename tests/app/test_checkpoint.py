@@ -83,6 +83,7 @@ SMALL = TrainConfig(
 )
 
 
+@pytest.mark.slow
 def test_a_longer_run_keeps_the_length_of_its_warm_up(empty_folder, no_pictures):
     """It followed from the number of iterations: a run that was extended to 400 fell from its peak to a thirtieth of it."""
     flags = ["train", *QUICK, "--iterations", "4", "--warmup", "2", "--lr", "2e-4", "--algorithm", "grpo"]

@@ -250,6 +250,7 @@ def reward(problem, text):
 """
 
 
+@pytest.mark.slow
 def test_a_task_with_partial_credit(empty_folder, capsys):
     """Rewards between 0 and 1 are shown as numbers, and enter every measure with their value."""
     Path("close.py").write_text(PARTIAL)

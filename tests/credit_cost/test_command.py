@@ -90,6 +90,7 @@ def test_a_policy_that_never_succeeds(empty_folder, capsys):
     assert "rollouts have reward 0, so there is no credit to measure: take easier problems" in line and not Path("here").exists()
 
 
+@pytest.mark.slow
 def test_problems_that_are_always_or_never_solved(empty_folder, capsys, monkeypatch):
     """Rewards differ between problems and never within one, so every advantage is 0."""
     monkeypatch.setattr("vine_mini.tasks.grade", lambda task, problem, *_: float(problem.question < "M"))

@@ -80,6 +80,7 @@ def test_the_steps_are_the_response(explained, tokenizer):
     assert explained.steps == step_texts(ids, cut_steps(ids, tokenizer, answer_mark="####"), tokenizer)
 
 
+@pytest.mark.slow
 def test_steps_of_a_number_of_tokens(tokenizer):
     found = credit.explain(CreditConfig(k=1, group=3, critic_iterations=1, step_tokens=7))
     lengths = [len(tokenizer(text)["input_ids"]) for text in found.steps]

@@ -505,6 +505,7 @@ os.kill(os.getpid(), 9)
     raise AssertionError("the worker is still there")
 
 
+@pytest.mark.slow
 def test_attention_temperature_and_rank_read_a_run(run, folder, tmp_path):
     code, text, _ = run("attention", folder, "--examples", 2)
     assert code == 0 and "nope, other seed" in text and (folder / "attention.png").stat().st_size > 5000

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, VOCAB, slow, supports, tiny_model
+from conftest import USUAL, VOCAB, slow, supports, tiny_model
 from test_fast import EOS, assert_same, flat, no_garbage_collection, rollouts_of
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config
@@ -49,8 +49,8 @@ def gpu(monkeypatch):
     return log
 
 
-@pytest.mark.parametrize("architecture", [name if name in ("llama", "mistral", "gpt2") else slow(name) for name in ARCHITECTURES])
-@pytest.mark.parametrize("size", [4, 50, slow(1)])
+@pytest.mark.parametrize("architecture", USUAL)
+@pytest.mark.parametrize("size", [4, slow(50), slow(1)])
 def test_rollouts_equal_the_plain_way(architecture, size, gpu):
     model = tiny_model(architecture)
     quick, plain = (flat(rollouts_of(model, batch_size=size, plain=plain)[0]) for plain in (False, True))
