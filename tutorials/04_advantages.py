@@ -116,7 +116,7 @@ print(f"\nsum of step advantages (K = 9) against R - V(s_0): largest gap in {len
 #
 # ## Fewer rollouts, with memory
 #
-# The advantage $V(s_{i+1}) - V(s_i)$ uses the rollouts of two states and forgets those of all others. But the value is an
+# The advantage $V(s_{i+1}) - V(s_i)$ uses the rollouts of two states and forgets all other rollouts. But the value is an
 # expectation. On average it does not change along the response: every later Monte Carlo value is an unbiased estimate of
 # $Q(s_i, a_i)$, the value after step $i$, and so is the reward $R$. An average of them is unbiased too, and has less noise where
 # the value hardly moves. This is the idea of GAE, with Monte Carlo values in the place of a critic:

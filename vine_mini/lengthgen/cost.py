@@ -46,7 +46,7 @@ class Cost:
 
 
 def cost(config: LengthgenConfig, encoding: str) -> Cost:
-    """The cost of a run with one encoding. The mean update lies between those of the shortest and the longest length.
+    """The cost of a run with one encoding. Its mean update costs the mean of two: of the shortest length and of the longest.
 
     Operations grow almost linearly with the length, because sequences are much shorter than the decoder is wide.
     """

@@ -50,7 +50,7 @@ FORMAT_RANKS = {
     "sum": (0.671, 0.569, 0.223, 0.210, 0.313, 0.286, 0.191, 0.254),
     "polynomial": (1.0, 0.264, 0.198, 0.245, 0.202, 0.237, 0.220, 0.352),
 }
-# To NoPE's attention, on SCAN. Only the order can be compared with ours; see attention.py.
+# To NoPE's attention, on SCAN, by the official code's measure with equal seeds; see attention.py.
 ATTENTION_DISTANCE = {"nope": 0.265, "t5": 0.263, "alibi": 0.490, "sinusoidal": 0.719, "rope25": 0.987}
 
 

@@ -86,5 +86,5 @@ def at_equal_seconds(claim: str, task: str) -> list[dict]:
 
 
 def at_equal_episodes(claim: str, task: str) -> list[dict]:
-    """The settings whose runs end after a number of iterations, whatever their rollouts cost: those of the paper's VinePPO."""
+    """The settings of the paper's VinePPO. Their runs end after a number of iterations, whatever the rollouts cost."""
     return [PAPERS[task] | dict(k=k) for k in {"accuracy": [9], "rollouts": [1, 3, 9]}.get(claim, [])]

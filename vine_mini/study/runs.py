@@ -45,8 +45,8 @@ def progress(job: dict, trainer: Trainer, clock: Clock):
 def learn(job: dict) -> dict:
     """One learning run. -> the job with its `checks`, at equal distances of its limit, the first before training
 
-    A check holds iteration, seconds, episodes, updates, tokens (sampled, rollouts included), and the policy's pass@1 on test
-    problems with the KL to the start policy, and its pass@1 on training problems where there are few of them.
+    A check has iteration, seconds, episodes, updates and tokens, which are the sampled ones with those of rollouts. `test` is the
+    policy's pass@1 on test problems, `kl` its KL to the start policy there. `train` is for few training problems only.
     """
     trainer, clock, few = trainer_of(job), Clock(job["prices"]), "train_size" in job["config"]
     checks = [check(trainer, clock, few)]
