@@ -24,7 +24,7 @@ class SelfTrainer(Trainer):
 
     def __init__(self, *args):
         super().__init__(*args)
-        self.reference = models.frozen_copy(self.policy)  # in float32, because each iteration starts from it
+        self.reference = self.reference or models.frozen_copy(self.policy)  # each iteration starts from it
 
     def train(self):
         """Yields (metrics, episodes, rewards as advantages [B, T]) after each iteration, until done."""

@@ -51,7 +51,7 @@ class Trainer:
         if config.gradient_checkpointing:
             models.checkpoint_activations(policy)
         with_reference = self.algorithm.needs_reference and config.kl_coef > 0
-        self.reference = models.reference_copy(policy, config.bf16) if with_reference else None
+        self.reference = models.reference_copy(policy, config.bf16 and not self.algorithm.examples) if with_reference else None
         self.low_precision = models.bfloat16_copy(policy) if config.bf16 else None
         self.critic = models.Critic(policy) if self.algorithm.needs_critic else None
         groups = [{"params": list(policy.parameters()), "peak_lr": config.lr}]

@@ -26,18 +26,25 @@ def test_what_is_not_there_is_one_line(capsys):
 
 
 def test_a_preset_fits_or_says_what_to_lower(monkeypatch):
-    assert command.fits("arithmetic", 1 << 34).startswith("fits: ")
+    def fits(preset, room, kind="cpu"):
+        monkeypatch.setattr(command, "memory", lambda device: room)
+        return command.fits(preset, torch.device(kind))
+
+    assert fits("arithmetic", 1 << 34).startswith("fits: ")
     shapes = dict(hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32, num_key_value_heads=4)
     monkeypatch.setattr(command.AutoConfig, "from_pretrained", lambda name: LlamaConfig(**shapes, vocab_size=32000))
-    assert command.fits("gsm8k-rho1b", 80 << 30).startswith("fits: ")
-    said = command.fits("gsm8k-rho1b", 8 << 30)
+    said = fits("gsm8k-rho1b", 80 << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80 << 30))
+    on_gpu = fits("gsm8k-rho1b", 80 << 30, "cuda")  # the shapes are on no device, but the estimate is the GPU's
+    assert said.startswith("fits: ") and on_gpu.startswith("fits: ") and float(on_gpu.split()[1]) > float(said.split()[1])
+    said = fits("gsm8k-rho1b", 8 << 30)
     assert said.startswith("does not fit: ") and "--sample_batch_size 64" in said
 
     def offline(name):
         raise OSError("no network")
 
     monkeypatch.setattr(command.AutoConfig, "from_pretrained", offline)
-    assert command.fits("gsm8k-rho1b", 80 << 30) == (
+    assert fits("gsm8k-rho1b", 80 << 30) == (
         "unknown, because the configuration of realtreetune/rho-1b-sft-GSM8K cannot be read (OSError)"
     )
 

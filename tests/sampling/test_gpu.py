@@ -203,7 +203,7 @@ def test_rope_that_waits_for_the_longest_position_is_refused_with_a_word(gpu, mo
     rope = dict(rope_theta=10000.0, rope_type="dynamic", factor=4.0)
     dynamic = AutoModelForCausalLM.from_config(LlamaConfig(**sizes, **special, rope_parameters=rope)).eval()
     with pytest.warns(UserWarning, match="waits for the GPU"):
-        assert way(dynamic) == "plain: NotImplementedError: its forward pass waits for the GPU (aten._local_scalar_dense.default)"
+        assert way(dynamic) == "plain: WaitsForGPU: its forward pass waits for the GPU (aten._local_scalar_dense.default)"
     factors = dict(short_factor=[1.0] * 4, long_factor=[2.0] * 4, original_max_position_embeddings=64)
     rope = dict(rope_theta=10000.0, rope_type="longrope", factor=2.0, **factors)
     model = AutoModelForCausalLM.from_config(Phi3Config(**sizes, **special, rope_parameters=rope)).eval()

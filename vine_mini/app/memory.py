@@ -57,17 +57,17 @@ def memory_estimate(trainer) -> dict[str, int]:
     return estimate(trainer.policy, trainer.config, max(map(len, trainer.prompts)))
 
 
-def estimate(model, config, longest_prompt: int) -> dict[str, int]:
+def estimate(model, config, longest_prompt: int, device=None) -> dict[str, int]:
     """The memory of training in bytes.
 
     Args:
         model: the policy. It may be on the meta device, since only its shapes are read.
-        longest_prompt: in tokens.
+        longest_prompt, device: in tokens; where training will run, if not where the model is.
     Returns:
         What is always held, what sampling adds ("sampling: ..."), what an update adds ("update: ..."), and the "peak". Sampling
         and updates take turns, so the peak has the larger of the two.
     """
-    algorithm, sizes = ALGORITHMS[config.algorithm], _sizes(model, config)
+    algorithm, sizes = ALGORITHMS[config.algorithm], _sizes(model, config, device or model.device)
     weights = sum(p.numel() for p in model.parameters())
     backbone = sum(p.numel() for p in model.base_model.parameters())
     critic = (backbone + sizes.hidden) * algorithm.needs_critic  # a backbone and a head of one output
@@ -97,13 +97,13 @@ def format_memory(parts: dict[str, int]) -> str:
     return f"memory estimate: {_size(parts['peak'])} at the peak ({listed})"
 
 
-def _sizes(model, config) -> _Sizes:
+def _sizes(model, config, device) -> _Sizes:
     c = model.config
     heads, width = c.num_attention_heads, c.hidden_size
     head_dim = getattr(c, "head_dim", None) or width // heads
     inner = getattr(c, "intermediate_size", None) or getattr(c, "n_inner", None) or 4 * width
     keys = head_dim * (getattr(c, "num_key_value_heads", None) or heads)
-    rest = 2 if config.bf16 else 4, logits_at_once(model.device), uses_graphs(model.device)
+    rest = 2 if config.bf16 else 4, logits_at_once(device), uses_graphs(device)
     return _Sizes(width, inner, heads * head_dim, keys, c.num_hidden_layers, c.vocab_size, *rest)
 
 

@@ -39,7 +39,7 @@ def doctor(config: DoctorConfig) -> int:
     print(f"sampling: {taken}{graphs}; {speed(trainer, config.seconds):,.0f} tokens/s")
     print(format_memory(memory_estimate(trainer)))
     for path in sorted(PRESETS.glob("*.yaml")):
-        print(f"preset {path.stem}: {fits(path.stem, memory(device))}")
+        print(f"preset {path.stem}: {fits(path.stem, device)}")
     return 0
 
 
@@ -79,8 +79,8 @@ def speed(trainer, seconds: float) -> float:
     return tokens / (time.perf_counter() - start)
 
 
-def fits(preset: str, room: int) -> str:
-    """Whether the estimate of a preset is below `room` bytes, in words. Only the configuration of its model is read."""
+def fits(preset: str, device) -> str:
+    """Whether the estimate of a preset is below the device's memory, in words. Only the configuration of its model is read."""
     config = TrainConfig(**read_preset(preset))
     try:
         shapes = AutoConfig.from_pretrained(policy_name(config))
@@ -89,8 +89,8 @@ def fits(preset: str, room: int) -> str:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shapes)
     low = replace(config, micro_batch_tokens=1, sample_batch_size=64, gradient_checkpointing=True)
-    need, least = (estimate(model, settings, PROMPT)["peak"] for settings in (config, low))
-    if need < room:
+    need, least = (estimate(model, settings, PROMPT, device)["peak"] for settings in (config, low))
+    if need < memory(device):
         return f"fits: {need / 2**30:.1f} GiB with prompts of {PROMPT} tokens"
     lower = "--micro_batch_tokens 1 --sample_batch_size 64 --gradient_checkpointing"
     return f"does not fit: {need / 2**30:.1f} GiB with prompts of {PROMPT} tokens, {least / 2**30:.1f} GiB with {lower}"

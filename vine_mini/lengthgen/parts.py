@@ -1,7 +1,7 @@
 """The runs of `lengthgen study`: for each part, the folders of its sweeps and their settings.
 
-A deviation from the paper: scratchpads are trained on shorter inputs than plain answers. A full one makes sequences up to ten times
-as long. The format `none` then has these lengths too. `train.py` and `tasks.py` name the other deviations.
+A deviation from the paper: scratchpads are trained on shorter inputs than plain answers. A full one makes sequences up to ten
+times as long. The format `none` then has these lengths too. `train.py` and `tasks.py` name the other deviations.
 """
 
 from vine_mini.decoder.table import ENCODINGS

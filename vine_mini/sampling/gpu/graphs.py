@@ -13,6 +13,10 @@ class GraphError(RuntimeError):
     """PyTorch could not capture a graph."""
 
 
+class WaitsForGPU(RuntimeError):
+    """A model's forward pass waits for a number from the GPU, so it cannot be a graph."""
+
+
 def uses_graphs(device) -> bool:
     """Whether positions are decoded as CUDA graphs on this device."""
     return device.type == "cuda"
@@ -54,7 +58,7 @@ class _NoWaiting(TorchDispatchMode):
         if picks:  # by a mask or by numbers
             shape_of_data = any(index is not None and index.dtype == torch.bool for index in args[1])
         if shape_of_data or torch.Tag.data_dependent_output in function.tags:
-            raise NotImplementedError(f"its forward pass waits for the GPU ({function})")
+            raise WaitsForGPU(f"its forward pass waits for the GPU ({function})")
         return function(*args, **kwargs or {})
 
 
