@@ -67,8 +67,8 @@ def tiny_model(architecture: str, *, dropout: float = 0.0):
 
 @pytest.fixture(autouse=True)
 def few_problems(request, monkeypatch):
-    """Making and tokenizing ten thousand problems takes a second; most tests need a handful."""
-    if "slow" not in request.keywords:
+    """Making and tokenizing ten thousand problems takes a second. Only tests that a policy learns need more than a handful."""
+    if not any(name in request.node.nodeid for name in ("test_learning.py", "test_it_learns")):
         monkeypatch.setattr(arithmetic, "TRAIN_SIZE", 300)
 
 
