@@ -16,16 +16,23 @@ TASKS: dict[str, dict] = {
 SHARED = dict(prompts=32, group=4, sample_batch_size=1024, warmup=0, kl_coef=1e-4, eval_temperature=1.0, eval_samples=2)
 PLAIN = dict(k=9, mc_lam=0.0, mc_mu=0.0)
 FEW = dict(k=1, mc_lam=0.7, mc_mu=0.8)  # by `credit-cost`
+MANY = dict(prompts=64, group=16, minibatch_size=64, validation=100, eval_every=100_000)  # for learning from whole responses
 ALGORITHMS: dict[str, dict[str, dict]] = {
     "decisive": {
         "vineppo": dict(algorithm="vineppo", lr=2e-4, epochs=1, minibatch_size=128, **FEW),
         "ppo": dict(algorithm="ppo", lr=2e-4, epochs=2, minibatch_size=64),
         "grpo": dict(algorithm="grpo", lr=1e-4, epochs=2, minibatch_size=64),
+        "rloo": dict(algorithm="rloo", lr=2e-4, epochs=1, minibatch_size=128),
+        "restem": dict(algorithm="restem", lr=4e-4, epochs=6, **MANY),
+        "dpo": dict(algorithm="dpo", lr=1e-4, epochs=3, dpo_beta=0.3, examples=64, **MANY),
     },
     "chains": {
         "vineppo": dict(algorithm="vineppo", lr=1e-4, epochs=2, minibatch_size=64, **FEW),
         "ppo": dict(algorithm="ppo", lr=2e-4, epochs=2, minibatch_size=64),
         "grpo": dict(algorithm="grpo", lr=1e-4, epochs=2, minibatch_size=64),
+        "rloo": dict(algorithm="rloo", lr=1e-4, epochs=2, minibatch_size=64),
+        "restem": dict(algorithm="restem", lr=2e-4, epochs=6, **MANY),
+        "dpo": dict(algorithm="dpo", lr=2e-4, epochs=3, dpo_beta=0.3, examples=64, **MANY),
     },
 }
 PAPERS: dict[str, dict] = {  # the paper's VinePPO, for equal episodes

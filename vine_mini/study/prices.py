@@ -16,7 +16,7 @@ from vine_mini.app.files import write_text
 from vine_mini.trainer import Trainer
 from vine_mini.types import Episodes
 
-TIMED = 5  # iterations
+TIMED = 3  # iterations
 
 
 class Clock:
