@@ -151,7 +151,7 @@ class Vllm:
         prefixes, budgets = work.states()
         job = dict(folder=self.folder.name, prefixes=prefixes, budgets=budgets, k=work.k, eos=work.eos, dtype=dtype)
         job |= dict(compiled=compiled, threads=threads, longest=max(map(len, prefixes)) + max(budgets))
-        job |= dict(cores="0" if threads == 1 else f"0-{threads - 1}")
+        job |= dict(cores="0" if threads == 1 else f"0-{threads - 1}", gpu=work.model.device.type == "cuda")
         path = Path(self.folder.name) / "job.json"
         path.write_text(json.dumps(job), encoding="utf-8")
         self.log = open(Path(self.folder.name) / "log", "w+", encoding="utf-8")  # noqa: SIM115
@@ -247,6 +247,18 @@ def measure(name: str, args, threads: int) -> dict:
     if args.device == "cuda":
         result["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
     return result
+
+
+def first(work: Workload, n: int) -> Workload:
+    """The workload of the first n trajectories."""
+    return replace(work, trajectories=work.trajectories[:n], cuts=work.cuts[:n])
+
+
+def clocked(way, work: Workload) -> tuple[int, float]:
+    """Samples one trajectory's rollouts to warm up, then all of them once. -> new tokens, seconds"""
+    way(first(work, 1))
+    seconds, tokens = timed(lambda: way(work), work.model.device.type)
+    return tokens, seconds
 
 
 def random_copy(model):

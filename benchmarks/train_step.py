@@ -16,6 +16,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -63,6 +64,15 @@ def trl_step(python: str, arguments: list[str], threads: int, repeats: int) -> d
     if done.returncode:
         raise RuntimeError(done.stderr.strip().splitlines()[-1])
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def trl_rollouts(python: str, model) -> tuple[int, float]:
+    """VinePPO's rollouts on TRL, K = 3, from a policy in bfloat16 on the device where the model is. -> new tokens, seconds"""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        on_gpu = ["--cuda"] * (model.device.type == "cuda")
+        done = trl_step(python, ["--model", folder, "--rollouts", "3", "--no-gc", *on_gpu], 1, repeats=1)
+    return done["rollout_tokens"], done["seconds"]["rollouts"]
 
 
 def main():

@@ -1,0 +1,299 @@
+"""What this project does on one large GPU, in five pieces. Nothing is downloaded.
+
+    python -m benchmarks.gpu                  # every piece that results/gpu/gpu.json lacks
+    python -m benchmarks.gpu --pieces a c     # these pieces alone
+    python -m benchmarks.gpu --cpu-rehearsal  # every piece made small, on a CPU, into runs/gpu-rehearsal
+
+    a  the tests of sampler, log-probs and trainer, with their models on the GPU and real CUDA graphs
+    b  rollouts of random weights in the shapes of two models, beside `generate`, TRL and vLLM where they are installed
+    c  an iteration of both GSM8K presets by phase, and its peak memory beside the estimate
+    d  a policy of 28 million parameters learns `decisive` from scratch; then VinePPO, GRPO and PPO train it for equal seconds
+    e  `credit-cost` on the GPU and on the CPU of the same machine
+
+Each piece is a process of its own, which is stopped after ten minutes. A piece that fails is one line of the table, and the
+next call tries it again. The exit code is then 1.
+"""
+
+import argparse
+import copy
+import json
+import os
+import subprocess
+import sys
+import time
+import traceback
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from unittest import mock
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from benchmarks import rollouts as workloads
+from benchmarks.common import bars, command, machine, random_trainer, report
+from benchmarks.train_step import trl_rollouts
+from vine_mini.app.config import CreditCostConfig, SFTConfig, TrainConfig
+from vine_mini.app.files import whole
+from vine_mini.app.flags import read_preset
+from vine_mini.app.memory import memory_estimate
+from vine_mini.app.plots import plot_comparison
+from vine_mini.app.setup import build_trainer
+from vine_mini.app.sft import imitate
+from vine_mini.credit_cost.command import measure
+from vine_mini.credit_cost.picture import plot_cost
+from vine_mini.models import bfloat16_copy, save_policy
+from vine_mini.sampling import fast
+from vine_mini.types import UserError
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "results" / "gpu"
+LIMIT = 600  # seconds of a piece
+CORE_TESTS = ["tests/sampling", "tests/test_logprobs.py", "tests/test_trainer.py"]
+SMALL_TESTS = ["tests/sampling/test_gpu.py", "-k", "top_p_and_greedy or slots_in_a_group"]
+MODELS = {  # preset -> the kind of its model; hidden size, layers, heads, heads of keys, inner size, vocabulary; head = embedding
+    "gsm8k-qwen0.5b": (Qwen2ForCausalLM, Qwen2Config, (896, 24, 14, 2, 4864, 151_936), True),
+    "gsm8k-rho1b": (LlamaForCausalLM, LlamaConfig, (2048, 22, 32, 4, 5632, 32_000), False),
+}
+SMALL_MODEL = (64, 2, 4, 2, 128, 512)
+RESPONSE, STEP = 256, 40  # tokens; random weights never end a response, and the limit of 1,024 would be no usual length
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a piece runs and writes, and whether it is the rehearsal."""
+
+    device: str
+    out: Path
+    small: bool
+
+    def size(self, full, small):
+        """The one of the two that belongs here."""
+        return small if self.small else full
+
+
+def tests(place: Place) -> dict:
+    """(a) The core of the test suite."""
+    arguments = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *place.size(CORE_TESTS, SMALL_TESTS)]
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"TEST_DEVICE": place.device})
+    print(done.stdout)
+    lines = [line for line in done.stdout.splitlines() if line.strip()] or [done.stderr]
+    if done.returncode:
+        failed = [line.split()[1].rpartition("/")[2] for line in lines if line.startswith(("FAILED ", "ERROR "))]
+        raise RuntimeError(f"{lines[-1]}: {', '.join(failed)}")
+    return {"table": {"the core of the tests": lines[-1]}}
+
+
+def random_model(preset: str, place: Place):
+    """Random weights in the shape of the preset's model, in float32."""
+    kind, config, sizes, tied = MODELS[preset]
+    hidden, layers, heads, of_keys, inner, vocab = place.size(sizes, SMALL_MODEL)
+    shape = dict(hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=of_keys)
+    shape |= dict(intermediate_size=inner, vocab_size=vocab, tie_word_embeddings=tied, max_position_embeddings=2048)
+    torch.manual_seed(0)
+    with torch.device(place.device):
+        return kind(config(**shape, pad_token_id=0, eos_token_id=1, bos_token_id=2)).eval()
+
+
+def rollouts(place: Place) -> dict:
+    """(b) New tokens a second, and the share of the limit in `rollouts.floor`, which reads all weights in bfloat16.
+
+    This package samples all rollouts as training does: in bfloat16, with a float32 head. The others sample in bfloat16 from a
+    quarter of the trajectories, because more of them would only take longer. TRL has its own workload, see `peer_trl`.
+    """
+    table, rates, limits = {}, {}, {}
+    for preset in MODELS:
+        model, slots = random_model(preset, place), place.size(512, 16)
+        work = workloads.random_workload(bfloat16_copy(model), *place.size((64, 100, 150, 6, 9, 200), (4, 6, 9, 3, 2, 12)))
+        plain = replace(work, model=copy.deepcopy(model).bfloat16())
+        ours = partial(workloads.clocked, partial(workloads.ours, slots=slots), work)
+        few = workloads.first(plain, len(work.cuts) // 4)
+        ways = {
+            "vine_mini": ours,
+            "vine_mini, no graphs": mock.patch.object(fast, "uses_graphs", lambda device: False)(ours),
+            "generate": partial(workloads.clocked, partial(workloads.generate, rows=slots), few),
+            "TRL": partial(trl_rollouts, sys.executable, plain.model),
+            "vLLM": partial(vllm, plain),
+        }
+        limits[preset], rates[preset] = workloads.floor(plain, place.device, slots), {}
+        for name, way in ways.items():
+            try:
+                tokens, seconds = way()
+            except Exception as error:  # a peer that is not installed must not hide the others' figures
+                found = f"does not run here: {one_line(error)}"
+            else:
+                rates[preset][name] = tokens / seconds
+                found = f"{tokens / seconds:,.0f} tokens/s, {100 * tokens / seconds / limits[preset]:.0f} % of the limit"
+            table[f"rollouts, {preset}, {name}"] = found
+        if "vine_mini" not in rates[preset]:
+            raise RuntimeError(f"{preset}: vine_mini {table[f'rollouts, {preset}, vine_mini']}")
+    bars(rates, place.out / "rollouts.png", "Rollouts of random weights", "new tokens a second")
+    return {"table": table, "data": {"limits": limits, "rates": rates}}
+
+
+def vllm(work) -> tuple[int, float]:
+    """vLLM, by its own clock, after a call that warms up. -> new tokens, seconds"""
+    peer = workloads.Vllm(sys.executable, work, 1, "bfloat16", compiled=True)
+    try:
+        peer()
+        return peer()
+    finally:
+        peer.close()
+
+
+def iteration(place: Place) -> dict:
+    """(c) One iteration of each preset, with all its settings but random prompts and responses of 256 tokens."""
+    data, table = {}, {}
+    for name in MODELS:
+        data[name] = found = phases_and_memory(name, place)
+        phases = ", ".join(f"{phase} {s:.2f} s" for phase, s in found["seconds"].items())
+        table[f"an iteration, {name}"] = f"{phases}; sampling: {found['sampling']}; skipped updates: {found['skipped']:.0%}"
+        peak, estimate = found["peak_gib"], found["estimate_gib"]
+        measured = "not measured on a CPU" if peak is None else f"{peak:.1f} GiB, {peak / estimate:.2f} of the estimate"
+        table[f"peak memory, {name}"] = f"{measured}; estimate {estimate:.3g} GiB"
+    seconds = {name: found["seconds"] for name, found in data.items()}
+    bars(seconds, place.out / "iteration.png", "One iteration of VinePPO, random weights", "seconds")
+    return {"table": table, "data": data}
+
+
+def phases_and_memory(name: str, place: Place) -> dict:
+    """An iteration of a preset: seconds of each phase, and in GiB the peak that PyTorch allocated and its estimate."""
+    preset = read_preset(name)
+    shapes = dict(prompts=preset["prompts"], group=preset["group"], prompt=100, response=RESPONSE, step=STEP, k=preset["k"])
+    shapes = place.size(shapes, dict(prompts=2, group=2, prompt=6, response=8, step=4, k=2))
+    own = (*shapes, "task", "model", "prompt", "chat", "max_new_tokens", "iterations")
+    changes = {field: value for field, value in preset.items() if field not in own}
+    changes |= place.size({}, dict(minibatch_size=2, sample_batch_size=8))
+    trainer = random_trainer(random_model(name, place), "vineppo", shapes, iterations=1, **changes)
+    trainer.evaluate(with_kl=False)  # warms up
+    if place.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    [(metrics, _, _)] = trainer.train()
+    peak = torch.cuda.max_memory_allocated() / 2**30 if place.device == "cuda" else None
+    seconds = {key.removeprefix("seconds_"): s for key, s in metrics.items() if key.startswith("seconds_")}
+    found = dict(seconds=seconds, peak_gib=peak, estimate_gib=memory_estimate(trainer)["peak"] / 2**30)
+    return found | dict(sampling=metrics["sampling"], skipped=metrics["skipped"], shapes=shapes)
+
+
+def decisive(place: Place, kind, **changes):
+    """A configuration of the task of (d) and (e)."""
+    small = dict(prompts=4, group=4, minibatch_size=8, sample_batch_size=64)
+    return kind(**read_preset("decisive") | place.size({}, small) | changes)
+
+
+def start_policy(place: Place) -> str:
+    """The folder of a policy that imitates demonstrations with mistakes. It is made where it is not there."""
+    folder = place.out / "policy"
+    if not folder.is_dir():
+        new = dict(hidden=768, layers=6, updates=2000, lr=5e-4, bf16=True)
+        small = dict(model="decisive", updates=2, lr=1e-5, batch_size=4)  # a new policy would get nothing right so soon
+        task = dict(task="decisive", steps=12, max_new_tokens=140, error_rate=0.5, device=place.device)
+        model, tokenizer, *_ = imitate(SFTConfig(**task, **place.size(new, small)))
+        with whole(folder) as fresh:
+            save_policy(model, tokenizer, fresh)
+    return str(folder)
+
+
+def learning(place: Place) -> dict:
+    """(d) One run of each algorithm, all with the same settings: a picture, not a comparison with error bars."""
+    policy, runs, table = start_policy(place), {}, {}
+    large = dict(prompts=64, group=8, minibatch_size=128, lr=3e-5, max_seconds=90)
+    size = place.size(large, dict(max_seconds=1.5, eval_problems=8)) | dict(model=policy, iterations=100_000)
+    for name in ("vineppo", "grpo", "ppo"):
+        trainer = build_trainer(decisive(place, TrainConfig, device=place.device, algorithm=name, **size))
+        rows = [{"episodes": 0, "seconds": 0.0, "eval": trainer.evaluate(with_kl=False)}]
+        rows += [metrics for metrics, _, _ in trainer.train()]
+        rows[-1]["eval"] = trainer.evaluate()
+        runs[name], start = rows, rows[0]["eval"]["pass@1"]
+        mean, error = rows[-1]["eval"]["pass@1"]
+        parameters = trainer.policy.num_parameters() / 1e6
+        text = f"{100 * mean:.1f} ± {100 * error:.1f} %, {len(rows) - 1} iterations, {rows[-1]['episodes']:,} episodes"
+        table[f"accuracy after {size['max_seconds']} s of {name}"] = text
+    table[f"accuracy at the start, {parameters:.1f} million parameters"] = f"{100 * start[0]:.1f} ± {100 * start[1]:.1f} %"
+    title = f"{parameters:.1f} million parameters, {size['max_seconds']} s of training each, one run"
+    plot_comparison(runs, place.out / "learning.png", title)
+    return {"table": table, "data": runs}
+
+
+def credit_cost(place: Place) -> dict:
+    """(e) What `credit-cost` advises for the shipped policy on CPU and GPU, and for the policy of (d)."""
+    size = place.size(dict(ks=[1, 3, 9]), dict(problems=4, pool=8, ks=[1, 3]))
+    large, table, data = start_policy(place), {}, {}
+    policies = {"shipped-on-cpu": (None, "cpu"), "shipped": (None, place.device), "policy-of-d": (large, place.device)}
+    for name, (policy, device) in policies.items():
+        found = measure(decisive(place, CreditCostConfig, model=policy, device=device, **size))
+        plot_cost(found, place.out / f"credit-cost-{name}.png")
+        table[f"credit-cost, {name}"], data[name] = found.advice, asdict(found)
+    return {"table": table, "data": data}
+
+
+PIECES = {"a": tests, "b": rollouts, "c": iteration, "d": learning, "e": credit_cost}
+
+
+def in_process(name: str, place: Place) -> dict:
+    """The record of a piece, from a process of its own: table and data, or an `error` of one line."""
+    call = [sys.executable, "-m", "benchmarks.gpu", "--one", name, "--out", str(place.out), *place.size([], ["--cpu-rehearsal"])]
+    start = time.perf_counter()
+    try:
+        done = subprocess.run(call, stdout=subprocess.PIPE, text=True, timeout=LIMIT)
+        *text, last = done.stdout.splitlines() or [""]
+        print("\n".join(text))
+        record = json.loads(last) if last.startswith("{") else {"error": f"its process ended with exit code {done.returncode}"}
+    except subprocess.TimeoutExpired:
+        record = {"error": f"stopped after {LIMIT} s"}
+    return record | {"device": place.device, "seconds": time.perf_counter() - start}
+
+
+def one_line(error: Exception) -> str:
+    """What went wrong, in short."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def write(records: dict, place: Place) -> None:
+    """Prints and writes gpu.md and gpu.json."""
+    table = [["piece", "what", "measured"]]
+    for name, record in sorted(records.items()):
+        lines = {"fails": record["error"]} if "error" in record else record["table"]
+        table += [[name, what, text] for what, text in lines.items()] + [[name, "seconds in all", f"{record['seconds']:.0f}"]]
+    rehearsal = place.size("", "A rehearsal on a CPU, whose figures mean nothing. ")
+    where = machine(place.device, torch.get_num_threads())
+    report(place.out, "gpu", f"{rehearsal}{where}", table, {"machine": where, "pieces": records})
+
+
+def main() -> int:
+    """Runs the pieces that are asked for and not there yet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pieces", nargs="+", choices=PIECES, default=list(PIECES))
+    parser.add_argument("--cpu-rehearsal", action="store_true", help="every piece made small, on a CPU")
+    parser.add_argument("--out", type=Path, help="folder for JSON, table and pictures")
+    parser.add_argument("--one", choices=PIECES, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    small = args.cpu_rehearsal
+    if not small and not torch.cuda.is_available():
+        raise UserError("there is no CUDA here: run this on a machine with a GPU, or add --cpu-rehearsal")
+    place = Place("cpu" if small else "cuda", args.out or (ROOT / "runs" / "gpu-rehearsal" if small else RESULTS), small)
+    if small and RESULTS in (place.out.resolve(), *place.out.resolve().parents):
+        raise UserError("results/gpu is for figures of a GPU: give the rehearsal another --out")
+    place.out.mkdir(parents=True, exist_ok=True)
+    if args.one:
+        try:
+            record = PIECES[args.one](place)
+        except Exception as error:
+            traceback.print_exc()
+            record = {"error": one_line(error)}
+        print(json.dumps(record))
+        return 0
+    path = place.out / "gpu.json"
+    records = json.loads(path.read_text(encoding="utf-8"))["pieces"] if path.exists() else {}
+    records = {name: record for name, record in records.items() if record["device"] == place.device}
+    for name in args.pieces:
+        if name not in records or "error" in records[name]:
+            print(f"piece {name}: {PIECES[name].__doc__.splitlines()[0]}", flush=True)
+            records[name] = in_process(name, place)
+            write(records, place)
+    print(f"table, JSON and pictures: {place.out}")
+    return int(any("error" in records[name] for name in args.pieces))
+
+
+if __name__ == "__main__":
+    command(main)
