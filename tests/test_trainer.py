@@ -451,7 +451,7 @@ def test_evaluation_counts(tokenizer):
     assert result["kl"][0] == pytest.approx(0, abs=1e-6)
     with torch.no_grad():
         for p in trainer.policy.parameters():
-            p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+            p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)).to(p.device))
     assert trainer.evaluate()["kl"][0] > 1e-4
 
 
@@ -492,7 +492,7 @@ def test_bf16_reference_and_importance_weights():
     assert torch.bfloat16 in {p.dtype for p in trainer.reference.parameters()}
     scores, stats = trainer.score(trainer.sample_episodes())
     assert torch.equal(scores["ref_logprobs"], scores["old_logprobs"])
-    used = scores["weights"][scores["weights"] > 0]
+    used = scores["weights"][scores["weights"] > 0].cpu()
     assert used.max() <= 2 and used.mean() == pytest.approx(1, abs=0.05) and used.std() > 0
     assert 0 < stats["sampler_gap"] < 0.1 and stats["importance_capped"] < 0.05
     metrics, _, _ = next(trainer.train())

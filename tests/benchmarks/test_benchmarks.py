@@ -202,3 +202,72 @@ def test_steps_goes_on_where_it_stopped(tmp_path, monkeypatch):
         assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 2 * (2 * 3 + 2)
     text = (tmp_path / "steps.md").read_text()
     assert text.count("| grpo ") == 4 and "K = 3, averaged" in text and (tmp_path / "steps.png").stat().st_size > 30_000
+
+
+@pytest.fixture
+def gpu_script(monkeypatch):
+    """`benchmarks.gpu` called with these arguments. -> its exit code"""
+    from benchmarks import gpu
+
+    def call(*arguments) -> int:
+        monkeypatch.setattr(sys, "argv", ["gpu", *map(str, arguments)])
+        return gpu.main()
+
+    return call
+
+
+@pytest.mark.slow
+def test_the_rehearsal_of_the_gpu_script(tmp_path, gpu_script):
+    assert gpu_script("--cpu-rehearsal", "--out", tmp_path) == 0
+    table, data = (tmp_path / "gpu.md").read_text(), json.loads((tmp_path / "gpu.json").read_text())["pieces"]
+    assert list(data) == list("abcde") and "2 passed" in table and "fails" not in table
+    for of_model in data["b"]["data"]["rates"].values():
+        assert {"vine_mini", "vine_mini, no graphs", "generate"} <= set(of_model) and min(of_model.values()) > 0
+    for found in data["c"]["data"].values():
+        assert {"sample", "rollouts", "score", "update"} <= set(found["seconds"]) and found["sampling"] == "fast"
+    assert [rows[-1]["eval"]["pass@1"] for rows in data["d"]["data"].values()] and table.count("credit-cost, ") == 3
+    shown = {"credit-cost-policy-of-d", "credit-cost-shipped", "credit-cost-shipped-on-cpu", "iteration", "learning", "rollouts"}
+    assert {path.stem for path in tmp_path.glob("*.png") if path.stat().st_size > 10_000} == shown
+
+
+def test_the_gpu_script_goes_on_where_it_stopped(tmp_path, gpu_script, monkeypatch, capsys):
+    """A piece that fails does not stop the others, and the next call tries it again."""
+    asked, broken = [], ["b"]
+
+    def in_process(name, place):
+        asked.append(name)
+        return {"device": "cpu", "seconds": 1.0} | ({"error": "it broke"} if name in broken else {"table": {"tokens": "9"}})
+
+    monkeypatch.setattr("benchmarks.gpu.in_process", in_process)
+    assert gpu_script("--cpu-rehearsal", "--out", tmp_path, "--pieces", "a", "b", "c") == 1 and asked == ["a", "b", "c"]
+    assert "| b     | fails          | it broke |" in capsys.readouterr().out
+    broken.clear()
+    assert gpu_script("--cpu-rehearsal", "--out", tmp_path) == 0 and asked == ["a", "b", "c", "b", "d", "e"]
+    assert "it broke" not in (tmp_path / "gpu.md").read_text()
+    assert gpu_script("--cpu-rehearsal", "--out", tmp_path) == 0 and len(asked) == 6
+
+
+def test_a_piece_that_raises_or_dies_is_one_line(tmp_path, gpu_script, monkeypatch, capsys):
+    from types import SimpleNamespace
+
+    from benchmarks import gpu
+
+    monkeypatch.setitem(gpu.PIECES, "a", lambda place: 1 / 0)
+    assert gpu_script("--cpu-rehearsal", "--out", tmp_path, "--one", "a") == 0
+    assert json.loads(capsys.readouterr().out) == {"error": "ZeroDivisionError: division by zero"}
+    monkeypatch.setattr(subprocess, "run", lambda *args, **more: SimpleNamespace(stdout="", returncode=-9))
+    assert gpu.in_process("a", gpu.Place("cpu", tmp_path, True))["error"] == "its process ended with exit code -9"
+
+
+def test_where_the_gpu_script_does_not_run(gpu_script, monkeypatch):
+    import torch
+
+    from benchmarks import gpu
+    from vine_mini.types import UserError
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="there is no CUDA here"):
+        gpu_script()
+    with pytest.raises(UserError, match="results/gpu is for figures of a GPU"):
+        gpu_script("--cpu-rehearsal", "--out", gpu.RESULTS / "here")
+    assert not gpu.RESULTS.exists() or (gpu.RESULTS / "gpu.json").exists()
