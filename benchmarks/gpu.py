@@ -8,7 +8,7 @@
     b  rollouts of random weights in the shapes of two models, beside `generate`, TRL and vLLM where they are installed
     c  an iteration of both GSM8K presets by phase, and its peak memory beside the estimate
     d  a policy of 28 million parameters learns `decisive` from scratch; then VinePPO, GRPO and PPO train it for equal seconds
-    e  `credit-cost` on the GPU and on the CPU of the same machine
+    e  `credit-cost` on the GPU and on one thread of the CPU of the same machine
 
 Each piece is a process of its own, which is stopped after ten minutes. A piece that fails is one line of the table, and the
 next call tries it again. The exit code is then 1.
@@ -216,6 +216,7 @@ def learning(place: Place) -> dict:
 
 def credit_cost(place: Place) -> dict:
     """(e) What `credit-cost` advises for the shipped policy on CPU and GPU, and for the policy of (d)."""
+    torch.set_num_threads(1)  # the shipped policy is too small for more
     size = place.size(dict(ks=[1, 3, 9]), dict(problems=4, pool=6, ks=[1, 3]))
     large, table, data = start_policy(place), {}, {}
     policies = {"shipped-on-cpu": (None, "cpu"), "shipped": (None, place.device), "policy-of-d": (large, place.device)}
@@ -287,11 +288,10 @@ def main() -> int:
     path = place.out / "gpu.json"
     known = json.loads(path.read_text(encoding="utf-8"))["pieces"] if path.exists() else {}
     records = {name: record for name, record in known.items() if record["device"] == place.device}
-    for name in args.pieces:
-        if name not in records or "error" in records[name]:
-            print(f"piece {name}: {PIECES[name].__doc__.splitlines()[0]}", flush=True)
-            records[name] = in_process(name, place)
-            write(records, place)
+    for name in [name for name in args.pieces if "table" not in records.get(name, {})]:
+        print(f"piece {name}: {PIECES[name].__doc__.splitlines()[0]}", flush=True)
+        records[name] = in_process(name, place)
+        write(records, place)
     print(f"\n{write(records, place)}\ntable, JSON and pictures: {place.out}")
     return int(any("error" in records[name] for name in args.pieces))
 

@@ -115,6 +115,9 @@ def test_devices():
     for name in ("cuda:99", "nonsense", "meta"):
         with pytest.raises(UserError, match=f"device '{name}' is not there"):
             models.pick_device(name)
+    if not torch.backends.mps.is_available():
+        with pytest.raises(UserError, match=r"^device 'mps' is not there \(this PyTorch sees no Apple GPU\); try --device auto$"):
+            models.pick_device("mps")
 
 
 def tiny(config_class, **more):

@@ -26,6 +26,8 @@ def pick_device(name: str) -> torch.device:
     """'auto' -> the GPU if there is one, else the CPU. Raises UserError for a device that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.split(":")[0] == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"device {name!r} is not there (this PyTorch sees no Apple GPU); try --device auto")
     try:
         device = torch.zeros(1, device=name).device
         torch.ones(1, device=device).item()  # the meta device has no numbers

@@ -94,3 +94,20 @@ def test_a_model_folder_is_found_from_everywhere(empty_folder, monkeypatch):
         build_trainer(config)
     Path("arithmetic-12").mkdir()  # the policy that ships has the name already
     assert TrainConfig(model="arithmetic-12").model == "arithmetic-12" and TrainConfig(model="a/name").model == "a/name"
+
+
+def test_a_run_can_be_watched(empty_folder, monkeypatch):
+    """The curves are drawn between checkpoints, but not so often that drawing costs time."""
+    from vine_mini.app import runs
+
+    config = TrainConfig(steps=2, prompts=2, group=2, minibatch_size=4, k=1, iterations=3)
+    trainer, now, drawn = build_trainer(config), [0.0], []
+    monkeypatch.setattr(runs.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(runs, "plot_run", lambda rows, *_: drawn.append(len(rows)))
+    run = Run.start(Path("run"), config, {})
+    for seconds, logged in zip((10, 25, 30), trainer.train(), strict=True):
+        now[0] = seconds
+        run.log(*logged)
+    assert drawn == [3]  # the row of the start and two iterations; the third came five seconds later
+    run.save(trainer)
+    assert drawn == [3, 4]

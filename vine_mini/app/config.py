@@ -78,7 +78,7 @@ class Common:
     model: str | None = knob(
         None, "Policy: Hub name, folder, or shipped (arithmetic-12). Left out: the task's.", aliases=["--policy"]
     )
-    device: str = knob("auto", "auto, cpu, cuda, cuda:1, ...")
+    device: str = knob("auto", "auto, cpu, cuda, cuda:1, ..., or mps (an Apple GPU; auto never takes it).")
     bf16: bool = knob(False, "Sample and compute in bfloat16; the weights that are updated stay float32.")
     seed: Seed = knob(0, "Seed of everything random.")
     sample_batch_size: Count = knob(512, "Responses decoded at once; bounds the memory of the KV cache.")
