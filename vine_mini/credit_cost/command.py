@@ -166,7 +166,7 @@ def timed(function, device):
 
 def sample_pools(trainer: Trainer, problems: int, m: int):
     """m rollouts from each state of a group of responses to each problem. -> the pools, the episodes that they belong to"""
-    group, pools, batches = trainer.config.group, [], []
+    group, pools, batches, known = trainer.config.group, [], [], {}
     wanted = problems * group
     while len(pools) < wanted:
         episodes = trainer.sample_episodes()
@@ -175,7 +175,7 @@ def sample_pools(trainer: Trainer, problems: int, m: int):
         for i, states in enumerate(trainer.roll_out(trajectories, cuts, m, "pool")):
             response = trajectories[i].response_ids
             rewards = [
-                [tasks.grade(episodes.task, episodes.problems[i], r, trainer.tokenizer, response[:cut]) for r in state]
+                [tasks.grade(episodes.task, episodes.problems[i], r, trainer.tokenizer, response[:cut], known) for r in state]
                 for cut, state in zip(cuts[i], states, strict=True)
             ]  # [n][m]
             places = [cut / len(response) for cut in cuts[i]]

@@ -158,11 +158,11 @@ def values_of_next_steps(trainer: Trainer, episodes: Episodes, config: ValuesCon
 
 def monte_carlo(trainer: Trainer, problems, trajectories, cuts, config: ValuesConfig):
     """-> the truth [row][cut], and for each K the mean of K other rollouts: name -> [row][cut]"""
-    most = max(config.ks)
+    most, known = max(config.ks), {}
     done = trainer.roll_out(trajectories, cuts, config.truth + most, "truth")
     rewards = [
         [
-            [tasks.grade(trainer.task, problem, r, trainer.tokenizer, t.response_ids[:cut]) for r in state]
+            [tasks.grade(trainer.task, problem, r, trainer.tokenizer, t.response_ids[:cut], known) for r in state]
             for cut, state in zip(of_row, states, strict=True)
         ]
         for problem, t, of_row, states in zip(problems, trajectories, cuts, done, strict=True)
