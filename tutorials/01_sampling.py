@@ -8,7 +8,7 @@
 # In reinforcement learning the model that draws is called the *policy*. Our policy is a small Llama that solves chains of
 # arithmetic. The policy's most likely tokens are right, but many samples contain a mistake.
 #
-# Tutorials 1 to 9 teach the paper VinePPO (arXiv 2410.01679). Section numbers in them refer to this paper.
+# Tutorials 1 to 10 teach the paper VinePPO (arXiv 2410.01679). Section numbers in them refer to this paper.
 
 # %%
 import time

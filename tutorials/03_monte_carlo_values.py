@@ -133,7 +133,7 @@ print(f"rollouts from every state, equal states included, would have {tokens[1]}
 # %% [markdown]
 # An algorithm without rollouts pays for the responses only. The next tutorials ask whether the values are worth the additional
 # tokens. Tutorial 4 also shows how to make do with fewer rollouts. In training the groups are smaller, so responses share fewer
-# states. Tutorial 6 counts them.
+# states. Tutorial 7 counts them.
 
 # %%
 figure, ((error_axis, value_axis),) = new_figure(2)

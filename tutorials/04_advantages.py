@@ -194,7 +194,7 @@ show(figure, "04_advantages")
 #    matter? See the picture of tutorial 2.
 # 2. With $\lambda = 1$, right steps of a wrong response get a negative advantage. Why can PPO still learn from enough episodes?
 # 3. Train the critic for three times as many iterations. Which of the three GAEs improves most, and why?
-# 4. What would GAE with $\lambda = 1$ be if the critic were 0 everywhere? (Tutorial 8 gives it a name.)
+# 4. What would GAE with $\lambda = 1$ be if the critic were 0 everywhere? (Tutorial 9 gives it a name.)
 #
 # Exercises: `ex06` (step advantages), `ex07` (spread to tokens), `ex08` (GAE), `ex09` (whitening).
 # Read next: `vine_mini/advantages.py`, and how `vine_mini/algorithms.py` calls it.

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 11. Length generalization
+# # 12. Length generalization
 #
 # Kazemnejad et al. 2023 (arXiv 2305.19466) train a decoder on short sequences and test it on longer ones. We do the same with a
 # small task: copy a repeated item. To solve it, the model must count. The models differ only in their position encoding.
@@ -30,7 +30,7 @@ print(f"training lengths {config.train_lengths}, test lengths {config.test_lengt
 
 # %% [markdown]
 # The loss covers the target tokens only. The choice of the item is easy. The difficult part is to write `<eos>` at the right
-# place. Every prompt starts with the same word, because NoPE needs a constant first token to count from (tutorial 12). Every
+# place. Every prompt starts with the same word, because NoPE needs a constant first token to count from (tutorial 13). Every
 # batch contains new examples of one random length.
 
 # %%
@@ -138,7 +138,7 @@ for axis in (share_axis, count_axis):
     axis.axvline(config.train_lengths[1] + 0.5, color="0.4", linestyle=":", linewidth=1, label="end of training")
     axis.set_xticks(range(2, 21, 3))
     axis.legend(frameon=False, fontsize=8)
-show(figure, "11_length_generalization")
+show(figure, "12_length_generalization")
 
 # %% [markdown]
 # ## Questions
@@ -150,4 +150,4 @@ show(figure, "11_length_generalization")
 # 4. Try `"rope25"`, `"hybrid"` or `"rope-random"` in `encodings`. What do you expect, and what comes out? All encodings are lines
 #    of `vine_mini/decoder/table.py`. An encoding of your own is one such line in a file: `lengthgen --encodings nope mine.py`.
 #
-# Read next: `vine_mini/lengthgen/train.py`, and tutorial 12 on how NoPE counts.
+# Read next: `vine_mini/lengthgen/train.py`, and tutorial 13 on how NoPE counts.

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 6. One VinePPO iteration by hand, then the loop
+# # 7. One VinePPO iteration by hand, then the loop
 #
 # All parts are now known. We put them together in the order of the paper's Algorithm 1: sample, roll out, compute advantages,
 # update. Then we check that the package's own loop gives the same result, and let the loop run.
@@ -173,7 +173,7 @@ time_axis.margins(y=0.3)
 for axis in (reward_axis, time_axis):
     axis.set_xticks(range(0, len(rows) + 1, max(1, len(rows) // 4)))
 time_axis.legend(frameon=False, ncols=2, loc="upper right")
-show(figure, "06_one_iteration")
+show(figure, "07_one_iteration")
 
 # %% [markdown]
 # ## Questions

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 8. GRPO and RLOO as special cases of credit assignment
+# # 9. GRPO and RLOO as special cases of credit assignment
 #
 # The algorithms of this course use the same loss and differ in the advantage of each token. The advantage always has the same
 # form: an outcome minus its expectation. The expectation is called the *baseline*. The algorithms differ in the state whose value
@@ -183,7 +183,7 @@ agreement_axis.set(title="Agreement with the truth", xlabel="correlation over to
 agreement_axis.invert_yaxis()
 for axis in (response_axis, weight_axis, agreement_axis):
     axis.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
-show(figure, "08_grpo_and_rloo")
+show(figure, "09_grpo_and_rloo")
 
 # %% [markdown]
 # ## Questions

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 5. The clipped loss, drawn and measured
+# # 6. The clipped loss, drawn and measured
 #
 # Sampling is expensive and an *update* (a step of the optimizer) is cheap, so we take several updates on the same responses. But
 # after the first update the policy is no longer the one that sampled the responses. PPO handles this in its loss. We draw the
@@ -111,7 +111,7 @@ for tokens in (1000, 4000):
 # ## Too many updates on one batch
 #
 # We use the same batch: 128 responses with RLOO's advantages. RLOO subtracts from each reward the mean of the other rewards in
-# its group. Tutorial 8 explains it. We take many updates on this batch, once with the clip and once with an $\epsilon$ that no
+# its group. Tutorial 9 explains it. We take many updates on this batch, once with the clip and once with an $\epsilon$ that no
 # ratio reaches. We measure
 #
 # - the accuracy on test problems, with newly sampled responses;
@@ -169,7 +169,7 @@ for (name, rows), colour, marker in zip(curves.items(), ("#0072B2", "#D55E00"), 
 for axis, title, unit in zip(axes.flat[4:], titles, ("share of right answers", "nats a token", "ratio", "share"), strict=True):
     axis.set(title=title, ylabel=unit, xlabel="updates on one batch")
     axis.legend(frameon=False)
-show(figure, "05_clipped_loss")
+show(figure, "06_clipped_loss")
 
 # %% [markdown]
 # ## Questions
