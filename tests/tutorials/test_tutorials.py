@@ -37,6 +37,17 @@ def test_the_table_names_the_exercises_that_the_tutorials_name():
 
 
 @pytest.mark.parametrize("path", TUTORIALS, ids=named)
+def test_every_question_has_an_answer(path):
+    sections = re.split(r"^## (\d+)\. .*$", (FOLDER / "answers.md").read_text(encoding="utf-8"), flags=re.M)
+    answers = dict(zip(map(int, sections[1::2]), sections[2::2], strict=True))
+    assert list(answers) == [int(p.name[:2]) for p in TUTORIALS]
+    questions = path.read_text(encoding="utf-8").split("# ## Questions")[1]
+    numbers = re.findall(r"^# (\d+)\. ", questions, flags=re.M)
+    assert numbers == [str(n) for n in range(1, len(numbers) + 1)]
+    assert re.findall(r"^(\d+)\. \S", answers[int(path.name[:2])], flags=re.M) == numbers
+
+
+@pytest.mark.parametrize("path", TUTORIALS, ids=named)
 def test_each_is_a_notebook_of_cells_that_ends_in_a_picture_and_questions(path):
     text = path.read_text(encoding="utf-8")
     assert re.match(rf"# %% \[markdown\]\n# # {int(path.name[:2])}\. ", text)
