@@ -197,4 +197,4 @@ show(figure, "05_policy_gradient")
 # 3. All rewards of an update are 0. What is the gradient without a baseline, and with one? What if all rewards are 1?
 # 4. Set `q = 0.5`. Do the advantages now help where all tokens must be right? Why?
 #
-# Read next: `vine_mini/losses.py`, the function `clipped_policy_loss`, and `vine_mini/advantages.py`.
+# Exercise: `ex19` (the loss of the policy gradient). Read next: `clipped_policy_loss` in `vine_mini/losses.py`.

@@ -190,7 +190,7 @@ show(figure, "07_one_iteration")
 # %% [markdown]
 # ## Questions
 #
-# 1. Many tokens have the advantage 0 before whitening. Is it still 0 after whitening? Does an update change these tokens?
+# 1. Some tokens have the advantage 0 before whitening. Is it still 0 after whitening? Does an update change these tokens?
 # 2. Cut with `every=64`, so that a response is one step. What does the advantage become? Which algorithm is similar?
 # 3. Add `k=9` to `setting`. Which part of the time grows, and does it grow by 9 / 2? Rollouts of one state share its prefix.
 # 4. The number of distinct states falls while the policy learns. Why? What does this do to the cost of the rollouts?
