@@ -142,8 +142,9 @@ for seed in seeds:
 
 # %% [markdown]
 # The first line is a surprise: the hidden states of an *untrained* NoPE decoder contain the position. After layer 1 its probe is
-# nearly as accurate as the trained decoder's probe. After layers 2 and 3 it is more accurate. Many averages over a prefix depend
-# on the length of the prefix, also with random weights. On longer sequences, training improves the position after layer 1.
+# nearly as accurate as the trained decoder's probe, and after layer 3 it is more accurate. Many averages over a prefix depend on
+# the length of the prefix, also with random weights. On longer sequences, training improves the position after layer 1, and in
+# one of the two seeds also after layer 2.
 #
 # Training adds the number that the task needs: the items to come, which are $2n + 3 - t$ for $n$ items. To compute this number,
 # the model must compare positions. The number appears in layer 2, as the distance does in Theorem 2. From layer 2 on, the
