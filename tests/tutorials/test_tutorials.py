@@ -74,6 +74,21 @@ def test_error_bars_of_tutorials_come_from_the_differences_between_problems(monk
     assert mean == 0.75 and error == pytest.approx((2 * 0.75**2 * 3 / 2) ** 0.5 / 4)
 
 
+def test_the_error_of_a_correlation_comes_from_the_differences_between_responses(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    from lesson import correlation_and_error
+
+    truth = torch.randn(200, 3, generator=torch.Generator().manual_seed(0)).tolist()
+    noise = torch.randn(200, 3, generator=torch.Generator().manual_seed(1)).tolist()
+    guess = [[a + b for a, b in zip(x, y, strict=True)] for x, y in zip(truth, noise, strict=True)]
+    assert correlation_and_error(truth, truth) == pytest.approx((1.0, 0.0), abs=1e-3)
+    found, error = correlation_and_error(guess, truth)
+    assert found == pytest.approx(0.5**0.5, abs=3 * error)
+    assert error == pytest.approx((1 - found**2) / 600**0.5, rel=0.3)  # the textbook's error of 600 independent pairs
+    copied = [row * 4 for row in guess], [row * 4 for row in truth]  # copies within a response say nothing new
+    assert correlation_and_error(*copied) == pytest.approx((found, error), abs=1e-4)
+
+
 @pytest.mark.tutorials
 @pytest.mark.parametrize("path", TUTORIALS, ids=named)
 def test_each_runs_in_its_quick_mode(path, tmp_path):
