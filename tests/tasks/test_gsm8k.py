@@ -189,7 +189,8 @@ def test_jsonl_may_hold_any_unicode(tmp_path):
     "row, says",
     [("{", "line 2: not JSON"), ({"question": "q"}, "line 2: needs a text field 'answer'"), ({"answer": "#### 4"}, "needs a text field 'question'"),
      ({"question": "q", "answer": 4}, "needs a text field 'answer'"), ([1], "needs a text field 'question'"),
-     ({"question": "q", "answer": "4"}, "must end in a line '#### number'")],
+     ({"question": "q", "answer": "4"}, "must end in a line '#### number'"), ("[" * 100_000, "line 2: not JSON"), ("7", "needs a text field"),
+     ('{"question": "q", "answer": ' + "9" * 5000 + "}", "line 2: not JSON"), ("null", "needs a text field")],
 )  # fmt: skip
 def test_a_bad_line_is_named(tmp_path, row, says):
     path = write(tmp_path / "train.jsonl", {"question": "q", "answer": "#### 4"}, row)

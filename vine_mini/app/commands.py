@@ -17,6 +17,7 @@ from vine_mini.app.memory import format_memory, memory_estimate
 from vine_mini.app.runs import Run, check_writable, new_folder
 from vine_mini.app.setup import build_trainer, policy_name, task_name
 from vine_mini.app.sft import imitate, model_card
+from vine_mini.app.tables import visible
 from vine_mini.evaluate import evaluate, table, verdict
 from vine_mini.sampling import sample as sample_responses
 from vine_mini.sampling import way
@@ -133,11 +134,11 @@ def sample(config: SampleConfig) -> int:
     asked = problem or Problem(config.question, "", "")
     prompts, sampling = _prompts_and_sampling(config, model, tokenizer, [asked], config.temperature, config.top_p)
     responses = sample_responses(model, prompts * config.n, sampling, seed=config.seed)
-    print(asked.question + (f"   (answer: {problem.answer})" if problem else ""))
+    print(visible(asked.question) + (f"   (answer: {visible(problem.answer)})" if problem else ""))
     for i, t in enumerate(responses):
         reward = None if problem is None else tasks.grade(tasks.get(config.task), problem, t, tokenizer)
         print(f"\n--- {i + 1}: {verdict(reward, t.finished)}, {len(t.response_ids)} tokens, log-prob {sum(t.logprobs):.2f}")
-        print(tokenizer.decode(t.response_ids, skip_special_tokens=True))
+        print(visible(tokenizer.decode(t.response_ids, skip_special_tokens=True)))
     return 0
 
 

@@ -33,8 +33,8 @@ class Range:
         return start if self.high == math.inf else f"{start} and at most {self.high}"
 
 
-Count = Annotated[int, Range(1)]
-Whole = Annotated[int, Range(0)]
+Count = Annotated[int, Range(1, 10**9)]
+Whole = Annotated[int, Range(0, 10**9)]
 Amount = Annotated[float, Range(0)]
 Positive = Annotated[float, Range(0, above=True)]
 Share = Annotated[float, Range(0, 1)]
@@ -69,9 +69,9 @@ class Common:
 
     task: str = knob(next(iter(tasks.BUILT_IN)), f"Problems: {', '.join(tasks.BUILT_IN)}, or the path of your own task file.")
     data: str | None = knob(None, "Folder or file of the problems, for tasks that read them. Left out: the Hub, if there.")
-    steps: Count | None = knob(None, "Generated tasks: operations in a problem. Left out: the task's own number.")
+    steps: Annotated[int, Range(1, 200)] | None = knob(None, "Generated tasks: operations. Left out: the task's own number.")
     min_steps: Count | None = knob(None, "Generated tasks: fewest operations, if problems of several lengths are wanted.")
-    max_number: Annotated[int, Range(3)] = knob(20, "Generated tasks: no number in a solution is larger.")
+    max_number: Annotated[int, Range(3, 10**9)] = knob(20, "Generated tasks: no number in a solution is larger.")
     prompt: str | None = knob(None, "Prompt with {question} in it. Left out: the task's own.")
     chat: bool = knob(False, "Put the prompt into the tokenizer's chat template, for instruction-tuned models.")
     date: str | None = knob(None, "The date that chat templates see, as 2025-01-31. Left out: the day on which the run starts.")
@@ -191,16 +191,16 @@ class SFTConfig(Common):
     error_rate: Share = knob(
         0.0, "Generated tasks: probability that a demonstrated step's result is random (`decisive`: a product)."
     )
-    hidden: int = knob(64, "New model: hidden size, a multiple of 16.")
-    layers: Count = knob(3, "New model: layers.")
-    vocab_size: Annotated[int, Range(258)] = knob(400, "New model: tokens of its byte-level BPE.")
+    hidden: Annotated[int, Range(16, 4096)] = knob(64, "New model: hidden size, a multiple of 16.")
+    layers: Annotated[int, Range(1, 100)] = knob(3, "New model: layers.")
+    vocab_size: Annotated[int, Range(258, 10**6)] = knob(400, "New model: tokens of its byte-level BPE.")
     eval_problems: Whole = knob(200, "Test problems in the evaluation at the end; 0: all.")
     eval_samples: Count = knob(4, "Samples for each of them.")
     eval_temperature: Amount = knob(1.0, "Of those samples.")
 
     def __post_init__(self):
         super().__post_init__()
-        if self.hidden < 16 or self.hidden % 16:
+        if self.hidden % 16:
             raise UserError(f"hidden = {self.hidden}: must be a multiple of 16, the size of a head")
 
 
