@@ -34,11 +34,13 @@ class Range:
 
 
 Count = Annotated[int, Range(1, 10**9)]
+Several = Annotated[int, Range(2, 10**9)]
 Whole = Annotated[int, Range(0, 10**9)]
 Amount = Annotated[float, Range(0)]
 Positive = Annotated[float, Range(0, above=True)]
 Share = Annotated[float, Range(0, 1)]
 PositiveShare = Annotated[float, Range(0, 1, above=True)]
+Seconds = Annotated[float, Range(0, 7 * 86_400, above=True)]
 Seed = Annotated[int, Range(0, 2**31)]
 
 
@@ -83,6 +85,7 @@ class Common:
     seed: Seed = knob(0, "Seed of everything random.")
     sample_batch_size: Count = knob(512, "Responses decoded at once; bounds the memory of the KV cache.")
     max_new_tokens: Count | None = knob(None, "Most tokens of a response; a cut one counts as wrong. Left out: the task's own.")
+    yes: bool = knob(False, "Go on although the estimate says more than a week, or far more memory than there is.")
 
     def __post_init__(self):
         if self.task.endswith(".py"):
@@ -238,7 +241,7 @@ class CreditConfig(Common):
 
     run: str | None = knob(None, "A run folder: its policy, the fields of its config.yaml and, if it trained one, its critic.")
     problem: Whole = knob(0, "Number of the test problem.")
-    group: Annotated[int, Range(2)] = knob(8, "Responses to it, which grpo compares. A small group is often all wrong.")
+    group: Several = knob(8, "Responses to it, which grpo compares. A small group is often all wrong.")
     response: Whole | None = knob(None, "Number of the response in the group. Left out: the first wrong one, or else the first.")
     k: Count = knob(9, "vineppo: Monte Carlo rollouts for each state (paper: 9).")
     truth: Whole = knob(0, "Rollouts for each state of a column to compare with, such as 256; 0: no such column.")
@@ -259,8 +262,8 @@ class CreditCostConfig(TrainConfig):
     """Measure what Monte Carlo credit costs and what it is worth, for your policy and your settings of `train`."""
 
     run: str | None = knob(None, "A run folder: its policy, the fields of its config.yaml and, if it trained one, its critic.")
-    problems: Annotated[int, Range(2)] = knob(24, "Training problems, with `group` responses each, whose states are rolled out.")
-    pool: Annotated[int, Range(4)] = knob(32, "Rollouts for each state, from which the noise of every K follows.")
+    problems: Several = knob(24, "Training problems, each with `group` responses, whose states are rolled out.")
+    pool: Annotated[int, Range(4, 10**9)] = knob(32, "Rollouts for each state, from which the noise of every K follows.")
     ks: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 9], metadata={"help": "vineppo: the K to judge."})
 
     def __post_init__(self):
@@ -279,7 +282,7 @@ class CreditCostConfig(TrainConfig):
 class DemoConfig:
     """Train VinePPO, PPO and GRPO from the shipped policy for the same time each, and compare them."""
 
-    seconds: Positive = knob(45, "Training time of each algorithm.")
+    seconds: Seconds = knob(45, "Training time of each algorithm.")
     algorithms: list[str] = field(default_factory=lambda: ["vineppo", "ppo", "grpo"], metadata={"help": "Trained in this order."})
     problems: Count = knob(200, "Test problems in each evaluation.")
     out: str | None = knob(None, "Folder for the picture and the runs; a new one under runs/ when left out.")

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from vine_mini.app.cost import check_cost
 from vine_mini.app.files import write_text
 from vine_mini.app.runs import check_writable, new_folder
 from vine_mini.lengthgen import pictures, report
@@ -30,6 +31,10 @@ from vine_mini.types import UserError
 
 def train(config: LengthgenConfig) -> None:
     """The `lengthgen` command."""
+    of_a_run = 3 * config.steps * config.batch_size + len(config.lengths()) * config.examples  # a backward pass counts twice
+    parameters, length = 12 * config.layers * config.hidden**2, 8 * max(config.test_lengths)
+    runs = len(config.encodings) * len(config.seeds)
+    check_cost(config, parameters, runs * of_a_run, max(config.batch_size, config.examples), length)
     pad = "" if config.scratchpad == "none" else f"-{config.scratchpad}"
     begun = config.out is not None and (Path(config.out) / "results.json").is_file()
     folder = Path(config.out) if begun else new_folder(config.out, f"lengthgen-{short(config.task)}{pad}")
