@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +49,15 @@ def load_policy(name: str, device) -> tuple[Any, Any]:
     if Path(name).exists() or name.startswith((".", "/", "~")):
         _check_folder(Path(name))
     try:
-        config = AutoConfig.from_pretrained(name)
-        for key, value in vars(config).items():
-            if ("dropout" in key or "pdrop" in key) and isinstance(value, float):
-                setattr(config, key, 0.0)
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-        )
+        with warnings.catch_warnings(action="ignore"):
+            config = AutoConfig.from_pretrained(name)
+            for key, value in vars(config).items():
+                if ("dropout" in key or "pdrop" in key) and isinstance(value, float):
+                    setattr(config, key, 0.0)
+            tokenizer = AutoTokenizer.from_pretrained(name)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                name, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            )
     except Exception as error:  # the Hub client, configuration, tokenizer and safetensors each have their own kinds
         if "cannot be loaded with `safetensors`" in str(error):
             raise UserError(PICKLED.format(name)) from error

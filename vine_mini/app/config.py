@@ -229,11 +229,6 @@ class SampleConfig(Common):
     temperature: Amount = knob(1.0, "0 gives the one most likely response.")
     top_p: PositiveShare = knob(1.0, "Nucleus sampling.")
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.question is not None and not self.question.strip():
-            raise UserError("--question is empty")
-
 
 @dataclass
 class CreditConfig(Common):

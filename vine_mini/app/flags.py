@@ -24,20 +24,22 @@ def read_preset(name: str) -> dict:
         raise UserError(f"no preset {name!r}: choose from {PRESET_NAMES}, or give a .yaml file")
     try:
         text = path.read_text(encoding="utf-8")
-        if any(getattr(event, "anchor", None) for event in yaml.parse(text)):  # a few nested ones grow beyond any memory
-            raise UserError(f"{path}: write the values out; anchors (&) and aliases (*) are not read")
+        nested = (yaml.SequenceStartEvent, yaml.MappingStartEvent)
+        for number, event in enumerate(yaml.parse(text)):  # it stops before what takes long: deep nesting, anchors of anchors
+            if getattr(event, "anchor", None):
+                raise UserError(f"{path}: write the values out; anchors (&) and aliases (*) are not read")
+            if isinstance(event, nested) and (number > 2 or isinstance(event, yaml.SequenceStartEvent)):
+                raise UserError(f"{path} must hold lines of the form 'field: value', with one value each")
         values = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, a number of 5000 digits
         raise UserError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold lines of the form 'field: value'")
-    for name, value in values.items():
+    for name in values:
         if name in OF_A_CALL:
             raise UserError(f"{path}: remove {name!r}; only the command line may give --{name}")
         if name not in {f.name for f in fields(TrainConfig)}:
             raise UserError(f"{path}: unknown field {name!r}")
-        if isinstance(value, (list, dict)):
-            raise UserError(f"{path}: {name!r} takes one value, not several")
     return values
 
 
@@ -75,6 +77,8 @@ def parse(config_class, prog: str, argv: list[str]):
     def read(argv: list[str]):
         given = vars(parser.parse_args(argv))
         for name, value in given.items():
+            if isinstance(value, str) and not value.strip():
+                raise UserError(f"--{name} is empty: give it a value, or leave it out")
             if "\0" in str(value) or str(value).encode(errors="ignore").decode() != str(value):
                 raise UserError(f"{name} = {value}: not UTF-8 text")  # paths too, because libraries that save refuse others
         return config_class(**{name: given[name] for name in names})

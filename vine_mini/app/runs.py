@@ -32,8 +32,6 @@ def new_folder(out: str | None, name: str) -> Path:
     """
     tries = (Path("runs") / (name if n == 1 else f"{name}-{n}") for n in count(1))
     path = next(path for path in tries if not path.exists()) if out is None else Path(out)
-    if out is not None and not out.strip():
-        raise UserError("--out is empty: name a folder, or leave it out")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} already holds something: choose another --out, or remove it")
     check_writable(path)

@@ -26,6 +26,7 @@ from vine_mini.lengthgen.results import load_model, load_results, load_so_far, w
 from vine_mini.lengthgen.sweep import sweep
 from vine_mini.lengthgen.theory import demonstrate
 from vine_mini.lengthgen.train import evaluate
+from vine_mini.models import pick_device
 from vine_mini.types import UserError
 
 
@@ -45,6 +46,7 @@ def train(config: LengthgenConfig) -> None:
 
 def full_size(config: FullSizeConfig) -> None:
     """The `lengthgen full-size` command."""
+    pick_device(config.device)  # refuses before models are made
     for name in config.encodings:
         print(f"{short(name)}: {cost(config, name)}", flush=True)
     train(config)

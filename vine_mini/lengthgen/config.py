@@ -255,8 +255,6 @@ class StudyConfig:
             self.seeds = self.seeds[:2]
         if self.out is None:
             self.out = "runs/lengthgen-study-quick" if self.quick else "runs/lengthgen-study"
-        if not self.out.strip():
-            raise UserError("--out is empty: name a folder, or leave it out")
 
 
 def check_seeds(seeds: list[int]) -> None:
