@@ -72,6 +72,23 @@ def test_rows_that_a_crash_has_cut_are_left_out_and_other_damage_is_named(tmp_pa
         files.read_rows(path)
 
 
+@pytest.mark.parametrize(
+    "line, says",
+    [
+        (b"[" * 100_000, "line 2: not JSON"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "line 2: not JSON"),
+        (b"[1]", "line 2: not a JSON object"),
+        (b"7", "line 2: not a JSON object"),
+        (b'"\xff"', "is not UTF-8"),
+    ],
+)
+def test_rows_of_other_programs_are_named(tmp_path, line, says):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"a": 1}\n' + line + b"\n")
+    with pytest.raises(UserError, match=rf"rows.jsonl.*{says}"):
+        files.read_rows(path)
+
+
 def test_a_locked_folder_names_the_other_process_and_a_killed_one_holds_nothing(tmp_path):
     with files.locked(tmp_path):
         assert (tmp_path / "lock").read_text().startswith("process ")

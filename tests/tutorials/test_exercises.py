@@ -289,6 +289,24 @@ def test_the_board_shows_what_is_done_failing_and_next(learner, capsys):
     assert "✗ ex01_choose" in board(capsys)
 
 
+def test_an_answer_that_ends_or_keeps_its_process_is_one_line_of_the_board(learner, capsys, monkeypatch):
+    """os._exit ended the board without a word; a loop that swallows every exception kept it busy for ever."""
+    monkeypatch.setattr("grading.EXERCISES", EXERCISES[4:7])
+    monkeypatch.setattr("grading.board.SECONDS", 1)
+    head = "def {}(*a, **k):\n    "
+    for exercise, body in zip(
+        EXERCISES[4:7], ("import os; os._exit(0)", SWALLOWS, "raise NotImplementedError('ex07')"), strict=True
+    ):
+        exercise.path.write_text(head.format(exercise.function) + body)
+    said = board(capsys)
+    assert re.search(r"✗ ex05_\w+ +failing +your code ends the process", said)
+    assert re.search(r"✗ ex06_\w+ +failing +no answer within 1 s", said)
+    assert re.search(r"· ex07_\w+ +untouched", said)
+
+
+SWALLOWS = "while True:\n        try:\n            while True: pass\n        except BaseException: pass"
+
+
 def test_without_the_repository_the_board_says_where_it_is(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("vine_mini.app.exercises.__file__", str(tmp_path / "vine_mini" / "app" / "exercises.py"))
     monkeypatch.chdir(tmp_path)

@@ -52,14 +52,20 @@ def discard(folder: Path) -> None:
 def read_rows(path: Path) -> list[dict]:
     """The rows of a file of JSON lines; none if there is no file. A last line without its end was cut by a crash and is left out.
 
-    Raises UserError for another line that is not JSON.
+    Raises UserError for a file that is not text, and for another line that is no JSON object.
     """
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else [], 1):
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text; move it away to go on") from error
+    for number, line in enumerate(lines, 1):
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}, line {number}: not JSON; remove the line to go on") from error
+        if not isinstance(rows[-1], dict):
+            raise UserError(f"{path}, line {number}: not a JSON object; remove the line to go on")
     return rows
 
 

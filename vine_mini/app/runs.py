@@ -32,8 +32,6 @@ def new_folder(out: str | None, name: str) -> Path:
     """
     tries = (Path("runs") / (name if n == 1 else f"{name}-{n}") for n in count(1))
     path = next(path for path in tries if not path.exists()) if out is None else Path(out)
-    if out is not None and not out.strip():
-        raise UserError("--out is empty: name a folder, or leave it out")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} already holds something: choose another --out, or remove it")
     check_writable(path)
@@ -55,8 +53,8 @@ class Run:
         write_text(folder / "config.yaml", to_yaml(config))
         for path in (folder / "metrics.jsonl", folder / "samples.jsonl"):
             if path.exists():
-                write_rows(path, [row for row in read_rows(path) if row["iteration"] <= iteration])
-        self.rows = read_rows(folder / "metrics.jsonl")
+                write_rows(path, [row for row in _rows(path) if row["iteration"] <= iteration])
+        self.rows = _rows(folder / "metrics.jsonl")
         if best := self.best():
             checkpoint.restore_best(folder, best["iteration"])
 
@@ -88,6 +86,22 @@ class Run:
         """Writes a checkpoint and the curves so far."""
         checkpoint.save(trainer, self.folder)
         plot_run(self.rows, self.folder / "curves.png", f"{self.config.algorithm} on {task_name(self.config)}")
+
+
+def _rows(path: Path) -> list[dict]:
+    """The rows of a file that a run wrote. Raises UserError for a line of which no table or picture could be made."""
+    rows = read_rows(path)
+    for number, row in enumerate(rows, 1):
+        try:
+            trained = "reward" in row and "steps" not in row  # else the start of a run, or one of the samples
+            used = [row[name] for name in (("iteration", "episodes", "reward", "length") if trained else ("iteration",))]
+            used += [row[name]["pass@1"][0] for name in ("eval", "validation") if row.get(name)]
+            sound = type(row["iteration"]) is int and all(type(x) in (int, float) for x in used)
+        except (KeyError, TypeError, IndexError):
+            sound = False
+        if not sound:
+            raise UserError(f"{path}, line {number}: not a line of a run; remove the line to go on")
+    return rows
 
 
 def samples_of(episodes, advantages) -> Iterator[dict]:

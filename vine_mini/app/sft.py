@@ -7,6 +7,7 @@ import torch
 from tqdm import tqdm
 
 from vine_mini import tasks
+from vine_mini.app.cost import check_cost
 from vine_mini.app.setup import policy_name, task_name
 from vine_mini.logprobs import response_logprobs
 from vine_mini.losses import masked_mean
@@ -20,17 +21,21 @@ def imitate(config):
     Returns (model, tokenizer, mean loss of the last hundredth of the updates in nats a token, peak learning rate).
     """
     device = pick_device(config.device)
-    train, _ = tasks.load_problems(config)
+    train, test = tasks.load_problems(config)
     rng = random.Random(config.seed)
     task = tasks.get(config.task)
     tasks.demonstration(task, train[0], config.error_rate, rng)  # fails before long work where the task refuses the settings
+    new = config.hidden * (8 * config.layers * config.hidden + config.vocab_size)  # parameters of a new model
+    _check_cost(config, new if config.model is None else 0, len(test))
     model, tokenizer, usual_lr, what = _start(config, train, rng, device)
+    _check_cost(config, model.num_parameters(), len(test))
     prompts = tasks.prompt_ids(train, tokenizer, config)
     longest = 1 + max(map(len, tokenizer([p.solution for p in train], add_special_tokens=False)["input_ids"]))
     if longest > config.max_new_tokens:
         raise UserError(f"the longest solution has {longest} tokens: raise --max_new_tokens (now {config.max_new_tokens})")
     tasks.check_prompts(prompts, context_length(model), config.max_new_tokens)
-    eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else eos_ids(model, tokenizer)[0]
+    ends = eos_ids(model, tokenizer)
+    eos = ends[0] if tokenizer.eos_token_id is None else tokenizer.eos_token_id
 
     lr = usual_lr if config.lr is None else config.lr
     if config.lr is None:
@@ -62,6 +67,11 @@ def imitate(config):
         bar.set_postfix(loss=f"{total:.4f}")
     tail = losses[-max(1, len(losses) // 100) :]
     return model, tokenizer, sum(tail) / max(len(tail), 1), lr
+
+
+def _check_cost(config, parameters: int, tests: int) -> None:
+    evaluation = min(tests, config.eval_problems or tests) * config.eval_samples
+    check_cost(config, parameters, 3 * config.updates * config.batch_size + evaluation, max(config.batch_size, evaluation))
 
 
 def _start(config, train, rng, device):
