@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 from vine_mini.app import checkpoint
+from vine_mini.app.files import write_diverged
 from vine_mini.app.runs import Run
+from vine_mini.health import Diverged, symptoms
 from vine_mini.trainer import Trainer
 
 SAVE_SECONDS = 120.0  # a run that is killed loses no more than about so much training
@@ -26,8 +28,9 @@ def train_run(trainer: Trainer, run: Run) -> bool:
         return min(total, sum(trainer.seconds.values()) if config.max_seconds else trainer.iteration)
 
     style = dict(dynamic_ncols=True, bar_format="{desc} {percentage:3.0f}% |{bar}| {elapsed}<{remaining}{postfix}")
-    with tqdm(total=total, initial=done(), desc=config.algorithm, **style) as bar, _stops_wait(trainer, run) as stop:
-        saved = time.monotonic()
+    bar = tqdm(total=total, initial=done(), desc=config.algorithm, **style)
+    with bar, _stops_wait(trainer, run) as stop, _keeps_what_diverged(trainer, run, stop):
+        saved, warned = time.monotonic(), set()
         for metrics, episodes, advantages in trainer.train():
             with stop.unfinished():
                 evaluates = config.eval_every and trainer.iteration % config.eval_every == 0 and not stop.asked
@@ -38,6 +41,10 @@ def train_run(trainer: Trainer, run: Run) -> bool:
                 if run.best(metrics) is metrics:
                     checkpoint.save_best(trainer, run.folder)
                 run.log(metrics, episodes, advantages)
+                for name, says in symptoms(metrics).items():
+                    if says not in warned:
+                        bar.write(f"iteration {trainer.iteration}: {name} = {metrics[name]:.3g}: {says}", file=sys.stderr)
+                        warned.add(says)
                 kept = config.keep_every and trainer.iteration % config.keep_every == 0
                 due = kept or trainer.iteration % config.save_every == 0 or time.monotonic() - saved >= SAVE_SECONDS
                 if due and not trainer.done:
@@ -73,13 +80,18 @@ class _Stop:
         copied = sum(parameter._version for parameter in self.trainer.policy.parameters())  # counts what is loaded into them
         return copied, sum(float(state["step"]) for state in self.trainer.optimizer.state.values())  # counts before it updates
 
-    def handle(self, number, _) -> None:
-        """What Python calls when the signal comes."""
-        self.asked += 1
+    def save_if_whole(self) -> bool:
+        """Saves the finished iterations, where the iteration under way has changed nothing yet. -> whether it did"""
         whole = self.weights == self._version()
         if whole:
             with self.unfinished():
                 checkpoint.save(self.trainer, self.run.folder)
+        return whole
+
+    def handle(self, number, _) -> None:
+        """What Python calls when the signal comes."""
+        self.asked += 1
+        whole = self.save_if_whole()
         if self.asked > (1 if whole else 2):
             raise KeyboardInterrupt
         done = self.run.rows[-1]["iteration"]
@@ -98,3 +110,20 @@ def _stops_wait(trainer: Trainer, run: Run):
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _keeps_what_diverged(trainer: Trainer, run: Run, stop: _Stop):
+    """Where the training diverges, leaves RUN/diverged.json. RUN/policy then is the last good state that could be saved.
+
+    A policy that cannot sample is no good state. It does not replace an older checkpoint.
+    """
+    try:
+        yield
+    except Diverged as error:
+        if error.found:
+            stop.save_if_whole()
+        else:
+            error.args = (f"iteration {run.rows[-1]['iteration'] + 1}: {error}",)
+        write_diverged(run.folder / "diverged.json", error, last_iteration=run.rows[-1])
+        raise

@@ -2,22 +2,28 @@
 
 import random
 import shlex
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
+from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from vine_mini import tasks
+from vine_mini.app.files import whole, write_diverged
 from vine_mini.app.setup import policy_name, task_name
+from vine_mini.health import Diverged, finite, located
 from vine_mini.logprobs import response_logprobs
 from vine_mini.losses import masked_mean
-from vine_mini.models import autocast, build_tiny, context_length, default_lr, eos_ids, load_policy, pick_device
+from vine_mini.models import autocast, build_tiny, context_length, default_lr, eos_ids, load_policy, pick_device, save_policy
 from vine_mini.types import Trajectory, UserError, collate
 
 
-def imitate(config):
+def imitate(config, folder: Path):
     """Runs supervised fine-tuning, from `config.model` or from a small new Llama with a tokenizer made for the task.
 
-    Returns (model, tokenizer, mean loss of the last hundredth of the updates in nats a token, peak learning rate).
+    Returns (model, tokenizer, mean loss of the last hundredth of the updates in nats a token, peak learning rate). Raises
+    Diverged, and then leaves FOLDER-diverged with the last good policy and diverged.json.
     """
     device = pick_device(config.device)
     train, _ = tasks.load_problems(config)
@@ -39,29 +45,47 @@ def imitate(config):
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(config.updates, 2), pct_start=0.05)
     losses = []
     bar = tqdm(range(config.updates), desc="sft", dynamic_ncols=True)
-    for _ in bar:
+    for n in bar:
         rows = []
         for i in rng.choices(range(len(train)), k=config.batch_size):
             text = tasks.demonstration(task, train[i], config.error_rate, rng)
             ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], eos]  # the end of the sequence is learned too
             rows.append(Trajectory(prompts[i], ids, [0.0] * len(ids), finished=True))
-        batch, total = collate(rows, device), 0.0
-        denominator = batch.response_mask.sum()
-        for micro in batch.micro_batches(torch.arange(len(batch)), config.micro_batch_tokens):
-            m = batch.rows(micro)
-            with autocast(device, config.bf16):
-                logprobs = response_logprobs(model, m.input_ids, m.attention_mask, m.response_mask)
-            loss = masked_mean(-logprobs, m.response_mask, denominator)  # nats a token
-            loss.backward()
-            total += loss.item()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        batch = collate(rows, device)
+        where, every = f"update {n + 1}", torch.arange(len(batch))
+        with _keeps_what_diverged(folder, model, tokenizer), located(where, batch, every, {"loss": losses}):
+            losses.append(_accumulate_gradients(model, batch, every, config))
+            finite("the gradient of the policy", clip_grad_norm_(model.parameters(), config.max_grad_norm))
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
-        losses.append(total)
-        bar.set_postfix(loss=f"{total:.4f}")
+        bar.set_postfix(loss=f"{losses[-1]:.4f}")
     tail = losses[-max(1, len(losses) // 100) :]
     return model, tokenizer, sum(tail) / max(len(tail), 1), lr
+
+
+def _accumulate_gradients(model, batch, rows, config) -> float:
+    """Gradients of one update. -> the loss in nats a token"""
+    total, denominator = 0.0, batch.response_mask.sum()
+    for micro in batch.micro_batches(rows, config.micro_batch_tokens):
+        m = batch.rows(micro)
+        with autocast(m.input_ids.device, config.bf16):
+            logprobs = finite("a log-prob", response_logprobs(model, m.input_ids, m.attention_mask, m.response_mask))
+        loss = finite("the loss of the policy", masked_mean(-logprobs, m.response_mask, denominator))
+        loss.backward()
+        total += loss.item()
+    return total
+
+
+@contextmanager
+def _keeps_what_diverged(folder: Path, model, tokenizer):
+    try:
+        yield
+    except Diverged as error:
+        with whole(folder.with_name(f"{folder.name}-diverged")) as fresh:
+            save_policy(model, tokenizer, fresh)
+        write_diverged(folder.with_name(f"{folder.name}-diverged") / "diverged.json", error)
+        raise
 
 
 def _start(config, train, rng, device):
