@@ -16,7 +16,7 @@ from vine_mini.algorithms import ALGORITHMS
 from vine_mini.app.setup import build_trainer
 from vine_mini.cli import main
 from vine_mini.divisors import importance
-from vine_mini.health import Diverged, finite
+from vine_mini.health import Diverged, finite, symptoms
 from vine_mini.logprobs import response_logprobs
 from vine_mini.offline import dpo_positive_loss, imitation_loss
 from vine_mini.sampling import sample
@@ -66,7 +66,7 @@ def spoil(monkeypatch, what: str, value: float, at: int, module: str = "vine_min
 
 @pytest.mark.parametrize(
     "what, value, says",
-    [("log-prob", NAN, "a log-prob"), ("log-prob", -INF, "a log-prob"), ("gradient", INF, "the gradient of the policy")],
+    [("log-prob", NAN, "a log-prob"), ("log-prob", -INF, "a log-prob"), ("gradient", INF, "the gradient")],
 )
 def test_a_number_that_is_not_finite_ends_the_run_and_says_where(what, value, says, quick, monkeypatch, capsys):
     """The third minibatch is the first of iteration 2: the checkpoint is of iteration 1."""
@@ -88,14 +88,14 @@ def test_after_the_first_update_of_an_iteration_the_last_checkpoint_stays(quick,
     """The state of an unfinished iteration is none from which a run could go on."""
     spoil(monkeypatch, "gradient", NAN, 4)
     assert main([*TRAIN, "--algorithm", "rloo", "--save_every", "1", "--out", "run"]) == 2
-    assert "iteration 2, minibatch 2: the gradient of the policy" in capsys.readouterr().err.splitlines()[-1]
+    assert "iteration 2, minibatch 2: the gradient" in capsys.readouterr().err.splitlines()[-1]
     assert Path("run/policy").readlink() == Path("checkpoints/1")
     found = json.loads(Path("run/diverged.json").read_text())
     assert len(found["metrics"]["grad_norm"]) == 1  # of the minibatch before
 
 
 @pytest.mark.parametrize("algorithm", ["restem", "dpo"])
-@pytest.mark.parametrize("what, says", [("log-prob", "a log-prob"), ("gradient", "the gradient of the policy")])
+@pytest.mark.parametrize("what, says", [("log-prob", "a log-prob"), ("gradient", "the gradient")])
 def test_offline_algorithms_end_the_same_way(algorithm, what, says, quick, monkeypatch, capsys):
     spoil(monkeypatch, what, NAN, 2)
     assert main([*TRAIN, "--algorithm", algorithm, "--epochs", "3", "--out", "run"]) == 2
@@ -106,15 +106,15 @@ def test_offline_algorithms_end_the_same_way(algorithm, what, says, quick, monke
 def test_the_critic_is_named(quick, monkeypatch):
     trainer = build_trainer(replace(SMALL, algorithm="ppo"))
     batch = batch_of(trainer)
-    with pytest.raises(Diverged, match="iteration 1, minibatch 1: the loss of the critic is not finite"):
+    with pytest.raises(Diverged, match="iteration 1, minibatch 1: the critic's loss is not finite"):
         trainer.update(replace(batch, returns=batch.returns * INF))
     with torch.no_grad():
         trainer.critic.head.weight.fill_(NAN)
-    with pytest.raises(Diverged, match="a value of the critic is not finite"):
+    with pytest.raises(Diverged, match="a critic's value is not finite"):
         trainer.score(trainer.sample_episodes())
 
 
-@pytest.mark.parametrize("what, says", [("log-prob", "a log-prob"), ("gradient", "the gradient of the policy")])
+@pytest.mark.parametrize("what, says", [("log-prob", "a log-prob"), ("gradient", "the gradient")])
 def test_fine_tuning_ends_the_same_way_with_its_last_good_policy(what, says, quick, monkeypatch, capsys):
     spoil(monkeypatch, what, NAN, 3, "vine_mini.app.sft")
     flags = "--updates 5 --batch_size 4 --hidden 16 --layers 1 --out tiny".split()
@@ -137,7 +137,7 @@ def test_a_policy_that_cannot_sample_does_not_replace_the_last_checkpoint(quick,
     monkeypatch.setattr("vine_mini.trainer.sample", sample_badly)
     monkeypatch.setattr("vine_mini.evaluate.sample", sample_badly)
     assert main([*TRAIN, "--algorithm", "rloo", "--save_every", "1", "--out", "run"]) == 2
-    assert "iteration 3: the policy's logits are not numbers: it has diverged; lower --lr;" in capsys.readouterr().err
+    assert "train: iteration 3: the policy's logits are not numbers: it has diverged; lower --lr;" in capsys.readouterr().err
     assert Path("run/policy").readlink() == Path("checkpoints/2")
 
 
@@ -285,3 +285,44 @@ def test_a_model_may_have_anything_at_padding(llama):
     logprobs = response_logprobs(llama, tokens.input_ids, tokens.attention_mask, tokens.response_mask)
     logprobs.sum().backward()
     assert logprobs.isfinite().all() and all(p.grad.isfinite().all() for p in llama.parameters() if p.grad is not None)
+
+
+# Warnings
+
+HEALTHY = dict(truncated=0.0, nonzero_advantages=0.4, reward=0.5, entropy=0.1, length=60.0, kl=0.19, ratio=0.999, first_ratio=1.0)
+
+
+def test_healthy_metrics_have_no_symptom():
+    """The extremes of runs of the presets, and of the runs in results/."""
+    assert symptoms(HEALTHY | dict(skipped=0.0)) == symptoms({}) == symptoms({"iteration": 0, "eval": {}}) == {}
+    solved = dict(reward=0.96, entropy=0.0139, length=25.0, nonzero_advantages=0.1)
+    rare = dict(reward=0.02, nonzero_advantages=0.03)
+    for more in (solved, rare, dict(truncated=0.5), dict(ratio=1.002), dict(entropy=0.6)):
+        assert symptoms(HEALTHY | more) == {}
+
+
+@pytest.mark.parametrize(
+    "name, more, try_this",
+    [
+        ("truncated", dict(truncated=0.6), "--max_new_tokens"),
+        ("nonzero_advantages", dict(nonzero_advantages=0.0, reward=0.0), "--group"),
+        ("entropy", dict(entropy=0.001), "--temperature"),
+        ("entropy", dict(entropy=5.9), "--kl_coef"),
+        ("kl", dict(kl=2.0), "--kl_coef"),
+        ("ratio", dict(ratio=1.3), "--epochs"),
+        ("ratio", dict(ratio=0.7), "--epochs"),
+        ("first_ratio", dict(first_ratio=1.1), "report a bug"),
+        ("skipped", dict(skipped=0.25), "--lr"),
+    ],
+)
+def test_each_symptom_says_what_to_try(name, more, try_this):
+    [(found, says)] = symptoms(HEALTHY | more).items()
+    assert found == name and try_this in says and "\n" not in says
+
+
+def test_a_warning_is_printed_once_in_a_run(quick, capsys):
+    """Every response is cut in each of three iterations."""
+    assert main([*TRAIN, "--algorithm", "rloo", "--max_new_tokens", "3", "--out", "run"]) == 0
+    said = capsys.readouterr().err
+    assert said.count("iteration 1: truncated = 1: most responses are cut by the limit") == said.count("truncated = ") == 1
+    assert said.count("nonzero_advantages = 0: ") == 1

@@ -59,15 +59,14 @@ class SelfTrainer(Trainer):
             log = defaultdict(list)
             order = rng.sample(examples, len(examples))
             minibatches = [order[i : i + config.minibatch_size] for i in range(0, len(order), config.minibatch_size)]
-            with self._phase(clock, "update"), tqdm(total=len(minibatches), desc="update", **BAR) as bar:
-                for minibatch in minibatches:
+            with self._phase(clock, "update"):
+                for minibatch in tqdm(minibatches, desc="update", **BAR):
                     made += 1
                     where, rows = f"iteration {self.iteration + 1}, minibatch {made}", torch.tensor(minibatch).flatten()
                     with located(where, tokens, rows, log):
                         stats = self._update(tokens, minibatch, ref_logprobs, min(1.0, made / max(1, config.warmup)))
                     for name, value in stats.items():
                         log[name].append(value)
-                    bar.update()
             if self.validation_problems:
                 accuracy = self.evaluate(self.validation_problems, with_kl=False)["pass@1"][0]
                 if accuracies and accuracy < max(accuracies):
@@ -89,11 +88,11 @@ class SelfTrainer(Trainer):
             logprobs = self._forward(self.policy, micro).view(shape)  # [m, w, T]
             reference, mask = ref_logprobs[part, :width], micro.response_mask.view(shape)
             loss, parts = self.algorithm.loss(logprobs, reference, mask, self.config, denominator)
-            finite("the loss of the policy", loss).backward()
+            finite("the loss", loss).backward()
             for name, value in (parts | {"loss": loss.item()}).items():
                 stats[name] += value
         norm = clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
-        stats["grad_norm"] = finite("the gradient of the policy", norm).item()
+        stats["grad_norm"] = finite("the gradient", norm).item()
         self.optimizer.param_groups[0]["lr"] = stats["lr"] = warm * self.config.lr
         self.optimizer.step()
         self.updates += 1

@@ -55,10 +55,10 @@ class Trainer:
         self.reference = models.reference_copy(policy, config.bf16 and not self.algorithm.examples) if with_reference else None
         self.low_precision = models.bfloat16_copy(policy) if config.bf16 else None
         self.critic = models.Critic(policy) if self.algorithm.needs_critic else None
-        groups = [{"params": list(policy.parameters()), "peak_lr": config.lr, "of": "policy"}]
+        groups = [{"params": list(policy.parameters()), "peak_lr": config.lr, "of": ""}]
         if self.critic:
             critic_lr = config.lr if config.critic_lr is None else config.critic_lr
-            groups.append({"params": list(self.critic.parameters()), "peak_lr": critic_lr, "of": "critic"})
+            groups.append({"params": list(self.critic.parameters()), "peak_lr": critic_lr, "of": "critic's "})
         self.optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
         self.iteration, self.updates, self.seconds = 0, 0, defaultdict(float)
 
@@ -155,11 +155,11 @@ class Trainer:
             loss, parts = self.algorithm.loss(logprobs, b, self.config, denominator)
             gap = masked_mean((logprobs.detach() - b.old_logprobs).abs(), b.response_mask, denominator)
             parts |= {"loss": loss.item(), "gap": gap.item()}
-            finite("the loss of the policy", loss).backward()
+            finite("the loss", loss).backward()
             if self.critic:
                 values, clip = self._forward(self.critic, b), self.config.value_clip
                 loss, more = value_loss(values, b.values, b.returns, b.response_mask, clip=clip, denominator=denominator)
-                finite("the loss of the critic", loss).backward()
+                finite("the critic's loss", loss).backward()
                 parts |= more | {"value_loss": loss.item()}
             for name, value in parts.items():
                 stats[name] += value
@@ -168,7 +168,7 @@ class Trainer:
     def _step(self, stats: dict) -> bool:
         """One update of policy and critic. -> whether it was made: it is not where the ratio has exploded"""
         groups, limit = self.optimizer.param_groups, self.config.max_grad_norm
-        norms = [finite(f"the gradient of the {group['of']}", clip_grad_norm_(group["params"], limit)).item() for group in groups]
+        norms = [finite(f"the {group['of']}gradient", clip_grad_norm_(group["params"], limit)).item() for group in groups]
         warm = min(1.0, (self.updates + 1) / max(1, self.config.warmup))  # the learning rate rises linearly over the warm-up
         stats |= {"grad_norm": norms[0], "lr": warm * self.config.lr}
         if sound := stats["ratio"] <= self.config.max_ratio:
@@ -200,7 +200,7 @@ class Trainer:
         try:
             with models.autocast(self.device, self.config.bf16):
                 if model is self.critic:
-                    return finite("a value of the critic", response_values(model, *inputs))
+                    return finite("a critic's value", response_values(model, *inputs))
                 return finite("a log-prob", response_logprobs(model, *inputs, temperature=self.config.temperature))
         finally:
             model.eval()

@@ -78,10 +78,10 @@ def append_row(path: Path, row: dict) -> None:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def write_diverged(path: Path, error: Diverged, **more) -> None:
-    """Writes what is known of a training that diverged, and names the file in the error's message."""
-    write_text(path, json.dumps({"error": str(error)} | error.found | more))
-    error.args = (f"{error}; {path} holds the ids and the metrics",)
+def write_diverged(folder: Path, error: Diverged, **more) -> None:
+    """Writes what is known of a training that diverged to diverged.json, and names this file in the error's message."""
+    write_text(folder / "diverged.json", json.dumps({"error": str(error)} | error.found | more))
+    error.args = (f"{error}; {folder / 'diverged.json'} has the ids and the metrics",)
 
 
 @contextmanager

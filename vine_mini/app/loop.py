@@ -20,7 +20,10 @@ SAVE_SECONDS = 120.0  # a run that is killed loses no more than about so much tr
 
 
 def train_run(trainer: Trainer, run: Run) -> bool:
-    """The loop with its logging and saving. It evaluates after the last iteration. -> False if Ctrl-C or SIGTERM ended it"""
+    """The loop with its logging and saving. It evaluates after the last iteration. -> False if Ctrl-C or SIGTERM ended it
+
+    Raises Diverged, and then leaves diverged.json in the run folder, and the checkpoint of the last good state there was.
+    """
     config = trainer.config
     total = config.max_seconds or config.iterations
 
@@ -28,9 +31,8 @@ def train_run(trainer: Trainer, run: Run) -> bool:
         return min(total, sum(trainer.seconds.values()) if config.max_seconds else trainer.iteration)
 
     style = dict(dynamic_ncols=True, bar_format="{desc} {percentage:3.0f}% |{bar}| {elapsed}<{remaining}{postfix}")
-    bar = tqdm(total=total, initial=done(), desc=config.algorithm, **style)
-    with bar, _stops_wait(trainer, run) as stop, _keeps_what_diverged(trainer, run, stop):
-        saved, warned = time.monotonic(), set()
+    with tqdm(total=total, initial=done(), desc=config.algorithm, **style) as bar, _stops_wait(trainer, run) as stop:
+        saved, said = time.monotonic(), set()
         for metrics, episodes, advantages in trainer.train():
             with stop.unfinished():
                 evaluates = config.eval_every and trainer.iteration % config.eval_every == 0 and not stop.asked
@@ -42,9 +44,9 @@ def train_run(trainer: Trainer, run: Run) -> bool:
                     checkpoint.save_best(trainer, run.folder)
                 run.log(metrics, episodes, advantages)
                 for name, says in symptoms(metrics).items():
-                    if says not in warned:
+                    if says not in said:  # once in a run
                         bar.write(f"iteration {trainer.iteration}: {name} = {metrics[name]:.3g}: {says}", file=sys.stderr)
-                        warned.add(says)
+                        said.add(says)
                 kept = config.keep_every and trainer.iteration % config.keep_every == 0
                 due = kept or trainer.iteration % config.save_every == 0 or time.monotonic() - saved >= SAVE_SECONDS
                 if due and not trainer.done:
@@ -80,18 +82,13 @@ class _Stop:
         copied = sum(parameter._version for parameter in self.trainer.policy.parameters())  # counts what is loaded into them
         return copied, sum(float(state["step"]) for state in self.trainer.optimizer.state.values())  # counts before it updates
 
-    def save_if_whole(self) -> bool:
-        """Saves the finished iterations, where the iteration under way has changed nothing yet. -> whether it did"""
+    def handle(self, number, _) -> None:
+        """What Python calls when the signal comes."""
+        self.asked += 1
         whole = self.weights == self._version()
         if whole:
             with self.unfinished():
                 checkpoint.save(self.trainer, self.run.folder)
-        return whole
-
-    def handle(self, number, _) -> None:
-        """What Python calls when the signal comes."""
-        self.asked += 1
-        whole = self.save_if_whole()
         if self.asked > (1 if whole else 2):
             raise KeyboardInterrupt
         done = self.run.rows[-1]["iteration"]
@@ -107,23 +104,14 @@ def _stops_wait(trainer: Trainer, run: Run):
     before = {number: signal.signal(number, stop.handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
+    except Diverged as error:
+        if not error.found:  # in sampling, and a policy that cannot sample is no good state
+            error.args = (f"iteration {run.rows[-1]['iteration'] + 1}: {error}",)
+        elif stop.weights == stop._version():
+            with stop.unfinished():
+                run.save(trainer)
+        write_diverged(run.folder, error, last_iteration=run.rows[-1])
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def _keeps_what_diverged(trainer: Trainer, run: Run, stop: _Stop):
-    """Where the training diverges, leaves RUN/diverged.json. RUN/policy then is the last good state that could be saved.
-
-    A policy that cannot sample is no good state. It does not replace an older checkpoint.
-    """
-    try:
-        yield
-    except Diverged as error:
-        if error.found:
-            stop.save_if_whole()
-        else:
-            error.args = (f"iteration {run.rows[-1]['iteration'] + 1}: {error}",)
-        write_diverged(run.folder / "diverged.json", error, last_iteration=run.rows[-1])
-        raise

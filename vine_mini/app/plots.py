@@ -4,15 +4,8 @@ from pathlib import Path
 
 from vine_mini.app.files import whole
 
-COLOURS = {
-    "vineppo": "#0072B2",
-    "ppo": "#D55E00",
-    "grpo": "#009E73",
-    "rloo": "#CC79A7",
-    "reinforce": "#E69F00",
-    "restem": "#56B4E9",
-    "dpo": "#999999",
-}
+COLOURS = dict(vineppo="#0072B2", ppo="#D55E00", grpo="#009E73", rloo="#CC79A7", reinforce="#E69F00", restem="#56B4E9")
+COLOURS["dpo"] = "#999999"
 PHASES = ("sample", "rollouts", "score", "update")
 
 

@@ -2,7 +2,6 @@
 
 import random
 import shlex
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -22,8 +21,8 @@ from vine_mini.types import Trajectory, UserError, collate
 def imitate(config, folder: Path):
     """Runs supervised fine-tuning, from `config.model` or from a small new Llama with a tokenizer made for the task.
 
-    Returns (model, tokenizer, mean loss of the last hundredth of the updates in nats a token, peak learning rate). Raises
-    Diverged, and then leaves FOLDER-diverged with the last good policy and diverged.json.
+    Returns (model, tokenizer, mean loss of the last hundredth of the updates in nats a token, peak learning rate).
+    Raises Diverged, and then leaves the last good policy and diverged.json in FOLDER-diverged.
     """
     device = pick_device(config.device)
     train, _ = tasks.load_problems(config)
@@ -51,41 +50,31 @@ def imitate(config, folder: Path):
             text = tasks.demonstration(task, train[i], config.error_rate, rng)
             ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], eos]  # the end of the sequence is learned too
             rows.append(Trajectory(prompts[i], ids, [0.0] * len(ids), finished=True))
-        batch = collate(rows, device)
-        where, every = f"update {n + 1}", torch.arange(len(batch))
-        with _keeps_what_diverged(folder, model, tokenizer), located(where, batch, every, {"loss": losses}):
-            losses.append(_accumulate_gradients(model, batch, every, config))
-            finite("the gradient of the policy", clip_grad_norm_(model.parameters(), config.max_grad_norm))
+        batch, total = collate(rows, device), 0.0
+        denominator = batch.response_mask.sum()
+        try:
+            with located(f"update {n + 1}", batch, torch.arange(len(batch)), {"loss": losses}):
+                for micro in batch.micro_batches(torch.arange(len(batch)), config.micro_batch_tokens):
+                    m = batch.rows(micro)
+                    with autocast(device, config.bf16):
+                        logprobs = finite("a log-prob", response_logprobs(model, m.input_ids, m.attention_mask, m.response_mask))
+                    loss = finite("the loss", masked_mean(-logprobs, m.response_mask, denominator))  # nats a token
+                    loss.backward()
+                    total += loss.item()
+                finite("the gradient", clip_grad_norm_(model.parameters(), config.max_grad_norm))
+        except Diverged as error:
+            folder = folder.with_name(f"{folder.name}-diverged")
+            with whole(folder) as fresh:
+                save_policy(model, tokenizer, fresh)
+            write_diverged(folder, error)
+            raise
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
-        bar.set_postfix(loss=f"{losses[-1]:.4f}")
+        losses.append(total)
+        bar.set_postfix(loss=f"{total:.4f}")
     tail = losses[-max(1, len(losses) // 100) :]
     return model, tokenizer, sum(tail) / max(len(tail), 1), lr
-
-
-def _accumulate_gradients(model, batch, rows, config) -> float:
-    """Gradients of one update. -> the loss in nats a token"""
-    total, denominator = 0.0, batch.response_mask.sum()
-    for micro in batch.micro_batches(rows, config.micro_batch_tokens):
-        m = batch.rows(micro)
-        with autocast(m.input_ids.device, config.bf16):
-            logprobs = finite("a log-prob", response_logprobs(model, m.input_ids, m.attention_mask, m.response_mask))
-        loss = finite("the loss of the policy", masked_mean(-logprobs, m.response_mask, denominator))
-        loss.backward()
-        total += loss.item()
-    return total
-
-
-@contextmanager
-def _keeps_what_diverged(folder: Path, model, tokenizer):
-    try:
-        yield
-    except Diverged as error:
-        with whole(folder.with_name(f"{folder.name}-diverged")) as fresh:
-            save_policy(model, tokenizer, fresh)
-        write_diverged(folder.with_name(f"{folder.name}-diverged") / "diverged.json", error)
-        raise
 
 
 def _start(config, train, rng, device):
