@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "vine_mini"
 
 # From the ground up. A file uses files of its own floor or of the floors below it.
 FLOORS = [
-    ["types", "loading", "steps", "values", "advantages", "losses", "offline", "divisors", "hardware"],
+    ["types", "health", "loading", "steps", "values", "advantages", "losses", "offline", "divisors", "hardware"],
     ["logprobs", "decoder"],
     ["sampling", "tasks", "models"],
     ["algorithms", "evaluate"],

@@ -5,17 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from vine_mini.app import commands
-from vine_mini.app.config import (
-    CreditConfig,
-    CreditCostConfig,
-    DemoConfig,
-    EvaluateConfig,
-    ExercisesConfig,
-    SampleConfig,
-    SFTConfig,
-    TrainConfig,
-)
+from vine_mini.app import commands, config
 from vine_mini.app.exercises import exercises
 from vine_mini.app.flags import parse
 from vine_mini.app.tables import one_line
@@ -62,16 +52,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 COMMANDS: dict[str, tuple[Callable, type]] = {
-    "demo": (demo, DemoConfig),
-    "sft": (commands.sft, SFTConfig),
-    "train": (commands.train, TrainConfig),
-    "evaluate": (commands.evaluate_policy, EvaluateConfig),
-    "sample": (commands.sample, SampleConfig),
-    "credit": (credit, CreditConfig),
-    "credit-cost": (credit_cost, CreditCostConfig),
+    "demo": (demo, config.DemoConfig),
+    "sft": (commands.sft, config.SFTConfig),
+    "train": (commands.train, config.TrainConfig),
+    "evaluate": (commands.evaluate_policy, config.EvaluateConfig),
+    "sample": (commands.sample, config.SampleConfig),
+    "credit": (credit, config.CreditConfig),
+    "credit-cost": (credit_cost, config.CreditCostConfig),
     "analyze values": (analyze_values, ValuesConfig),
     "study": (study, StudyConfig),
     "doctor": (doctor, DoctorConfig),
-    "exercises": (exercises, ExercisesConfig),
+    "exercises": (exercises, config.ExercisesConfig),
     **lengthgen.COMMANDS,
 }

@@ -84,7 +84,7 @@ def evaluate_best(trainer: Trainer, folder: Path, iteration: int) -> dict:
 def sft(config: SFTConfig) -> int:
     """The `sft` command."""
     folder = new_folder(config.out, f"sft-{task_name(config)}")
-    model, tokenizer, loss, lr = imitate(config)
+    model, tokenizer, loss, lr = imitate(config, folder)
     result = _evaluate(config, model, tokenizer, config.eval_temperature, config.eval_problems, config.eval_samples)
     measured = table({f"temperature {config.eval_temperature:g}": result})
     print(measured)

@@ -12,6 +12,7 @@ import socket
 from contextlib import contextmanager
 from pathlib import Path
 
+from vine_mini.health import Diverged
 from vine_mini.types import UserError
 
 
@@ -81,6 +82,12 @@ def append_row(path: Path, row: dict) -> None:
             file.write(_line(row))
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def write_diverged(folder: Path, error: Diverged, **more) -> None:
+    """Writes what is known of a training that diverged to diverged.json, and names this file in the error's message."""
+    write_text(folder / "diverged.json", json.dumps({"error": str(error)} | error.found | more))
+    error.args = (f"{error}; {folder / 'diverged.json'} has the ids and the metrics",)
 
 
 @contextmanager

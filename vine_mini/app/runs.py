@@ -7,6 +7,7 @@ curves.png      reward, length, KL and seconds, against episodes.
 checkpoints/    the newest checkpoint, and those that `keep_every` keeps; see `checkpoint.py`.
 policy          a link to the newest checkpoint, which is a Hugging Face folder; `train --resume RUN` continues from it.
 best            a link to the policy with the highest pass@1 on the validation problems, if some were set aside.
+diverged.json   what is known of a number that was not finite, if one has ended the run.
 lock            names the process that writes into the folder at present.
 """
 

@@ -2,23 +2,28 @@
 
 import random
 import shlex
+from pathlib import Path
 
 import torch
+from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from vine_mini import tasks
 from vine_mini.app.cost import check_cost
+from vine_mini.app.files import whole, write_diverged
 from vine_mini.app.setup import policy_name, task_name
+from vine_mini.health import Diverged, finite, located
 from vine_mini.logprobs import response_logprobs
 from vine_mini.losses import masked_mean
-from vine_mini.models import autocast, build_tiny, context_length, default_lr, eos_ids, load_policy, pick_device
+from vine_mini.models import autocast, build_tiny, context_length, default_lr, eos_ids, load_policy, pick_device, save_policy
 from vine_mini.types import Trajectory, UserError, collate
 
 
-def imitate(config):
+def imitate(config, folder: Path):
     """Runs supervised fine-tuning, from `config.model` or from a small new Llama with a tokenizer made for the task.
 
     Returns (model, tokenizer, mean loss of the last hundredth of the updates in nats a token, peak learning rate).
+    Raises Diverged, and then leaves the last good policy and diverged.json in FOLDER-diverged.
     """
     device = pick_device(config.device)
     train, test = tasks.load_problems(config)
@@ -44,7 +49,7 @@ def imitate(config):
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(config.updates, 2), pct_start=0.05)
     losses = []
     bar = tqdm(range(config.updates), desc="sft", dynamic_ncols=True)
-    for _ in bar:
+    for n in bar:
         rows = []
         for i in rng.choices(range(len(train)), k=config.batch_size):
             text = tasks.demonstration(task, train[i], config.error_rate, rng)
@@ -52,14 +57,22 @@ def imitate(config):
             rows.append(Trajectory(prompts[i], ids, [0.0] * len(ids), finished=True))
         batch, total = collate(rows, device), 0.0
         denominator = batch.response_mask.sum()
-        for micro in batch.micro_batches(torch.arange(len(batch)), config.micro_batch_tokens):
-            m = batch.rows(micro)
-            with autocast(device, config.bf16):
-                logprobs = response_logprobs(model, m.input_ids, m.attention_mask, m.response_mask)
-            loss = masked_mean(-logprobs, m.response_mask, denominator)  # nats a token
-            loss.backward()
-            total += loss.item()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        try:
+            with located(f"update {n + 1}", batch, torch.arange(len(batch)), {"loss": losses}):
+                for micro in batch.micro_batches(torch.arange(len(batch)), config.micro_batch_tokens):
+                    m = batch.rows(micro)
+                    with autocast(device, config.bf16):
+                        logprobs = finite("a log-prob", response_logprobs(model, m.input_ids, m.attention_mask, m.response_mask))
+                    loss = finite("the loss", masked_mean(-logprobs, m.response_mask, denominator))  # nats a token
+                    loss.backward()
+                    total += loss.item()
+                finite("the gradient", clip_grad_norm_(model.parameters(), config.max_grad_norm))
+        except Diverged as error:
+            folder = folder.with_name(f"{folder.name}-diverged")
+            with whole(folder) as fresh:
+                save_policy(model, tokenizer, fresh)
+            write_diverged(folder, error)
+            raise
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
