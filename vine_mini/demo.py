@@ -50,12 +50,8 @@ def demo(config: DemoConfig) -> int:
     critic = str(int(ALGORITHMS[shown].needs_critic))
     page = explain(parse(CreditConfig, "demo", ["--run", str(folder / shown), "--critic_iterations", critic, "--k", "32"]))
     plot_credit(page, folder / "credit.png")
-    print(
-        f"\nOne response of the policy that {shown} trained, and the advantage of each step (VinePPO's from 32 rollouts a state):"
-    )
-    print(f"{summary(page)}\n")
-    print(seen(runs))
-    print(finding(page))
+    print(f"\nOne response of the policy that {shown} trained, and the advantage of each step (VinePPO's from 32 rollouts):")
+    print(f"{summary(page)}\n\n{seen(runs)}\n{finding(page)}")
     print(f"pictures: {folder / 'demo.png'}, {folder / 'credit.png'}   ({time.perf_counter() - start:.0f} s in all)")
     return 0
 

@@ -54,10 +54,8 @@ def load_policy(name: str, device) -> tuple[Any, Any]:
             for key, value in vars(config).items():
                 if ("dropout" in key or "pdrop" in key) and isinstance(value, float):
                     setattr(config, key, 0.0)
-            tokenizer = AutoTokenizer.from_pretrained(name)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                name, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-            )
+            tokenizer, how = AutoTokenizer.from_pretrained(name), dict(use_safetensors=True, output_loading_info=True)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=torch.float32, **how)
     except Exception as error:  # the Hub client, configuration, tokenizer and safetensors each have their own kinds
         if "cannot be loaded with `safetensors`" in str(error):
             raise UserError(PICKLED.format(name)) from error
@@ -205,10 +203,10 @@ def build_tiny(texts: list[str], *, hidden: int, layers: int, vocab_size: int, s
     quiet: Any = dict(initial_alphabet=alphabet, show_progress=False)
     bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, **quiet))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", eos_token="<eos>")
-    tokens = dict(
-        vocab_size=len(tokenizer), bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    tokens: dict[str, Any] = dict(bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    shape: dict[str, Any] = dict(
+        vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers
     )
-    shape: dict[str, Any] = dict(hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers)
     heads = dict(num_attention_heads=hidden // 16, num_key_value_heads=1)  # decoding on a CPU is bound by the cache's size
     config = LlamaConfig(**shape | heads | tokens, max_position_embeddings=1024, tie_word_embeddings=True)
     torch.manual_seed(seed)

@@ -77,8 +77,8 @@ def test_rows_that_a_crash_has_cut_are_left_out_and_other_damage_is_named(tmp_pa
     [
         (b"[" * 100_000, "line 2: not JSON"),
         (b'{"a": ' + b"9" * 5000 + b"}", "line 2: not JSON"),
-        (b"[1]", "line 2: not a JSON object"),
-        (b"7", "line 2: not a JSON object"),
+        (b"[1]", "line 2: not JSON"),
+        (b"7", "line 2: not JSON"),
         (b'"\xff"', "is not UTF-8"),
     ],
 )

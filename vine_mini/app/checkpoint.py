@@ -97,10 +97,9 @@ def resume(trainer, run: Path, name: str = "policy") -> None:
             numbers, seconds = {name: counters[name] for name in COUNTERS}, dict(counters["seconds"])
             if len(tensors) != counters.get("tensors", len(tensors)):  # older checkpoints do not say how many they have
                 raise ValueError("tensors are missing")
-            if not all(type(x) is int and x >= 0 for x in numbers.values()):
-                raise ValueError(f"counters {numbers}")
-            if not all(type(x) in (int, float) and 0 <= x < math.inf for x in seconds.values()):
-                raise ValueError(f"seconds {seconds}")
+            whole = all(type(x) is int and x >= 0 for x in numbers.values())
+            if not whole or not all(type(x) in (int, float) and 0 <= x < math.inf for x in seconds.values()):
+                raise ValueError(f"its counters are {counters}")
     except (SafetensorError, TypeError, KeyError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): take another checkpoint") from error
     if not trainer.critic and any(key.startswith("critic.") for key in tensors):

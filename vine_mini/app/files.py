@@ -63,10 +63,10 @@ def read_rows(path: Path) -> list[dict]:
     for number, line in enumerate(lines, 1):
         try:
             rows.append(json.loads(line))
+            if not isinstance(rows[-1], dict):
+                raise ValueError
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}, line {number}: not JSON; remove the line to go on") from error
-        if not isinstance(rows[-1], dict):
-            raise UserError(f"{path}, line {number}: not a JSON object; remove the line to go on")
+            raise UserError(f"{path}, line {number}: not JSON, or no object; remove the line to go on") from error
     return rows
 
 

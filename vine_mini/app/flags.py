@@ -24,11 +24,10 @@ def read_preset(name: str) -> dict:
         raise UserError(f"no preset {name!r}: choose from {PRESET_NAMES}, or give a .yaml file")
     try:
         text = path.read_text(encoding="utf-8")
-        nested = (yaml.SequenceStartEvent, yaml.MappingStartEvent)
         for number, event in enumerate(yaml.parse(text)):  # it stops before what takes long: deep nesting, anchors of anchors
             if getattr(event, "anchor", None):
                 raise UserError(f"{path}: write the values out; anchors (&) and aliases (*) are not read")
-            if isinstance(event, nested) and (number > 2 or isinstance(event, yaml.SequenceStartEvent)):
+            if isinstance(event, yaml.SequenceStartEvent) or (number > 2 and isinstance(event, yaml.MappingStartEvent)):
                 raise UserError(f"{path} must hold lines of the form 'field: value', with one value each")
         values = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, a number of 5000 digits
@@ -88,9 +87,7 @@ def parse(config_class, prog: str, argv: list[str]):
         return config
     saved = read(flags)
     if bool(config.eval_every) != bool(saved.eval_every):
-        raise UserError(
-            "--resume cannot begin or end evaluations (eval_every): validation problems would become training problems"
-        )
+        raise UserError("--resume cannot begin or end evaluations (eval_every): validation problems would be trained on")
     for name, old in vars(saved).items():
         if getattr(config, name) != old and name not in MAY_CHANGE.split() and not name.startswith("eval_"):
             raise UserError(f"--resume goes on with {name} = {old}; it cannot change to {getattr(config, name)}")

@@ -13,6 +13,7 @@ lock            names the process that writes into the folder at present.
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
@@ -91,17 +92,14 @@ class Run:
 
 def _rows(path: Path) -> list[dict]:
     """The rows of a file that a run wrote. Raises UserError for a line of which no table or picture could be made."""
-    rows = read_rows(path)
-    for number, row in enumerate(rows, 1):
-        try:
-            trained = "reward" in row and "steps" not in row  # else the start of a run, or one of the samples
-            used = [row[name] for name in (("iteration", "episodes", "reward", "length") if trained else ("iteration",))]
+    for number, row in enumerate(rows := read_rows(path), 1):
+        trained = "reward" in row and "steps" not in row  # else the start of a run, or one of the samples
+        with suppress(KeyError, TypeError, IndexError):
+            used = [row[name] for name in (("episodes", "reward", "length") if trained else ())]
             used += [row[name]["pass@1"][0] for name in ("eval", "validation") if row.get(name)]
-            sound = type(row["iteration"]) is int and all(type(x) in (int, float) for x in used)
-        except (KeyError, TypeError, IndexError):
-            sound = False
-        if not sound:
-            raise UserError(f"{path}, line {number}: not a line of a run; remove the line to go on")
+            if type(row["iteration"]) is int and all(type(x) in (int, float) for x in used):
+                continue
+        raise UserError(f"{path}, line {number}: not a line of a run; remove the line to go on")
     return rows
 
 

@@ -107,9 +107,8 @@ def _whole_group(trainer: Trainer, episodes: Episodes, chosen: int, name: str, v
     """
     advantages, _, _ = ALGORITHMS[name].credit(episodes, values, None, trainer.config)  # [G, T]
     mask, cuts = episodes.tokens.response_mask[chosen].bool(), episodes.cuts[chosen]
-    return Credit(
-        name, mean_of_steps(advantages[chosen][mask], cuts), None if values is None else values[chosen][mask][cuts].tolist()
-    )
+    of_steps = None if values is None else values[chosen][mask][cuts].tolist()
+    return Credit(name, mean_of_steps(advantages[chosen][mask], cuts), of_steps)
 
 
 def _resting_trainer(config: CreditConfig) -> Trainer:
