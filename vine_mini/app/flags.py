@@ -28,7 +28,7 @@ def read_preset(name: str) -> dict:
             if getattr(event, "anchor", None):
                 raise UserError(f"{path}: write the values out; anchors (&) and aliases (*) are not read")
             if isinstance(event, yaml.SequenceStartEvent) or (number > 2 and isinstance(event, yaml.MappingStartEvent)):
-                raise UserError(f"{path} must hold lines of the form 'field: value', with one value each")
+                raise UserError(f"{path} is not YAML of lines 'field: value', with one value each")
         values = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, a number of 5000 digits
         raise UserError(f"{path} is not YAML: {error}") from error

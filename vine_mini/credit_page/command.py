@@ -47,9 +47,9 @@ def explain(config: CreditConfig) -> Page:
     trainer = _resting_trainer(config)
     if config.problem >= len(trainer.test_problems):
         raise UserError(f"problem = {config.problem}: there are {len(trainer.test_problems)} test problems, counted from 0")
-    group, rollouts = config.group, STATES * (config.k + config.truth)
-    critic = config.critic_iterations * trainer.config.prompts * group
-    check_cost(config, trainer.policy.num_parameters(), group + rollouts + critic, max(group, rollouts))
+    rolled_out = STATES * (config.k + config.truth)
+    responses = rolled_out + config.group * (1 + config.critic_iterations * trainer.config.prompts)
+    check_cost(config, trainer.policy.num_parameters(), responses, max(config.group, rolled_out))
     problem, prompts = trainer.test_problems[config.problem], [trainer.test_prompts[config.problem]] * config.group
     group = sample(trainer.sampler(), prompts, trainer.sampling, seed=derive_seed(config.seed, "group"))
     episodes = trainer.as_episodes([problem] * config.group, group)
