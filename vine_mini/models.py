@@ -203,10 +203,12 @@ def build_tiny(texts: list[str], *, hidden: int, layers: int, vocab_size: int, s
     quiet: Any = dict(initial_alphabet=alphabet, show_progress=False)
     bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, **quiet))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", eos_token="<eos>")
-    ids: dict[str, Any] = dict(bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    shape = dict(vocab_size=len(tokenizer), hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers)
+    tokens = dict(
+        vocab_size=len(tokenizer), bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    shape: dict[str, Any] = dict(hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers)
     heads = dict(num_attention_heads=hidden // 16, num_key_value_heads=1)  # decoding on a CPU is bound by the cache's size
-    config = LlamaConfig(**ids, **shape, **heads, max_position_embeddings=1024, tie_word_embeddings=True)
+    config = LlamaConfig(**shape | heads | tokens, max_position_embeddings=1024, tie_word_embeddings=True)
     torch.manual_seed(seed)
     return LlamaForCausalLM(config).eval(), tokenizer
 

@@ -55,18 +55,10 @@ def imitate(config, folder: Path):
             text = tasks.demonstration(task, train[i], config.error_rate, rng)
             ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], eos]  # the end of the sequence is learned too
             rows.append(Trajectory(prompts[i], ids, [0.0] * len(ids), finished=True))
-        batch, total = collate(rows, device), 0.0
-        denominator = batch.response_mask.sum()
+        batch = collate(rows, device)
         try:
             with located(f"update {n + 1}", batch, torch.arange(len(batch)), {"loss": losses}):
-                for micro in batch.micro_batches(torch.arange(len(batch)), config.micro_batch_tokens):
-                    m = batch.rows(micro)
-                    with autocast(device, config.bf16):
-                        logprobs = finite("a log-prob", response_logprobs(model, m.input_ids, m.attention_mask, m.response_mask))
-                    loss = finite("the loss", masked_mean(-logprobs, m.response_mask, denominator))  # nats a token
-                    loss.backward()
-                    total += loss.item()
-                finite("the gradient", clip_grad_norm_(model.parameters(), config.max_grad_norm))
+                losses.append(_gradients(model, batch, config, device))
         except Diverged as error:
             folder = folder.with_name(f"{folder.name}-diverged")
             with whole(folder) as fresh:
@@ -76,10 +68,23 @@ def imitate(config, folder: Path):
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
-        losses.append(total)
-        bar.set_postfix(loss=f"{total:.4f}")
+        bar.set_postfix(loss=f"{losses[-1]:.4f}")
     tail = losses[-max(1, len(losses) // 100) :]
     return model, tokenizer, sum(tail) / max(len(tail), 1), lr
+
+
+def _gradients(model, batch, config, device) -> float:
+    """Computes the clipped gradients of the loss on a batch. -> the loss in nats a token"""
+    denominator, total = batch.response_mask.sum(), 0.0
+    for micro in batch.micro_batches(torch.arange(len(batch)), config.micro_batch_tokens):
+        m = batch.rows(micro)
+        with autocast(device, config.bf16):
+            logprobs = finite("a log-prob", response_logprobs(model, m.input_ids, m.attention_mask, m.response_mask))
+        loss = finite("the loss", masked_mean(-logprobs, m.response_mask, denominator))
+        loss.backward()
+        total += loss.item()
+    finite("the gradient", clip_grad_norm_(model.parameters(), config.max_grad_norm))
+    return total
 
 
 def _check_cost(config, parameters: int, tests: int) -> None:
