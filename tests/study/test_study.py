@@ -173,6 +173,11 @@ def test_the_intervals_of_a_claim_are_corrected_for_their_number():
     assert set(claims.MEASURES) == set(CLAIMS) == set(claims.PAPER)
 
 
+def test_nothing_is_shown_before_all_seeds_have_run():
+    made = runs([0.1, 0.5, 0.7, 0.8], [0.1, 0.3, 0.4, 0.5])
+    assert [claims.judge("accuracy", made, seeds)[0].verdict for seeds in (5, 6)] == ["holds", "not shown"]
+
+
 def test_claims_share_runs():
     study = StudyConfig()
     keys = {claim: [json.dumps(job, sort_keys=True) for job in jobs(claim, study)] for claim in CLAIMS}

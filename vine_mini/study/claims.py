@@ -34,7 +34,7 @@ class Finding:
     unit: str  # "times": the values are logarithms of a factor
     values: list[float]  # of each seed
     part: str = ""  # of the claim; each part has a verdict of its own
-    seeds: int = 0  # that have run; where fewer have a value, nothing is shown
+    seeds: int = 0  # that have run or are wanted; where fewer have a value, nothing is shown
     comparisons: int = 1  # of this part on this task: with a probability of 95 % all their intervals are true at once
 
     @property
@@ -56,11 +56,11 @@ class Finding:
         return [f"{mean:+.3g} {self.unit}".strip(), f"{low:+.3g} to {high:+.3g}"]
 
 
-def judge(claim: str, runs: list[dict]) -> list[Finding]:
-    """The findings of a claim. The intervals of a part are corrected for their number."""
+def judge(claim: str, runs: list[dict], seeds: int = 0) -> list[Finding]:
+    """The findings of a claim. The intervals of a part are corrected for their number. With fewer seeds nothing is shown."""
     found = MEASURES[claim](runs)
     counts = Counter((f.task, f.part) for f in found)
-    return [replace(f, comparisons=counts[f.task, f.part]) for f in found]
+    return [replace(f, comparisons=counts[f.task, f.part], seeds=max(seeds, f.seeds)) for f in found]
 
 
 def overall(findings: list[Finding]) -> str:

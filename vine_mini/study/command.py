@@ -44,7 +44,7 @@ def report(config: StudyConfig, folder: Path) -> None:
         wanted = {key(job) for job in with_prices(jobs(claim, config), folder / "prices.json")}
         rows = {key(run): run for run in read_rows(log_of(claim, folder))}  # a run that is there twice counts once
         runs = {name: run for name, run in rows.items() if name in wanted}
-        if found := judge(claim, [*runs.values()]):
+        if found := judge(claim, [*runs.values()], config.seeds):
             findings[claim] = found
         learned |= runs if claim != "values" else {}
     if findings:
