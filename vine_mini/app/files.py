@@ -56,10 +56,10 @@ def read_rows(path: Path) -> list[dict]:
     Raises UserError for another line that is not JSON.
     """
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else [], 1):
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else [], 1):  # a cut may be in a character
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            rows.append(json.loads(line.decode()))
+        except ValueError as error:
             raise UserError(f"{path}, line {number}: not JSON; remove the line to go on") from error
     return rows
 
