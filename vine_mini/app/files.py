@@ -56,15 +56,13 @@ def read_rows(path: Path) -> list[dict]:
     Raises UserError for a file that is not text, and for another line that is no JSON object.
     """
     rows = []
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text; move it away to go on") from error
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else [], 1):  # a cut may be in a character
         try:
-            rows.append(json.loads(line))
+            rows.append(json.loads(line.decode()))
             if not isinstance(rows[-1], dict):
                 raise ValueError
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not UTF-8 text; move it away to go on") from error
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}, line {number}: not JSON, or no object; remove the line to go on") from error
     return rows
