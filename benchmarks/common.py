@@ -5,6 +5,7 @@ import platform
 import statistics
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -107,13 +108,14 @@ def random_trainer(model, algorithm: str, shapes: dict, **changes) -> Trainer:
     )
     config |= dict(max_new_tokens=shapes["response"], minibatch_size=rows, epochs=1, kl_coef=0.0, lr=1e-5, prompt="{question}")
     config = TrainConfig(**config | dict(eval_problems=1, eval_samples=1) | changes)
-    # The model has no logit for the id of <eos>, so the model never samples <eos>.
-    tokenizer = word_tokenizer({"<pad>": 0, "<eos>": vocab} | {f"w{i}": i for i in range(3, vocab)}, r"\S+")
+    tokenizer = word_tokenizer({"<pad>": 0, "<eos>": 1} | {f"w{i}": i for i in range(3, vocab)}, r"\S+")
     model.generation_config.eos_token_id = None
     size = (shapes["prompts"] * config.iterations, shapes["prompt"])
     ids = torch.randint(3, vocab, size, generator=torch.Generator().manual_seed(0)).tolist()
     problems = [Problem(" ".join(f"w{i}" for i in row), "", "") for row in ids]
-    return Trainer(config, model, tokenizer, problems, problems[:1])
+    trainer = Trainer(config, model, tokenizer, problems, problems[:1])
+    trainer.sampling = replace(trainer.sampling, eos_token_id=(-1,))  # no token ends a response
+    return trainer
 
 
 def spread(values: list[float]) -> str:

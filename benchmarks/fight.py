@@ -25,7 +25,7 @@ import numpy
 import torch
 from tqdm import tqdm
 
-from benchmarks.common import command, machine
+from benchmarks.common import command
 from vine_mini.app.config import CreditCostConfig, TrainConfig
 from vine_mini.app.files import read_rows
 from vine_mini.app.flags import read_preset
@@ -265,7 +265,7 @@ def chosen(done: list[dict]) -> list[list[str]]:
 def write_report(done: list[dict], out: Path) -> None:
     """Tables and pictures of all runs."""
     table, groups = summary(done)
-    text = f"{machine('cpu', 1)}\n\n{SECONDS} CPU seconds a run, ± standard error over seeds.\n\n{columns(table)}\n"
+    text = f"{SECONDS} CPU seconds of one thread a run, ± standard error over seeds.\n\n{columns(table)}\n"
     if len(differences := paired(groups)) > 1:
         text += f"\nThe same seeds:\n\n{columns(differences)}\n"
     if (out / "predictions.json").exists():

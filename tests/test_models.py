@@ -7,7 +7,20 @@ import pytest
 import torch
 from conftest import VOCAB
 from huggingface_hub import constants
-from transformers import AutoModelForCausalLM, AutoTokenizer, CohereConfig, Gemma2Config, Qwen2Config
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    CohereConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    MambaConfig,
+    Qwen2Config,
+    RwkvConfig,
+    XLMConfig,
+)
 
 from vine_mini import models
 from vine_mini.app import setup
@@ -133,6 +146,60 @@ def test_a_head_that_is_not_linear_is_refused():
 
 def test_soft_capped_logits_are_scored_as_they_are_sampled():
     models._check_model(tiny(Gemma2Config, head_dim=8, final_logit_softcapping=0.5), range(VOCAB), "gemma 2")
+
+
+TINY = dict(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2)
+BOTH_WAYS = dict(TINY, num_attention_heads=4, intermediate_size=48, head_dim=8, num_key_value_heads=2, pad_token_id=0)
+
+
+@pytest.mark.parametrize(
+    "config, says",
+    [
+        (BertConfig(**TINY, num_attention_heads=4), "looks at later tokens"),
+        (Gemma3TextConfig(**BOTH_WAYS, use_bidirectional_attention=True), "looks at later tokens"),
+        (MambaConfig(**TINY, state_size=4), "does not run as a decoder"),
+        (XLMConfig(vocab_size=VOCAB, emb_dim=32, n_layers=2, n_heads=4), "does not run as a decoder"),
+        (RwkvConfig(**TINY, attention_hidden_size=32), "sampled with a cache, its tokens have other log-probs"),
+        (GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=2), "sees only 2 tokens"),
+    ],
+)
+def test_what_is_no_causal_decoder_is_refused(config, says):
+    """A bidirectional Gemma 3 and RWKV were accepted, and had wrong log-probs. The others ended in tracebacks."""
+    with pytest.raises(UserError, match=says):
+        models._check_model(AutoModelForCausalLM.from_config(config).eval(), range(VOCAB), "policy")
+
+
+def test_a_causal_model_of_the_same_family_is_accepted():
+    models._check_model(AutoModelForCausalLM.from_config(Gemma3TextConfig(**BOTH_WAYS)).eval(), range(VOCAB), "gemma 3")
+
+
+@pytest.mark.parametrize("layers", [0, -1])
+def test_a_model_without_layers_is_refused(tmp_path, layers):
+    shutil.copytree(SHIPPED, tmp_path / "policy")
+    config = tmp_path / "policy" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_hidden_layers": layers}))
+    with pytest.raises(UserError, match=f"num_hidden_layers = {layers}"):
+        models.load_policy(str(tmp_path / "policy"), "cpu")
+
+
+@pytest.mark.parametrize("eos", ["stop", ["stop", 1], 400, -1, 1.5, True, {"a": 1}, [[1]]])
+def test_an_end_of_sequence_that_is_no_token_is_refused(eos):
+    """With an id outside the vocabulary, no response ever ended by itself."""
+    model, tokenizer = models.load_policy(str(SHIPPED), "cpu")
+    model.generation_config.eos_token_id = eos
+    with pytest.raises(UserError, match=r"eos_token_id = .* is none of the model's 400 tokens"):
+        models.eos_ids(model, tokenizer)
+
+
+def test_quantized_weights_are_refused(tmp_path):
+    """They were read as float32 numbers up to 127."""
+    shutil.copytree(SHIPPED, tmp_path / "policy")
+    path = tmp_path / "policy" / "model.safetensors"
+    save_file(
+        {name: (x * 99).to(torch.int8) if x.dim() == 2 else x for name, x in load_file(path).items()}, path, {"format": "pt"}
+    )
+    with pytest.raises(UserError, match="are quantized"):
+        models.load_policy(str(tmp_path / "policy"), "cpu")
 
 
 def test_a_bfloat16_copy_keeps_float32_buffers():

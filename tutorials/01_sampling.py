@@ -6,9 +6,10 @@
 # course are samples, so in this tutorial we draw some by hand.
 #
 # In reinforcement learning the model that draws is called the *policy*. Our policy is a small Llama that solves chains of
-# arithmetic. The policy's most likely tokens are right, but many samples contain a mistake.
+# arithmetic. It comes from *supervised fine-tuning* (SFT): it learned to imitate written solutions, in which each result was a
+# random number with probability 0.2. Its most likely tokens are therefore right, but many samples contain a mistake.
 #
-# Tutorials 1 to 9 teach the paper VinePPO (arXiv 2410.01679). Section numbers in them refer to this paper.
+# Tutorials 1 to 10 teach the paper VinePPO. Section numbers in them refer to version 2 of this paper (arXiv 2410.01679v2).
 
 # %%
 import time
@@ -41,7 +42,7 @@ first_sum = tokenizer.encode(problem.solution.split("=")[0] + "=")  # "1-1=": th
 #
 # $$\pi(y_t \mid s_t) = \mathrm{softmax}(\mathrm{logits} / \tau)$$
 #
-# The state $s_t$ is the prompt with all response tokens so far (VinePPO, section 2). The temperature $\tau$ changes the
+# The state $s_t$ is the prompt with all response tokens so far (VinePPO, section 3). The temperature $\tau$ changes the
 # distribution. Below 1, likely tokens become more likely. Above 1, all tokens become more alike.
 
 # %%
@@ -107,21 +108,16 @@ for T in lengths:  # sampling goes on after the end of the answer, because only 
     b, fast_seconds = seconds(with_cache, prompts, uniforms[:, :T])
     slow.append(slow_seconds)
     fast.append(fast_seconds)
-    same = (a == b).float().mean().item()
-    factor = f"{slow_seconds / fast_seconds:.1f} times faster"
-    print(f"{T:4} tokens: {slow_seconds:5.2f} s without a cache, {fast_seconds:5.2f} s with one, {factor}; ", end="")
-    print(f"{same:.0%} of the tokens are the same")
+    print(f"{T:4} tokens: {slow_seconds:5.2f} s without a cache, {fast_seconds:5.2f} s with one: ", end="")
+    print(f"{slow_seconds / fast_seconds:.1f} times faster; {(a == b).float().mean():.0%} of the tokens are the same")
 
 # %% [markdown]
-# A line can show less than 100 %. Then a random number lay so close to the border between two tokens that rounding decided.
+# A line can show less than 100 %. Then a random number lay so close to the border of two tokens that rounding decided.
 #
 # ## The package's sampler
 #
-# `sample` does the same for many prompts at once. A row that has ended leaves the batch. `sample` also keeps the log-probability
-# (log-prob) of each sampled token, because training needs them.
-#
-# These log-probs must come from the distribution that the tokens were drawn from. The training code reads a whole response at
-# once, and it must find the same numbers. We check this.
+# `sample` does the same for many prompts at once. It also keeps the log-probability (log-prob) of each sampled token, because
+# training needs them. `grade` gives a response its reward: 1.0 for a right answer and 0.0 for a wrong one.
 
 # %%
 trajectories = sample(policy, [prompt] * 4, trainer.sampling, seed=0)
@@ -129,21 +125,42 @@ for t in trajectories:
     verdict = "right" if grade(trainer.task, problem, t, tokenizer) else "wrong"
     print(f"{verdict}, log-prob {sum(t.logprobs):6.2f}: {' / '.join(tokenizer.decode(t.response_ids).split(chr(10)))}")
 
+# %% [markdown]
+# ## A response is scored in one pass, shifted by one
+#
+# Training reads a whole response at once and must find the same log-probs. The output at a column is the distribution of the
+# *next* token. The log-prob of a token is therefore in the output of the column before it:
+#
+#     column             0    1    2    3    4    5    6
+#     token              p    p    p    y    y    y  <eos>      p: prompt, y: response
+#     response_mask      0    0    0    1    1    1    1
+#     scored by output   -    -    -    2    3    4    5
+#
+# `collate` puts the responses into one table, with a row for each and padding at its end. Column t of every table belongs to the
+# token at t. Only `response_logprobs` shifts.
+#
+# The loss of SFT is the mean of -log-prob over the tokens of a solution. Libraries give all other tokens the *label* -100, which
+# means that nothing is learned there. The models of Hugging Face shift the labels themselves.
+
+# %%
 b = collate(trajectories)
+mask, sampled = b.response_mask.bool(), torch.tensor([x for t in trajectories for x in t.logprobs])
 with torch.no_grad():
     scored = response_logprobs(policy, b.input_ids, b.attention_mask, b.response_mask)  # [B, T]
-sampled = torch.tensor([x for t in trajectories for x in t.logprobs])
-print(f"largest difference between sampled and scored: {(scored[b.response_mask.bool()] - sampled).abs().max():.1e} nats")
+    found = policy(b.input_ids, attention_mask=b.attention_mask, labels=b.input_ids.where(mask, -100))
+by_hand = (
+    found.logits[:, :-1].log_softmax(dim=-1).gather(2, b.input_ids[:, 1:, None])[..., 0]
+)  # [B, T - 1], of columns 1 to T - 1
+print(f"largest difference between sampled and scored: {(scored[mask] - sampled).abs().max():.1e} nats")
+print(f"between scored and shifted by hand: {(scored[:, 1:] - by_hand)[mask[:, 1:]].abs().max():.1e} nats")
+print(f"SFT's loss with labels: {found.loss:.4f}; mean of -log-prob: {-scored[mask].mean():.4f} nats a token")
 
 # %% [markdown]
 # ## Temperature costs accuracy
 #
 # At temperature 0 the sampler takes the most likely token each time, and all 100 answers are right. At temperature 1 a response
-# is a sequence of about 40 random draws. One unlucky draw can make the answer wrong, and only about a third of the answers are
-# right. Tutorial 2 shows at which tokens this happens.
-#
-# So the policy knows how to calculate, and its only weakness is sampling. Reinforcement learning will make the right tokens more
-# likely.
+# is about 40 random draws. One unlucky draw can make the answer wrong, and only about a third of the answers are right. Tutorial
+# 2 shows at which tokens. The policy knows how to calculate. Reinforcement learning will make the right tokens more likely.
 
 # %%
 temperatures = (0.0, 1.0) if QUICK else (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)

@@ -2,7 +2,7 @@
 # # 2. A response as states and steps
 #
 # We want to say which part of a response was good, so we need names for its parts. In reinforcement learning an *episode* is a
-# sequence of *states* and *actions*. VinePPO (section 2) defines them for a language model:
+# sequence of *states* and *actions*. VinePPO (section 3) defines them for a language model:
 #
 # $$s_0 = x, \qquad a_t = y_t, \qquad s_{t+1} = s_t \oplus y_t$$
 #
@@ -13,8 +13,6 @@
 # response that the length limit cuts has reward 0.
 
 # %%
-from dataclasses import replace
-
 import torch
 from lesson import QUICK, mean_and_error, show, start
 
@@ -30,7 +28,7 @@ policy, tokenizer, task = trainer.policy, trainer.tokenizer, trainer.task
 
 problem, prompt = trainer.test_problems[3], trainer.test_prompts[3]
 group = sample(policy, [prompt] * 8, trainer.sampling, seed=0)  # a group is several responses to one problem
-rewards = [grade(task, problem, t, tokenizer) for t in group]
+rewards = [grade(task, problem, t, tokenizer) for t in group]  # `grade` reads the answer of a response: 1.0 or 0.0
 print(f"{problem.question}\n\nrewards of a group: {rewards}")
 
 # %% [markdown]
@@ -99,17 +97,16 @@ for i in other[:3]:
 #
 # ## The length limit
 #
-# A response that the limit cuts has no `<eos>`. The reward is then 0, even if the next token would have been right.
+# A response that the limit cuts has no `<eos>`. The reward is then 0, even if the next token would have been right. We apply
+# lower limits to the responses above. A limit does not change the tokens before it.
 
 # %%
-few = [i for i in range(len(responses)) if i % 4 == 0]  # n / 4 responses to each problem
-for limit in (32, 64) if QUICK else (36, 38, 39, 40, 44, 64):
-    sampling = replace(trainer.sampling, max_new_tokens=limit)
-    short = sample(policy, [responses[i].prompt_ids for i in few], sampling, seed=0)
-    cut = [not t.finished for t in short]
-    right = [grade(task, problems[i], t, tokenizer) for i, t in zip(few, short, strict=True)]
-    (cut, cut_error), (right, right_error) = (mean_and_error(torch.tensor(x).view(P, -1)) for x in (cut, right))
-    print(f"limit {limit:2}: {cut:6.1%} ± {cut_error:.1%} are cut, {right:5.1%} ± {right_error:.1%} are right")
+lengths = torch.tensor([len(t.response_ids) for t in responses]).view(P, n)
+right = torch.tensor(graded).view(P, n)
+for limit in (36, 38, 39, 40, 44, 64):
+    kept = (lengths <= limit).float()
+    (cut, cut_error), (share, error) = mean_and_error(1 - kept), mean_and_error(right * kept)
+    print(f"limit {limit:2}: {cut:6.1%} ± {cut_error:.1%} are cut, {share:5.1%} ± {error:.1%} are right")
 
 # %% [markdown]
 # ## Where is the policy uncertain?

@@ -12,7 +12,7 @@
 
 # %%
 import torch
-from lesson import QUICK, show, start
+from lesson import QUICK, rewards_of_rollouts, show, start
 
 from vine_mini.app.plots import new_figure
 from vine_mini.sampling import rollouts, sample
@@ -42,30 +42,29 @@ for name, t in zip(("right", "wrong"), pair, strict=True):
 
 # %% [markdown]
 # Both responses start with the same three steps. The function `rollouts` samples `k` rollouts from each of their states. The
-# arguments are *trajectories*, which are responses with their prompts, and the token indices of the states.
-#
-# We sample two independent sets of rollouts. The mean of the first set serves as the *ground truth*. We divide the second set
-# into estimates with $K$ rollouts each. (The paper takes 256 rollouts of a state as its ground truth.)
-
+# arguments are *trajectories*, which are responses with their prompts, and the token indices of the states. We do it once by
+# hand, for the right response and $K = 9$.
 
 # %%
-def rewards_of_rollouts(k, seed):
-    """-> rewards [2, 6, k] and lengths in tokens [2, 6, k] of k rollouts from each state of the two responses"""
-    done = rollouts(policy, pair, cuts, sampling, k=k, seed=seed)  # [response][cut][k]
-    R, lengths = torch.zeros(2, len(cuts[0]), k), torch.zeros(2, len(cuts[0]), k)
-    for row, t in enumerate(pair):
-        for i, start_of_step in enumerate(cuts[row]):
-            for n, rollout in enumerate(done[row][i]):
-                R[row, i, n] = grade(task, problem, rollout, tokenizer, t.response_ids[:start_of_step])
-                lengths[row, i, n] = len(rollout.response_ids)
-    return R, lengths
+[of_states] = rollouts(policy, [right], [cuts[0]], sampling, k=9, seed=0)  # [state][K], for one response
+for i, (start_of_step, nine) in enumerate(zip(cuts[0], of_states, strict=True)):
+    so_far = right.response_ids[:start_of_step]  # a rollout continues it, so both are graded together
+    graded = [grade(task, problem, r, tokenizer, so_far) for r in nine]
+    length = sum(len(r.response_ids) for r in nine) / 9
+    print(f"state {i}: rewards {[int(x) for x in graded]}, value {sum(graded) / 9:.2f}; {length:4.1f} tokens a rollout")
 
+# %% [markdown]
+# How far can we trust such a value? We sample many more rollouts, in two independent sets. The mean of the first set serves as
+# the *ground truth*. We divide the second set into estimates with $K$ rollouts each. (The paper takes 256 rollouts of a state as
+# its ground truth.) The function `rewards_of_rollouts` does the same as the loop above, for all states of several responses.
 
+# %%
 ks = (1, 3, 9, 27) if QUICK else (1, 3, 9, 27, 81, 243)
 n_rollouts = 3 * ks[-1] if QUICK else 9 * ks[-1]  # for each state
 print(f"2 x {2 * len(cuts[0]) * n_rollouts} rollouts ...", flush=True)
-reference, lengths = rewards_of_rollouts(n_rollouts, seed=1)
-R, _ = rewards_of_rollouts(n_rollouts, seed=2)
+reference, R = (
+    torch.tensor(rewards_of_rollouts(trainer, [problem] * 2, pair, cuts, k=n_rollouts, seed=seed)) for seed in (1, 2)
+)  # [2, 6, K] each
 truth = reference.mean(dim=2)  # [2, 6]
 deviation = (truth * (1 - truth)).sqrt()  # standard deviation of the reward of one rollout
 for row, name in enumerate(("right", "wrong")):
@@ -74,7 +73,7 @@ for row, name in enumerate(("right", "wrong")):
         gap = (R[row, i].mean() - truth[row, i]) / (both * (1 - both) * 2 / n_rollouts).sqrt().clamp(min=1e-9)
         print(
             f"{name}, state {i}: V = {truth[row, i]:.3f} ± {deviation[row, i] / n_rollouts**0.5:.3f}; mean of the estimates "
-            f"{R[row, i].mean():.3f}, off by {gap:+.1f} standard errors; {lengths[row, i].mean():4.1f} tokens a rollout"
+            f"{R[row, i].mean():.3f}, off by {gap:+.1f} standard errors"
         )
 
 # %% [markdown]
@@ -133,7 +132,7 @@ print(f"rollouts from every state, equal states included, would have {tokens[1]}
 # %% [markdown]
 # An algorithm without rollouts pays for the responses only. The next tutorials ask whether the values are worth the additional
 # tokens. Tutorial 4 also shows how to make do with fewer rollouts. In training the groups are smaller, so responses share fewer
-# states. Tutorial 6 counts them.
+# states. Tutorial 7 counts them.
 
 # %%
 figure, ((error_axis, value_axis),) = new_figure(2)

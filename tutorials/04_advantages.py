@@ -1,24 +1,17 @@
 # %% [markdown]
-# # 4. GAE against Monte Carlo advantages
+# # 4. Advantages from rollouts, and from a critic
 #
-# An *advantage* says how much better an action was than what the policy does on average: $A(s, a) = r + V(s') - V(s)$. To compute
-# it we need values. VinePPO estimates values with rollouts. PPO (proximal policy optimization, the usual algorithm) estimates
-# them with a second network, the *critic*.
+# An *advantage* says how much better an action was than what the policy does on average: $A(s, a) = r + V(s') - V(s)$. Here $r$
+# is the reward that the action itself earns, and $s'$ is the state after the action. Only the last action of a response earns a
+# reward. For every other step, the advantage is the change of the value.
 #
-# A critic makes errors. PPO reduces their effect with generalized advantage estimation (GAE; VinePPO, section 3; arXiv
-# 1506.02438):
-#
-# $$\delta_t = r_t + \gamma V(s_{t+1}) - V(s_t), \qquad A_t = \sum_{l \ge 0} (\gamma \lambda)^l \delta_{t+l}$$
-#
-# Here $r_t$ is the reward of token $t$, which is 0 at every token but the last. $\gamma$ discounts later rewards. In this course
-# $\gamma$ is 1, so nothing is discounted. $\lambda$ lies between 0 and 1 and sets how far ahead the sum looks.
-#
-# This tutorial computes both kinds of advantage for the same response and compares them with the true advantages. First we
-# compute GAE by hand for three tokens.
+# To compute advantages we need values. VinePPO estimates values with rollouts, as in tutorial 3. PPO (proximal policy
+# optimization, the usual algorithm) estimates them with a second network, the *critic*. This tutorial computes both kinds of
+# advantage for the same responses and compares them with the true ones.
 
 # %%
 import torch
-from lesson import QUICK, rewards_of_rollouts, show, start
+from lesson import QUICK, correlation_and_error, rewards_of_rollouts, show, start
 
 from vine_mini.advantages import gae, spread_to_tokens, step_advantages, whiten
 from vine_mini.app.plots import new_figure
@@ -27,45 +20,18 @@ from vine_mini.logprobs import response_values
 from vine_mini.sampling import sample
 from vine_mini.steps import cut_steps
 from vine_mini.tasks import grade
-from vine_mini.types import collate
+from vine_mini.types import collate, on_response
 from vine_mini.values import monte_carlo_values
 
-r, V, lambdas = [0.0, 0.0, 1.0], [0.5, 0.6, 0.2], (1.0, 0.95, 0.0)
-delta = [r[0] + V[1] - V[0], r[1] + V[2] - V[1], r[2] + 0 - V[2]]  # gamma = 1; the value after the last token is 0
-for lam in lambdas:
-    by_hand = torch.tensor([[delta[0] + lam * delta[1] + lam**2 * delta[2], delta[1] + lam * delta[2], delta[2]]])
-    packaged, _ = gae(torch.tensor([r]), torch.tensor([V]), torch.ones(1, 3), lam=lam)
-    print(f"lambda {lam:4}: {[round(x, 3) for x in packaged[0].tolist()]}; as by hand: {torch.allclose(by_hand, packaged)}")
-
-# %% [markdown]
-# With $\lambda = 1$ all values but one cancel: $A_t = R - V(s_t)$. This advantage contains the outcome $R$, but it does not show
-# which token caused the outcome. With $\lambda = 0$ the advantage is $\delta_t$. This advantage shows the token, if the critic is
-# right. The paper's PPO uses $\lambda = 1$.
-#
-# ## A critic
-#
-# We train a critic as PPO does. The policy's learning rate is 0, so the critic learns the values of a policy that does not
-# change.
-
-# %%
-trainer = start(algorithm="ppo", lr=0.0, critic_lr=1e-3, kl_coef=0.0, iterations=1 if QUICK else 20)
+trainer = start()
 policy, tokenizer, task, sampling = trainer.policy, trainer.tokenizer, trainer.task, trainer.sampling
-for metrics, episodes, advantages in trainer.train():
-    last = advantages, episodes.tokens.response_mask  # [B, T] each; used again below
-    if QUICK or metrics["iteration"] % 4 == 0:
-        print(f"{metrics['episodes']:5} episodes: mean |V - R| a token {metrics['value_error']:.3f}", flush=True)
 
 # %% [markdown]
-# This error cannot reach 0, because rewards are 0 or 1. A critic that always answers 0.29, the mean reward, has the error
-# $2 \cdot 0.29 \cdot 0.71 = 0.41$. The errors above vary from iteration to iteration and are only a little smaller.
-#
 # ## One wrong response
 #
-# We compare the advantages on 21 responses. The first response is wrong but starts with three right steps. The other 20 responses
-# are not selected.
-#
-# Many rollouts from the start of every step give the *truth*. For the first response we also roll out from *every token*. For
-# VinePPO we take $K = 9$ and give every token the advantage of its step (section 4).
+# We take 21 responses. The first one is wrong but starts with three right steps. The other 20 are not selected. Many rollouts
+# from the start of every step give the *truth*. For the first response we also roll out from *every token*. For VinePPO we take
+# $K = 9$ rollouts from every step and give each token the advantage of its step (section 4).
 
 # %%
 n_others, k_tokens, k_steps = (3, 20, 20) if QUICK else (20, 400, 256)
@@ -80,17 +46,108 @@ R = [grade(task, p, t, tokenizer) for p, t in zip(problems, trajectories, strict
 
 cuts = [cut_steps(t.response_ids, tokenizer, answer_mark=task.ANSWER_MARK) for t in trajectories]
 every_token = list(range(len(wrong.response_ids)))
-[of_tokens] = rewards_of_rollouts(trainer, [problem], [wrong], [every_token], k=k_tokens, seed=2)  # [state][K], as in tutorial 3
+[of_tokens] = rewards_of_rollouts(trainer, [problem], [wrong], [every_token], k=k_tokens, seed=2)  # [state][K]
 nine = rewards_of_rollouts(trainer, problems, trajectories, cuts, k=9, seed=3)  # [response][state][K]
 many = rewards_of_rollouts(trainer, problems, trajectories, cuts, k=k_steps, seed=4)
 true_values, true_of_steps = monte_carlo_values(of_tokens), map(monte_carlo_values, many)
 values = list(map(monte_carlo_values, nine))
 steps = {"truth": list(map(step_advantages, true_of_steps, R)), "K = 9": list(map(step_advantages, values, R))}
-few = [monte_carlo_values([rewards[:3] for rewards in states]) for states in nine]  # the first three of the nine rollouts
+few = [monte_carlo_values([rewards[:3] for rewards in states]) for states in nine]  # the first three rollouts
 steps["K = 3"] = list(map(step_advantages, few, R))
 steps["averaged"] = [step_advantages(v, reward, lam=0.5, mu=0.5) for v, reward in zip(few, R, strict=True)]  # explained below
 
-b = collate(trajectories)
+print(f"{problem.question}\n{'':22}" + "".join(f"{name:>10}" for name in steps))
+for i, (a, z) in enumerate(zip(cuts[0], [*cuts[0][1:], len(every_token)], strict=True)):
+    text = tokenizer.decode(wrong.response_ids[a:z]).replace("\n", " ")
+    print(f"{text:22}" + "".join(f"{rows[0][i]:+10.2f}" for rows in steps.values()))
+gap = max(abs(sum(row) - (reward - v[0])) for row, reward, v in zip(steps["K = 9"], R, values, strict=True))
+print(f"\nsum of step advantages (K = 9) against R - V(s_0): largest gap in {len(trajectories)} responses {gap:.1e}")
+
+# %% [markdown]
+# The true advantage of the step with the mistake is clearly negative. Two of the three right steps before it have a small
+# positive one. With nine rollouts the mistake is visible, and the other steps get some noise.
+#
+# For any values, these advantages sum to $R - V(s_0)$, because all values in between cancel. This sum is a good test for code.
+#
+# ## Fewer rollouts, with memory
+#
+# The advantage $V(s_{i+1}) - V(s_i)$ uses the rollouts of two states and forgets all other rollouts. But the value is an
+# expectation. On average it does not change along the response: every later Monte Carlo value is an unbiased estimate of
+# $Q(s_i, a_i)$, the value after step $i$, and so is the reward $R$. An average of them is unbiased too, and has less noise where
+# the value hardly moves:
+#
+# $$Q_i = (1 - \lambda) V(s_{i+1}) + \lambda Q_{i+1}, \qquad Q_{n-1} = R$$
+#
+# The second term of the advantage is a baseline (tutorial 5 explains baselines). Any number that is known before step $i$ may be
+# subtracted without bias, so we may average over the earlier values:
+#
+# $$B_i = (1 - \mu) V(s_i) + \mu B_{i-1}, \qquad B_0 = V(s_0), \qquad A_i = Q_i - B_i$$
+#
+# With $\lambda = \mu = 0$ this is the paper's VinePPO, and only then do the advantages sum to $R - V(s_0)$. With
+# $\lambda = \mu = 1$ every step has $R - V(s_0)$. The column *averaged* has $K = 3$ and 0.5 for both.
+#
+# ## Whitening
+#
+# Before the update, PPO and VinePPO shift and scale the advantages of all response tokens of an iteration to mean 0 and standard
+# deviation 1. The size of an update then does not depend on the scale of the rewards. An advantage of 0 does not stay 0.
+
+# %%
+b = collate(trajectories)  # one table, with a row for each response and padding at its end; all [B, T]
+spread = [spread_to_tokens(row, c, len(t.response_ids)) for row, c, t in zip(steps["K = 9"], cuts, trajectories, strict=True)]
+of_tokens = on_response(spread, b.response_mask)  # [B, T]
+raw, white = (x[b.response_mask.bool()] for x in (of_tokens, whiten(of_tokens, b.response_mask)))
+print(f"before: mean {raw.mean():+.3f}, std {raw.std():.3f}; after: mean {white.mean():+.3f}, std {white.std():.3f}")
+print(f"an advantage of 0 becomes {-raw.mean() / raw.std():+.3f}; {(raw == 0).float().mean():.0%} of the tokens have one")
+
+# %% [markdown]
+# ## PPO's way: a critic
+#
+# The critic is a copy of the policy with another head, which gives one number for each state. It learns by regression. Its target
+# at every token is the *return*, the sum of all rewards that follow. Here this is $R$ at every token of a response. The loss is
+# the squared error $(V(s_t) - R)^2$. The package trains the critic as PPO does. Tutorial 7 shows what `train` does in an
+# iteration. Here the policy's learning rate is 0, so only the critic learns, and the values that it learns do not change.
+#
+# Rewards are 0 or 1, so even the true values have a squared error. We therefore compare the critic with the best constant, which
+# is the mean reward. The *explained share* is 0 for this constant and 1 for no error at all.
+
+# %%
+trainer = start(algorithm="ppo", lr=0.0, critic_lr=1e-3, kl_coef=0.0, iterations=1 if QUICK else 20)
+errors, targets = [], []  # of the tokens of four iterations
+for metrics, episodes, advantages in trainer.train():  # advantages are R - V(s_t) [B, T], with the critic before its update
+    mask = episodes.tokens.response_mask
+    errors.append(advantages[mask.bool()])
+    targets.append((episodes.rewards.reshape(-1, 1) * mask)[mask.bool()])
+    if len(errors) == 4 or QUICK:
+        squares, variance = torch.cat(errors).square().mean(), torch.cat(targets).var()
+        print(f"{metrics['episodes']:5} episodes: squared error {squares:.3f}, of the best constant {variance:.3f}, ", end="")
+        print(f"explained share {1 - squares / variance:+.2f}", flush=True)
+        errors, targets = [], []
+
+# %% [markdown]
+# The critic starts below the best constant. After 2,560 episodes it explains 7 % of the variance of the rewards (tutorial 8). PPO
+# reduces the effect of its errors with generalized advantage estimation (GAE; section 3; arXiv 1506.02438):
+#
+# $$\delta_t = r_t + \gamma V(s_{t+1}) - V(s_t), \qquad A_t = \sum_{l \ge 0} (\gamma \lambda)^l \delta_{t+l}$$
+#
+# $\gamma$ discounts later rewards; here it is 1, so nothing is discounted. $\lambda$ lies between 0 and 1 and sets how far ahead
+# the sum looks. First we compute GAE by hand for three tokens.
+
+# %%
+r, V, lambdas = [0.0, 0.0, 1.0], [0.5, 0.6, 0.2], (1.0, 0.95, 0.0)
+delta = [r[0] + V[1] - V[0], r[1] + V[2] - V[1], r[2] + 0 - V[2]]  # gamma = 1; the value after the last token is 0
+for lam in lambdas:
+    by_hand = torch.tensor([[delta[0] + lam * delta[1] + lam**2 * delta[2], delta[1] + lam * delta[2], delta[2]]])
+    packaged, _ = gae(torch.tensor([r]), torch.tensor([V]), torch.ones(1, 3), lam=lam)
+    print(f"lambda {lam:4}: {[round(x, 3) for x in packaged[0].tolist()]}; as by hand: {torch.allclose(by_hand, packaged)}")
+
+# %% [markdown]
+# With $\lambda = 1$ all values but one cancel: $A_t = R - V(s_t)$. This advantage contains the outcome $R$, but it does not show
+# which token caused the outcome. With $\lambda = 0$ the advantage is $\delta_t$. This advantage shows the token, if the critic is
+# right. The paper's PPO uses $\lambda = 1$. The averages above apply the idea of GAE to Monte Carlo values.
+#
+# Now we compare all advantages of the 21 responses with the true ones, by correlation, because whitening shifts and scales them.
+
+# %%
 with torch.no_grad():
     critic = response_values(trainer.critic, b.input_ids, b.attention_mask, b.response_mask)  # [B, T]
 token_rewards = torch.zeros_like(critic)
@@ -98,70 +155,14 @@ token_rewards[torch.arange(len(b)), b.attention_mask.sum(dim=1) - 1] = torch.ten
 tokens = {lam: gae(token_rewards, critic, b.response_mask, lam=lam)[0] for lam in lambdas}  # [B, T] each
 for lam, of_tokens in tokens.items():  # the advantage of a step is the mean over its tokens
     steps[f"GAE {lam}"] = [mean_of_steps(of_tokens[n][b.response_mask[n].bool()], cuts[n]) for n in range(len(b))]
-
-print(f"{problem.question}\n{'':22}" + "".join(f"{name:>10}" for name in steps))
-for i, (a, z) in enumerate(zip(cuts[0], [*cuts[0][1:], len(every_token)], strict=True)):
-    text = tokenizer.decode(wrong.response_ids[a:z]).replace("\n", " ")
-    print(f"{text:22}" + "".join(f"{rows[0][i]:+10.2f}" for rows in steps.values()))
-gap = max(abs(sum(row) - (reward - v[0])) for row, reward, v in zip(steps["K = 9"], R, values, strict=True))
-print(f"\nsum of step advantages (K = 9) against R - V(s_0): largest gap in {len(b)} responses {gap:.1e}")
+for name, rows in list(steps.items())[1:]:
+    correlation, error = correlation_and_error(rows, steps["truth"])
+    print(f"{name:9} {correlation:.2f} ± {error:.2f}; first response " + " ".join(f"{a:+.2f}" for a in rows[0]))
 
 # %% [markdown]
-# The true advantage of the step with the mistake is clearly negative. Two of the three right steps before it have a small
-# positive one. With nine rollouts the mistake is visible, and the other steps get some noise. GAE with $\lambda = 1$ gives every
-# step a negative advantage, the right steps as well.
-#
-# For any values, these step advantages of a response sum to $R - V(s_0)$, because all values in between cancel. This sum is a
-# good test for code that computes step advantages.
-#
-# ## Fewer rollouts, with memory
-#
-# The advantage $V(s_{i+1}) - V(s_i)$ uses the rollouts of two states and forgets all other rollouts. But the value is an
-# expectation. On average it does not change along the response: every later Monte Carlo value is an unbiased estimate of
-# $Q(s_i, a_i)$, the value after step $i$, and so is the reward $R$. An average of them is unbiased too, and has less noise where
-# the value hardly moves. This is the idea of GAE, with Monte Carlo values in the place of a critic:
-#
-# $$Q_i = (1 - \lambda) V(s_{i+1}) + \lambda Q_{i+1}, \qquad Q_{n-1} = R$$
-#
-# The second term of the advantage is a baseline. Any number that is known before step $i$ may be subtracted without bias, so we
-# may average over the earlier values:
-#
-# $$B_i = (1 - \mu) V(s_i) + \mu B_{i-1}, \qquad B_0 = V(s_0), \qquad A_i = Q_i - B_i$$
-#
-# With $\lambda = \mu = 0$ this is the paper's VinePPO. With $\lambda = \mu = 1$ every step has $R - V(s_0)$, the credit of
-# RLOO. Only at $\lambda = \mu = 0$ do the advantages sum to $R - V(s_0)$. The column *averaged* has $K = 3$ and 0.5 for both.
-#
-# One response proves little. We therefore compare the advantages of all steps in all responses with the true ones. We use the
-# correlation, because advantages are shifted and scaled before the update. For the error of the correlation, we leave out one
-# response at a time.
-
-
-# %%
-def correlation(rows, left_out=None):
-    kept = [n for n in range(len(rows)) if n != left_out]
-    pairs = torch.tensor([pair for n in kept for pair in zip(rows[n], steps["truth"][n], strict=True)])  # [steps, 2]
-    return torch.corrcoef(pairs.T)[0, 1]
-
-
-for name in list(steps)[1:]:
-    without = torch.stack([correlation(steps[name], n) for n in range(len(b))])
-    error = ((len(b) - 1) * without.var(correction=0)).sqrt()
-    print(f"{name:9} correlation with the truth {correlation(steps[name]):.2f} ± {error:.2f}")
-
-# %% [markdown]
-# Nine rollouts agree with the truth better than this critic does. The rollouts cost additional tokens, and the critic cost its
-# training.
-#
-# ## Whitening
-#
-# Before the update, PPO and VinePPO shift and scale the advantages of all response tokens of an iteration. Afterwards their mean
-# is 0 and their standard deviation is 1. The size of an update then does not depend on how far the rewards lie apart. The shift
-# can change the sign of an advantage.
-
-# %%
-raw, white = (x[last[1].bool()] for x in (last[0], whiten(*last)))  # the tokens of the critic's last iteration
-print(f"before: mean {raw.mean():+.3f}, std {raw.std():.3f}; after: mean {white.mean():+.3f}, std {white.std():.3f}")
-print(f"an advantage of 0 becomes {-raw.mean() / raw.std():+.3f}; {(raw * white < 0).float().mean():.1%} of the signs change")
+# Nine rollouts agree with the truth better than this critic does. GAE with $\lambda = 1$ gives every step of the wrong response a
+# negative advantage, the right steps as well. The rollouts cost additional tokens, and the critic cost its training. With 21
+# responses the averages are not distinguishable from plain $K = 3$. With more responses they are: see `results/credit/README.md`.
 
 # %%
 figure, ((value_axis,), (axis,)) = new_figure(1, 2)
@@ -171,8 +172,7 @@ value_axis.plot(every_token, true_values, ".-", color="black", label=f"truth ({k
 value_axis.errorbar(cuts[0], values[0], standard_errors(nine[0]), fmt="o", color="#0072B2", capsize=3, label="K = 9")
 value_axis.plot(every_token, critic[0][here], "s--", markersize=4, color="#D55E00", label="critic")
 axis.bar(every_token, step_advantages(true_values, R[0]), color="0.6", label="truth")
-spread = spread_to_tokens(steps["K = 9"][0], cuts[0], len(every_token))
-axis.step(every_token, spread, where="mid", color="#0072B2", label="K = 9")
+axis.step(every_token, spread[0], where="mid", color="#0072B2", label="K = 9")
 averaged = spread_to_tokens(steps["averaged"][0], cuts[0], len(every_token))
 axis.step(every_token, averaged, "--", where="mid", color="#56B4E9", label="K = 3, averaged")
 for lam, colour, style in ((1.0, "#D55E00", "s--"), (0.95, "#009E73", "^:"), (0.0, "#CC79A7", "v-.")):
@@ -194,7 +194,7 @@ show(figure, "04_advantages")
 #    matter? See the picture of tutorial 2.
 # 2. With $\lambda = 1$, right steps of a wrong response get a negative advantage. Why can PPO still learn from enough episodes?
 # 3. Train the critic for three times as many iterations. Which of the three GAEs improves most, and why?
-# 4. What would GAE with $\lambda = 1$ be if the critic were 0 everywhere? (Tutorial 8 gives it a name.)
+# 4. What would GAE with $\lambda = 1$ be if the critic were 0 everywhere? (Tutorial 5 gives it a name.)
 #
 # Exercises: `ex06` (step advantages), `ex07` (spread to tokens), `ex08` (GAE), `ex09` (whitening).
 # Read next: `vine_mini/advantages.py`, and how `vine_mini/algorithms.py` calls it.

@@ -35,7 +35,7 @@ def start(**changes) -> Trainer:
 
 
 def rewards_of_rollouts(trainer, problems, trajectories, cuts, *, k: int, seed: int) -> list:
-    """The rewards of k rollouts from each state, [response][state][k]. Tutorial 3 shows how they come about.
+    """The rewards of k rollouts from each state, [response][state][k]. Tutorial 3 does the same by hand.
 
     Args:
         problems, trajectories: the problems and one response to each of them.
@@ -65,6 +65,25 @@ def mean_and_error(groups) -> tuple[float, float]:
     mean = sum(sums) / n
     squares = sum((s - mean * count) ** 2 for s, count in zip(sums, counts, strict=True))
     return mean, (squares * problems / (problems - 1)) ** 0.5 / n
+
+
+def correlation_and_error(rows, truth) -> tuple[float, float]:
+    """The correlation of two sets of numbers and its standard error.
+
+    Numbers of one response are not independent. The correlation is therefore computed again without each response, and the spread
+    of these results gives the error (the jackknife).
+
+    Args:
+        rows, truth: one list of numbers for each response.
+    """
+
+    def correlation(kept):
+        pairs = [pair for n in kept for pair in zip(rows[n], truth[n], strict=True)]
+        return torch.corrcoef(torch.tensor(pairs).T)[0, 1]
+
+    every = range(len(rows))
+    without = torch.stack([correlation([n for n in every if n != left_out]) for left_out in every])
+    return correlation(every).item(), ((len(rows) - 1) * without.var(correction=0)).sqrt().item()
 
 
 def show(figure, name: str) -> None:

@@ -7,7 +7,7 @@ from itertools import accumulate
 
 import torch
 
-EPS = 1e-8  # added to the standard deviations that GRPO and whitening divide by
+EPS, ROUNDING = 1e-8, 1e-6  # GRPO and whitening divide by deviation + EPS; a deviation below ROUNDING is that of equal numbers
 
 
 def gae(rewards, values, mask, *, gamma: float = 1.0, lam: float = 1.0):
@@ -21,7 +21,7 @@ def gae(rewards, values, mask, *, gamma: float = 1.0, lam: float = 1.0):
         mask: [B, T] 1.0 on response tokens, which stand side by side. After the last one, value and advantage are 0.
     Returns (advantages, returns), [B, T] each, zero outside the mask.
     """
-    values, rewards = values * mask, rewards * mask
+    values, rewards = (x.where(mask.bool(), 0.0) for x in (values, rewards))
     next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)  # [B, T]
     deltas = rewards + gamma * next_values - values  # [B, T]
     advantages = torch.zeros_like(deltas)
@@ -65,8 +65,8 @@ def group_relative(rewards, *, scale_by_std: bool = True):
     2503.20783). Source: DeepSeekMath, arXiv 2402.03300, section 4.1.
     """
     _needs_group(rewards)
-    centred = rewards - rewards.mean(dim=1, keepdim=True)
-    return centred / (rewards.std(dim=1, keepdim=True) + EPS) if scale_by_std else centred
+    centred, std = rewards - rewards.mean(dim=1, keepdim=True), rewards.std(dim=1, keepdim=True)
+    return centred * (std > ROUNDING) / (std + EPS) if scale_by_std else centred
 
 
 def leave_one_out(rewards):
@@ -79,10 +79,10 @@ def leave_one_out(rewards):
 def whiten(x, mask):
     """Shift and scale x to mean 0 and sample standard deviation 1 over the masked entries; 0 elsewhere. [B, T] each"""
     # The size of an update then does not depend on the scale of the rewards. An advantage of 0 does not stay 0.
-    n = mask.sum()
+    n, x = mask.sum().clamp(min=1), x.where(mask.bool(), 0.0)
     mean = (x * mask).sum() / n
-    variance = ((x - mean).square() * mask).sum() / (n - 1).clamp(min=1)
-    return (x - mean) / (variance.sqrt() + EPS) * mask
+    std = (((x - mean).square() * mask).sum() / (n - 1).clamp(min=1)).sqrt()
+    return (x - mean) * (std > ROUNDING) / (std + EPS) * mask
 
 
 def _needs_group(rewards):

@@ -87,7 +87,7 @@ def whole_response(advantage: Callable):
 
 def clipped_loss_with_kl(logprobs, batch: Batch, config, denominator):
     """PPO's clipped loss, plus kl_coef times the KL to the reference where there is one. -> (scalar loss, stats)"""
-    mask = batch.response_mask
+    mask, logprobs = batch.response_mask, logprobs.where(batch.response_mask.bool(), 0.0)
     sampled = batch.old_logprobs, batch.advantages * token_weights(batch, denominator, config), mask
     loss, stats = clipped_policy_loss(logprobs, *sampled, clip=config.clip, denominator=denominator)
     if batch.ref_logprobs is not None:

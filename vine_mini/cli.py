@@ -3,19 +3,12 @@
 import sys
 from collections.abc import Callable
 
-from vine_mini.app import commands
-from vine_mini.app.config import (
-    CreditConfig,
-    CreditCostConfig,
-    DemoConfig,
-    EvaluateConfig,
-    ExercisesConfig,
-    SampleConfig,
-    SFTConfig,
-    TrainConfig,
-)
+import torch
+
+from vine_mini.app import commands, config
 from vine_mini.app.exercises import exercises
 from vine_mini.app.flags import parse
+from vine_mini.app.tables import one_line
 from vine_mini.credit_cost.command import credit_cost
 from vine_mini.credit_page.command import credit
 from vine_mini.demo import demo
@@ -45,8 +38,13 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"unknown command {name!r}: choose from {', '.join(COMMANDS)}")
         command, config_class = COMMANDS[name]
         return command(parse(config_class, f"python -m vine_mini {name}", rest)) or 0
-    except (UserError, OSError) as error:  # OSError: a full disk, a folder that vanished
-        print(f"vine_mini {name}: {error}", file=sys.stderr)
+    except Exception as error:
+        says = str(error)  # of an OSError: a full disk, a folder that vanished
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in says:
+            says = f"not enough memory: lower --sample_batch_size, or other numbers of things at once ({says.strip()})"
+        elif not isinstance(error, (UserError, OSError)):
+            raise
+        print(one_line(f"vine_mini {name}: {says}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
@@ -54,16 +52,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 COMMANDS: dict[str, tuple[Callable, type]] = {
-    "demo": (demo, DemoConfig),
-    "sft": (commands.sft, SFTConfig),
-    "train": (commands.train, TrainConfig),
-    "evaluate": (commands.evaluate_policy, EvaluateConfig),
-    "sample": (commands.sample, SampleConfig),
-    "credit": (credit, CreditConfig),
-    "credit-cost": (credit_cost, CreditCostConfig),
+    "demo": (demo, config.DemoConfig),
+    "sft": (commands.sft, config.SFTConfig),
+    "train": (commands.train, config.TrainConfig),
+    "evaluate": (commands.evaluate_policy, config.EvaluateConfig),
+    "sample": (commands.sample, config.SampleConfig),
+    "credit": (credit, config.CreditConfig),
+    "credit-cost": (credit_cost, config.CreditCostConfig),
     "analyze values": (analyze_values, ValuesConfig),
     "study": (study, StudyConfig),
     "doctor": (doctor, DoctorConfig),
-    "exercises": (exercises, ExercisesConfig),
+    "exercises": (exercises, config.ExercisesConfig),
     **lengthgen.COMMANDS,
 }

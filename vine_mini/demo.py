@@ -16,6 +16,7 @@ from vine_mini.app.loop import train_run
 from vine_mini.app.plots import plot_comparison
 from vine_mini.app.runs import Run, new_folder
 from vine_mini.app.setup import build_trainer
+from vine_mini.app.tables import visible
 from vine_mini.credit_page.command import explain
 from vine_mini.credit_page.page import finding, summary
 from vine_mini.credit_page.picture import plot_credit
@@ -32,7 +33,7 @@ def demo(config: DemoConfig) -> int:
     for name in config.algorithms:
         trainer = build_trainer(replace(base, algorithm=name))
         if before is None:
-            print(f"{machine(trainer.device)}\nTask: {trainer.test_problems[0].question}")
+            print(f"{machine(trainer.device)}\nTask: {visible(trainer.test_problems[0].question)}")
             print(f"Training {', '.join(config.algorithms)} for {config.seconds:g} s each, from the same policy.")
             before = trainer.evaluate(with_kl=False)
         run = Run.start(folder / name, trainer.config, before)
@@ -49,12 +50,8 @@ def demo(config: DemoConfig) -> int:
     critic = str(int(ALGORITHMS[shown].needs_critic))
     page = explain(parse(CreditConfig, "demo", ["--run", str(folder / shown), "--critic_iterations", critic, "--k", "32"]))
     plot_credit(page, folder / "credit.png")
-    print(
-        f"\nOne response of the policy that {shown} trained, and the advantage of each step (VinePPO's from 32 rollouts a state):"
-    )
-    print(f"{summary(page)}\n")
-    print(seen(runs))
-    print(finding(page))
+    print(f"\nOne response of the policy that {shown} trained, and the advantage of each step (VinePPO's from 32 rollouts):")
+    print(f"{summary(page)}\n\n{seen(runs)}\n{finding(page)}")
     print(f"pictures: {folder / 'demo.png'}, {folder / 'credit.png'}   ({time.perf_counter() - start:.0f} s in all)")
     return 0
 

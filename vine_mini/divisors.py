@@ -8,6 +8,8 @@ constant    the sum over tokens, divided by the responses times the length limit
 
 import torch
 
+from vine_mini.losses import masked_mean
+
 DIVISORS = ("tokens", "sequences", "constant")
 
 
@@ -36,8 +38,8 @@ def importance(logprobs, sampler_logprobs, mask, cap: float):
     -> weights, or None for cap 0, and {`sampler_gap`: mean |log p - log q| of a token, `importance_capped`: share of tokens}
     """
     gap = logprobs - sampler_logprobs
-    stats = {"sampler_gap": ((gap.abs() * mask).sum() / mask.sum()).item()}
+    stats = {"sampler_gap": masked_mean(gap.abs(), mask).item()}
     if not cap:
         return None, stats
-    capped = ((gap.exp() > cap) * mask).sum() / mask.sum()
-    return gap.exp().clamp(max=cap) * mask, stats | {"importance_capped": capped.item()}
+    stats["importance_capped"] = masked_mean((gap.exp() > cap).to(mask), mask).item()
+    return gap.exp().clamp(max=cap).where(mask.bool(), 0.0), stats

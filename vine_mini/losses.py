@@ -12,8 +12,8 @@ import torch
 
 
 def masked_mean(x, mask, denominator=None):
-    """sum(x * mask) / denominator. The default denominator is the sum of the mask. [B, T] -> scalar"""
-    return (x * mask).sum() / (mask.sum() if denominator is None else denominator)
+    """The sum of x where the mask is 1 / denominator, by default the sum of the mask; 0 without tokens. [B, T] -> scalar"""
+    return x.where(mask.bool(), 0.0).sum() / torch.as_tensor(mask.sum() if denominator is None else denominator).clamp(min=1)
 
 
 def clipped_policy_loss(logprobs, old_logprobs, advantages, mask, *, clip: float = 0.2, denominator=None):
@@ -28,7 +28,7 @@ def clipped_policy_loss(logprobs, old_logprobs, advantages, mask, *, clip: float
     Returns (scalar loss, stats): `ratio` (mean), `clip_frac` (share of tokens whose gradient the clip stopped) and `approx_kl`
     (KL from the old policy, k3), each divided by the same denominator.
     """
-    log_ratio = (logprobs - old_logprobs.detach()) * mask  # 0 on padding, so that exp cannot overflow there
+    log_ratio = (logprobs - old_logprobs.detach()).where(mask.bool(), 0.0)  # 0 on padding, so that exp cannot overflow there
     ratio, advantages = log_ratio.exp(), advantages.detach()
     plain = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - clip, 1 + clip)
@@ -48,13 +48,12 @@ def value_loss(values, old_values, returns, mask, *, clip: float = 0.2, denomina
     All tensors are [B, T]. Gradients flow through `values` only. -> (scalar loss, stats): `value_clip_frac` and `value_error`,
     the mean absolute error against the returns.
     """
-    old_values, returns = old_values.detach(), returns.detach()
+    values, old_values, returns = (x.where(mask.bool(), 0.0) for x in (values, old_values.detach(), returns.detach()))
     clipped = old_values + (values - old_values).clamp(-clip, clip)
     plain_error, clipped_error = (values - returns).square(), (clipped - returns).square()
     loss = 0.5 * masked_mean(torch.maximum(plain_error, clipped_error), mask, denominator)
-    with torch.no_grad():
-        clip_frac = masked_mean((clipped_error > plain_error).to(values.dtype), mask, denominator).item()
-        error = masked_mean((values - returns).abs(), mask, denominator).item()
+    clip_frac = masked_mean((clipped_error > plain_error).to(values.dtype), mask, denominator).item()
+    error = masked_mean((values.detach() - returns).abs(), mask, denominator).item()
     return loss, {"value_clip_frac": clip_frac, "value_error": error}
 
 

@@ -1,6 +1,8 @@
 """Policies, tokenizers and the critic: what is loaded, copied, built and written as a Hugging Face folder."""
 
 import copy
+import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +10,21 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers import logging as hf_logging
+from transformers.modeling_utils import load_state_dict
 
 from vine_mini.decoder.model import Decoder  # noqa: F401  registers it with the Auto classes
 from vine_mini.logprobs import logits_of
+from vine_mini.sampling.fast.probe import sampling_gap
+from vine_mini.sampling.plain import complete
 from vine_mini.types import UserError
 
 PICKLED = (
     "{} has its weights only as .bin files, which are pickle and can run code when they are read: if you trust them, load the "
     "model with transformers, save it with save_pretrained into a folder, and give that folder as --model"
 )
+PROBED = 8  # tokens with which a model is tried out
 
+logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # it would tell of each try to reach the Hub
 hf_logging.set_verbosity_error()
 hf_logging.disable_progress_bar()
 
@@ -44,14 +51,13 @@ def load_policy(name: str, device) -> tuple[Any, Any]:
     if Path(name).exists() or name.startswith((".", "/", "~")):
         _check_folder(Path(name))
     try:
-        config = AutoConfig.from_pretrained(name)
-        for key, value in vars(config).items():
-            if ("dropout" in key or "pdrop" in key) and isinstance(value, float):
-                setattr(config, key, 0.0)
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-        )
+        with warnings.catch_warnings(action="ignore"):
+            config = AutoConfig.from_pretrained(name)
+            for key, value in vars(config).items():
+                if ("dropout" in key or "pdrop" in key) and isinstance(value, float):
+                    setattr(config, key, 0.0)
+            tokenizer, how = AutoTokenizer.from_pretrained(name), dict(use_safetensors=True, output_loading_info=True)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=torch.float32, **how)
     except Exception as error:  # the Hub client, configuration, tokenizer and safetensors each have their own kinds
         if "cannot be loaded with `safetensors`" in str(error):
             raise UserError(PICKLED.format(name)) from error
@@ -59,6 +65,10 @@ def load_policy(name: str, device) -> tuple[Any, Any]:
     model, report = loaded[0].to(device).eval(), loaded[1]
     if report["missing_keys"]:  # transformers would fill them with random numbers
         raise UserError(f"the weights of {name!r} lack {min(report['missing_keys'])} and maybe more: not the whole model")
+    files = [load_state_dict(path, map_location="meta") for path in Path(name).glob("model*.safetensors")]  # dtypes and shapes
+    integers = [key for file in files for key, x in file.items() if key.endswith("weight") and not x.is_floating_point()]
+    if integers or getattr(config, "quantization_config", None):
+        raise UserError(f"the weights of {name!r} are quantized ({', '.join(integers[:1])}): save them as float32 first")
     _check_model(model, tokenizer, name)
     return model, tokenizer
 
@@ -75,26 +85,47 @@ def _check_folder(folder: Path):
 
 @torch.no_grad()
 def _check_model(model, tokenizer, name):
-    vocabulary = model.get_input_embeddings().num_embeddings
+    vocabulary, context = model.get_input_embeddings().num_embeddings, context_length(model)
     if len(tokenizer) > vocabulary:
         raise UserError(f"{name}: the tokenizer has {len(tokenizer)} tokens, the model {vocabulary}")
-    ids = torch.arange(min(3, vocabulary), device=model.device)[None]
+    if context is not None and context < PROBED:
+        raise UserError(f"{name} sees only {context} tokens (max_position_embeddings), too few for a prompt and a response")
+    if getattr(model.config, "num_hidden_layers", 1) < 1:
+        raise UserError(f"{name} has no layers: num_hidden_layers = {model.config.num_hidden_layers} in its config.json")
+    try:
+        fault = _fault(model, vocabulary)
+    except Exception as error:  # another kind of architecture can raise anything here
+        fault = f"it does not run as a decoder ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+    if fault:
+        raise UserError(f"{name}: {fault}; such models are not supported")
+
+
+def _fault(model, vocabulary: int) -> str:
+    """Why a policy cannot be trained, by a forward pass over a few tokens and a few sampled ones; "" for one that can."""
+    ids = torch.arange(PROBED, device=model.device)[None] % vocabulary
+    other = torch.cat([ids[:, :-1], ids[:, -1:] + 1], dim=1) % vocabulary  # the last token differs
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
-    logits = model(input_ids=ids, use_cache=False).logits[0].float()
+    logits, changed = (model(input_ids=x, use_cache=False).logits[0].float() for x in (ids, other))
     if not torch.isfinite(logits).all():
-        raise UserError(f"{name}: its logits are not numbers; the policy has diverged")
+        return "its logits are not numbers, because it has diverged"
+    if not torch.allclose(logits[:-1], changed[:-1], rtol=1e-3, atol=1e-4):
+        return "it looks at later tokens, as encoders do"
     if not torch.allclose(logits_of(model, hidden), logits, rtol=1e-3, atol=1e-4):
-        raise UserError(f"{name}: its logits are not a linear head of its hidden states; such architectures are not supported")
+        return "its logits are not a linear head of its hidden states"
+    return "" if sampling_gap(model, complete) < 5e-2 else "sampled with a cache, its tokens have other log-probs"
 
 
 def eos_ids(model, tokenizer) -> list[int]:
-    """Every id that ends a response. The tokenizer has one, and the model's generation config may have others."""
-    configured = model.generation_config.eos_token_id
+    """Every id that ends a response: the tokenizer's, and those of the model's generation config. Raises UserError."""
+    configured, vocabulary = model.generation_config.eos_token_id, model.get_input_embeddings().num_embeddings
     configured = configured if isinstance(configured, list) else [configured]
-    ids = sorted({i for i in [tokenizer.eos_token_id, *configured] if i is not None})
+    ids = [i for i in [tokenizer.eos_token_id, *configured] if i is not None]
     if not ids:
         raise UserError("neither tokenizer nor model names an end-of-sequence token, so no response could ever finish")
-    return ids
+    for i in ids:
+        if type(i) is not int or not 0 <= i < vocabulary:
+            raise UserError(f"eos_token_id = {i!r} is none of the model's {vocabulary} tokens: correct generation_config.json")
+    return sorted({*ids})
 
 
 def context_length(model) -> int | None:

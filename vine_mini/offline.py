@@ -47,7 +47,7 @@ def dpo_positive_loss(logprobs, ref_logprobs, mask, config, denominator):
         denominator: the pairs of the minibatch.
     Returns (scalar loss, stats): `margin` (mean) and `pair_accuracy`, the share of pairs with a positive margin.
     """
-    right, wrong = ((logprobs - ref_logprobs.detach()) * mask).sum(dim=2).unbind(dim=1)  # [m] each
+    right, wrong = (logprobs - ref_logprobs.detach()).where(mask.bool(), 0.0).sum(dim=2).unbind(dim=1)  # [m] each
     margin = right - wrong - config.dpo_penalty * (-right).clamp(min=0)  # [m]
     loss = -logsigmoid(config.dpo_beta * margin).sum() / denominator
     stats = {"margin": margin.sum().item() / denominator, "pair_accuracy": (margin > 0).sum().item() / denominator}

@@ -6,14 +6,15 @@ Deviations from the paper: an iteration draws `prompts` problems instead of all.
 """
 
 import copy
-import math
 import random
 from collections import defaultdict
 
 import torch
+from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from vine_mini import models
+from vine_mini.health import finite, located
 from vine_mini.offline import example_batches
 from vine_mini.trainer import BAR, Trainer
 from vine_mini.types import Batch, UserError, derive_seed
@@ -58,13 +59,14 @@ class SelfTrainer(Trainer):
             log = defaultdict(list)
             order = rng.sample(examples, len(examples))
             minibatches = [order[i : i + config.minibatch_size] for i in range(0, len(order), config.minibatch_size)]
-            with self._phase(clock, "update"), tqdm(total=len(minibatches), desc="update", **BAR) as bar:
-                for minibatch in minibatches:
+            with self._phase(clock, "update"):
+                for minibatch in tqdm(minibatches, desc="update", **BAR):
                     made += 1
-                    stats = self._update(tokens, minibatch, ref_logprobs, min(1.0, made / max(1, config.warmup)))
+                    where, rows = f"iteration {self.iteration + 1}, minibatch {made}", torch.tensor(minibatch).flatten()
+                    with located(where, tokens, rows, log):
+                        stats = self._update(tokens, minibatch, ref_logprobs, min(1.0, made / max(1, config.warmup)))
                     for name, value in stats.items():
                         log[name].append(value)
-                    bar.update()
             if self.validation_problems:
                 accuracy = self.evaluate(self.validation_problems, with_kl=False)["pass@1"][0]
                 if accuracies and accuracy < max(accuracies):
@@ -86,13 +88,13 @@ class SelfTrainer(Trainer):
             logprobs = self._forward(self.policy, micro).view(shape)  # [m, w, T]
             reference, mask = ref_logprobs[part, :width], micro.response_mask.view(shape)
             loss, parts = self.algorithm.loss(logprobs, reference, mask, self.config, denominator)
-            loss.backward()
+            finite("the loss", loss).backward()
             for name, value in (parts | {"loss": loss.item()}).items():
                 stats[name] += value
-        stats["grad_norm"] = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm).item()
+        norm = clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
+        stats["grad_norm"] = finite("the gradient", norm).item()
         self.optimizer.param_groups[0]["lr"] = stats["lr"] = warm * self.config.lr
-        if math.isfinite(stats["grad_norm"]):
-            self.optimizer.step()
-            self.updates += 1
+        self.optimizer.step()
+        self.updates += 1
         self.optimizer.zero_grad(set_to_none=True)
         return stats

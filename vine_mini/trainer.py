@@ -4,7 +4,6 @@ Deviations from the paper: sampling uses no top-p, because the ratio needs log-p
 rate stays constant after its warm-up. The old log-probs are the sampler's own; in bfloat16 the policy computes them again.
 """
 
-import math
 import time
 from collections import defaultdict
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from vine_mini import models, tasks
@@ -20,6 +20,7 @@ from vine_mini.advantages import whiten
 from vine_mini.algorithms import ALGORITHMS
 from vine_mini.divisors import importance
 from vine_mini.evaluate import evaluate
+from vine_mini.health import finite, located
 from vine_mini.logprobs import response_logprobs, response_values
 from vine_mini.losses import masked_mean, value_loss
 from vine_mini.sampling import rollouts, sample, way
@@ -54,10 +55,10 @@ class Trainer:
         self.reference = models.reference_copy(policy, config.bf16 and not self.algorithm.examples) if with_reference else None
         self.low_precision = models.bfloat16_copy(policy) if config.bf16 else None
         self.critic = models.Critic(policy) if self.algorithm.needs_critic else None
-        groups = [{"params": list(policy.parameters()), "peak_lr": config.lr}]
+        groups = [{"params": list(policy.parameters()), "peak_lr": config.lr, "of": ""}]
         if self.critic:
             critic_lr = config.lr if config.critic_lr is None else config.critic_lr
-            groups.append({"params": list(self.critic.parameters()), "peak_lr": critic_lr})
+            groups.append({"params": list(self.critic.parameters()), "peak_lr": critic_lr, "of": "critic's "})
         self.optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
         self.iteration, self.updates, self.seconds = 0, 0, defaultdict(float)
 
@@ -135,9 +136,10 @@ class Trainer:
         shuffle = torch.Generator().manual_seed(derive_seed(config.seed, self.iteration, "minibatches"))
         orders = [torch.randperm(len(batch), generator=shuffle) for _ in range(config.epochs)]
         minibatches = [rows for order in orders for rows in order.split(config.minibatch_size)]
-        for rows in tqdm(minibatches, desc="update", **BAR):
-            stats = self._accumulate_gradients(batch, rows)
-            stats["skipped"] = float(not self._step(stats))
+        for number, rows in enumerate(tqdm(minibatches, desc="update", **BAR), 1):
+            with located(f"iteration {self.iteration + 1}, minibatch {number}", batch, rows, log):
+                stats = self._accumulate_gradients(batch, rows)
+                stats["skipped"] = float(not self._step(stats))
             for name, value in stats.items():
                 log[name].append(value)
         first = {f"first_{name}": log[name][0] for name in ("ratio", "approx_kl")}  # 1 and 0 up to rounding
@@ -153,24 +155,23 @@ class Trainer:
             loss, parts = self.algorithm.loss(logprobs, b, self.config, denominator)
             gap = masked_mean((logprobs.detach() - b.old_logprobs).abs(), b.response_mask, denominator)
             parts |= {"loss": loss.item(), "gap": gap.item()}
-            loss.backward()
+            finite("the loss", loss).backward()
             if self.critic:
                 values, clip = self._forward(self.critic, b), self.config.value_clip
                 loss, more = value_loss(values, b.values, b.returns, b.response_mask, clip=clip, denominator=denominator)
-                loss.backward()
+                finite("the critic's loss", loss).backward()
                 parts |= more | {"value_loss": loss.item()}
             for name, value in parts.items():
                 stats[name] += value
         return stats
 
     def _step(self, stats: dict) -> bool:
-        """One update of policy and critic. -> whether it was made: it is not where the ratio or the gradients have exploded"""
+        """One update of policy and critic. -> whether it was made: it is not where the ratio has exploded"""
         groups, limit = self.optimizer.param_groups, self.config.max_grad_norm
-        norms = [torch.nn.utils.clip_grad_norm_(group["params"], limit).item() for group in groups]
+        norms = [finite(f"the {group['of']}gradient", clip_grad_norm_(group["params"], limit)).item() for group in groups]
         warm = min(1.0, (self.updates + 1) / max(1, self.config.warmup))  # the learning rate rises linearly over the warm-up
         stats |= {"grad_norm": norms[0], "lr": warm * self.config.lr}
-        sound = stats["ratio"] <= self.config.max_ratio and all(map(math.isfinite, norms))
-        if sound:
+        if sound := stats["ratio"] <= self.config.max_ratio:
             for group in groups:
                 group["lr"] = warm * group["peak_lr"]
             self.optimizer.step()
@@ -199,8 +200,8 @@ class Trainer:
         try:
             with models.autocast(self.device, self.config.bf16):
                 if model is self.critic:
-                    return response_values(model, *inputs)
-                return response_logprobs(model, *inputs, temperature=self.config.temperature)
+                    return finite("a critic's value", response_values(model, *inputs))
+                return finite("a log-prob", response_logprobs(model, *inputs, temperature=self.config.temperature))
         finally:
             model.eval()
 

@@ -3,11 +3,14 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from kills import killed_before_change, largest_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from vine_mini.app import checkpoint
 from vine_mini.app.config import TrainConfig
@@ -76,6 +79,77 @@ def test_what_a_resumed_run_refuses(empty_folder, no_pictures, capsys):
         file.write('{"iteration": 2, "rew')  # a crash while writing
     assert main(["train", "--resume", "run", "--iterations", "2"]) == 0
     assert [json.loads(line)["iteration"] for line in Path("run/metrics.jsonl").read_text().splitlines()] == [0, 1, 2]
+
+
+@pytest.fixture(scope="module")
+def ppo_run(tmp_path_factory):
+    """The folder of a run of one iteration."""
+    folder = tmp_path_factory.mktemp("ppo") / "run"
+    flags = [*QUICK, "--iterations", "1", "--algorithm", "ppo", "--out", str(folder)]
+    assert main(["train", *flags]) == 0
+    return folder
+
+
+def moment(tensors):
+    return next(name for name in tensors if name.endswith("exp_avg"))
+
+
+def without(text):
+    return lambda tensors, counters: [tensors.pop(name) for name in [*tensors] if text in name]
+
+
+def counts(tensors, counters, **changed):
+    counters.update(changed)
+
+
+DAMAGE = {
+    **{f"iteration {x!r}": partial(counts, iteration=x) for x in (-1, 1.5, "7", None, True, [1], float("nan"))},
+    **{f"seconds {x!r}": partial(counts, seconds=x) for x in (7, "x", [1], {"a": "b"}, {"a": -1}, {"a": float("nan")})},
+    "no updates": lambda t, c: c.pop("updates"),
+    "no moments": without("exp_avg"),
+    "one moment lost": lambda t, c: t.pop(moment(t)),
+    "one parameter's state lost": without("optimizer.3."),
+    "a moment renamed": lambda t, c: t.update({"optimizer.0.other": t.pop(moment(t))}),
+    "a moment of another shape": lambda t, c: t.update({moment(t): torch.zeros(3)}),
+    "a moment of no parameter": lambda t, c: t.update({"optimizer.999.exp_avg": torch.zeros(3)}),
+    "a negative parameter": lambda t, c: t.update({"optimizer.-1.step": t.pop("optimizer.0.step")}),
+    "odd names": lambda t, c: t.update({"optimizer": torch.zeros(1)}),
+    "more odd names": lambda t, c: t.update({"optimizer.x.step": torch.zeros(1)}),
+    "the critic lost": without("critic."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_checkpoint_with_odd_contents_is_refused_and_nothing_is_lost(name, ppo_run, capsys):
+    state = (ppo_run / "policy" / checkpoint.STATE).resolve()
+    whole, tensors = state.read_bytes(), load_file(state)
+    with safe_open(state, "pt") as file:
+        counters = json.loads(file.metadata()["counters"])
+    DAMAGE[name](tensors, counters)
+    save_file(tensors, state, {"counters": json.dumps(counters)})
+    before = {path: path.stat().st_mtime_ns for path in ppo_run.rglob("*")} | {ppo_run: 0}
+    try:
+        assert main(["train", "--resume", str(ppo_run), "--iterations", "2"]) == 2
+    finally:
+        state.write_bytes(whole)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and ("is damaged" in said or "belongs to another model" in said)
+    assert {path for path in ppo_run.rglob("*")} | {ppo_run} == set(before)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl"])
+@pytest.mark.parametrize("line", [b"\xff", b"[1]", b"{}", b'{"iteration": "1"}', b'{"iteration": 1, "reward": "x"}', b'{"iteration": 0, "eval": 5}', b'{"iteration": 0, "validation": {"pass@1": []}}'])  # fmt: skip
+def test_a_log_with_odd_lines_is_refused_and_kept(name, line, ppo_run, capsys):
+    log = ppo_run / name
+    whole = log.read_bytes()
+    log.write_bytes(whole + line + b"\n")
+    try:
+        assert main(["train", "--resume", str(ppo_run), "--iterations", "2"]) == 2
+        assert log.read_bytes() == whole + line + b"\n"
+    finally:
+        log.write_bytes(whole)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and str(log) in said
 
 
 SMALL = TrainConfig(

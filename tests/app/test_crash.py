@@ -50,6 +50,7 @@ class TinyTrainer:
             self.iteration += 1
             self.seconds["update"] += 1.0
             metrics = {"iteration": self.iteration, "loss": loss.item(), "reward": 0.0, "truncated": 0.0}
+            metrics |= {"episodes": self.iteration, "length": 1.0}
             yield metrics, self.iteration, None
 
     def sampler(self):

@@ -67,8 +67,29 @@ def test_rows_that_a_crash_has_cut_are_left_out_and_other_damage_is_named(tmp_pa
     for cut in range(len(text)):
         path.write_text(text[:cut], encoding="utf-8")
         assert files.read_rows(path) == rows[: text[:cut].count("\n")]
+    content = text.encode()
+    for cut in range(len(content)):  # also inside a character
+        path.write_bytes(content[:cut])
+        assert files.read_rows(path) == rows[: content[:cut].count(b"\n")]
     path.write_text('{"a"\n' + json.dumps({"b": 2}) + "\n")
     with pytest.raises(UserError, match=r"rows.jsonl, line 1: not JSON"):
+        files.read_rows(path)
+
+
+@pytest.mark.parametrize(
+    "line, says",
+    [
+        (b"[" * 100_000, "line 2: not JSON"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "line 2: not JSON"),
+        (b"[1]", "line 2: not JSON"),
+        (b"7", "line 2: not JSON"),
+        (b'"\xff"', "is not UTF-8"),
+    ],
+)
+def test_rows_of_other_programs_are_named(tmp_path, line, says):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"a": 1}\n' + line + b"\n")
+    with pytest.raises(UserError, match=rf"rows.jsonl.*{says}"):
         files.read_rows(path)
 
 

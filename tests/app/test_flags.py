@@ -57,6 +57,47 @@ def test_a_saved_prompt_may_look_like_a_flag(empty_folder):
     assert parse(TrainConfig, "train", ["--preset", "saved.yaml"]).prompt == "--steps {question}"
 
 
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("out: elsewhere", "remove 'out'"),
+        ("resume: runs/other", "remove 'resume'"),
+        ("yes: true", "unknown field True"),
+        ("'yes': true", "remove 'yes'"),
+        ("lr: &a 1\nclip: *a", "anchors"),
+        ("a: &a x\n" + "".join(f"{n}: &{n} [*{m}, *{m}, *{m}, *{m}]\n" for m, n in zip("abcdefghijklmnop", "bcdefghijklmnopq", strict=True)), "anchors"),
+        ("[" * 5000, "field: value"), ("a: " + "{b: " * 5000, "one value each"),
+        ("seed: " + "9" * 5000, "not YAML"),
+        ("date: 2025-99-99", "not YAML"),
+        ("lr: [1]", "one value each"),
+        ("prompt: ['a {question}']", "one value each"),
+        ("? [a]\n: 1", "one value each"),
+        ('model: "a\\0b"', "not UTF-8"),
+        ('model: "a\\uDCE9"', "not UTF-8"),
+    ],
+)  # fmt: skip
+def test_a_preset_of_somebody_else_is_refused_in_one_line(text, says, empty_folder, capsys):
+    """One with `resume` or `out` wrote into another run; 428 bytes of anchors kept the loader busy for 40 seconds."""
+    Path("other.yaml").write_text(text)
+    assert main(["train", "--preset", "other.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert says in said and said.count("\n") == 1 and len(said) < 700
+
+
+def test_what_the_user_wrote_is_echoed_in_part_and_without_control_characters(capsys):
+    for words in (["train", "--task", "x" * 5000], ["y" * 5000], ["train", "--lr", "\x1b[2J"], ["train", "--out", "caf\udce9"]):
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and len(said) < 700 and said.strip().isprintable()
+
+
+def test_a_saved_config_may_write_numbers_as_yaml_does_not(empty_folder):
+    """YAML reads 1e-5 as text, which a resumed run compared with a number."""
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text("lr: 1e-5")
+    assert parse(TrainConfig, "train", ["--resume", "run"]).lr == 1e-5
+
+
 def test_two_whole_configurations_at_once_are_refused(tmp_path, capsys):
     assert main(["train", "--preset", "arithmetic", "--resume", str(tmp_path)]) == 2
     assert "give one of them" in capsys.readouterr().err

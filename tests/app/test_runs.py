@@ -73,7 +73,7 @@ def test_a_start_that_is_killed_anywhere_leaves_a_whole_run_or_none(empty_folder
     n, ended = 0, [True]
     while ended:
         with killed_before_change(n, empty_folder) as ended:
-            Run.start(Path("run"), TrainConfig(), {"greedy": 1})
+            Run.start(Path("run"), TrainConfig(), {"pass@1": [1, None]})
         if Path("run").exists():
             assert lines("metrics.jsonl") == [0] and parse(TrainConfig, "train", ["--resume", "run"]).resume == "run"
             shutil.rmtree("run")

@@ -47,12 +47,14 @@ def test_accuracy_and_efficiency_by_hand():
     [swapped] = claims.accuracy(runs([0.1, 0.3, 0.4, 0.5], [0.1, 0.5, 0.7, 0.8]))
     assert swapped.verdict == "does not hold" and swapped.part == found.part == "equal seconds"
     made += [a_run("decisive", "vineppo", s, [0.1, 0.4, 0.6 + s / 100], config=PAPERS["decisive"]) for s in range(5)]
-    equal, found = claims.accuracy(made)  # at 128 and 256 episodes: .4 - .3 - .01 s and .6 - .4
-    assert equal.values == pytest.approx([15.0 - s / 2 for s in range(5)]) and equal.part == "equal episodes"
-    by_unit = {f.what: f for f in claims.efficiency(made)}
-    assert len(by_unit) == 2 and all("in 5 of 5 runs" in what for what in by_unit)
-    for f in by_unit.values():  # PPO needs all of its run, VinePPO a third of it
-        assert 2.718281828 ** f.interval[0] == pytest.approx(3.0) and f.verdict == "holds"
+    equal, found = claims.accuracy(made)  # at 230 and 256 episodes: .56 - .38 - .002 s and .6 - .4
+    assert equal.values == pytest.approx([19.0 - s / 10 for s in range(5)]) and equal.part == "equal episodes"
+    by_part = {f.part: f for f in claims.efficiency(made)}
+    assert len(by_part) == 4 and all("in 5 of 5 runs" in f.what for f in by_part.values())
+    for unit in ("updates", "seconds"):  # PPO needs all of its run; VinePPO with K = 1 needs a third of it, and with K = 9 a half
+        few, papers = by_part[f"{unit}, K = 1"], by_part[f"{unit}, K = 9"]
+        assert 2.718281828 ** few.interval[0] == pytest.approx(3.0) and few.verdict == papers.verdict == "holds"
+        assert 2.718281828 ** papers.values[0] == pytest.approx(2.0)
     slow = runs([0.1, 0.2, 0.2, 0.2], [0.1, 0.3, 0.4, 0.5])
     for run in slow:
         for check in run["checks"]:
@@ -70,7 +72,10 @@ def test_generalization_and_kl_compare_at_equal_accuracy():
     made = [a_run("decisive", "vineppo", s, steep, kl=[0.0, 0.1, 0.2, 0.3]) for s in range(5)]
     made += [a_run("decisive", "ppo", s, steep, kl=[0.0, 0.2, 0.4, 0.6]) for s in range(5)]
     [found] = claims.kl(made)
-    assert found.interval[0] == pytest.approx(sum(0.5 * 0.05 * i for i in range(1, 13)) / 12) and found.verdict == "holds"
+    expected = sum(0.5 * 0.05 * i for i in range(1, 13)) / 12
+    assert found.interval[0] == pytest.approx(expected) and found.verdict == "holds" and found.part == "K = 1"
+    made += [a_run("decisive", "vineppo", s, steep, kl=[0.0, 0.0, 0.0, 0.0], config=PAPERS["decisive"]) for s in range(5)]
+    assert [f.interval[0] for f in claims.kl(made)] == pytest.approx([2 * expected, expected])
 
 
 def test_rollouts_and_temperature_by_hand():
@@ -166,6 +171,11 @@ def test_the_intervals_of_a_claim_are_corrected_for_their_number():
     assert all(f.comparisons == 2 for f in corrected) and [f.values for f in found] == [f.values for f in corrected]
     assert corrected[0].interval[1] < found[0].interval[1] < found[0].interval[2] < corrected[0].interval[2]
     assert set(claims.MEASURES) == set(CLAIMS) == set(claims.PAPER)
+
+
+def test_nothing_is_shown_before_all_seeds_have_run():
+    made = runs([0.1, 0.5, 0.7, 0.8], [0.1, 0.3, 0.4, 0.5])
+    assert [claims.judge("accuracy", made, seeds)[0].verdict for seeds in (5, 6)] == ["holds", "not shown"]
 
 
 def test_claims_share_runs():
@@ -281,10 +291,8 @@ def test_the_command_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     assert [c for c in ("accuracy", "efficiency", "values", "rollouts") if f"| {c} " not in text] == [], text
     again = Path("runs/claims-quick/runs.jsonl").read_text().splitlines()
     assert again[:3] == lines[:3] and set(lines) <= set(again)  # a run repeats exactly: its seconds follow from its work
-    assert (
-        Path("runs/claims-quick/claims.png").stat().st_size > 20_000
-        and Path("runs/claims-quick/curves.png").stat().st_size > 20_000
-    )
+    for name in ("claims", "accuracy", "curves"):
+        assert Path(f"runs/claims-quick/{name}.png").stat().st_size > 20_000
     assert Path("runs/claims-quick/checks.csv").read_text().startswith("task,seed,config,iteration")
     every = Path("runs/claims-quick/runs.jsonl").read_text()
     assert main(["study", "--quick", "--claims", "accuracy", "rollouts", "--workers", "1"]) == 0

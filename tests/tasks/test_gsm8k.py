@@ -47,10 +47,16 @@ def test_spellings_of_other_numbers(spelling, answer):
     "response",
     ["72", "The answer is 72", "#### ", "####", "#### seventy-two", "#### 71", "#### 720", "#### -72", "#### 7 2", "#### 71 or 72", "#### 72 71",
      "#### 71\n#### 72", "#### 72\n#### 71", "#### 72/0", "#### 72.5", "#### 72e1", "#### 72:00", "#### 7,2", "### 72", "#### \n72",
-     "#### 72 = 72", "#### 144/2", "#### 72k", "#### 72 million", "#### 72\u00b2", "#### 0,072", "#### \u201372", "<<#### 72>>", "#### " + "9" * 9999, "#### 72" + "0" * 9999],
+     "#### 72 = 72", "#### 144/2", "#### 72k", "#### 72 million", "#### 72\u00b2", "#### 0,072", "#### \u201372", "<<#### 72>>", "#### -/72", "#### /72", "#### x/72", "#### -(72)", "#### -**72**", "#### > 72",
+     "#### < 72", "#### \u226472", "#### != 72", "#### ~72", "#### \u221a72", "#### |72|", "#### \\72", "#### 72/(x)", "#### 72/", "#### 72 \u00f7 x", "#### 72 ^ x", "#### " + "9" * 9999, "#### 72" + "0" * 9999],
 )  # fmt: skip
 def test_what_does_not_count_as_72(response):
     assert not gsm8k.is_correct(response, "72")
+
+
+@pytest.mark.parametrize("spelling", ["--72", "-$-72", "- -72", "-/72", "-(72)", "-**72**"])
+def test_two_signs_or_a_sign_apart_are_no_number(spelling):
+    assert gsm8k.extract_answer(f"#### {spelling}") is None
 
 
 def test_the_same_answer_twice_is_one_answer():
@@ -67,7 +73,22 @@ def test_the_grader_is_quick_on_anything():
 
 @pytest.mark.parametrize(
     "line",
-    ["The answer is 72", "**Answer:** 72", "Answer 72", "x = 72", "Total: $72", "USD 72", "-> 72", "\u20ac72", "Janet makes $72"],
+    [
+        "The answer is 72",
+        "**Answer:** 72",
+        "Answer 72",
+        "x = 72",
+        "Total: $72",
+        "USD 72",
+        "-> 72",
+        "=> 72",
+        "\u20ac72",
+        "Janet makes $72",
+        "$72/hour",
+        "72 miles / hour",
+        "72!",
+        "(72)",
+    ],
 )
 def test_words_before_the_number(line):
     assert gsm8k.is_correct(f"#### {line}", "72")
@@ -189,7 +210,8 @@ def test_jsonl_may_hold_any_unicode(tmp_path):
     "row, says",
     [("{", "line 2: not JSON"), ({"question": "q"}, "line 2: needs a text field 'answer'"), ({"answer": "#### 4"}, "needs a text field 'question'"),
      ({"question": "q", "answer": 4}, "needs a text field 'answer'"), ([1], "needs a text field 'question'"),
-     ({"question": "q", "answer": "4"}, "must end in a line '#### number'")],
+     ({"question": "q", "answer": "4"}, "must end in a line '#### number'"), ("[" * 100_000, "line 2: not JSON"), ("7", "needs a text field"),
+     ('{"question": "q", "answer": ' + "9" * 5000 + "}", "line 2: not JSON"), ("null", "needs a text field")],
 )  # fmt: skip
 def test_a_bad_line_is_named(tmp_path, row, says):
     path = write(tmp_path / "train.jsonl", {"question": "q", "answer": "#### 4"}, row)

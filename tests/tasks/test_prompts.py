@@ -77,6 +77,22 @@ def test_a_date_that_cannot_be_fixed_is_refused(tokenizer):
         chat(tokenizer, "{% set f = '%Y' %}{{ strftime_now(f) }}" + PLAIN)
 
 
+@pytest.mark.parametrize(
+    "template",
+    ["{% for m in %}", "{{ 1 / 0 }}", "{{ raise_exception('no system turn') }}", "{{ message.content }}", "{{ day() }}", "{{", 7],
+)
+def test_a_chat_template_that_fails_is_refused(tokenizer, template):
+    with pytest.raises(UserError, match="chat template fails"):
+        chat(tokenizer, template)
+
+
+@pytest.mark.parametrize("template", ["Hello.", "{{ question }}", "{% for m in messages %}{{ m.text }}{% endfor %}"])
+def test_a_chat_template_without_the_question_is_refused(tokenizer, template):
+    """Jinja writes nothing for a name that is not defined, so all prompts were equal."""
+    with pytest.raises(UserError, match="leaves the question out"):
+        chat(tokenizer, template)
+
+
 def test_no_thinking_where_the_template_knows_it(tokenizer):
     knows = PLAIN + "{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}"
     assert chat(tokenizer, knows).endswith("<assistant><think></think>")

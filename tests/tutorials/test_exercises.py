@@ -221,9 +221,34 @@ def test_the_printed_example_of_each_docstring_is_right():
         [0.5403, 0.84147], abs=1e-5
     )
     assert run["ex15"](torch.tensor([[[1, 0]]]), 2).flatten().tolist() == [-0.0625, 0, -0.00390625, 0]
+    logprobs = torch.tensor([[-0.5, -2.0]], requires_grad=True)
+    loss = run["ex19"](logprobs, torch.tensor([[1.0, -0.5]]), torch.ones(1, 2))
+    assert loss.item() == -0.25 and torch.autograd.grad(loss, logprobs)[0].tolist() == [[-0.5, 0.25]]
     zeros = torch.zeros(1, 5, 4)
     assert run["ex17"](zeros, torch.tensor([[-100, 2, 1, -100, -100]])).item() == pytest.approx(1.38629, abs=1e-5)
     assert run["ex18"](torch.tensor([[5, 6, 7, 2, 2, 2]]), [2], 2).tolist() == [[0, 0, 1, 1, 0, 0]]
+
+
+def test_the_gradient_of_ex19_is_that_of_the_mean_reward_by_enumeration():
+    """Responses of two tokens, each of three, from a policy whose second token depends on the first: all nine are counted."""
+    first, second = (
+        torch.randn(3, dtype=torch.float64, requires_grad=True),
+        torch.randn(3, 3, dtype=torch.float64).requires_grad_(),
+    )
+    reward, mask = torch.rand(3, 3, dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64)
+    p, q = first.log_softmax(dim=0), second.log_softmax(dim=1)
+    together = (p[:, None] + q).exp()  # [3, 3], the probability of each response
+    value = (q.exp() * reward).sum(dim=1).detach()  # V of the state after the first token
+    start = (together * reward).sum().detach()
+    total = 0.0
+    for a, b in ((a, b) for a in range(3) for b in range(3)):
+        advantages = torch.stack([value[a] - start, reward[a, b] - value[a]])[None]
+        loss = BY_NUMBER["ex19"].reference(torch.stack([p[a], q[a, b]])[None], advantages, mask)
+        total = total + together[a, b].detach() * 2 * loss  # the loss is a mean over two tokens
+    found = torch.autograd.grad(-total, [first, second], retain_graph=True)
+    exact = torch.autograd.grad((together * reward).sum(), [first, second])
+    for x, y in zip(found, exact, strict=True):
+        torch.testing.assert_close(x, y)
 
 
 def test_stubs_import_nothing_that_gives_the_answer_away():
@@ -239,7 +264,7 @@ def test_the_command_of_the_readme_grades_one_exercise():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     if "raise NotImplementedError" in BY_NUMBER["ex06"].path.read_text(encoding="utf-8"):
         assert done.returncode == 1 and "not implemented yet: ex06" in done.stdout
-    assert re.search(r"1 (failed|passed), 17 deselected", done.stdout)
+    assert re.search(r"1 (failed|passed), 18 deselected", done.stdout)
     assert "Traceback" not in done.stdout and "engine.py" not in done.stdout
 
 
@@ -252,16 +277,34 @@ def test_the_board_shows_what_is_done_failing_and_next(learner, capsys):
     for exercise in EXERCISES:
         exercise.path.write_text(f"def {exercise.function}(*a, **k):\n    raise NotImplementedError('{exercise.file[:4]}')\n")
     said = board(capsys)
-    assert "0 of 18 done" in said and "ex01_choose.py" in said.split("next: ")[1]
+    assert "0 of 19 done" in said and "ex01_choose.py" in said.split("next: ")[1]
     text = "def step_advantages(values, reward):\n    return [b - a for a, b in zip(values, [*values[1:], LAST])]\n"
     BY_NUMBER["ex06"].path.write_text(text.replace("LAST", "0.0"))
     said = board(capsys)
     assert re.search(r"✗ ex06_step_advantages +failing +as if the reward is left out", said) and "ex06" in said.split("fix: ")[1]
     BY_NUMBER["ex06"].path.write_text(text.replace("LAST", "reward"))
     said = board(capsys)
-    assert re.search(r"✓ ex06_step_advantages +done", said) and "1 of 18 done" in said
+    assert re.search(r"✓ ex06_step_advantages +done", said) and "1 of 19 done" in said
     BY_NUMBER["ex01"].path.write_text("def choose(:\n")
     assert "✗ ex01_choose" in board(capsys)
+
+
+def test_an_answer_that_ends_or_keeps_its_process_is_one_line_of_the_board(learner, capsys, monkeypatch):
+    """os._exit ended the board without a word; a loop that swallows every exception kept it busy for ever."""
+    monkeypatch.setattr("grading.EXERCISES", EXERCISES[4:7])
+    monkeypatch.setattr("grading.board.SECONDS", 1)
+    head = "def {}(*a, **k):\n    "
+    for exercise, body in zip(
+        EXERCISES[4:7], ("import os; os._exit(0)", SWALLOWS, "raise NotImplementedError('ex07')"), strict=True
+    ):
+        exercise.path.write_text(head.format(exercise.function) + body)
+    said = board(capsys)
+    assert re.search(r"✗ ex05_\w+ +failing +your code ends the process", said)
+    assert re.search(r"✗ ex06_\w+ +failing +no answer within 1 s", said)
+    assert re.search(r"· ex07_\w+ +untouched", said)
+
+
+SWALLOWS = "while True:\n        try:\n            while True: pass\n        except BaseException: pass"
 
 
 def test_without_the_repository_the_board_says_where_it_is(monkeypatch, tmp_path, capsys):

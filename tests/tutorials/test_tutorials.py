@@ -37,6 +37,17 @@ def test_the_table_names_the_exercises_that_the_tutorials_name():
 
 
 @pytest.mark.parametrize("path", TUTORIALS, ids=named)
+def test_every_question_has_an_answer(path):
+    sections = re.split(r"^## (\d+)\. .*$", (FOLDER / "answers.md").read_text(encoding="utf-8"), flags=re.M)
+    answers = dict(zip(map(int, sections[1::2]), sections[2::2], strict=True))
+    assert list(answers) == [int(p.name[:2]) for p in TUTORIALS]
+    questions = path.read_text(encoding="utf-8").split("# ## Questions")[1]
+    numbers = re.findall(r"^# (\d+)\. ", questions, flags=re.M)
+    assert numbers == [str(n) for n in range(1, len(numbers) + 1)]
+    assert re.findall(r"^(\d+)\. \S", answers[int(path.name[:2])], flags=re.M) == numbers
+
+
+@pytest.mark.parametrize("path", TUTORIALS, ids=named)
 def test_each_is_a_notebook_of_cells_that_ends_in_a_picture_and_questions(path):
     text = path.read_text(encoding="utf-8")
     assert re.match(rf"# %% \[markdown\]\n# # {int(path.name[:2])}\. ", text)
@@ -61,6 +72,21 @@ def test_error_bars_of_tutorials_come_from_the_differences_between_problems(monk
     assert mean_and_error(samples.repeat(1, 9)) == pytest.approx((mean, error))  # copies of samples say nothing new
     mean, error = mean_and_error([[1, 1, 1], [0], []])  # a mean of 3/4; problems deviate by 3/4, -3/4 and 0
     assert mean == 0.75 and error == pytest.approx((2 * 0.75**2 * 3 / 2) ** 0.5 / 4)
+
+
+def test_the_error_of_a_correlation_comes_from_the_differences_between_responses(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    from lesson import correlation_and_error
+
+    truth = torch.randn(200, 3, generator=torch.Generator().manual_seed(0)).tolist()
+    noise = torch.randn(200, 3, generator=torch.Generator().manual_seed(1)).tolist()
+    guess = [[a + b for a, b in zip(x, y, strict=True)] for x, y in zip(truth, noise, strict=True)]
+    assert correlation_and_error(truth, truth) == pytest.approx((1.0, 0.0), abs=1e-3)
+    found, error = correlation_and_error(guess, truth)
+    assert found == pytest.approx(0.5**0.5, abs=3 * error)
+    assert error == pytest.approx((1 - found**2) / 600**0.5, rel=0.3)  # the textbook's error of 600 independent pairs
+    copied = [row * 4 for row in guess], [row * 4 for row in truth]  # copies within a response say nothing new
+    assert correlation_and_error(*copied) == pytest.approx((found, error), abs=1e-4)
 
 
 @pytest.mark.tutorials

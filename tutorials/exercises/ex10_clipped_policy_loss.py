@@ -1,4 +1,4 @@
-"""ex10: PPO's clipped loss (tutorial 05)."""
+"""ex10: PPO's clipped loss (tutorial 06)."""
 
 import torch  # noqa: F401
 

@@ -1,4 +1,4 @@
-"""ex11: three estimates of the KL to the reference (tutorial 06)."""
+"""ex11: three estimates of the KL to the reference (tutorial 07)."""
 
 import torch  # noqa: F401
 

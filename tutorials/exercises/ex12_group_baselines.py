@@ -1,4 +1,4 @@
-"""ex12: GRPO's and RLOO's advantages (tutorial 08)."""
+"""ex12: GRPO's and RLOO's advantages (tutorial 09)."""
 
 import torch  # noqa: F401
 

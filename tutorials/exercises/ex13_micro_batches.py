@@ -1,4 +1,4 @@
-"""ex13: one denominator for all micro-batches (tutorial 05)."""
+"""ex13: one denominator for all micro-batches (tutorial 06)."""
 
 import torch  # noqa: F401
 

@@ -1,4 +1,4 @@
-"""ex14: rotary position encoding (tutorial 10)."""
+"""ex14: rotary position encoding (tutorial 11)."""
 
 import torch  # noqa: F401
 

@@ -1,4 +1,4 @@
-"""ex15: ALiBi, attention with linear biases (tutorial 10)."""
+"""ex15: ALiBi, attention with linear biases (tutorial 11)."""
 
 import torch  # noqa: F401
 

@@ -1,4 +1,4 @@
-"""ex16: NoPE counts. The weights of Theorem 1 (tutorial 12)."""
+"""ex16: NoPE counts. The weights of Theorem 1 (tutorial 13)."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""ex17: this program has a silent mistake (tutorial 05). Find the mistake, fix it, and delete the line that raises."""
+"""ex17: this program has a silent mistake (tutorial 06). Find the mistake, fix it, and delete the line that raises."""
 
 import torch  # noqa: F401
 

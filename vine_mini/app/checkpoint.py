@@ -11,6 +11,7 @@ Seeds follow from the iteration, so a resumed run continues exactly as the unint
 """
 
 import json
+import math
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -21,7 +22,7 @@ from vine_mini.models import load_policy, save_policy
 from vine_mini.types import UserError
 
 STATE = "training_state.safetensors"
-COUNTERS = ("iteration", "updates")
+COUNTERS, MOMENTS = ("iteration", "updates"), ("exp_avg", "exp_avg_sq")
 
 
 def save(trainer, run: Path) -> None:
@@ -40,7 +41,7 @@ def _write(trainer, target: Path) -> None:
     tensors = {f"critic.{name}": x for name, x in trainer.critic.state_dict().items()} if trainer.critic else {}
     for number, moments in trainer.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": x for name, x in moments.items()}
-    counters = {name: getattr(trainer, name) for name in COUNTERS} | {"seconds": trainer.seconds}
+    counters = {name: getattr(trainer, name) for name in COUNTERS} | {"seconds": trainer.seconds, "tensors": len(tensors)}
     discard(target)  # of an interrupted run; no link leads to it
     with whole(target) as fresh:
         save_policy(trainer.policy, trainer.tokenizer, fresh)
@@ -93,9 +94,14 @@ def resume(trainer, run: Path, name: str = "policy") -> None:
         with safe_open(path, "pt", str(trainer.device)) as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
             counters = json.loads(file.metadata()["counters"])
-            numbers, seconds = {name: counters[name] for name in COUNTERS}, counters["seconds"]
-    except (SafetensorError, TypeError, KeyError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({' '.join(str(error).split())})") from error
+            numbers, seconds = {name: counters[name] for name in COUNTERS}, dict(counters["seconds"])
+            if len(tensors) != counters.get("tensors", len(tensors)):  # older checkpoints do not say how many they have
+                raise ValueError("tensors are missing")
+            whole = all(type(x) is int and x >= 0 for x in numbers.values())
+            if not whole or not all(type(x) in (int, float) and 0 <= x < math.inf for x in seconds.values()):
+                raise ValueError(f"its counters are {counters}")
+    except (SafetensorError, TypeError, KeyError, ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}): take another checkpoint") from error
     if not trainer.critic and any(key.startswith("critic.") for key in tensors):
         raise UserError(f"{path.parent} holds a critic, and {trainer.config.algorithm} has none: another algorithm trained it")
     state = trainer.optimizer.state_dict()
@@ -104,6 +110,10 @@ def resume(trainer, run: Path, name: str = "policy") -> None:
             kind, number, name = key.split(".", 2)
             if kind == "optimizer":
                 state["state"].setdefault(int(number), {})[name] = x
+        parameters = [p for group in trainer.optimizer.param_groups for p in group["params"]]
+        for number, moments in state["state"].items():
+            if {name: x.shape for name, x in moments.items()} != {"step": ()} | dict.fromkeys(MOMENTS, parameters[number].shape):
+                raise ValueError(f"moments of parameter {number}")
         trainer.policy.load_state_dict(policy.state_dict())
         trainer.optimizer.load_state_dict(state)
         if trainer.critic:

@@ -9,14 +9,17 @@ import torch
 from tqdm import tqdm
 
 from vine_mini import models, tasks
+from vine_mini.algorithms import ALGORITHMS
 from vine_mini.app import checkpoint
 from vine_mini.app.config import EvaluateConfig, SampleConfig, SFTConfig, TrainConfig
+from vine_mini.app.cost import STATES, check_cost
 from vine_mini.app.files import locked, whole, write_text
 from vine_mini.app.loop import train_run
 from vine_mini.app.memory import format_memory, memory_estimate
 from vine_mini.app.runs import Run, check_writable, new_folder
 from vine_mini.app.setup import build_trainer, policy_name, task_name
 from vine_mini.app.sft import imitate, model_card
+from vine_mini.app.tables import visible
 from vine_mini.evaluate import evaluate, table, verdict
 from vine_mini.sampling import sample as sample_responses
 from vine_mini.sampling import way
@@ -36,6 +39,7 @@ def train(config: TrainConfig) -> int:
         print(f"lr = {config.lr:g}, the default for a policy of {trainer.policy.num_parameters():,} parameters")
     print(f"{machine(trainer.device)}; {len(trainer.prompts)} training and {len(trainer.test_prompts)} test problems")
     print(f"{format_memory(memory_estimate(trainer))}; sampling: {way(trainer.sampler())}")
+    check_cost(config, trainer.policy.num_parameters(), *_responses(config, len(trainer.test_prompts)))
     if not config.resume:
         before = trainer.evaluate(with_kl=False)
         if before["truncated"][0] > 0.5:
@@ -58,6 +62,15 @@ def train(config: TrainConfig) -> int:
     return 0 if finished else INTERRUPTED
 
 
+def _responses(config: TrainConfig, tests: int) -> tuple[float, float]:
+    """The responses of a training run, and those in memory at the same time. One iteration, where seconds limit the run."""
+    iterations = 1 if config.max_seconds else config.iterations
+    rollouts = STATES * config.k if ALGORITHMS[config.algorithm].needs_rollouts else 0
+    an_iteration, an_evaluation = config.prompts * config.group * (1 + rollouts), tests * config.eval_samples
+    evaluations = 2 + (iterations // config.eval_every if config.eval_every else 0)
+    return iterations * an_iteration + evaluations * an_evaluation, max(an_iteration, an_evaluation)
+
+
 def evaluate_best(trainer: Trainer, folder: Path, iteration: int) -> dict:
     """Measures RUN/best, the policy of an iteration, on the test problems. -> {name: evaluation}, also in its evaluation.json"""
     policy, _ = models.load_policy(str(folder / "best"), trainer.device)
@@ -71,7 +84,7 @@ def evaluate_best(trainer: Trainer, folder: Path, iteration: int) -> dict:
 def sft(config: SFTConfig) -> int:
     """The `sft` command."""
     folder = new_folder(config.out, f"sft-{task_name(config)}")
-    model, tokenizer, loss, lr = imitate(config)
+    model, tokenizer, loss, lr = imitate(config, folder)
     result = _evaluate(config, model, tokenizer, config.eval_temperature, config.eval_problems, config.eval_samples)
     measured = table({f"temperature {config.eval_temperature:g}": result})
     print(measured)
@@ -116,6 +129,7 @@ def _evaluate(config, model, tokenizer, temperature: float, limit: int, n: int, 
     if reference is not None and reference.config.vocab_size != model.config.vocab_size:
         raise UserError(f"--reference has {reference.config.vocab_size} tokens, the policy {model.config.vocab_size}: no KL")
     prompts, sampling = _prompts_and_sampling(config, model, tokenizer, problems, temperature, top_p)
+    check_cost(config, model.num_parameters(), len(prompts) * (n + 1), len(prompts) * n)
     parts = model, tokenizer, tasks.get(config.task), problems, prompts, sampling
     with tqdm(total=len(prompts) * (n + 1), desc="evaluate", dynamic_ncols=True) as bar:
         return evaluate(*parts, n=n, seed=config.seed, reference=reference, progress=bar.update)
@@ -132,12 +146,13 @@ def sample(config: SampleConfig) -> int:
         problem = problems[config.problem]
     asked = problem or Problem(config.question, "", "")
     prompts, sampling = _prompts_and_sampling(config, model, tokenizer, [asked], config.temperature, config.top_p)
+    check_cost(config, model.num_parameters(), config.n, config.n)
     responses = sample_responses(model, prompts * config.n, sampling, seed=config.seed)
-    print(asked.question + (f"   (answer: {problem.answer})" if problem else ""))
+    print(visible(asked.question) + (f"   (answer: {visible(problem.answer)})" if problem else ""))
     for i, t in enumerate(responses):
         reward = None if problem is None else tasks.grade(tasks.get(config.task), problem, t, tokenizer)
         print(f"\n--- {i + 1}: {verdict(reward, t.finished)}, {len(t.response_ids)} tokens, log-prob {sum(t.logprobs):.2f}")
-        print(tokenizer.decode(t.response_ids, skip_special_tokens=True))
+        print(visible(tokenizer.decode(t.response_ids, skip_special_tokens=True)))
     return 0
 
 

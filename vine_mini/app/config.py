@@ -33,12 +33,14 @@ class Range:
         return start if self.high == math.inf else f"{start} and at most {self.high}"
 
 
-Count = Annotated[int, Range(1)]
-Whole = Annotated[int, Range(0)]
+Count = Annotated[int, Range(1, 10**9)]
+Several = Annotated[int, Range(2, 10**9)]
+Whole = Annotated[int, Range(0, 10**9)]
 Amount = Annotated[float, Range(0)]
 Positive = Annotated[float, Range(0, above=True)]
 Share = Annotated[float, Range(0, 1)]
 PositiveShare = Annotated[float, Range(0, 1, above=True)]
+Seconds = Annotated[float, Range(0, 7 * 86_400, above=True)]
 Seed = Annotated[int, Range(0, 2**31)]
 
 
@@ -69,20 +71,19 @@ class Common:
 
     task: str = knob(next(iter(tasks.BUILT_IN)), f"Problems: {', '.join(tasks.BUILT_IN)}, or the path of your own task file.")
     data: str | None = knob(None, "Folder or file of the problems, for tasks that read them. Left out: the Hub, if there.")
-    steps: Count | None = knob(None, "Generated tasks: operations in a problem. Left out: the task's own number.")
+    steps: Annotated[int, Range(1, 200)] | None = knob(None, "Generated tasks: operations. Left out: the task's own number.")
     min_steps: Count | None = knob(None, "Generated tasks: fewest operations, if problems of several lengths are wanted.")
-    max_number: Annotated[int, Range(3)] = knob(20, "Generated tasks: no number in a solution is larger.")
+    max_number: Annotated[int, Range(3, 10**9)] = knob(20, "Generated tasks: no number in a solution is larger.")
     prompt: str | None = knob(None, "Prompt with {question} in it. Left out: the task's own.")
     chat: bool = knob(False, "Put the prompt into the tokenizer's chat template, for instruction-tuned models.")
     date: str | None = knob(None, "The date that chat templates see, as 2025-01-31. Left out: the day on which the run starts.")
-    model: str | None = knob(
-        None, "Policy: Hub name, folder, or shipped (arithmetic-12). Left out: the task's.", aliases=["--policy"]
-    )
+    model: str | None = knob(None, "Policy: Hub name, folder, or shipped name. Left out: the task's.", aliases=["--policy"])
     device: str = knob("auto", "auto, cpu, cuda, cuda:1, ..., or mps (an Apple GPU; auto never takes it).")
     bf16: bool = knob(False, "Sample and compute in bfloat16; the weights that are updated stay float32.")
     seed: Seed = knob(0, "Seed of everything random.")
     sample_batch_size: Count = knob(512, "Responses decoded at once; bounds the memory of the KV cache.")
     max_new_tokens: Count | None = knob(None, "Most tokens of a response; a cut one counts as wrong. Left out: the task's own.")
+    yes: bool = knob(False, "Go on although the estimate says more than a week, or far more memory than there is.")
 
     def __post_init__(self):
         if self.task.endswith(".py"):
@@ -125,9 +126,7 @@ class TrainConfig(Common):
     k: Count = knob(3, "vineppo: Monte Carlo rollouts for each state (paper: 9).")
     mc_lam: Share = knob(0.5, "vineppo: GAE's lambda over the Monte Carlo values after a step (paper: 0).")
     mc_mu: Share = knob(0.5, "vineppo: the same over the values before the step, for the baseline (paper: 0).")
-    max_states: Count | None = knob(
-        None, "vineppo: estimate only so many values of a response (official code: 26). Left out: all."
-    )
+    max_states: Count | None = knob(None, "vineppo: estimate only so many values of a response (official code: 26).")
     step_tokens: Count | None = knob(None, "vineppo: cut a step every so many tokens instead of at newlines.")
     scale_by_std: bool = knob(True, "grpo: divide by the standard deviation of the group (Dr. GRPO: no).")
     divisor: str = knob("tokens", "Of the policy loss: tokens, sequences (GRPO) or constant (Dr. GRPO); see divisors.py.")
@@ -188,19 +187,17 @@ class SFTConfig(Common):
     lr: Amount | None = knob(None, "Peak of a one-cycle schedule. Left out: 3e-3 for a new model, or 10 times that of `train`.")
     weight_decay: Amount = knob(0.0, "AdamW's weight decay.")
     max_grad_norm: Positive = knob(1.0, "Gradients are scaled down to this norm.")
-    error_rate: Share = knob(
-        0.0, "Generated tasks: probability that a demonstrated step's result is random (`decisive`: a product)."
-    )
-    hidden: int = knob(64, "New model: hidden size, a multiple of 16.")
-    layers: Count = knob(3, "New model: layers.")
-    vocab_size: Annotated[int, Range(258)] = knob(400, "New model: tokens of its byte-level BPE.")
+    error_rate: Share = knob(0.0, "Generated tasks: probability that a demonstrated step's result is random.")
+    hidden: Annotated[int, Range(16, 4096)] = knob(64, "New model: hidden size, a multiple of 16.")
+    layers: Annotated[int, Range(1, 100)] = knob(3, "New model: layers.")
+    vocab_size: Annotated[int, Range(258, 10**6)] = knob(400, "New model: tokens of its byte-level BPE.")
     eval_problems: Whole = knob(200, "Test problems in the evaluation at the end; 0: all.")
     eval_samples: Count = knob(4, "Samples for each of them.")
     eval_temperature: Amount = knob(1.0, "Of those samples.")
 
     def __post_init__(self):
         super().__post_init__()
-        if self.hidden < 16 or self.hidden % 16:
+        if self.hidden % 16:
             raise UserError(f"hidden = {self.hidden}: must be a multiple of 16, the size of a head")
 
 
@@ -226,11 +223,6 @@ class SampleConfig(Common):
     temperature: Amount = knob(1.0, "0 gives the one most likely response.")
     top_p: PositiveShare = knob(1.0, "Nucleus sampling.")
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.question is not None and not self.question.strip():
-            raise UserError("--question is empty")
-
 
 @dataclass
 class CreditConfig(Common):
@@ -238,7 +230,7 @@ class CreditConfig(Common):
 
     run: str | None = knob(None, "A run folder: its policy, the fields of its config.yaml and, if it trained one, its critic.")
     problem: Whole = knob(0, "Number of the test problem.")
-    group: Annotated[int, Range(2)] = knob(8, "Responses to it, which grpo compares. A small group is often all wrong.")
+    group: Several = knob(8, "Responses to it, which grpo compares. A small group is often all wrong.")
     response: Whole | None = knob(None, "Number of the response in the group. Left out: the first wrong one, or else the first.")
     k: Count = knob(9, "vineppo: Monte Carlo rollouts for each state (paper: 9).")
     truth: Whole = knob(0, "Rollouts for each state of a column to compare with, such as 256; 0: no such column.")
@@ -259,8 +251,8 @@ class CreditCostConfig(TrainConfig):
     """Measure what Monte Carlo credit costs and what it is worth, for your policy and your settings of `train`."""
 
     run: str | None = knob(None, "A run folder: its policy, the fields of its config.yaml and, if it trained one, its critic.")
-    problems: Annotated[int, Range(2)] = knob(24, "Training problems, with `group` responses each, whose states are rolled out.")
-    pool: Annotated[int, Range(4)] = knob(32, "Rollouts for each state, from which the noise of every K follows.")
+    problems: Several = knob(24, "Training problems, each with `group` responses, whose states are rolled out.")
+    pool: Annotated[int, Range(4, 10**9)] = knob(32, "Rollouts for each state, from which the noise of every K follows.")
     ks: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 9], metadata={"help": "vineppo: the K to judge."})
 
     def __post_init__(self):
@@ -279,7 +271,7 @@ class CreditCostConfig(TrainConfig):
 class DemoConfig:
     """Train VinePPO, PPO and GRPO from the shipped policy for the same time each, and compare them."""
 
-    seconds: Positive = knob(45, "Training time of each algorithm.")
+    seconds: Seconds = knob(45, "Training time of each algorithm.")
     algorithms: list[str] = field(default_factory=lambda: ["vineppo", "ppo", "grpo"], metadata={"help": "Trained in this order."})
     problems: Count = knob(200, "Test problems in each evaluation.")
     out: str | None = knob(None, "Folder for the picture and the runs; a new one under runs/ when left out.")

@@ -12,6 +12,7 @@ import socket
 from contextlib import contextmanager
 from pathlib import Path
 
+from vine_mini.health import Diverged
 from vine_mini.types import UserError
 
 
@@ -52,14 +53,18 @@ def discard(folder: Path) -> None:
 def read_rows(path: Path) -> list[dict]:
     """The rows of a file of JSON lines; none if there is no file. A last line without its end was cut by a crash and is left out.
 
-    Raises UserError for another line that is not JSON.
+    Raises UserError for a file that is not text, and for another line that is no JSON object.
     """
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else [], 1):
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else [], 1):  # a cut may be in a character
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number}: not JSON; remove the line to go on") from error
+            rows.append(json.loads(line.decode()))
+            if not isinstance(rows[-1], dict):
+                raise ValueError
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not UTF-8 text; move it away to go on") from error
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}, line {number}: not JSON, or no object; remove the line to go on") from error
     return rows
 
 
@@ -75,6 +80,12 @@ def append_row(path: Path, row: dict) -> None:
             file.write(_line(row))
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def write_diverged(folder: Path, error: Diverged, **more) -> None:
+    """Writes what is known of a training that diverged to diverged.json, and names this file in the error's message."""
+    write_text(folder / "diverged.json", json.dumps({"error": str(error)} | error.found | more))
+    error.args = (f"{error}; {folder / 'diverged.json'} has the ids and the metrics",)
 
 
 @contextmanager

@@ -13,7 +13,8 @@ PRESETS = Path(__file__).parent / "presets"
 PRESET_NAMES = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
 # What a resumed run may change: its length, its machine and, not listed here, its evaluation.
 MAY_CHANGE = "resume device data iterations max_seconds save_every keep_every gradient_checkpointing"
-MAY_CHANGE += " sample_batch_size micro_batch_tokens"
+MAY_CHANGE += " sample_batch_size micro_batch_tokens yes"
+OF_A_CALL = ("out", "resume", "yes")  # no preset may choose where a run writes
 
 
 def read_preset(name: str) -> dict:
@@ -22,13 +23,22 @@ def read_preset(name: str) -> dict:
     if not path.is_file():
         raise UserError(f"no preset {name!r}: choose from {PRESET_NAMES}, or give a .yaml file")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        text = path.read_text(encoding="utf-8")
+        for number, event in enumerate(yaml.parse(text)):  # it stops before what takes long: deep nesting, anchors of anchors
+            if getattr(event, "anchor", None):
+                raise UserError(f"{path}: write the values out; anchors (&) and aliases (*) are not read")
+            if isinstance(event, yaml.SequenceStartEvent) or (number > 2 and isinstance(event, yaml.MappingStartEvent)):
+                raise UserError(f"{path} is not YAML of lines 'field: value', with one value each")
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, a number of 5000 digits
+        raise UserError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold lines of the form 'field: value'")
-    for name in values.keys() - {f.name for f in fields(TrainConfig)}:
-        raise UserError(f"{path}: unknown field {name!r}")
+    for name in values:
+        if name in OF_A_CALL:
+            raise UserError(f"{path}: remove {name!r}; only the command line may give --{name}")
+        if name not in {f.name for f in fields(TrainConfig)}:
+            raise UserError(f"{path}: unknown field {name!r}")
     return values
 
 
@@ -62,13 +72,23 @@ def parse(config_class, prog: str, argv: list[str]):
     if issubclass(config_class, Common):
         only = "" if issubclass(config_class, TrainConfig) else " Only the fields that all commands share are taken."
         parser.add_argument("--preset", help=f"Start from these fields: {PRESET_NAMES}, or a YAML file.{only}")
-    given = vars(parser.parse_args([*flags, *argv]))
-    config = config_class(**{name: given[name] for name in names})
-    if "resume" in sources and bool(config.eval_every) != bool(values.get("eval_every")):
-        raise UserError(
-            "--resume cannot begin or end evaluations (eval_every): validation problems would become training problems"
-        )
-    for name, old in vars(TrainConfig(**values)).items() if "resume" in sources else ():
+
+    def read(argv: list[str]):
+        given = vars(parser.parse_args(argv))
+        for name, value in given.items():
+            if isinstance(value, str) and not value.strip():
+                raise UserError(f"--{name} is empty: give it a value, or leave it out")
+            if "\0" in str(value) or str(value).encode(errors="ignore").decode() != str(value):
+                raise UserError(f"{name} = {value}: not UTF-8 text")  # paths too, because libraries that save refuse others
+        return config_class(**{name: given[name] for name in names})
+
+    config = read([*flags, *argv])
+    if "resume" not in sources:
+        return config
+    saved = read(flags)
+    if bool(config.eval_every) != bool(saved.eval_every):
+        raise UserError("--resume cannot begin or end evaluations (eval_every): validation problems would be trained on")
+    for name, old in vars(saved).items():
         if getattr(config, name) != old and name not in MAY_CHANGE.split() and not name.startswith("eval_"):
             raise UserError(f"--resume goes on with {name} = {old}; it cannot change to {getattr(config, name)}")
     return config
@@ -76,7 +96,7 @@ def parse(config_class, prog: str, argv: list[str]):
 
 def to_yaml(config) -> str:
     """A config as YAML for `--preset`, without the run's folder, because the preset will start a run in another folder."""
-    values = {name: value for name, value in asdict(config).items() if name not in ("out", "resume")}
+    values = {name: value for name, value in asdict(config).items() if name not in OF_A_CALL}
     return yaml.safe_dump(values, sort_keys=False)
 
 

@@ -11,14 +11,19 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 from vine_mini.app import checkpoint
+from vine_mini.app.files import write_diverged
 from vine_mini.app.runs import Run
+from vine_mini.health import Diverged, symptoms
 from vine_mini.trainer import Trainer
 
 SAVE_SECONDS = 120.0  # a run that is killed loses no more than about so much training
 
 
 def train_run(trainer: Trainer, run: Run) -> bool:
-    """The loop with its logging and saving. It evaluates after the last iteration. -> False if Ctrl-C or SIGTERM ended it"""
+    """The loop with its logging and saving. It evaluates after the last iteration. -> False if Ctrl-C or SIGTERM ended it
+
+    Raises Diverged, and then leaves diverged.json in the run folder, and the checkpoint of the last good state there was.
+    """
     config = trainer.config
     total = config.max_seconds or config.iterations
 
@@ -27,7 +32,7 @@ def train_run(trainer: Trainer, run: Run) -> bool:
 
     style = dict(dynamic_ncols=True, bar_format="{desc} {percentage:3.0f}% |{bar}| {elapsed}<{remaining}{postfix}")
     with tqdm(total=total, initial=done(), desc=config.algorithm, **style) as bar, _stops_wait(trainer, run) as stop:
-        saved = time.monotonic()
+        saved, said = time.monotonic(), set()
         for metrics, episodes, advantages in trainer.train():
             with stop.unfinished():
                 evaluates = config.eval_every and trainer.iteration % config.eval_every == 0 and not stop.asked
@@ -38,6 +43,10 @@ def train_run(trainer: Trainer, run: Run) -> bool:
                 if run.best(metrics) is metrics:
                     checkpoint.save_best(trainer, run.folder)
                 run.log(metrics, episodes, advantages)
+                for name, says in symptoms(metrics).items():
+                    if says not in said:  # once in a run
+                        bar.write(f"iteration {trainer.iteration}: {name} = {metrics[name]:.3g}: {says}", file=sys.stderr)
+                        said.add(says)
                 kept = config.keep_every and trainer.iteration % config.keep_every == 0
                 due = kept or trainer.iteration % config.save_every == 0 or time.monotonic() - saved >= SAVE_SECONDS
                 if due and not trainer.done:
@@ -95,6 +104,14 @@ def _stops_wait(trainer: Trainer, run: Run):
     before = {number: signal.signal(number, stop.handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
+    except Diverged as error:
+        if not error.found:  # in sampling, and a policy that cannot sample is no good state
+            error.args = (f"iteration {run.rows[-1]['iteration'] + 1}: {error}",)
+        elif stop.weights == stop._version():
+            with stop.unfinished():
+                run.save(trainer)
+        write_diverged(run.folder, error, last_iteration=run.rows[-1])
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

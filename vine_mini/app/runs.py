@@ -7,12 +7,14 @@ curves.png      reward, length, KL and seconds, against episodes; drawn again wh
 checkpoints/    the newest checkpoint, and those that `keep_every` keeps; see `checkpoint.py`.
 policy          a link to the newest checkpoint, which is a Hugging Face folder; `train --resume RUN` continues from it.
 best            a link to the policy with the highest pass@1 on the validation problems, if some were set aside.
+diverged.json   what is known of a number that was not finite, if one has ended the run.
 lock            names the process that writes into the folder at present.
 """
 
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
@@ -34,8 +36,6 @@ def new_folder(out: str | None, name: str) -> Path:
     """
     tries = (Path("runs") / (name if n == 1 else f"{name}-{n}") for n in count(1))
     path = next(path for path in tries if not path.exists()) if out is None else Path(out)
-    if out is not None and not out.strip():
-        raise UserError("--out is empty: name a folder, or leave it out")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} already holds something: choose another --out, or remove it")
     check_writable(path)
@@ -57,8 +57,8 @@ class Run:
         write_text(folder / "config.yaml", to_yaml(config))
         for path in (folder / "metrics.jsonl", folder / "samples.jsonl"):
             if path.exists():
-                write_rows(path, [row for row in read_rows(path) if row["iteration"] <= iteration])
-        self.rows = read_rows(folder / "metrics.jsonl")
+                write_rows(path, [row for row in _rows(path) if row["iteration"] <= iteration])
+        self.rows = _rows(folder / "metrics.jsonl")
         if best := self.best():
             checkpoint.restore_best(folder, best["iteration"])
 
@@ -97,6 +97,19 @@ class Run:
         """Draws the curves so far."""
         plot_run(self.rows, self.folder / "curves.png", f"{self.config.algorithm} on {task_name(self.config)}")
         self.drawn = time.monotonic()
+
+
+def _rows(path: Path) -> list[dict]:
+    """The rows of a file that a run wrote. Raises UserError for a line of which no table or picture could be made."""
+    for number, row in enumerate(rows := read_rows(path), 1):
+        trained = "reward" in row and "steps" not in row  # else the start of a run, or one of the samples
+        with suppress(KeyError, TypeError, IndexError):
+            used = [row[name] for name in (("episodes", "reward", "length") if trained else ())]
+            used += [row[name]["pass@1"][0] for name in ("eval", "validation") if row.get(name)]
+            if type(row["iteration"]) is int and all(type(x) in (int, float) for x in used):
+                continue
+        raise UserError(f"{path}, line {number}: not a line of a run; remove the line to go on")
+    return rows
 
 
 def samples_of(episodes, advantages) -> Iterator[dict]:

@@ -2,35 +2,45 @@
 
 import random
 import shlex
+from pathlib import Path
 
 import torch
+from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from vine_mini import tasks
+from vine_mini.app.cost import check_cost
+from vine_mini.app.files import whole, write_diverged
 from vine_mini.app.setup import policy_name, task_name
+from vine_mini.health import Diverged, finite, located
 from vine_mini.logprobs import response_logprobs
 from vine_mini.losses import masked_mean
-from vine_mini.models import autocast, build_tiny, context_length, default_lr, eos_ids, load_policy, pick_device
+from vine_mini.models import autocast, build_tiny, context_length, default_lr, eos_ids, load_policy, pick_device, save_policy
 from vine_mini.types import Trajectory, UserError, collate
 
 
-def imitate(config):
+def imitate(config, folder: Path):
     """Runs supervised fine-tuning, from `config.model` or from a small new Llama with a tokenizer made for the task.
 
     Returns (model, tokenizer, mean loss of the last hundredth of the updates in nats a token, peak learning rate).
+    Raises Diverged, and then leaves the last good policy and diverged.json in FOLDER-diverged.
     """
     device = pick_device(config.device)
-    train, _ = tasks.load_problems(config)
+    train, test = tasks.load_problems(config)
     rng = random.Random(config.seed)
     task = tasks.get(config.task)
     tasks.demonstration(task, train[0], config.error_rate, rng)  # fails before long work where the task refuses the settings
+    new = config.hidden * (8 * config.layers * config.hidden + config.vocab_size)  # parameters of a new model
+    _check_cost(config, new if config.model is None else 0, len(test))
     model, tokenizer, usual_lr, what = _start(config, train, rng, device)
+    _check_cost(config, model.num_parameters(), len(test))
     prompts = tasks.prompt_ids(train, tokenizer, config)
     longest = 1 + max(map(len, tokenizer([p.solution for p in train], add_special_tokens=False)["input_ids"]))
     if longest > config.max_new_tokens:
         raise UserError(f"the longest solution has {longest} tokens: raise --max_new_tokens (now {config.max_new_tokens})")
     tasks.check_prompts(prompts, context_length(model), config.max_new_tokens)
-    eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else eos_ids(model, tokenizer)[0]
+    ends = eos_ids(model, tokenizer)
+    eos = ends[0] if tokenizer.eos_token_id is None else tokenizer.eos_token_id
 
     lr = usual_lr if config.lr is None else config.lr
     if config.lr is None:
@@ -39,29 +49,47 @@ def imitate(config):
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(config.updates, 2), pct_start=0.05)
     losses = []
     bar = tqdm(range(config.updates), desc="sft", dynamic_ncols=True)
-    for _ in bar:
+    for n in bar:
         rows = []
         for i in rng.choices(range(len(train)), k=config.batch_size):
             text = tasks.demonstration(task, train[i], config.error_rate, rng)
             ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], eos]  # the end of the sequence is learned too
             rows.append(Trajectory(prompts[i], ids, [0.0] * len(ids), finished=True))
-        batch, total = collate(rows, device), 0.0
-        denominator = batch.response_mask.sum()
-        for micro in batch.micro_batches(torch.arange(len(batch)), config.micro_batch_tokens):
-            m = batch.rows(micro)
-            with autocast(device, config.bf16):
-                logprobs = response_logprobs(model, m.input_ids, m.attention_mask, m.response_mask)
-            loss = masked_mean(-logprobs, m.response_mask, denominator)  # nats a token
-            loss.backward()
-            total += loss.item()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        batch = collate(rows, device)
+        try:
+            with located(f"update {n + 1}", batch, torch.arange(len(batch)), {"loss": losses}):
+                losses.append(_gradients(model, batch, config, device))
+        except Diverged as error:
+            folder = folder.with_name(f"{folder.name}-diverged")
+            with whole(folder) as fresh:
+                save_policy(model, tokenizer, fresh)
+            write_diverged(folder, error)
+            raise
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
-        losses.append(total)
-        bar.set_postfix(loss=f"{total:.4f}")
+        bar.set_postfix(loss=f"{losses[-1]:.4f}")
     tail = losses[-max(1, len(losses) // 100) :]
     return model, tokenizer, sum(tail) / max(len(tail), 1), lr
+
+
+def _gradients(model, batch, config, device) -> float:
+    """Computes the clipped gradients of the loss on a batch. -> the loss in nats a token"""
+    denominator, total = batch.response_mask.sum(), 0.0
+    for micro in batch.micro_batches(torch.arange(len(batch)), config.micro_batch_tokens):
+        m = batch.rows(micro)
+        with autocast(device, config.bf16):
+            logprobs = finite("a log-prob", response_logprobs(model, m.input_ids, m.attention_mask, m.response_mask))
+        loss = finite("the loss", masked_mean(-logprobs, m.response_mask, denominator))
+        loss.backward()
+        total += loss.item()
+    finite("the gradient", clip_grad_norm_(model.parameters(), config.max_grad_norm))
+    return total
+
+
+def _check_cost(config, parameters: int, tests: int) -> None:
+    evaluation = min(tests, config.eval_problems or tests) * config.eval_samples
+    check_cost(config, parameters, 3 * config.updates * config.batch_size + evaluation, max(config.batch_size, evaluation))
 
 
 def _start(config, train, rng, device):

@@ -15,6 +15,7 @@ from vine_mini import tasks
 from vine_mini.algorithms import ALGORITHMS
 from vine_mini.app import checkpoint
 from vine_mini.app.config import CreditCostConfig, TrainConfig
+from vine_mini.app.cost import STATES, check_cost
 from vine_mini.app.files import write_text
 from vine_mini.app.runs import new_folder
 from vine_mini.app.setup import build_trainer, task_name
@@ -75,6 +76,8 @@ def measure(config: CreditCostConfig) -> Report:
     trainer = build_trainer(TrainConfig(**settings | {"algorithm": BASE}))
     if config.problems > len(trainer.prompts):
         raise UserError(f"problems = {config.problems}, but there are only {len(trainer.prompts)} training problems")
+    responses = config.problems * config.group * (1 + STATES * config.pool)
+    check_cost(config, trainer.policy.num_parameters(), responses, responses)
     ppo = _trained_critic(config, settings, trainer)
     shared = seconds_of_training(trainer)
     rollouts = {k: seconds_of_rollouts(trainer, k) for k in (1, 3)}  # other K follow from these two
@@ -166,7 +169,7 @@ def timed(function, device):
 
 def sample_pools(trainer: Trainer, problems: int, m: int):
     """m rollouts from each state of a group of responses to each problem. -> the pools, the episodes that they belong to"""
-    group, pools, batches = trainer.config.group, [], []
+    group, pools, batches, known = trainer.config.group, [], [], {}
     wanted = problems * group
     while len(pools) < wanted:
         episodes = trainer.sample_episodes()
@@ -175,7 +178,7 @@ def sample_pools(trainer: Trainer, problems: int, m: int):
         for i, states in enumerate(trainer.roll_out(trajectories, cuts, m, "pool")):
             response = trajectories[i].response_ids
             rewards = [
-                [tasks.grade(episodes.task, episodes.problems[i], r, trainer.tokenizer, response[:cut]) for r in state]
+                [tasks.grade(episodes.task, episodes.problems[i], r, trainer.tokenizer, response[:cut], known) for r in state]
                 for cut, state in zip(cuts[i], states, strict=True)
             ]  # [n][m]
             places = [cut / len(response) for cut in cuts[i]]

@@ -16,6 +16,7 @@ from vine_mini.advantages import step_advantages
 from vine_mini.algorithms import ALGORITHMS
 from vine_mini.app import checkpoint
 from vine_mini.app.config import Common, CreditConfig, TrainConfig
+from vine_mini.app.cost import STATES, check_cost
 from vine_mini.app.files import write_text
 from vine_mini.app.flags import parse
 from vine_mini.app.runs import new_folder, step_texts
@@ -46,6 +47,9 @@ def explain(config: CreditConfig) -> Page:
     trainer = _resting_trainer(config)
     if config.problem >= len(trainer.test_problems):
         raise UserError(f"problem = {config.problem}: there are {len(trainer.test_problems)} test problems, counted from 0")
+    rolled_out = STATES * (config.k + config.truth)
+    responses = rolled_out + config.group * (1 + config.critic_iterations * trainer.config.prompts)
+    check_cost(config, trainer.policy.num_parameters(), responses, max(config.group, rolled_out))
     problem, prompts = trainer.test_problems[config.problem], [trainer.test_prompts[config.problem]] * config.group
     group = sample(trainer.sampler(), prompts, trainer.sampling, seed=derive_seed(config.seed, "group"))
     episodes = trainer.as_episodes([problem] * config.group, group)
@@ -103,9 +107,8 @@ def _whole_group(trainer: Trainer, episodes: Episodes, chosen: int, name: str, v
     """
     advantages, _, _ = ALGORITHMS[name].credit(episodes, values, None, trainer.config)  # [G, T]
     mask, cuts = episodes.tokens.response_mask[chosen].bool(), episodes.cuts[chosen]
-    return Credit(
-        name, mean_of_steps(advantages[chosen][mask], cuts), None if values is None else values[chosen][mask][cuts].tolist()
-    )
+    of_steps = None if values is None else values[chosen][mask][cuts].tolist()
+    return Credit(name, mean_of_steps(advantages[chosen][mask], cuts), of_steps)
 
 
 def _resting_trainer(config: CreditConfig) -> Trainer:

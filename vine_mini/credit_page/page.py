@@ -3,13 +3,13 @@
 All text that a model wrote is escaped. Characters that are invisible, or that move other characters, are shown by number.
 """
 
-import unicodedata
 from dataclasses import dataclass
 from math import hypot
 from pathlib import Path
 
 from jinja2 import Environment
 
+from vine_mini.app.tables import visible
 from vine_mini.evaluate import verdict
 
 NAMES = {"vineppo": "VinePPO", "ppo": "PPO's critic", "grpo": "GRPO", "truth": "truth"}
@@ -72,12 +72,6 @@ class Page:
     def partial_credit(self) -> bool:
         """Whether some reward lies between 0 and 1."""
         return not {*self.group_rewards, *(r.reward for state in self.rollouts for r in state)} <= {0, 1}
-
-
-def visible(text: str) -> str:
-    """The text with control, format and unassigned characters as ⟨U+0000⟩. Line ends and tabs stay."""
-    hidden = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
-    return "".join(f"⟨U+{ord(c):04X}⟩" if unicodedata.category(c) in hidden and c not in "\n\t" else c for c in text)
 
 
 def signed(x: float) -> str:

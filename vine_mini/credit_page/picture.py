@@ -4,7 +4,8 @@ from pathlib import Path
 from warnings import catch_warnings, simplefilter
 
 from vine_mini.app.plots import COLOURS, new_figure, save_figure
-from vine_mini.credit_page.page import NAMES, STRONG, signed, visible
+from vine_mini.app.tables import visible
+from vine_mini.credit_page.page import NAMES, STRONG, signed
 
 
 def plot_credit(page, path: Path) -> None:

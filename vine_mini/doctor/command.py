@@ -11,7 +11,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from vine_mini import models
-from vine_mini.app.config import Positive, TrainConfig, knob
+from vine_mini.app.config import Seconds, TrainConfig, knob
 from vine_mini.app.flags import PRESETS, read_preset
 from vine_mini.app.memory import estimate, format_memory, memory_estimate
 from vine_mini.app.setup import build_trainer, policy_name
@@ -25,7 +25,7 @@ PROMPT = 300  # tokens of the longest prompt, which the estimates of the presets
 class DoctorConfig(TrainConfig):
     """Say what this machine has, how it samples your policy, how fast, in how much memory, and which presets fit."""
 
-    seconds: Positive = knob(10.0, "Length of the measurement of speed.")
+    seconds: Seconds = knob(10.0, "Length of the measurement of speed.")
 
 
 def doctor(config: DoctorConfig) -> int:

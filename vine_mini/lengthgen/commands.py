@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from vine_mini.app.cost import check_cost
 from vine_mini.app.files import write_text
 from vine_mini.app.runs import check_writable, new_folder
 from vine_mini.lengthgen import pictures, report
@@ -25,11 +26,16 @@ from vine_mini.lengthgen.results import load_model, load_results, load_so_far, w
 from vine_mini.lengthgen.sweep import sweep
 from vine_mini.lengthgen.theory import demonstrate
 from vine_mini.lengthgen.train import evaluate
+from vine_mini.models import pick_device
 from vine_mini.types import UserError
 
 
 def train(config: LengthgenConfig) -> None:
     """The `lengthgen` command."""
+    of_a_run = 3 * config.steps * config.batch_size + len(config.lengths()) * config.examples  # a backward pass counts twice
+    parameters, length = 12 * config.layers * config.hidden**2, 8 * max(config.test_lengths)
+    runs = len(config.encodings) * len(config.seeds)
+    check_cost(config, parameters, runs * of_a_run, max(config.batch_size, config.examples), length)
     pad = "" if config.scratchpad == "none" else f"-{config.scratchpad}"
     begun = config.out is not None and (Path(config.out) / "results.json").is_file()
     folder = Path(config.out) if begun else new_folder(config.out, f"lengthgen-{short(config.task)}{pad}")
@@ -40,6 +46,7 @@ def train(config: LengthgenConfig) -> None:
 
 def full_size(config: FullSizeConfig) -> None:
     """The `lengthgen full-size` command."""
+    pick_device(config.device)  # refuses before models are made
     for name in config.encodings:
         print(f"{short(name)}: {cost(config, name)}", flush=True)
     train(config)

@@ -40,8 +40,8 @@ class LengthgenConfig:
     lr: Positive | None = knob(None, "Peak learning rate of AdamW. Left out: the task's own.")
     batch_size: Count = knob(32, "Examples in an update, all of one length.")
     weight_decay: Amount = knob(0.05, "AdamW's weight decay (paper: 0.05).")
-    layers: Count = knob(3, "Layers of the decoder.")
-    hidden: Count = knob(64, "Hidden size of the decoder.")
+    layers: Annotated[int, Range(1, 1000)] = knob(3, "Layers of the decoder.")
+    hidden: Annotated[int, Range(1, 65_536)] = knob(64, "Hidden size of the decoder.")
     heads: Count = knob(
         4,
         "Attention heads. rope25 turns a quarter of each head in pairs: only two frequencies in a head of 64 / 4 = 16. "
@@ -52,6 +52,7 @@ class LengthgenConfig:
     examples: Count = knob(200, "Examples of each length in the evaluation.")
     processes: Count | None = knob(None, "Runs at the same time, one thread each. Left out: one for each core; 1 on a GPU.")
     device: str = knob("cpu", "auto, cpu, cuda, cuda:1, ...")
+    yes: bool = knob(False, "Go on although the estimate says more than a week, or far more memory than there is.")
     out: str | None = knob(None, "Folder for results, picture and models; a new one under runs/ when left out.")
 
     def __post_init__(self):
@@ -130,8 +131,8 @@ class FullSizeConfig(LengthgenConfig):
     steps: Count | None = knob(40_000, "Updates in a run (paper: 40,000).")
     lr: Positive | None = knob(3e-5, "Peak learning rate of AdamW (paper: 3e-5).")
     batch_size: Count = knob(64, "Examples in an update, all of one length (paper: 64, of mixed lengths).")
-    layers: Count = knob(12, "Layers of the decoder.")
-    hidden: Count = knob(768, "Hidden size of the decoder.")
+    layers: Annotated[int, Range(1, 1000)] = knob(12, "Layers of the decoder.")
+    hidden: Annotated[int, Range(1, 65_536)] = knob(768, "Hidden size of the decoder.")
     heads: Count = knob(12, "Attention heads.")
     examples: Count = knob(1000, "Examples of each length in the evaluation.")
     device: str = knob("auto", "auto, cpu, cuda, cuda:1, ...")
@@ -254,8 +255,6 @@ class StudyConfig:
             self.seeds = self.seeds[:2]
         if self.out is None:
             self.out = "runs/lengthgen-study-quick" if self.quick else "runs/lengthgen-study"
-        if not self.out.strip():
-            raise UserError("--out is empty: name a folder, or leave it out")
 
 
 def check_seeds(seeds: list[int]) -> None:

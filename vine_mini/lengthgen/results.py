@@ -24,7 +24,7 @@ def begin(config: LengthgenConfig, folder: Path) -> dict:
 
     Returns {"task", "settings", "runs": [{"encoding", "seed", "accuracy": {length: share}, "seconds"}]}. Raises UserError.
     """
-    settings = {name: value for name, value in asdict(config).items() if name not in ("out", "processes", "device")}
+    settings = {name: value for name, value in asdict(config).items() if name not in ("out", "processes", "device", "yes")}
     if not (folder / "results.json").exists():
         return {"task": config.task, "settings": settings, "runs": []}
     found = _read(folder)

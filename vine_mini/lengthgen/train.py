@@ -13,22 +13,19 @@ import torch.nn.functional as F
 
 from vine_mini.decoder.model import Decoder
 from vine_mini.decoder.table import ENCODINGS
+from vine_mini.health import Diverged
 from vine_mini.lengthgen.config import LengthgenConfig, decoder_config
 from vine_mini.lengthgen.scratchpad import expand, final_answer, parts_of
 from vine_mini.lengthgen.tasks import EOS, IDS, PAD, TASKS, decode, encode
 from vine_mini.logprobs import hidden_before, logits_of
 from vine_mini.sampling import sample
-from vine_mini.types import Sampling, UserError
+from vine_mini.types import Sampling
 
 EVAL_SEED = 1_000_003  # the examples of an evaluation are the same for every run
 FEWEST_HELD_OUT = 10  # prompts
 EVAL_ROWS = 500  # sequences in a forward pass
 SLOW = 0.1  # learning rate of an encoding's numbers, as a share of the matrices
 SPARE = 16  # a written scratchpad may be so many tokens longer than the longest right one
-
-
-class Diverged(UserError):
-    """Training has given a gradient that is not finite."""
 
 
 def train(config: LengthgenConfig, encoding: str, seed: int, device="cpu", progress=None) -> Decoder:

@@ -9,11 +9,12 @@ import math
 
 import torch
 
+from vine_mini.health import Diverged
 from vine_mini.sampling.fast import complete as complete_fast
 from vine_mini.sampling.fast.probe import way
 from vine_mini.sampling.plain import Request
 from vine_mini.sampling.plain import complete as complete_plain
-from vine_mini.types import Sampling, Trajectory, UserError
+from vine_mini.types import Sampling, Trajectory
 
 
 def sample(
@@ -30,7 +31,7 @@ def sample(
         plain: sample in the plain way. Architectures that the fast way does not support always take the plain way.
     Raises:
         ValueError: for a model in train mode, an empty prompt, or a limit below 1.
-        UserError: for logits that are NaN, because the policy has diverged.
+        Diverged: for log-probs that are not finite.
     """
     trunks = {tuple(prompt): n for n, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
     requests = [Request(trunks[tuple(prompt)], len(prompt), sampling.max_new_tokens) for prompt in prompts]
@@ -81,6 +82,6 @@ def _complete(model, trunks, requests, sampling, seed, progress, plain) -> list[
     uniforms = torch.rand(len(requests), max(r.budget for r in requests), generator=torch.Generator().manual_seed(seed))
     complete = complete_plain if plain or way(model) != "fast" else complete_fast
     done = complete(model, trunks, requests, uniforms, sampling, progress or (lambda n: None))
-    if any(math.isnan(sum(t.logprobs)) for t in done):
-        raise UserError("the policy's logits are not numbers: it has diverged; lower --lr")
+    if not all(math.isfinite(sum(t.logprobs)) for t in done):
+        raise Diverged("the policy's logits are not numbers: it has diverged; lower --lr")
     return done

@@ -4,10 +4,15 @@ import math
 import statistics
 from collections import Counter
 from dataclasses import dataclass, replace
+from itertools import product
 
 from vine_mini.study.config import ALGORITHMS, FEW_PROBLEMS, HOT, NAMES, PAPERS, TASKS
 from vine_mini.study.statistics import at_levels, first_at, interval, verdict
 
+VERSIONS = {
+    "K = 9": PAPERS,
+    "K = 1": {task: of["vineppo"] for task, of in ALGORITHMS.items()},
+}  # the paper's; few rollouts, averaged
 LEVELS = [round(0.05 * i, 2) for i in range(1, 20)]  # accuracies at which runs are compared
 PAPER = {
     "accuracy": "VinePPO 53.4 %, PPO 50.1, DPO+ 46.4, RestEM 42.8 (GSM8K, RhoMath 1.1B); GRPO, RLOO lower",
@@ -29,7 +34,7 @@ class Finding:
     unit: str  # "times": the values are logarithms of a factor
     values: list[float]  # of each seed
     part: str = ""  # of the claim; each part has a verdict of its own
-    seeds: int = 0  # that have run; where fewer have a value, nothing is shown
+    seeds: int = 0  # that have run or are wanted; where fewer have a value, nothing is shown
     comparisons: int = 1  # of this part on this task: with a probability of 95 % all their intervals are true at once
 
     @property
@@ -51,11 +56,11 @@ class Finding:
         return [f"{mean:+.3g} {self.unit}".strip(), f"{low:+.3g} to {high:+.3g}"]
 
 
-def judge(claim: str, runs: list[dict]) -> list[Finding]:
-    """The findings of a claim. The intervals of a part are corrected for their number."""
+def judge(claim: str, runs: list[dict], seeds: int = 0) -> list[Finding]:
+    """The findings of a claim. The intervals of a part are corrected for their number. With fewer seeds nothing is shown."""
     found = MEASURES[claim](runs)
     counts = Counter((f.task, f.part) for f in found)
-    return [replace(f, comparisons=counts[f.task, f.part]) for f in found]
+    return [replace(f, comparisons=counts[f.task, f.part], seeds=max(seeds, f.seeds)) for f in found]
 
 
 def overall(findings: list[Finding]) -> str:
@@ -79,10 +84,11 @@ def final(run: dict) -> float:
     return statistics.mean(column(run, "test")[-2:])
 
 
-def _pairs(runs, name: str, **changes):
+def _pairs(runs, version: str, name: str, **changes):
     """Yields (task, [(run of VinePPO, run of another algorithm with the same seed)]) for each task where both have run."""
     for task in TASKS:
-        if same := paired(*(runs_of(runs, task, ALGORITHMS[task][n] | changes) for n in ("vineppo", name))):
+        configs = VERSIONS[version][task], ALGORITHMS[task][name]
+        if same := paired(*(runs_of(runs, task, config | changes) for config in configs)):
             yield task, same
 
 
@@ -118,8 +124,8 @@ def efficiency(runs: list[dict]) -> list[Finding]:
     A run of VinePPO that never gets there counts as half as fast as PPO's.
     """
     found = []
-    for task, pairs in _pairs(runs, "ppo"):
-        for unit in ("updates", "seconds"):
+    for version, unit in product(VERSIONS, ("updates", "seconds")):
+        for task, pairs in _pairs(runs, version, "ppo"):
             ratios, reached = [], 0
             for a, b in pairs:
                 peak = max(column(b, "test"))
@@ -127,7 +133,7 @@ def efficiency(runs: list[dict]) -> list[Finding]:
                 reached += mine is not None
                 ratios.append(math.log(needed / mine) if needed and mine else -math.log(2))
             what = f"PPO's {unit} to its peak / VinePPO's, who reaches it in {reached} of {len(pairs)} runs"
-            found.append(Finding(task, what, "times", ratios, unit))
+            found.append(Finding(task, what, "times", ratios, f"{unit}, {version}"))
     return found
 
 
@@ -148,7 +154,7 @@ def generalization(runs: list[dict]) -> list[Finding]:
     """Claim 3: at equal accuracy on few training problems, VinePPO's test accuracy is higher."""
     found = []
     for name in ("ppo", "grpo"):
-        for task, pairs in _pairs(runs, name, **FEW_PROBLEMS):
+        for task, pairs in _pairs(runs, "K = 1", name, **FEW_PROBLEMS):
             gaps = [_at_equal(a, b, "train", "test") for a, b in pairs]
             found += _known(task, f"VinePPO - {NAMES[name]}, test accuracy at equal training accuracy", "points", gaps, scale=100)
     return found
@@ -157,10 +163,10 @@ def generalization(runs: list[dict]) -> list[Finding]:
 def kl(runs: list[dict]) -> list[Finding]:
     """Claim 4: at equal test accuracy, VinePPO's KL to the start policy is lower."""
     found = []
-    for name in ("ppo", "grpo"):
-        for task, pairs in _pairs(runs, name):
+    for version, name in product(VERSIONS, ("ppo", "grpo")):
+        for task, pairs in _pairs(runs, version, name):
             gaps = [_at_equal(b, a, "test", "kl") for a, b in pairs]
-            found += _known(task, f"{NAMES[name]} - VinePPO, KL at equal accuracy", "nats a token", gaps)
+            found += _known(task, f"{NAMES[name]} - VinePPO, KL at equal accuracy", "nats a token", gaps, version)
     return found
 
 

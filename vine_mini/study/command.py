@@ -12,7 +12,7 @@ from vine_mini.app.tables import columns
 from vine_mini.models import pick_device
 from vine_mini.study.claims import PAPER, Finding, judge, overall
 from vine_mini.study.config import CLAIMS, TASKS, StudyConfig, jobs
-from vine_mini.study.picture import plot_curves, plot_findings
+from vine_mini.study.picture import plot_accuracy, plot_curves, plot_findings
 from vine_mini.study.prices import measure_missing, with_prices
 from vine_mini.study.runs import analyse, key, learn, run_missing, trainer_of
 
@@ -44,7 +44,7 @@ def report(config: StudyConfig, folder: Path) -> None:
         wanted = {key(job) for job in with_prices(jobs(claim, config), folder / "prices.json")}
         rows = {key(run): run for run in read_rows(log_of(claim, folder))}  # a run that is there twice counts once
         runs = {name: run for name, run in rows.items() if name in wanted}
-        if found := judge(claim, [*runs.values()]):
+        if found := judge(claim, [*runs.values()], config.seeds):
             findings[claim] = found
         learned |= runs if claim != "values" else {}
     if findings:
@@ -82,4 +82,5 @@ def write(config: StudyConfig, findings: dict[str, list[Finding]], runs: list[di
             table.writerows([run["task"], run["seed"], settings, *(check[n] for n in names)] for check in run["checks"])
     plot_findings(findings, folder / "claims.png")
     if runs:
+        plot_accuracy(runs, folder / "accuracy.png")
         plot_curves(runs, folder / "curves.png")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Annotated
 
-from vine_mini.app.config import Count, Positive, Range, check_ranges, knob
+from vine_mini.app.config import Range, Seconds, check_ranges, knob
 from vine_mini.types import UserError
 
 # Each algorithm at its best setting of the grid in results/credit, for each task.
@@ -50,9 +50,9 @@ class StudyConfig:
     """Measure claims of the VinePPO paper; goes on where it stopped."""
 
     claims: list[str] = field(default_factory=lambda: list(CLAIMS), metadata={"help": f"Which claims: {', '.join(CLAIMS)}."})
-    seeds: Annotated[int, Range(2)] = knob(5, "Learning runs of each setting, with the seeds 0, 1, ...")
-    seconds: Positive = knob(60.0, "Seconds of training in a run, by the prices that are measured first.")
-    workers: Count = knob(2, "Runs side by side, one thread each.")
+    seeds: Annotated[int, Range(2, 1000)] = knob(5, "Learning runs of each setting, with the seeds 0, 1, ...")
+    seconds: Seconds = knob(60.0, "Seconds of training in a run, by the prices that are measured first.")
+    workers: Annotated[int, Range(1, 1000)] = knob(2, "Runs side by side, one thread each.")
     quick: bool = knob(False, "Two seeds of two seconds: shows that everything runs, and nothing else.")
     out: str | None = knob(None, "Folder of the runs, tables and pictures. Left out: runs/claims, or runs/claims-quick.")
 
@@ -94,4 +94,6 @@ def at_equal_seconds(claim: str, task: str) -> list[dict]:
 
 def at_equal_episodes(claim: str, task: str) -> list[dict]:
     """The settings of the paper's VinePPO. Their runs end after a number of iterations, whatever the rollouts cost."""
-    return [PAPERS[task] | dict(k=k) for k in {"accuracy": [9], "rollouts": [1, 3, 9]}.get(claim, [])]
+    return [
+        PAPERS[task] | dict(k=k) for k in {"rollouts": [1, 3, 9], "accuracy": [9], "efficiency": [9], "kl": [9]}.get(claim, [])
+    ]

@@ -37,29 +37,43 @@ def plot_findings(findings: dict[str, list[Finding]], path: Path) -> None:
     save_figure(figure, path)
 
 
-def plot_curves(runs: list[dict], path: Path) -> None:
-    """Draws what the claims compare, a row for each task: thin lines are runs, thick lines the means of their checks."""
-    tasks = [task for task in TASKS if any(run["task"] == task for run in runs)]
-    figure, axes = new_figure(6, len(tasks))
-    figure.set_size_inches(21, 3.4 * len(tasks))
+def plot_accuracy(runs: list[dict], path: Path) -> None:
+    """Draws test accuracy over episodes and over seconds, a row for each task: thin lines are runs, thick lines their means."""
+    tasks = _tasks_of(runs)
+    figure, axes = new_figure(2, len(tasks))
     for row, task in zip(axes, tasks, strict=True):
         usual = {NAMES[name]: (COLOURS[name], config) for name, config in ALGORITHMS[task].items()}
+        _draw(row[0], runs, task, usual | {"VinePPO": (COLOURS["vineppo"], PAPERS[task])}, "episodes", "test")
+        _draw(row[1], runs, task, usual, "seconds", "test")
+        row[0].set_ylabel(f"{task}: test accuracy")
+    axes[0, 0].set_title("Equal episodes: VinePPO as in the paper, K = 9")
+    axes[0, 1].set_title("Equal seconds: VinePPO with K = 1, averaged")
+    save_figure(figure, path)
+
+
+def plot_curves(runs: list[dict], path: Path) -> None:
+    """Draws what the other claims compare, a row for each task: thin lines are runs, thick lines the means of their checks."""
+    tasks = _tasks_of(runs)
+    figure, axes = new_figure(4, len(tasks))
+    figure.set_size_inches(14, 3.4 * len(tasks))
+    for row, task in zip(axes, tasks, strict=True):
+        usual = {NAMES[name]: (COLOURS[name], ALGORITHMS[task][name]) for name in ("vineppo", "ppo", "grpo")}
         few = {label: (colour, config | FEW_PROBLEMS) for label, (colour, config) in usual.items()}
         by_k = {f"K = {k}": (colour, PAPERS[task] | dict(k=k)) for k, colour in zip((1, 3, 9), COLOURS.values(), strict=False)}
-        papers = {"VinePPO, K = 9": (COLOURS["vineppo"], PAPERS[task])}
-        _draw(row[0], runs, task, papers | {label: of for label, of in usual.items() if label != "VinePPO"}, "episodes", "test")
-        _draw(row[1], runs, task, usual, "seconds", "test")
-        _draw(row[2], runs, task, usual, "updates", "test")
-        _draw(row[3], runs, task, few, "train", "test")
-        _draw(row[4], runs, task, usual, "test", "kl")
-        _draw(row[5], runs, task, by_k, "episodes", "test")
+        _draw(row[0], runs, task, usual, "updates", "test")
+        _draw(row[1], runs, task, few, "train", "test")
+        _draw(row[2], runs, task, usual, "test", "kl")
+        _draw(row[3], runs, task, by_k, "episodes", "test")
         row[0].set_ylabel(f"{task}: test accuracy")
-        row[3].set_xlabel(f"accuracy on {FEW_PROBLEMS['train_size']} training problems")
-        row[4].set(xlabel="test accuracy", ylabel="KL to the start policy, nats a token")
-    titles = ("accuracy, equal episodes", "accuracy, equal seconds", "efficiency", "generalization", "kl", "rollouts")
-    for axis, title in zip(axes[0], titles, strict=True):
+        row[1].set_xlabel(f"accuracy on {FEW_PROBLEMS['train_size']} training problems")
+        row[2].set(xlabel="test accuracy", ylabel="KL to the start policy, nats a token")
+    for axis, title in zip(axes[0], ("efficiency", "generalization", "kl", "rollouts"), strict=True):
         axis.set_title(title)
     save_figure(figure, path)
+
+
+def _tasks_of(runs: list[dict]) -> list[str]:
+    return [task for task in TASKS if any(run["task"] == task for run in runs)]
 
 
 def _draw(axis, runs: list[dict], task: str, settings: dict[str, tuple[str, dict]], x: str, y: str) -> None:

@@ -59,7 +59,7 @@ def learn(job: dict) -> dict:
 def analyse(job: dict, quick: bool = False) -> dict:
     """A PPO run for the claim about values. -> the job with `reports`, one at the end of each third of the seconds"""
     trainer, clock = trainer_of(job), Clock(job["prices"])
-    size = dict(problems=4, truth=16, states=8, choices=2) if quick else dict(problems=12, states=16)  # a run has few, seeds add up
+    size: dict = dict(problems=4, truth=16, states=8, choices=2) if quick else dict(problems=12, states=16)
     values, reports = ValuesConfig(run="", seed=job["seed"], responses=1, **size), []
     for used in progress(job, trainer, clock):
         if used >= (len(reports) + 1) / STAGES:

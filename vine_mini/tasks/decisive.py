@@ -48,7 +48,9 @@ def _problem(rng: random.Random, n_steps: int, max_number: int) -> Problem:
         if step in decisive:
             return "*", rng.randint(2, min(3, max_number // current))
         low, high = (1, max_number // 2) if step + 1 in decisive else (0, max_number)  # the next result fits too
-        result = rng.choice([x for x in range(low, high + 1) if x != current])
+        among = low <= current <= high
+        result = low + rng.choice(range(high - low + 1 - among))  # any of them but the current number
+        result += among and result >= current
         return ("+", result - current) if result > current else ("-", current - result)
 
     return arithmetic.chain(rng, n_steps, max_number // 2, operation)

@@ -19,13 +19,16 @@ DEFAULTS = {"max_new_tokens": 512, "eval_temperature": 0.35}  # the temperature 
 CALCULATOR = re.compile(r"<<[^<>\n]*>>")  # annotations of the data set, as in 48/2=<<48/2=24>>24
 # A number as people write it. re.ASCII: \d alone would match the digits of every script.
 NUMBER = re.compile(
-    r"(?P<sign>-?(?:[$\u20ac\u00a3] ?)?-?)"  # minus and currency in either order
+    r"(?P<sign>-?(?:[$\u20ac\u00a3] ?)?|[$\u20ac\u00a3] ?-)"  # minus and currency in either order
     r"(?P<digits>[1-9]\d{0,2}(?:,\d{3})+(?!\d)|\d+|(?=\.\d))"  # 1,000 or 1000, or nothing before a decimal point
     r"(?P<decimals>(?:\.\d+)?)(?P<below>(?:/\d+)?)",  # .50 or /2
     re.ASCII,
 )
-CHANGED = re.compile(r"\d ?(?:k|dozen|hundred|thousand|million|billion)\b|\d\^", re.IGNORECASE)  # 72k is not 72
+CHANGED = re.compile(r"\d ?(?:k|dozen|hundred|thousand|million|billion)\b|\d ?\^", re.IGNORECASE)  # 72k is not 72
 LONGEST = 60  # characters of a number; a policy that babbles digits must not stall the grader
+# What stands beside a number and makes another one of it: /3, -(3), --3, <3, 3/x. But -> 3, and $3/hour.
+OPERATOR = re.compile(r"(?:[/\\^<|~\u221a\u00d7\u00f7\u2248\u2260\u2264\u2265]|!=|(?<![-=])>|-[-+(*_ ]*[-+(*_])$")
+OPERATOR_AFTER = re.compile(r" ?(?:/(?! ?[a-z])|[\u00d7\u00f7\u221a!]=?(?= ?\w))", re.IGNORECASE)
 LIST_NUMBER = re.compile(r"\d+[.)]\W*[^\W\d_]")  # of a heading: `1. Find the cost`
 BEFORE_ANSWER = ("answer", "is", "usd")  # `The answer is 18` states a number, `Step 18` does not
 
@@ -65,7 +68,7 @@ def read_jsonl(path: Path, parse=parse_row) -> list[Problem]:
     """Problems from a file with one JSON object a line. `parse(row, where)` makes a Problem of one of them."""
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: JSON strings may hold U+2028
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8"
         raise UserError(f"cannot read {path} ({reason}); a folder for --data holds train.jsonl and test.jsonl") from error
     rows = []
@@ -73,7 +76,7 @@ def read_jsonl(path: Path, parse=parse_row) -> list[Problem]:
         if line.strip():
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{path}, line {number}: not JSON ({error})") from error
             rows.append(parse(row, f"{path}, line {number}"))
     return rows
@@ -115,7 +118,9 @@ def read_number(text: str) -> str | None:
     match = NUMBER.search(text)
     if match is None or len(match[0]) > LONGEST or CHANGED.search(text):
         return None
-    if _first_digit(text[: match.start()] + text[match.end() :]) is not None:
+    before, after = text[: match.start()].rstrip(), text[match.end() :]
+    signs = before.endswith("-") and "-" in match["sign"]
+    if signs or OPERATOR.search(before) or OPERATOR_AFTER.match(after) or _first_digit(before + after) is not None:
         return None
     number, below = match["digits"].replace(",", "") + match["decimals"], match["below"]
     if below and (match["decimals"] or int(below[1:]) == 0 or str(Fraction(number + below)) != number + below):

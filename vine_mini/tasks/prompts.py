@@ -45,10 +45,16 @@ def _user_turns(texts: list[str], tokenizer, day: str) -> list[str]:
     """
     if tokenizer.chat_template is None:
         raise UserError("this tokenizer has no chat template; leave out --chat")
-    # Transformers lets no function into a template, so the date replaces the calls in the template's text.
-    template = TODAY.sub(lambda call: repr(date.fromisoformat(day).strftime(call[2])), tokenizer.get_chat_template())
-    if "strftime_now(" in template:
-        raise UserError("this tokenizer's chat template contains today's date in a form that cannot be fixed; leave out --chat")
     turns = [[{"role": "user", "content": text}] for text in texts]
     settings = dict(add_generation_prompt=True, tokenize=False, enable_thinking=False)
-    return tokenizer.apply_chat_template(turns, chat_template=template, **settings)
+    try:
+        # Transformers lets no function into a template, so the date replaces the calls in the template's text.
+        template = TODAY.sub(lambda call: repr(date.fromisoformat(day).strftime(call[2])), tokenizer.get_chat_template())
+        prompts = [] if "strftime_now(" in template else tokenizer.apply_chat_template(turns, chat_template=template, **settings)
+    except Exception as error:  # a template is a program: it may not parse, may use what is not defined, or refuse these turns
+        raise UserError(f"this tokenizer's chat template fails ({error}); correct it, or leave out --chat") from error
+    if not prompts:
+        raise UserError("this tokenizer's chat template contains today's date in a form that cannot be fixed; leave out --chat")
+    if any(text.strip() not in prompt for text, prompt in zip(texts, prompts, strict=True)):
+        raise UserError("this tokenizer's chat template leaves the question out; correct it, or leave out --chat")
+    return prompts

@@ -16,6 +16,7 @@ from vine_mini import tasks
 from vine_mini.algorithms import ALGORITHMS
 from vine_mini.app import checkpoint
 from vine_mini.app.config import TrainConfig
+from vine_mini.app.cost import STATES, check_cost
 from vine_mini.app.files import write_text
 from vine_mini.app.flags import parse
 from vine_mini.app.runs import new_folder
@@ -77,12 +78,15 @@ def write(reports: list[Report], run: str, folder: Path) -> None:
 
 def load(config: ValuesConfig, saved: TrainConfig, name: str) -> Trainer:
     """A trainer in the state of a checkpoint of the run."""
-    of_run: dict = vars(saved) | dict(device=config.device, seed=config.seed, eval_every=0, eval_problems=0)
+    of_run: dict = vars(saved) | dict(device=config.device, seed=config.seed, eval_every=0, eval_problems=0, yes=config.yes)
     of_run |= dict(prompts=1, group=config.responses, minibatch_size=1, with_replacement=False, model=f"{config.run}/{name}")
     if not ALGORITHMS[saved.algorithm].needs_critic:
         of_run["algorithm"] = SIMPLEST
     trainer = build_trainer(TrainConfig(**of_run))
     checkpoint.resume(trainer, Path(config.run), name)
+    rollouts = STATES * config.problems * config.responses + config.choices * config.states  # states with known truth
+    tried = rollouts * (config.truth + max(config.ks)) + CANDIDATES * TRIES * config.choices * config.states
+    check_cost(trainer.config, trainer.policy.num_parameters(), tried, tried)
     return trainer
 
 
@@ -158,11 +162,11 @@ def values_of_next_steps(trainer: Trainer, episodes: Episodes, config: ValuesCon
 
 def monte_carlo(trainer: Trainer, problems, trajectories, cuts, config: ValuesConfig):
     """-> the truth [row][cut], and for each K the mean of K other rollouts: name -> [row][cut]"""
-    most = max(config.ks)
+    most, known = max(config.ks), {}
     done = trainer.roll_out(trajectories, cuts, config.truth + most, "truth")
     rewards = [
         [
-            [tasks.grade(trainer.task, problem, r, trainer.tokenizer, t.response_ids[:cut]) for r in state]
+            [tasks.grade(trainer.task, problem, r, trainer.tokenizer, t.response_ids[:cut], known) for r in state]
             for cut, state in zip(of_row, states, strict=True)
         ]
         for problem, t, of_row, states in zip(problems, trajectories, cuts, done, strict=True)

@@ -1,11 +1,16 @@
 """The progress board of the `exercises` command: it shows which exercises are done, and which one comes next."""
 
+import multiprocessing
 import re
 import shlex
 import sys
 from pathlib import Path
 
+import torch
+
 import grading
+
+SECONDS = 5  # for an exercise
 
 
 def show() -> int:
@@ -29,6 +34,27 @@ def _from_here(path: Path) -> Path:
 
 
 def verdict(exercise) -> tuple[str, str]:
+    """Grades an exercise in a process of its own, which an answer may end or keep busy. -> as `_verdict`"""
+    context = multiprocessing.get_context("fork")  # the child has all imports already
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_send_verdict, args=(exercise, sender), daemon=True)
+    child.start()
+    sender.close()
+    try:
+        return receiver.recv() if receiver.poll(SECONDS) else ("failing", f"no answer within {SECONDS} s: an endless loop?")
+    except EOFError:
+        return "failing", "your code ends the process, as os._exit does"
+    finally:
+        child.kill()
+        child.join()
+
+
+def _send_verdict(exercise, sender):
+    torch.set_num_threads(1)  # a fork has none of its parent's threads
+    sender.send(_verdict(exercise))
+
+
+def _verdict(exercise) -> tuple[str, str]:
     """-> "done", "failing" or "untouched"; for a failure also a short reason"""
     try:
         grading.grade(exercise, grading.load(exercise))

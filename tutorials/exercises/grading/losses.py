@@ -1,4 +1,4 @@
-"""Exercises on losses: the clipped surrogate, KL estimators, one denominator for micro-batches."""
+"""Exercises on losses: the policy gradient, the clipped surrogate, KL estimators, one denominator for micro-batches."""
 
 import torch
 
@@ -226,6 +226,69 @@ def _micro_batch_cases():
     }
 
 
+# ex19: the policy gradient
+
+
+def policy_gradient_loss(logprobs, advantages, mask):
+    """-mean(A log pi) over the masked tokens. At ratio 1 the package's clipped loss has the same gradient."""
+    return -losses.masked_mean(advantages.detach() * logprobs, mask)
+
+
+def pushed_away(logprobs, advantages, mask):
+    """the minus sign is missing. Minimising this loss makes good tokens less likely."""
+    return -policy_gradient_loss(logprobs, advantages, mask)
+
+
+def every_token_imitated(logprobs, advantages, mask):
+    """the advantages are left out. The loss then imitates every sampled token, the bad ones as well."""
+    return -losses.masked_mean(logprobs, mask)
+
+
+def probabilities(logprobs, advantages, mask):
+    """probabilities stand in the place of log-probs. The sampling has already weighted each token by its probability once."""
+    return -losses.masked_mean(advantages.detach() * logprobs.exp(), mask)
+
+
+def over_all_entries(logprobs, advantages, mask):
+    """the sum is divided by the number of all entries, padding included. Long padding then makes the gradient small."""
+    return policy_gradient_loss(logprobs, advantages, mask) * mask.mean()
+
+
+def with_padding(logprobs, advantages, mask):
+    """the mask is left out. Tokens of the prompt and of the padding are then trained too."""
+    return -(advantages.detach() * logprobs).mean()
+
+
+def responses_equal(logprobs, advantages, mask):
+    """each response is averaged separately first. Tokens of short responses then weigh more."""
+    return -((advantages.detach() * logprobs * mask).sum(dim=1) / mask.sum(dim=1)).mean()
+
+
+def not_divided(logprobs, advantages, mask):
+    """the sum is not divided by the number of masked tokens. The gradient then grows with the batch."""
+    return policy_gradient_loss(logprobs, advantages, mask) * mask.sum()
+
+
+def one_for_each_response(logprobs, advantages, mask):
+    """the advantages of a response are averaged before they are multiplied. Each token has an advantage of its own."""
+    average = (advantages.detach() * mask).sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True)
+    return -losses.masked_mean(average * logprobs, mask)
+
+
+def advantages_learn(logprobs, advantages, mask):
+    """the advantages are not detached. They are constants, and a critic behind them would be trained to please the policy."""
+    return -losses.masked_mean(advantages * logprobs, mask)
+
+
+def _policy_gradient_cases():
+    mask = tensor([0, 1, 1, 1, 0], [0, 1, 1, 0, 0], [1, 0, 0, 0, 0])
+    return {
+        "two tokens": dict(logprobs=tensor([-0.5, -2.0]), advantages=tensor([1.0, -0.5]), mask=tensor([1, 1])),
+        "padding": dict(logprobs=tensor([-0.5, -2.0]), advantages=tensor([1.0, -0.5]), mask=tensor([1, 0])),
+        "three rows": dict(logprobs=random(3, 5, seed=11) - 2, advantages=random(3, 5, seed=12), mask=mask),
+    }
+
+
 EXERCISES = [
     Exercise(
         "ex10_clipped_policy_loss",
@@ -263,5 +326,23 @@ EXERCISES = [
         _micro_batch_cases,
         [own_denominators, mean_of_means, divided_twice, padding_counted, divided_by_sequences, mask_forgotten],
         gradient=("per_token_loss",),
+    ),
+    Exercise(
+        "ex19_policy_gradient",
+        "policy_gradient_loss",
+        policy_gradient_loss,
+        _policy_gradient_cases,
+        [
+            pushed_away,
+            every_token_imitated,
+            probabilities,
+            over_all_entries,
+            with_padding,
+            responses_equal,
+            not_divided,
+            one_for_each_response,
+            advantages_learn,
+        ],
+        gradient=("logprobs", "advantages"),
     ),
 ]

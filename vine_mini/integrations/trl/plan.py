@@ -25,7 +25,7 @@ class Device(NamedTuple):
 
 
 GPU = Device()
-RESPONSE, STEPS, PROMPT = 200, 5, 100  # tokens of a response, its steps, tokens of a prompt: guesses, as in tutorial 13
+RESPONSE, STEPS, PROMPT = 200, 5, 100  # tokens of a response, its steps, tokens of a prompt: guesses, as in tutorial 14
 SHAPES: dict[str, dict[str, Any]] = {  # TinyLlama 1.1B, DeepSeek 7B, Llama 3 70B
     "1B": dict(hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_key_value_heads=4),
     "7B": dict(hidden_size=4096, intermediate_size=11008, num_hidden_layers=30, vocab_size=102400),

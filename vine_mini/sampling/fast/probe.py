@@ -38,24 +38,37 @@ def way(model) -> str:
 
 @torch.no_grad()
 def _is_exact(model) -> bool:
-    """Samples two requests on one trunk and compares their log-probs with a forward pass over prefix and response.
+    """Whether the fast way gives the log-probs of a forward pass.
 
     A sliding window is often longer than these few tokens, so each layer must also pass its window to the attention function.
     """
     if any(p.dtype != torch.float32 for p in model.parameters()):
         model = copy.deepcopy(model).float()  # rounding could hide a difference or look like one
-    trunk = [i % model.get_input_embeddings().num_embeddings for i in range(1, 7)]
-    if _windows(model, trunk) != [getattr(layer, "sliding_window", None) for layer in DynamicCache(config=model.config).layers]:
+    if _windows(model) != [getattr(layer, "sliding_window", None) for layer in DynamicCache(config=model.config).layers]:
         return False
+    return sampling_gap(model, complete) < 1e-2
+
+
+@torch.no_grad()
+def sampling_gap(model, complete) -> float:
+    """Samples two requests on one trunk. -> the sum of |sampled log-prob - log-prob of a forward pass over the whole sequence|
+
+    `complete` is a way to sample: its arguments and result are those of `plain.complete`.
+    """
+    trunk = _trunk(model)
     requests, uniforms = [Request(0, 4, 4), Request(0, 2, 6)], torch.tensor([[0.4] * 6, [0.7] * 6])
     never_ends = Sampling(max_new_tokens=6, eos_token_id=(-1,), batch_size=2)
     done = complete(model, [trunk], requests, uniforms, never_ends, lambda n: None)
     tokens = collate(done, model.device)
     scores = response_logprobs(model, tokens.input_ids, tokens.attention_mask, tokens.response_mask)  # [2, T]
-    return float((scores - on_response([t.logprobs for t in done], tokens.response_mask)).abs().sum()) < 1e-2
+    return float((scores - on_response([t.logprobs for t in done], tokens.response_mask)).abs().sum())
 
 
-def _windows(model, ids: list[int]) -> list:
+def _trunk(model) -> list[int]:
+    return [i % model.get_input_embeddings().num_embeddings for i in range(1, 7)]
+
+
+def _windows(model) -> list:
     """The sliding window that each layer passes to its attention function, None where there is no window."""
     windows = []
 
@@ -64,5 +77,5 @@ def _windows(model, ids: list[int]) -> list:
         return query.transpose(1, 2), None  # any numbers of the right shape
 
     with use_attention(model, attend):
-        model.base_model(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
+        model.base_model(input_ids=torch.tensor([_trunk(model)], device=model.device), use_cache=False)
     return windows

@@ -1,7 +1,7 @@
 # %% [markdown]
-# # 12. How NoPE counts
+# # 13. How NoPE counts
 #
-# In tutorial 11, the decoder without any position encoding counts best. The paper proves that such a decoder can count, by giving
+# In tutorial 12, the decoder without any position encoding counts best. The paper proves that such a decoder can count, by giving
 # weights that do it (section 5). We build these weights and break them in four ways. Then we ask whether training finds them.
 
 # %%
@@ -87,7 +87,7 @@ for name, read in curves.items():
 # %% [markdown]
 # ## Does training find it?
 #
-# We train NoPE to count, as in tutorial 11, and look inside with a *probe*. A probe is a linear map from the hidden states after
+# We train NoPE to count, as in tutorial 12, and look inside with a *probe*. A probe is a linear map from the hidden states after
 # a layer to a number, fitted by least squares. If the probe is right on sequences that it was not fitted on, the hidden states
 # contain the number. We measure this with R², which is 1 for a perfect probe and 0 for one that is no better than the mean.
 #
@@ -142,8 +142,9 @@ for seed in seeds:
 
 # %% [markdown]
 # The first line is a surprise: the hidden states of an *untrained* NoPE decoder contain the position. After layer 1 its probe is
-# nearly as accurate as the trained decoder's probe. After layers 2 and 3 it is more accurate. Many averages over a prefix depend
-# on the length of the prefix, also with random weights. On longer sequences, training improves the position after layer 1.
+# nearly as accurate as the trained decoder's probe, and after layer 3 it is more accurate. Many averages over a prefix depend on
+# the length of the prefix, also with random weights. On longer sequences, training improves the position after layer 1, and in
+# one of the two seeds also after layer 2.
 #
 # Training adds the number that the task needs: the items to come, which are $2n + 3 - t$ for $n$ items. To compute this number,
 # the model must compare positions. The number appears in layer 2, as the distance does in Theorem 2. From layer 2 on, the
@@ -169,7 +170,7 @@ longer_axis.set(title="Layer 2 on lengths 11 to 20", xticks=range(0, 21, 5), xla
 for axis, end in ((theory_axis, 2 * T), (layer_axis, 0), (longer_axis, 20)):
     axis.plot([0, end], [0, end], color="0.7", linewidth=1, zorder=0)  # where a reading would be right
     axis.legend(frameon=False, fontsize=8)
-show(figure, "12_how_nope_counts")
+show(figure, "13_how_nope_counts")
 
 # %% [markdown]
 # ## Questions

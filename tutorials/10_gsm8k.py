@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 9. GSM8K on one GPU
+# # 10. GSM8K on one GPU
 #
 # So far the problems were generated and the policy was tiny. The training loop depends on neither. In this tutorial the loop runs
 # on GSM8K, grade-school word problems (Cobbe et al. 2021). We only need another task, another prompt, and any causal language
@@ -7,7 +7,7 @@
 #
 # With both left at None, nothing is downloaded. The tiny policy then gets its own kind of problems in GSM8K's file format, so the
 # loader and the grader are the real ones. With a GPU, try
-# `MODEL=Qwen/Qwen2.5-0.5B-Instruct DATA=hub python tutorials/09_gsm8k.py`.
+# `MODEL=Qwen/Qwen2.5-0.5B-Instruct DATA=hub python tutorials/10_gsm8k.py`.
 
 # %%
 import json
@@ -150,7 +150,7 @@ print("\n" + "\n".join(f"{k:19} {log[-1][k]:.2g}" for k in ("truncated", "nonzer
 # | `reward` | above 0 at the start | the model does not know the `####` line: change the prompt, or fine-tune first (`sft`) |
 # | `nonzero_advantages` | well above 0 | all responses to a problem get the same reward, so there is nothing to learn |
 # | `kl` | slowly growing | if it jumps, lower `lr` or raise `kl_coef` |
-# | `clip_frac` | small | if it is large, there are too many updates on a batch, or too large ones (tutorial 5) |
+# | `clip_frac` | small | if it is large, there are too many updates on a batch, or too large ones (tutorial 6) |
 # | `sampler_gap` | tiny, larger with `bf16` | a large gap is a bug: sampler and training code disagree on the same tokens |
 #
 # The paper's run has 650 iterations of 512 responses with K = 9. The picture shows its accuracy on GSM8K's test problems with
@@ -173,7 +173,7 @@ bars = paper_axis.barh(list(paper), list(paper.values()), color=["0.7", "0.7", "
 paper_axis.bar_label(bars, padding=3)
 paper_axis.set(title="The paper: RhoMath 1.1B on GSM8K", xlabel="accuracy on test problems, %", xlim=(0, 65))
 paper_axis.invert_yaxis()
-show(figure, "09_gsm8k")
+show(figure, "10_gsm8k")
 
 # %% [markdown]
 # ## Questions
@@ -183,5 +183,5 @@ show(figure, "09_gsm8k")
 # 3. A policy answers right but never writes `####`. What do the metrics look like, and what does the policy learn?
 # 4. Would you accept `#### 72 or 73` if 72 is right? How would a policy exploit this?
 #
-# No exercise: because of tutorial 5's exercise on micro-batches, `micro_batch_tokens` changes no gradient.
+# No exercise: because of tutorial 6's exercise on micro-batches, `micro_batch_tokens` changes no gradient.
 # Read next: `vine_mini/tasks/__init__.py`, `vine_mini/tasks/gsm8k.py` and `vine_mini/app/memory.py`.

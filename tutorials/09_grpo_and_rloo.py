@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 8. GRPO and RLOO as special cases of credit assignment
+# # 9. GRPO and RLOO as special cases of credit assignment
 #
 # The algorithms of this course use the same loss and differ in the advantage of each token. The advantage always has the same
 # form: an outcome minus its expectation. The expectation is called the *baseline*. The algorithms differ in the state whose value
@@ -7,13 +7,14 @@
 #
 # | | advantage of a token in step i | the baseline is the value of | it is estimated with |
 # |---|---|---|---|
-# | REINFORCE | R - mean of all R | an average problem | all responses of the iteration |
+# | REINFORCE, whitened | (R - mean of all R) / std | an average problem | all responses of the iteration |
 # | RLOO (arXiv 2402.14740) | R - mean R of the others | the prompt, s_0 | the other responses to it |
 # | GRPO (arXiv 2402.03300) | (R - mean R of the group) / std | the prompt, s_0 | all responses to it |
 # | PPO (VinePPO, section 3; lambda = 1) | R - V(s_t) | the state before the token | a network |
 # | VinePPO (section 4) | V(s_{i+1}) - V(s_i) | the state before the step | K rollouts |
 #
-# Only VinePPO also replaces the outcome R, by the value of the state after the step.
+# Only VinePPO also replaces the outcome R, by the value of the state after the step. REINFORCE itself has the advantage R.
+# Whitening subtracts the mean and divides by the standard deviation of the iteration.
 
 # %%
 from dataclasses import replace
@@ -59,7 +60,7 @@ def graded(n_problems, n, seed, temperature=1.0):
 halves = [credit("vineppo", k=4 if QUICK else 64) for _ in range(2)]  # their agreement gives the error of their mean
 truth = (halves[0] + halves[1]) / 2
 credits = {
-    "REINFORCE": whiten(credit("reinforce"), mask),  # whitening subtracts the mean, which is REINFORCE's baseline
+    "REINFORCE, whitened": whiten(credit("reinforce"), mask),
     "RLOO": credit("rloo"),
     "GRPO": credit("grpo"),
     **{f"VinePPO, K = {k}": credit("vineppo", k=k) for k in (1, 3, 9)},
@@ -95,9 +96,7 @@ rloo = leave_one_out(rewards)
 print("RLOO = G/(G-1) (R - mean):", torch.allclose(rloo, G / (G - 1) * group_relative(rewards, scale_by_std=False)))
 [of_first] = step_advantages([rewards[mixed, 1:].mean().item()], rewards[mixed, 0].item())
 print("RLOO = one step whose value comes from the other responses:", abs(of_first - rloo[mixed, 0].item()) < 1e-6)
-one_step = credit(
-    "vineppo", of=replace(episodes, cuts=[[0]] * (N * G)), k=G - 1
-)  # one step; V(s_0) counts new rollouts and the group
+one_step = credit("vineppo", of=replace(episodes, cuts=[[0]] * (N * G)), k=G - 1)  # V(s_0) counts new rollouts and the group
 first = [len(t.prompt_ids) for t in episodes.trajectories]
 print(f"VinePPO with one step: std of the advantages {one_step[range(N * G), first].std():.3f}; RLOO: {rloo.std():.3f}")
 
@@ -112,8 +111,9 @@ for groups, alone in zip(graded(3, many, seed=1).view(3, -1, 8), graded(3, many,
 # %% [markdown]
 # ## What the division by the standard deviation does
 #
-# GRPO divides by the standard deviation of the group, which is largest where half of the responses are right. The division
-# therefore gives more weight to very easy and very hard problems.
+# GRPO divides by the standard deviation of the group, which is largest where half of the responses are right. The division gives
+# more weight to very easy and very hard problems. This is a bias: the mean gradient is no longer that of the mean reward. Dr.
+# GRPO therefore leaves the division out (arXiv 2503.20783; here `--no_scale_by_std`).
 #
 # Where all rewards of a group are equal, both algorithms give advantage 0, and the group teaches nothing. We count how often this
 # happens. A lower temperature stands for a policy that has already learned something.
@@ -137,8 +137,7 @@ for temperature in (1.0, 0.7, 0.5):
 # ## Which advantages are closest to the truth?
 #
 # We compute the correlation of each algorithm's advantages with the truth over all tokens, in four parts of the batch that share
-# no problem. A common shift or scale does not change a correlation, so whitening does not matter. GRPO divides each group by
-# another number, which could matter but hardly does.
+# no problem. A common shift or scale, as in whitening, does not change a correlation. GRPO divides each group by another number.
 #
 # The truth is noisy itself. The correlation between its two halves shows what perfect advantages would reach.
 
@@ -154,15 +153,17 @@ def correlation(x, y, parts=2 if QUICK else 4):
 agreement = {name: correlation(a, truth) for name, a in credits.items()}
 between, _ = correlation(*halves)
 perfect = (2 * between / (1 + between)) ** 0.5  # correlation of the mean of both halves with what they estimate
-print("\n".join(f"{name:15} correlation with the truth {r:.2f} ± {error:.2f}" for name, (r, error) in agreement.items()))
+print("\n".join(f"{name:19} correlation with the truth {r:.2f} ± {error:.2f}" for name, (r, error) in agreement.items()))
 print(f"perfect advantages would reach {perfect:.2f}")
 
 # %% [markdown]
 # With one rollout from each state, an advantage is the difference of two random bits. Such advantages agree with the truth about
 # as well as the advantages from a group. With three rollouts the agreement is better, and with nine it is clearly better.
 #
-# The gain is less noise, because on average all algorithms favour the same steps. Less noise helps where noise limits learning.
-# In this task noise does not limit learning: from the same number of episodes, VinePPO, GRPO and PPO learn about equally well.
+# The gain is less noise. On average, REINFORCE, RLOO, VinePPO and PPO with lambda = 1 follow the same gradient. Less noise helps
+# where noise limits learning. On chains of six it hardly does: after equal seconds the algorithms end within two points of each
+# other (`results/credit/README.md`). On chains of twelve VinePPO learns more from each update than GRPO, but its rollouts take so
+# long on a CPU that GRPO is ahead by the clock (`results/claims.md`).
 
 # %%
 figure, ((response_axis, weight_axis, agreement_axis),) = new_figure(3)
@@ -183,7 +184,7 @@ agreement_axis.set(title="Agreement with the truth", xlabel="correlation over to
 agreement_axis.invert_yaxis()
 for axis in (response_axis, weight_axis, agreement_axis):
     axis.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
-show(figure, "08_grpo_and_rloo")
+show(figure, "09_grpo_and_rloo")
 
 # %% [markdown]
 # ## Questions

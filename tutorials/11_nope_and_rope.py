@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 10. NoPE and RoPE
+# # 11. NoPE and RoPE
 #
 # The second paper of this course asks how a model handles sequences that are longer than all of its training sequences
 # (Kazemnejad et al. 2023, arXiv 2305.19466). The answer depends on how the model knows *where* a token stands.
@@ -59,7 +59,7 @@ for name, layers in (("nope", 1), ("nope", 2), ("nope", 3), ("rope", 1), ("alibi
 #
 # With the causal mask and one layer, the *last* token still does not see the order. The last token may look at all tokens, and
 # their keys and values do not depend on other tokens. From the second layer on, the order matters: in the first layer, each token
-# has averaged the tokens before *itself*. A causal decoder without any position encoding therefore knows about order. Tutorial 12
+# has averaged the tokens before *itself*. A causal decoder without any position encoding therefore knows about order. Tutorial 13
 # shows that it can even count.
 #
 # ## Three places for an encoding
@@ -128,7 +128,7 @@ print(f"pairs that make a full turn within {T} tokens: {(periods <= T).sum()} of
 # angles would be useless.
 #
 # The last line shows another problem. In short training sequences, the slow pairs take only a few of all angles. Longer sequences
-# have angles that the model has never seen. Tutorial 11 measures whether RoPE fails there.
+# have angles that the model has never seen. Tutorial 12 measures whether RoPE fails there.
 #
 # ## Logits against distance
 #
@@ -173,14 +173,14 @@ logits_axis.set(title=f"k = q, mean of {n_vectors}", xlabel="distance t − i (t
 logits_axis.legend(frameon=False, ncols=2, fontsize=8)
 bucket_axis.step(range(160), t5_bucket(torch.arange(160)), color="#009E73", where="post")
 bucket_axis.set(title="T5: rows of the learned table", xlabel="distance t − i (tokens)", ylabel="row", ylim=(-1, 34))
-show(figure, "10_nope_and_rope")
+show(figure, "11_nope_and_rope")
 
 # %% [markdown]
 # ## Questions
 #
 # 1. One causal NoPE layer hides the order from the last token. Does it also hide the order from the token in the middle?
 # 2. RoPE rotates queries and keys. What would $y_t$ be if RoPE rotated the values as well?
-# 3. In tutorial 11, training sequences have up to 24 tokens and test sequences up to 44. What does each encoding do at a distance
+# 3. In tutorial 12, training sequences have up to 24 tokens and test sequences up to 44. What does each encoding do at a distance
 #    of 40 that it never did at a distance of 20? Order the four encodings by how new this is.
 # 4. The encoding `rope25` rotates a quarter of each head, as in the paper's code. What can the other dimensions express? How many
 #    frequencies does a head of 16 dimensions keep, and one of 64?

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 13. From here to many GPUs
+# # 14. From here to many GPUs
 #
 # So far everything ran in one process. The paper trains models with 1.1 and 7 billion parameters, which needs several GPUs. Each
 # GPU has its own process, called a *rank*. Ranks communicate by *all-reduce*: every rank gives a tensor and gets the sum of all.
@@ -177,7 +177,7 @@ for kind, colour, heights in zip(kinds, colours, torch.tensor(list(bars.values()
 axis.axhline(80e9 / 2**30, color="0.3", zorder=3, linestyle="--", label="memory of a GPU with 80 GB")
 axis.set(title=f"Memory of each of {gpus} GPUs, an estimate", ylabel="GiB a GPU")
 axis.legend(frameon=False, fontsize=8)
-show(figure, "13_many_gpus")
+show(figure, "14_many_gpus")
 
 # %% [markdown]
 # ## What takes over

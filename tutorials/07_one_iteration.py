@@ -1,8 +1,8 @@
 # %% [markdown]
-# # 6. One VinePPO iteration by hand, then the loop
+# # 7. One VinePPO iteration by hand, then the loop
 #
 # All parts are now known. We put them together in the order of the paper's Algorithm 1: sample, roll out, compute advantages,
-# update. Then we check that the package's own loop gives the same result, and let the loop run.
+# update. Then we check that the package's own loop gives the same result, let it run, and measure how far the policy moves.
 
 # %%
 import torch
@@ -10,7 +10,7 @@ from lesson import QUICK, show, start
 
 from vine_mini import tasks
 from vine_mini.advantages import spread_to_tokens, step_advantages, whiten
-from vine_mini.app.plots import COLOURS, PHASES, new_figure, smooth
+from vine_mini.app.plots import PHASES, new_figure, smooth
 from vine_mini.evaluate import table
 from vine_mini.logprobs import response_logprobs
 from vine_mini.losses import clipped_policy_loss, kl_penalty, masked_mean
@@ -26,25 +26,21 @@ optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, weight_decay=co
 # %% [markdown]
 # ## 1. Sample
 #
-# An iteration samples $G$ responses to each of $N$ problems and grades them. `tokens` holds one response in each row: its prompt,
-# the response itself, and padding.
-#
-# `score` gives two kinds of log-probs of the sampled tokens. The old log-probs are the sampler's own. The reference log-probs
-# come from the *reference*, a frozen copy of the policy that training started from.
+# An iteration samples $G$ responses to each of $N$ problems and grades them. `score` gives two kinds of log-probs of the sampled
+# tokens. The old log-probs are the sampler's own. The reference log-probs come from the *reference*, a frozen copy of the policy
+# that training started from.
 
 # %%
 episodes = trainer.sample_episodes()
 trajectories, tokens, mask = episodes.trajectories, episodes.tokens, episodes.tokens.response_mask
 scores, _ = trainer.score(episodes)
 print(f"rewards       {list(episodes.rewards.shape)} [N, G], mean {episodes.rewards.mean():.3f}")
-old_mean = masked_mean(scores["old_logprobs"], mask)
-print(f"old_logprobs  {list(mask.shape)} [B, T], mean {old_mean:.3f} nats, {mask.sum():.0f} response tokens")
+print(f"old_logprobs  {list(mask.shape)} [B, T], mean {masked_mean(scores['old_logprobs'], mask):.3f} nats a response token")
 
 # %% [markdown]
 # ## 2. Cut into steps, and roll out
 #
-# Each distinct state in which a step starts gets $K$ rollouts (section 4). `roll_out` samples them with the policy that sampled
-# the responses.
+# Each distinct state in which a step starts gets $K$ rollouts (section 4). The policy that sampled the responses samples them.
 
 # %%
 cuts = [cut_steps(t.response_ids, tokenizer, answer_mark=task.ANSWER_MARK) for t in trajectories]
@@ -58,9 +54,7 @@ distinct = [[cut for first, cut in place.values() if first == row] for row in ra
 rollouts = [group for of_row in trainer.roll_out(trajectories, distinct, config.k) for group in of_row]  # [distinct state][K]
 rollout_tokens = sum(len(r.response_ids) for group in rollouts for r in group)
 print(f"states        {sum(map(len, cuts))}, of which {len(place)} are distinct")
-print(
-    f"rollouts      {config.k * len(place)} with {rollout_tokens} tokens, {rollout_tokens / mask.sum():.1f} times the responses'"
-)
+print(f"rollouts      {config.k * len(place)}; {rollout_tokens / mask.sum():.1f} times as many tokens as the responses")
 
 # %% [markdown]
 # ## 3. Values and advantages
@@ -84,8 +78,7 @@ for t, row, of_row, R, rest in zip(trajectories, cuts, states, episodes.rewards.
     of_tokens.append(spread_to_tokens(of_steps, row, len(t.response_ids)))
 advantages = on_response(of_tokens, mask)  # [B, T]
 batch = Batch(**vars(tokens), **scores, advantages=whiten(advantages, mask))
-some = masked_mean((advantages != 0).float(), mask)
-print(f"advantages    {list(advantages.shape)} [B, T], not 0 on {some:.1%} of the response tokens")
+print(f"advantages    {list(advantages.shape)} [B, T], not 0 on {masked_mean((advantages != 0).float(), mask):.1%} of the tokens")
 
 # %% [markdown]
 # ## 4. Update
@@ -104,7 +97,7 @@ for epoch in range(config.epochs):
             logprobs = response_logprobs(policy, b.input_ids, b.attention_mask, b.response_mask)  # [b, t], with gradients
             common = dict(clip=config.clip, denominator=denominator)
             loss, stats = clipped_policy_loss(logprobs, b.old_logprobs, b.advantages, b.response_mask, **common)
-            penalty = kl_penalty(logprobs, b.ref_logprobs).clamp(max=10)  # the limit for one token, as in the official code
+            penalty = kl_penalty(logprobs, b.ref_logprobs).clamp(max=10)  # the limit, as in the official code
             kl = masked_mean(penalty, b.response_mask, denominator)
             (loss + config.kl_coef * kl).backward()
             ratio, clipped = ratio + stats["ratio"], clipped + stats["clip_frac"]
@@ -114,18 +107,16 @@ for epoch in range(config.epochs):
         print(f"epoch {epoch}: {len(chosen)} episodes, mean ratio {ratio:.6f}, clipped {clipped:.2%}, gradient norm {norm:.3f}")
 
 # %% [markdown]
-# The first ratio is 1 up to rounding, because the policy is still the one that sampled. If it is not 1, the sampler and the
-# training code disagree. Everything that follows is then wrong, and no error message says so.
+# The first ratio is 1 up to rounding, because the policy is still the one that sampled. Otherwise sampler and training code would
+# disagree, and no error message would say so.
 #
 # ## The package's iteration
 #
-# A second trainer with the same seed samples the same responses and rollouts. The first iteration of this trainer must give the
-# same weights.
+# A second trainer with the same seed samples the same responses. Its first iteration must give the same weights.
 
 # %%
 loop = start(**setting)
-before = loop.evaluate()
-training = loop.train()
+before, training = loop.evaluate(), loop.train()
 metrics, theirs, their_advantages = next(training)
 pairs = list(zip(policy.parameters(), loop.policy.parameters(), trainer.reference.parameters(), strict=True))
 gap, moved = (max((p - others[n]).abs().max().item() for p, *others in pairs) for n in (0, 1))
@@ -136,12 +127,9 @@ print(f"largest difference of a weight: {gap:.0e}; the iteration changed weights
 # %% [markdown]
 # ## The loop
 #
-# Every later iteration does the same with new responses, which the current policy samples. The last table shows
-#
-# - `pass@1`: the share of right samples at temperature 1;
-# - `greedy`: the share of right responses at temperature 0;
-# - `maj@4`: the share of problems whose most frequent answer in four samples is right;
-# - `any@4`: the share of problems with at least one right answer in four samples.
+# Every later iteration does the same with new responses, sampled by the current policy. In the last table, `pass@1` counts
+# right samples, `greedy` right responses at temperature 0, `maj@4` right majorities of four answers, `any@4` one right answer of
+# four.
 
 # %%
 print("iteration  reward  distinct states  with advantage  seconds so far")
@@ -149,40 +137,64 @@ rows = [metrics]
 for m, _, _ in training:
     rows.append(m)
     if m["iteration"] % 2 == 0:
-        share, n = m["nonzero_advantages"], m["unique_states"]
-        print(f"{m['iteration']:9}{m['reward']:8.3f}{n:17}{share:16.0%}{m['seconds']:16.1f}", flush=True)
-after = loop.evaluate()
-total = sum(loop.seconds.values())
-print("\ntest problems, mean ± standard error\n" + table({"before": before, "after": after}))
-print("\ntime: " + ", ".join(f"{phase} {loop.seconds[phase] / total:.0%}" for phase in PHASES) + f" of {total:.1f} s")
+        print(f"{m['iteration']:9}{m['reward']:8.3f}{m['unique_states']:17}{m['nonzero_advantages']:16.0%}{m['seconds']:16.1f}")
+print("\ntest problems, mean ± standard error\n" + table({"before": before, "after": loop.evaluate()}))
+print("\ntime: " + ", ".join(f"{phase} {loop.seconds[phase] / sum(loop.seconds.values()):.0%}" for phase in PHASES))
+
+# %% [markdown]
+# ## How far has the policy moved?
+#
+# The KL divergence to the reference compares two distributions of the next token, over the whole vocabulary:
+#
+# $$\mathrm{KL}(\pi \Vert \pi_{\mathrm{ref}}) = \sum_y \pi(y) \log \frac{\pi(y)}{\pi_{\mathrm{ref}}(y)}$$
+#
+# Training knows only the log-probs of the sampled token. Three estimates use $d = \log \pi_{\mathrm{ref}}(y) - \log \pi(y)$:
+#
+# | | estimate | mean over samples | one sample | mean gradient of the estimate |
+# |---|---|---|---|---|
+# | k1 | $-d$ | the KL | often negative | 0: as a penalty it does nothing |
+# | k2 | $d^2 / 2$ | close to the KL if $d$ is small | never negative | that of the KL |
+# | k3 | $e^d - d - 1$ | the KL | never negative | that of $\mathrm{KL}(\pi_{\mathrm{ref}} \Vert \pi)$ |
+#
+# VinePPO uses k3. On new responses of the trained policy, all three means lie near the exact one. k3 has the largest deviation
+# and k1 the smallest: on a few tokens the policy has moved far, and $e^d$ is large. So the loss limits k3 to 10 a token.
 
 # %%
-figure, ((reward_axis, time_axis),) = new_figure(2)
+fresh = loop.sample_episodes().tokens
+with torch.no_grad():
+    new, ref = (m(fresh.input_ids).logits[:, :-1].log_softmax(dim=-1) for m in (loop.policy, loop.reference))  # [B, T - 1, V]
+there, chosen = fresh.response_mask[:, 1:].bool(), fresh.input_ids[:, 1:, None]  # shifted by one, as in tutorial 1
+exact = (new.exp() * (new - ref)).sum(dim=-1)[there]  # [n], the KL of every response token
+kinds = {kind: kl_penalty(*(x.gather(2, chosen)[..., 0][there] for x in (new, ref)), kind=kind) for kind in ("k1", "k2", "k3")}
+for kind, x in {"exact": exact, **kinds}.items():
+    error, negative = x.std() / len(x) ** 0.5, (x < -1e-6).float().mean()
+    print(f"{kind:5} mean {x.mean():.3f} ± {error:.3f} nats a token, deviation {x.std():.2f}, below 0: {negative:.0%}")
+
+# %%
+figure, ((reward_axis, kl_axis),) = new_figure(2)
 x, rewards = [row["iteration"] for row in rows], [row["reward"] for row in rows]
 reward_axis.plot(x, rewards, color="0.75", label="training problems of an iteration")
 reward_axis.plot(x, smooth(rewards), color="#0072B2", label="smoothed")
-(start_mean, start_error), (end_mean, end_error) = before["pass@1"], after["pass@1"]
-ends = [0, x[-1]], [start_mean, end_mean], [start_error, end_error]
-reward_axis.errorbar(*ends, fmt="o", color="black", capsize=4, label="test problems")
 reward_axis.set(xlabel="iteration", ylabel="share of right answers", title="Sampled at temperature 1", ylim=(0, 1))
-reward_axis.legend(frameon=False, loc="lower right")
-seconds = [[row[f"seconds_{phase}"] for row in rows] for phase in PHASES]
-time_axis.stackplot(x, seconds, labels=PHASES, colors=list(COLOURS.values()), alpha=0.8)
-time_axis.set(xlabel="iteration", ylabel="seconds", title="Time of an iteration")
-time_axis.margins(y=0.3)
-for axis in (reward_axis, time_axis):
-    axis.set_xticks(range(0, len(rows) + 1, max(1, len(rows) // 4)))
-time_axis.legend(frameon=False, ncols=2, loc="upper right")
-show(figure, "06_one_iteration")
+reward_axis.set_xticks(range(0, len(rows) + 1, max(1, len(rows) // 4)))
+reward_axis.legend(frameon=False)
+for kind, style in {"k1": "#D55E00 --", "k2": "#E69F00 :", "k3": "#0072B2 -"}.items():
+    colour, line = style.split()
+    d, label = torch.linspace(-2, 2, 100), f"{kind}, mean {kinds[kind].mean():.3f}"
+    kl_axis.plot(d, kl_penalty(torch.zeros(100), d, kind=kind), line, color=colour, label=label)
+kl_axis.axhline(exact.mean(), color="0.5", linewidth=1, label=f"exact mean {exact.mean():.3f}")
+kl_axis.set(xlabel="d = log ref − log policy, of one token", ylabel="estimate (nats)", title="Three estimates of the KL")
+kl_axis.legend(frameon=False)
+show(figure, "07_one_iteration")
 
 # %% [markdown]
 # ## Questions
 #
-# 1. Many tokens have the advantage 0 before whitening. Is it still 0 after whitening? Does an update change these tokens?
+# 1. Some tokens have the advantage 0 before whitening. Is it still 0 after whitening? Does an update change these tokens?
 # 2. Cut with `every=64`, so that a response is one step. What does the advantage become? Which algorithm is similar?
 # 3. Add `k=9` to `setting`. Which part of the time grows, and does it grow by 9 / 2? Rollouts of one state share its prefix.
-# 4. The number of distinct states falls while the policy learns. Later, the share of tokens with an advantage falls as well. Why?
-#    What does this do to learning?
+# 4. The number of distinct states falls while the policy learns. Why? What does this do to the cost of the rollouts?
+# 5. At the first update of a run, what are k1, k2 and k3? Which of them moves the policy there?
 #
 # Exercise: `ex11` (KL).
 # Read next: `vine_mini/trainer.py`, from `train` downwards, and `vine_mini/algorithms.py`.

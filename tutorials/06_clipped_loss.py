@@ -1,9 +1,9 @@
 # %% [markdown]
-# # 5. The clipped loss, drawn and measured
+# # 6. The clipped loss, drawn and measured
 #
-# Sampling is expensive and an *update* (a step of the optimizer) is cheap, so we take several updates on the same responses. But
-# after the first update the policy is no longer the one that sampled the responses. PPO handles this in its loss. We draw the
-# loss, and then take far too many updates with it.
+# The policy gradient of tutorial 5 holds for responses of the current policy. Sampling is expensive and an *update* (a step of
+# the optimizer) is cheap, so we take several updates on the same responses. But after the first update the policy is no longer
+# the one that sampled them. PPO handles this in its loss. We draw the loss, and then take far too many updates with it.
 #
 # The *ratio* of a token says how much its probability has changed since it was sampled:
 #
@@ -79,7 +79,8 @@ for advantage in (1.0, -1.0):
 
 # %%
 size = dict(prompts=8, minibatch_size=32, eval_problems=20, eval_samples=1) if QUICK else dict(minibatch_size=128)
-settings = dict(algorithm="rloo", kl_coef=0.0, epochs=1, max_ratio=1e9, **size)  # one update in each call of trainer.update
+# One pass over the episodes (epochs), with one update. `max_ratio` would skip an update whose mean ratio is larger.
+settings = dict(algorithm="rloo", kl_coef=0.0, epochs=1, max_ratio=1e9, **size)
 trainer = start(clip=CLIP, **settings)
 episodes = trainer.sample_episodes()
 scores, _ = trainer.score(episodes)  # the old log-probs are the sampler's own
@@ -110,13 +111,11 @@ for tokens in (1000, 4000):
 # %% [markdown]
 # ## Too many updates on one batch
 #
-# We use the same batch: 128 responses with RLOO's advantages. RLOO subtracts from each reward the mean of the other rewards in
-# its group. Tutorial 8 explains it. We take many updates on this batch, once with the clip and once with an $\epsilon$ that no
-# ratio reaches. We measure
+# We use the same batch: 128 responses with RLOO's advantages (tutorial 5). Each call of `trainer.update` makes one update with
+# it. We make many, once with the clip and once with an $\epsilon$ that no ratio reaches. We measure
 #
 # - the accuracy on test problems, with newly sampled responses;
-# - the KL divergence from the old policy, estimated on the batch. The KL divergence says in nats how far two distributions lie
-#   apart;
+# - the KL divergence from the old policy, estimated on the batch. It says how far two distributions are apart (tutorial 7);
 # - the mean ratio;
 # - the share of tokens whose gradient the clip has stopped.
 
@@ -169,7 +168,7 @@ for (name, rows), colour, marker in zip(curves.items(), ("#0072B2", "#D55E00"), 
 for axis, title, unit in zip(axes.flat[4:], titles, ("share of right answers", "nats a token", "ratio", "share"), strict=True):
     axis.set(title=title, ylabel=unit, xlabel="updates on one batch")
     axis.legend(frameon=False)
-show(figure, "05_clipped_loss")
+show(figure, "06_clipped_loss")
 
 # %% [markdown]
 # ## Questions

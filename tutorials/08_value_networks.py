@@ -1,9 +1,9 @@
 # %% [markdown]
-# # 7. Why value networks fail
+# # 8. Why value networks fail
 #
 # PPO uses a second network, the *critic*, for the value of every state. After each iteration the critic moves its value at every
-# token towards the reward of the response. VinePPO's authors measured how good such a critic is (VinePPO, value prediction
-# analysis). The paper reports three results:
+# token towards the reward of the response. VinePPO's authors measured how good such a critic is (section 7). The paper reports
+# three results:
 #
 # - The critic's mean absolute error was 0.11. The error of Monte Carlo values was 0.03.
 # - The critic's error grew along the chain of steps.
@@ -176,7 +176,7 @@ ranking.set(title="Finds the best of five next steps", xlabel="share of sets", x
 ranking.invert_yaxis()
 for axis in (scatter, chain, ranking):
     axis.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
-show(figure, "07_value_networks")
+show(figure, "08_value_networks")
 
 # %% [markdown]
 # ## Questions

@@ -1,0 +1,200 @@
+# %% [markdown]
+# # 5. The policy gradient
+#
+# We want a policy that earns more reward. Gradient ascent on the mean reward would do it, but there is an obstacle: the reward
+# comes from a program that checks an answer, and it has no derivative. The tokens are drawn at random, and drawing has no
+# derivative either.
+#
+# The *policy gradient* solves this. The gradient needs only the log-probs of what was drawn:
+#
+# $$\nabla \mathbb{E}[R] = \sum_a R(a) \nabla \pi(a) = \sum_a \pi(a) R(a)\, \nabla \log \pi(a) = \mathbb{E}[R \nabla \log \pi]$$
+#
+# The first step uses that $R(a)$ does not depend on the weights. The second step uses $\nabla \pi = \pi\, \nabla \log \pi$. The
+# last sum is an expectation, so a mean over samples estimates it. This estimate is called REINFORCE (Williams 1992).
+#
+# This tutorial checks the formula where every case can be counted. Then it makes the estimate less noisy in two ways.
+
+# %%
+from itertools import product
+
+import torch
+from lesson import QUICK, show
+
+from vine_mini.advantages import leave_one_out, step_advantages
+from vine_mini.app.plots import new_figure
+from vine_mini.losses import clipped_policy_loss
+
+# %% [markdown]
+# ## Three arms
+#
+# The smallest policy chooses one of three actions, once. This is called a *bandit* with three arms. The policy is a softmax over
+# three logits. It likes the worst arm best. We enumerate the arms and compute the gradient in both ways.
+
+# %%
+R = torch.tensor([1.0, 0.8, 0.6])  # the reward of each arm
+logits = torch.tensor([0.0, 0.5, 1.0], requires_grad=True)
+p = logits.softmax(dim=0)  # the policy
+[exact] = torch.autograd.grad((p * R).sum(), logits)  # the gradient of the mean reward
+logprobs = logits.log_softmax(dim=0)
+score = torch.stack([torch.autograd.grad(logprobs[a], logits, retain_graph=True)[0] for a in range(3)])  # [arm, logit]
+p = p.detach()
+enumerated = sum(p[a] * R[a] * score[a] for a in range(3))
+value = (p * R).sum()  # the mean reward of this policy
+print("probabilities             ", p.numpy().round(3), f" mean reward {value:.3f}")
+print("gradient of the mean      ", exact.numpy().round(4))
+print("mean of R grad log pi     ", enumerated.numpy().round(4))
+print("grad log pi of each arm   ", *score.numpy().round(3))
+
+# %% [markdown]
+# Both gradients are equal. The last line shows what one sample does. The gradient of $\log \pi(a)$ raises the logit of the
+# arm that was drawn and lowers the others. The sample multiplies it by its reward. All rewards are positive here, so *every* arm
+# is pushed up when it is drawn, even the worst. The better arms are only pushed harder. One sample is therefore mostly noise.
+#
+# ## A baseline
+#
+# We may subtract any number $b$ from the reward, as long as $b$ does not depend on the arm that was drawn:
+#
+# $$\mathbb{E}[b\, \nabla \log \pi] = b \sum_a \pi(a)\, \nabla \log \pi(a) = b\, \nabla \sum_a \pi(a) = b\, \nabla 1 = 0$$
+#
+# The mean of the gradient does not change, but its noise does. We measure both with many samples. The *noise* is the mean squared
+# distance between the gradient of one sample and the mean gradient.
+
+# %%
+n = 2000 if QUICK else 100_000
+generator = torch.Generator().manual_seed(0)
+drawn = torch.multinomial(p, n, replacement=True, generator=generator)  # [n]
+baselines, measured = [0.0, 0.4, value.item(), 1.2, 1.6], []
+for b in baselines:
+    g = (R[drawn] - b)[:, None] * score[drawn]  # [n, 3], one gradient for each sample
+    off = ((g.mean(dim=0) - exact) / g.std(dim=0)).abs().max() * n**0.5
+    measured.append((g - g.mean(dim=0)).square().sum(dim=1).mean())
+    print(f"b = {b:.2f}: mean gradient {g.mean(dim=0).numpy().round(4)}, off by at most {off:.1f} standard errors; ", end="")
+    print(f"noise of one sample {measured[-1]:.4f}")
+
+# %% [markdown]
+# The mean reward of the policy, $b = V$, is a good baseline. A sample then says whether an arm was better or worse than expected.
+# The difference $R - V$ is the *advantage* of tutorial 4.
+#
+# In practice $V$ is not known. But if we draw several samples, the mean of the *other* rewards is a baseline for each of them. It
+# does not depend on what this sample drew. This is RLOO, "REINFORCE leave one out" (arXiv 2402.14740). We let 200 policies learn
+# with it and without it. Each update uses eight samples.
+
+
+# %%
+def learn(with_baseline: bool, updates: int, lr: float = 2.0, policies: int = 200, samples: int = 8):
+    """-> mean reward of each policy before each update and at the end, [updates + 1, policies]"""
+    generator = torch.Generator().manual_seed(1)
+    theta, curve = torch.tensor([0.0, 0.5, 1.0]).repeat(policies, 1), []
+    for _ in range(updates):
+        p = theta.softmax(dim=1)  # [policies, 3]
+        curve.append(p @ R)
+        arms = torch.multinomial(p, samples, replacement=True, generator=generator)  # [policies, samples]
+        credit = leave_one_out(R[arms]) if with_baseline else R[arms]
+        grad_log = torch.eye(3)[arms] - p[:, None]  # [policies, samples, 3]: 1 at the arm that was drawn, minus p
+        theta = theta + lr * (credit[..., None] * grad_log).mean(dim=1)
+    return torch.stack([*curve, theta.softmax(dim=1) @ R])
+
+
+updates = 10 if QUICK else 100
+curves = {"reward": learn(False, updates), "less the mean of the others": learn(True, updates)}
+for name, curve in curves.items():
+    print(f"{name:27}: mean reward {curve[-1].mean():.3f} at the end, {(curve[-1] < 0.85).sum()} of 200 policies below 0.85")
+
+# %% [markdown]
+# Without a baseline, some policies settle on a worse arm. The arms that were drawn first became more likely than the best arm.
+#
+# ## Token by token
+#
+# A response has many actions. Its log-prob is a sum over tokens, so the policy gradient is a sum as well:
+#
+# $$\nabla \mathbb{E}[R] = \mathbb{E} \sum_t R \nabla \log \pi(y_t | s_t) = \mathbb{E} \sum_t A_t \nabla \log \pi(y_t | s_t)$$
+#
+# The second equation uses two facts. First, each token may have its own baseline. The value $V(s_t)$ is one, because the state is
+# known before the token is drawn. Second, $R$ may be replaced by its mean given the token, which is $V(s_{t+1})$. What is left is
+# $A_t = V(s_{t+1}) - V(s_t)$, the advantage of tutorial 4.
+#
+# We count again. A response has $n$ tokens. Each token is right with probability 0.8, and one weight sets this probability: the
+# logit of being right. There are two tasks. In the first, one token decides the reward. In the second, all tokens must be right.
+
+# %%
+q, longest = 0.8, 4 if QUICK else 10  # the probability of a right token; the length of the longest response
+tasks = {"one token decides": lambda y: y[len(y) // 2], "all must be right": lambda y: float(all(y))}
+
+
+def true_values(reward, y) -> list[float]:
+    """V(s_t) before each token: the mean reward over all ways to go on."""
+    ways = [[(q ** sum(z) * (1 - q) ** (len(z) - sum(z)), z) for z in product((1, 0), repeat=len(y) - t)] for t in range(len(y))]
+    return [sum(prob * reward(y[:t] + z) for prob, z in ways[t]) for t in range(len(y))]
+
+
+noise = {}  # (task, credit) -> the noise of one response in units of the signal, for each length
+for (task, reward), length in product(tasks.items(), range(1, longest + 1)):
+    cases = {"R": [], "R - V(s_0)": [], "A of each token": []}
+    for y in product((1, 0), repeat=length):  # all 2^n responses; 1 is a right token
+        r, V, prob = reward(y), true_values(reward, y), q ** sum(y) * (1 - q) ** (length - sum(y))
+        for name, credit in zip(cases, ([r] * length, [r - V[0]] * length, step_advantages(V, r)), strict=True):
+            cases[name].append((prob, torch.tensor(credit) * (torch.tensor(y) - q)))  # grad log pi = y - q
+    means = {name: sum(prob * g for prob, g in rows) for name, rows in cases.items()}
+    for name, rows in cases.items():
+        assert torch.allclose(means[name], means["R"], atol=1e-6)  # all three have the same mean
+        squares = sum(prob * (g - means[name]).square().sum() for prob, g in rows)
+        noise.setdefault((task, name), []).append((squares / means[name].square().sum()).item())
+for (task, name), row in noise.items():
+    shown = ", ".join(f"{row[i - 1]:5.1f} with {i}" for i in ((1, 2, 4) if QUICK else (1, 2, 5, 10)))
+    print(f"{task}, credit {name:15}: noise / signal {shown} tokens")
+
+# %% [markdown]
+# All three have the same mean, the exact gradient. Their noise differs. Where one token decides, $R$ gives credit to all tokens,
+# and each of the other tokens adds noise. Subtracting $V(s_0)$ helps. The advantage of the other tokens is 0, so they add none.
+#
+# Where all tokens must be right, the advantages gain nothing. Here a wrong token has the largest gradient, -0.8 instead of 0.2.
+# $R$ never uses it, because the reward is then 0. The advantage does use it. So $V$ is a good baseline, but not always the best.
+#
+# This is the idea of VinePPO, and its limit: advantages of single steps do not change the direction of learning. They lower its
+# noise, and how much depends on the task. The true values are not known in practice. They cost rollouts, as tutorial 3 showed.
+#
+# ## The loss
+#
+# An optimizer minimises a loss, so the code uses $-\mathrm{mean}(A_t \log \pi(y_t \mid s_t))$. The advantages are constants in
+# it. Its gradient is minus the policy gradient. The *value* of this loss does not measure progress. The reward does. The
+# package's loss also has a ratio and a clip. They matter from the second update on the same samples, as tutorial 6 shows.
+
+# %%
+now = torch.randn(2, 5, generator=generator).requires_grad_()  # log-probs of two responses of five tokens
+advantages, mask = torch.randn(2, 5, generator=generator), torch.ones(2, 5)
+[plain] = torch.autograd.grad(-(advantages * now * mask).sum() / mask.sum(), now)
+clipped, _ = clipped_policy_loss(now, now.detach(), advantages, mask)  # the package's loss, for tokens that were just sampled
+print("the package's loss has the same gradient:", torch.allclose(plain, torch.autograd.grad(clipped, now)[0]))
+
+# %%
+figure, ((baseline_axis, learn_axis, token_axis),) = new_figure(3)
+b = torch.linspace(0, 1.7, 100)
+lengths = score.square().sum(dim=1)  # [3]
+theory = (p * (R - b[:, None]) ** 2 * lengths).sum(dim=1) - exact.square().sum()
+baseline_axis.plot(b, theory, color="0.5", label="enumerated")
+baseline_axis.plot(baselines, measured, "o", color="#0072B2", label=f"{n:,} samples")
+baseline_axis.axvline(value, color="#D55E00", linestyle="--", label="V, the mean reward")
+baseline_axis.set(title="Noise of one sample", xlabel="baseline b", ylabel="squared error of the gradient", ylim=(0, None))
+for (name, curve), colour, style in zip(curves.items(), ("#D55E00", "#0072B2"), ("--", "-"), strict=True):
+    learn_axis.plot(curve.mean(dim=1), style, color=colour, label=name)
+    low, high = curve.quantile(0.1, dim=1), curve.quantile(0.9, dim=1)
+    learn_axis.fill_between(range(updates + 1), low, high, color=colour, alpha=0.15, linewidth=0)
+learn_axis.set(title="200 policies; bands: 10 to 90 %", xlabel="updates", ylabel="mean reward", ylim=(0.6, 1.02))
+for name, style in {"R": "#D55E00 s--", "R - V(s_0)": "#E69F00 ^:", "A of each token": "#0072B2 o-"}.items():
+    colour, line = style.split()
+    token_axis.plot(range(1, longest + 1), noise["one token decides", name], line, color=colour, markersize=4, label=name)
+token_axis.set(title="One token decides", xlabel="tokens in a response", ylabel="noise / signal", yscale="log")
+for axis in (baseline_axis, learn_axis, token_axis):
+    axis.legend(frameon=False, fontsize=8)
+show(figure, "05_policy_gradient")
+
+# %% [markdown]
+# ## Questions
+#
+# 1. Which baseline makes the gradient of a bandit with two arms free of noise? Why is this impossible with three arms?
+# 2. The mean of *all* eight rewards, the own one included, depends on what this sample drew. What does this do to the mean of the
+#    gradient? (Compare with `leave_one_out`: the two differ by a constant factor.)
+# 3. All rewards of an update are 0. What is the gradient without a baseline, and with one? What if all rewards are 1?
+# 4. Set `q = 0.5`. Do the advantages now help where all tokens must be right? Why?
+#
+# Exercise: `ex19` (the loss of the policy gradient). Read next: `clipped_policy_loss` in `vine_mini/losses.py`.

@@ -1,0 +1,29 @@
+"""A rough estimate of what a job takes, so that none starts by a slip of the hand that would run for years."""
+
+import os
+
+import torch
+
+from vine_mini.types import UserError
+
+WEEK = 7 * 86_400  # seconds
+CPU, GPU = 1e10, 4e13  # operations a second that sampling does on a thread, on a GPU
+USED = 0.25  # of the length limit, by responses that end by themselves
+STATES = 8  # of a response, whose values rollouts estimate
+
+
+def check_cost(config, parameters: int, responses: float, at_once: float, length: int | None = None) -> None:
+    """Raises UserError where a job would take more than a week or twice this machine's memory, unless `config.yes`.
+
+    Args:
+        parameters: of the policy.
+        responses, at_once: all that the job samples or imitates, and those that are in memory at the same time.
+        length: tokens of a response; left out: `config.max_new_tokens`.
+    """
+    length = config.max_new_tokens if length is None else length
+    on_gpu = config.device.startswith("cuda") or (config.device == "auto" and torch.cuda.is_available())
+    seconds = 2 * parameters * responses * USED * length / (GPU if on_gpu else CPU * torch.get_num_threads())
+    held = 16 * parameters + at_once * (1000 + 20 * length)  # bytes: ids, log-probs and random numbers as well
+    if not config.yes and (seconds > WEEK or held > 2 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
+        takes = f"about {seconds / 86_400:,.0f} days and {held / 2**30:,.1f} GiB of memory"
+        raise UserError(f"this takes {takes} ({responses:,.0f} responses): ask for less, or add --yes to go on")
