@@ -189,7 +189,7 @@ def start_policy(place: Place) -> str:
         new = dict(hidden=768, layers=6, updates=2000, lr=5e-4, bf16=True)
         small = dict(model="decisive", updates=2, lr=1e-5, batch_size=4)  # a new policy would get nothing right so soon
         task = dict(task="decisive", steps=12, max_new_tokens=140, error_rate=0.5, device=place.device)
-        model, tokenizer, *_ = imitate(SFTConfig(**task, **place.size(new, small)))
+        model, tokenizer, *_ = imitate(SFTConfig(**task, **place.size(new, small)), folder)
         with whole(folder) as fresh:
             save_policy(model, tokenizer, fresh)
     return str(folder)
