@@ -153,8 +153,8 @@ print("\ntime: " + ", ".join(f"{phase} {loop.seconds[phase] / sum(loop.seconds.v
 # | | estimate | mean over samples | one sample | mean gradient of the estimate |
 # |---|---|---|---|---|
 # | k1 | $-d$ | the KL | often negative | 0: as a penalty it does nothing |
-# | k2 | $d^2 / 2$ | close to the KL if $d$ is small | never negative | that of the KL |
-# | k3 | $e^d - d - 1$ | the KL | never negative | that of $\mathrm{KL}(\pi_{\mathrm{ref}} \Vert \pi)$ |
+# | k2 | $d^2 / 2$ | close to the KL if $d$ is small | never negative | the gradient of the KL |
+# | k3 | $e^d - d - 1$ | the KL | never negative | the gradient of $\mathrm{KL}(\pi_{\mathrm{ref}} \Vert \pi)$ |
 #
 # VinePPO uses k3. On new responses of the trained policy, all three means lie near the exact one. k3 has the largest deviation
 # and k1 the smallest: on a few tokens the policy has moved far, and $e^d$ is large. So the loss limits k3 to 10 a token.

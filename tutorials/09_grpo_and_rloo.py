@@ -112,8 +112,8 @@ for groups, alone in zip(graded(3, many, seed=1).view(3, -1, 8), graded(3, many,
 # ## What the division by the standard deviation does
 #
 # GRPO divides by the standard deviation of the group, which is largest where half of the responses are right. The division gives
-# more weight to very easy and very hard problems. This is a bias: the mean gradient is no longer that of the mean reward. Dr.
-# GRPO therefore leaves the division out (arXiv 2503.20783; here `--no_scale_by_std`).
+# more weight to very easy and very hard problems. This is a bias: on average the gradient no longer raises the mean
+# reward the fastest. Dr. GRPO therefore leaves the division out (arXiv 2503.20783; here `--no_scale_by_std`).
 #
 # Where all rewards of a group are equal, both algorithms give advantage 0, and the group teaches nothing. We count how often this
 # happens. A lower temperature stands for a policy that has already learned something.

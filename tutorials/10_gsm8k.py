@@ -134,13 +134,13 @@ print("\n" + "\n".join(f"{k:19} {log[-1][k]:.2g}" for k in ("truncated", "nonzer
 # %% [markdown]
 # ## Full runs
 #
-# These commands start, change, continue and measure a run.
-#
-#     python -m vine_mini train --preset gsm8k-qwen0.5b                      # a GPU with 24 GB
-#     python -m vine_mini train --preset gsm8k-rho1b                         # the paper's run of RhoMath 1.1B
-#     python -m vine_mini train --preset gsm8k-qwen0.5b --algorithm grpo     # a flag replaces a field of the preset
-#     python -m vine_mini train --resume RUN                                 # continues a run, for example after Ctrl-C
-#     python -m vine_mini evaluate --task gsm8k --model RUN/policy
+# | command | what it does |
+# |---|---|
+# | `python -m vine_mini train --preset gsm8k-qwen0.5b` | trains on a GPU with 24 GB |
+# | `python -m vine_mini train --preset gsm8k-rho1b` | the paper's run of RhoMath 1.1B |
+# | `python -m vine_mini train --preset gsm8k-qwen0.5b --algorithm grpo` | a flag replaces a field of the preset |
+# | `python -m vine_mini train --resume RUN` | continues a run, for example after Ctrl-C |
+# | `python -m vine_mini evaluate --task gsm8k --model RUN/policy` | measures the trained policy |
 #
 # These metrics in `metrics.jsonl` show whether a run is healthy:
 #

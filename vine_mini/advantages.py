@@ -7,7 +7,7 @@ from itertools import accumulate
 
 import torch
 
-EPS, ROUNDING = 1e-8, 1e-6  # GRPO and whitening divide by deviation + EPS; a deviation below ROUNDING is that of equal numbers
+EPS, ROUNDING = 1e-8, 1e-6  # GRPO and whitening divide by deviation + EPS; below ROUNDING the numbers are equal
 
 
 def gae(rewards, values, mask, *, gamma: float = 1.0, lam: float = 1.0):

@@ -1,4 +1,6 @@
-"""What a device is large enough for."""
+"""What a device has, and what it is large enough for."""
+
+import os
 
 import torch
 
@@ -7,4 +9,11 @@ LOGITS = 1 << 25  # logits that exist at once: 134 MB in float32
 
 def logits_at_once(device) -> int:
     """How many logits may exist at once. On a GPU: a 64th of its memory, because products of few rows do not keep it busy."""
-    return max(LOGITS, torch.cuda.get_device_properties(device).total_memory // 256) if device.type == "cuda" else LOGITS
+    return max(LOGITS, memory(device) // 256) if device.type == "cuda" else LOGITS
+
+
+def memory(device) -> int:
+    """Bytes of the device's memory, used or free."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

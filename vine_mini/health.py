@@ -42,7 +42,7 @@ def symptoms(metrics: dict) -> dict[str, str]:
         # Where most are cut, the length alone decides the reward.
         ("truncated", m["truncated"] > 0.5, "most responses are cut by the limit and get reward 0: raise --max_new_tokens"),
         # That is one response of a usual iteration's 128.
-        ("nonzero_advantages", unsolved and m["nonzero_advantages"] < 0.01, 
+        ("nonzero_advantages", unsolved and m["nonzero_advantages"] < 0.01,
          "responses to a problem have equal rewards: take other problems, or raise --group or --temperature"),
         # Below 0.1 nats a response, nine of ten samples are the most likely response, and there is nothing to compare.
         ("entropy", unsolved and m["entropy"] * m["length"] < 0.1, "samples are all alike: raise --temperature or --kl_coef"),

@@ -116,7 +116,7 @@ def _fault(model, vocabulary: int) -> str:
 
 
 def eos_ids(model, tokenizer) -> list[int]:
-    """Every id that ends a response: the tokenizer's, and those of the model's generation config. Raises UserError."""
+    """All ids that end a response, from the tokenizer and from the model's generation config. Raises UserError."""
     configured, vocabulary = model.generation_config.eos_token_id, model.get_input_embeddings().num_embeddings
     configured = configured if isinstance(configured, list) else [configured]
     ids = [i for i in [tokenizer.eos_token_id, *configured] if i is not None]

@@ -77,7 +77,9 @@ class Common:
     prompt: str | None = knob(None, "Prompt with {question} in it. Left out: the task's own.")
     chat: bool = knob(False, "Put the prompt into the tokenizer's chat template, for instruction-tuned models.")
     date: str | None = knob(None, "The date that chat templates see, as 2025-01-31. Left out: the day on which the run starts.")
-    model: str | None = knob(None, "Policy: Hub name, folder, or shipped name. Left out: the task's.", aliases=["--policy"])
+    model: str | None = knob(
+        None, "Policy: Hub name, folder, or shipped (arithmetic-12). Left out: the task's.", aliases=["--policy"]
+    )
     device: str = knob("auto", "auto, cpu, cuda, cuda:1, ..., or mps (an Apple GPU; auto never takes it).")
     bf16: bool = knob(False, "Sample and compute in bfloat16; the weights that are updated stay float32.")
     seed: Seed = knob(0, "Seed of everything random.")
@@ -126,7 +128,9 @@ class TrainConfig(Common):
     k: Count = knob(3, "vineppo: Monte Carlo rollouts for each state (paper: 9).")
     mc_lam: Share = knob(0.5, "vineppo: GAE's lambda over the Monte Carlo values after a step (paper: 0).")
     mc_mu: Share = knob(0.5, "vineppo: the same over the values before the step, for the baseline (paper: 0).")
-    max_states: Count | None = knob(None, "vineppo: estimate only so many values of a response (official code: 26).")
+    max_states: Count | None = knob(
+        None, "vineppo: estimate only so many values of a response (official code: 26). Left out: all."
+    )
     step_tokens: Count | None = knob(None, "vineppo: cut a step every so many tokens instead of at newlines.")
     scale_by_std: bool = knob(True, "grpo: divide by the standard deviation of the group (Dr. GRPO: no).")
     divisor: str = knob("tokens", "Of the policy loss: tokens, sequences (GRPO) or constant (Dr. GRPO); see divisors.py.")
@@ -187,7 +191,9 @@ class SFTConfig(Common):
     lr: Amount | None = knob(None, "Peak of a one-cycle schedule. Left out: 3e-3 for a new model, or 10 times that of `train`.")
     weight_decay: Amount = knob(0.0, "AdamW's weight decay.")
     max_grad_norm: Positive = knob(1.0, "Gradients are scaled down to this norm.")
-    error_rate: Share = knob(0.0, "Generated tasks: probability that a demonstrated step's result is random.")
+    error_rate: Share = knob(
+        0.0, "Generated tasks: probability that a demonstrated step's result is random (`decisive`: a product)."
+    )
     hidden: Annotated[int, Range(16, 4096)] = knob(64, "New model: hidden size, a multiple of 16.")
     layers: Annotated[int, Range(1, 100)] = knob(3, "New model: layers.")
     vocab_size: Annotated[int, Range(258, 10**6)] = knob(400, "New model: tokens of its byte-level BPE.")

@@ -1,9 +1,9 @@
 """A rough estimate of what a job takes, so that none starts by a slip of the hand that would run for years."""
 
-import os
-
 import torch
 
+from vine_mini.hardware import memory
+from vine_mini.models import pick_device
 from vine_mini.types import UserError
 
 WEEK = 7 * 86_400  # seconds
@@ -21,9 +21,9 @@ def check_cost(config, parameters: int, responses: float, at_once: float, length
         length: tokens of a response; left out: `config.max_new_tokens`.
     """
     length = config.max_new_tokens if length is None else length
-    on_gpu = config.device.startswith("cuda") or (config.device == "auto" and torch.cuda.is_available())
-    seconds = 2 * parameters * responses * USED * length / (GPU if on_gpu else CPU * torch.get_num_threads())
+    rate = GPU if pick_device(config.device).type == "cuda" else CPU * torch.get_num_threads()
+    seconds = 2 * parameters * responses * USED * length / rate
     held = 16 * parameters + at_once * (1000 + 20 * length)  # bytes: ids, log-probs and random numbers as well
-    if not config.yes and (seconds > WEEK or held > 2 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")):
+    if not config.yes and (seconds > WEEK or held > 2 * memory(torch.device("cpu"))):
         takes = f"about {seconds / 86_400:,.0f} days and {held / 2**30:,.1f} GiB of memory"
         raise UserError(f"this takes {takes} ({responses:,.0f} responses): ask for less, or add --yes to go on")

@@ -15,6 +15,7 @@ from vine_mini.app.config import Seconds, TrainConfig, knob
 from vine_mini.app.flags import PRESETS, read_preset
 from vine_mini.app.memory import estimate, format_memory, memory_estimate
 from vine_mini.app.setup import build_trainer, policy_name
+from vine_mini.hardware import memory
 from vine_mini.sampling import sample, way
 from vine_mini.sampling.gpu.graphs import uses_graphs
 
@@ -58,13 +59,6 @@ def machine(device) -> list[str]:
         half = "bfloat16" if torch.cuda.is_bf16_supported() else "no bfloat16"
         lines[-1] = f"GPU: {torch.cuda.get_device_name(device)}, {half}"
     return [*lines, f"memory of {device.type}: {memory(device) / 2**30:.1f} GiB"]
-
-
-def memory(device) -> int:
-    """Bytes of the device's memory, used or free."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def speed(trainer, seconds: float) -> float:

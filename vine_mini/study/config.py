@@ -94,6 +94,5 @@ def at_equal_seconds(claim: str, task: str) -> list[dict]:
 
 def at_equal_episodes(claim: str, task: str) -> list[dict]:
     """The settings of the paper's VinePPO. Their runs end after a number of iterations, whatever the rollouts cost."""
-    return [
-        PAPERS[task] | dict(k=k) for k in {"rollouts": [1, 3, 9], "accuracy": [9], "efficiency": [9], "kl": [9]}.get(claim, [])
-    ]
+    ks = {"rollouts": (1, 3, 9), "accuracy": (9,), "efficiency": (9,), "kl": (9,)}
+    return [PAPERS[task] | dict(k=k) for k in ks.get(claim, ())]

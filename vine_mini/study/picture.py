@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from textwrap import fill
 
 import numpy
 
@@ -14,7 +15,7 @@ VERDICTS = {"holds": "#009E73", "does not hold": "#D55E00", "not shown": "0.5"}
 
 def plot_findings(findings: dict[str, list[Finding]], path: Path) -> None:
     """Draws the interval of each comparison, a panel for each claim. The claim says that all of them lie right of the line."""
-    findings = {claim: of for claim, of in findings.items() if of}
+    findings = {claim: sorted(of, key=lambda f: f.part) for claim, of in findings.items() if of}
     heights = [len(of) for of in findings.values()]
     figure, axes = new_figure(1, len(findings), heights)
     figure.set_size_inches(11, sum(0.9 + 0.26 * height for height in heights))
@@ -32,7 +33,7 @@ def plot_findings(findings: dict[str, list[Finding]], path: Path) -> None:
             for ticks in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
                 ticks("{x:g}")
         axis.tick_params(which="both", labelsize=8)
-        axis.set_title(f"{claim}: {PAPER[claim]}", fontsize=8, loc="left")
+        axis.set_title(fill(f"{claim}: {PAPER[claim]}", 90), fontsize=8, loc="left")
     figure.suptitle("95 % intervals. Green: the claim holds. Red: it does not. Grey: not shown.", fontsize=10)
     save_figure(figure, path)
 

@@ -45,8 +45,8 @@ def progress(job: dict, trainer: Trainer, clock: Clock):
 def learn(job: dict) -> dict:
     """One learning run. -> the job with its `checks`, at equal distances of its limit, the first before training
 
-    A check has iteration, seconds, episodes, updates and tokens, which are the sampled ones with those of rollouts. `test` is the
-    policy's pass@1 on test problems, `kl` its KL to the start policy there. `train` is for few training problems only.
+    A check has iteration, seconds, episodes, updates and tokens. Tokens are all sampled tokens, rollouts included. `test` is
+    pass@1 on test problems. `kl` is the KL to the start policy on these problems. `train` is measured with few training problems.
     """
     trainer, clock, few = trainer_of(job), Clock(job["prices"]), "train_size" in job["config"]
     checks = [check(trainer, clock, few)]

@@ -3,7 +3,8 @@
     python -m vine_mini.integrations.trl --preset arithmetic --steps 3
     torchrun --nproc_per_node 8 -m vine_mini.integrations.trl --preset gsm8k-rho1b --kl_per_response False --eval_every 0
 
-The run folder is that of `train` (see `app.runs`), with TRL's checkpoints. Nothing is evaluated: `evaluate` does that afterwards.
+The run folder has the files that `train` writes (see `app.runs`), and TRL's checkpoints. Nothing is evaluated: `evaluate` does
+that afterwards.
 """
 
 import json

@@ -53,7 +53,7 @@ def _is_exact(model) -> bool:
 def sampling_gap(model, complete) -> float:
     """Samples two requests on one trunk. -> the sum of |sampled log-prob - log-prob of a forward pass over the whole sequence|
 
-    `complete` is a way to sample: its arguments and result are those of `plain.complete`.
+    `complete` samples: `plain.complete`, or a function with the same arguments and result.
     """
     trunk = _trunk(model)
     requests, uniforms = [Request(0, 4, 4), Request(0, 2, 6)], torch.tensor([[0.4] * 6, [0.7] * 6])
