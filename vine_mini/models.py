@@ -143,6 +143,20 @@ def default_lr(policy) -> float:
     return 1e-4 if policy.num_parameters() < 10_000_000 else 1e-6
 
 
+def adamw(parameters, config):
+    """AdamW. With `adam_8bit` each of its moments takes one byte (Dettmers et al. 2021, arXiv 2110.02861). Raises UserError.
+
+    Tensors of less than 4,096 numbers keep float32 moments.
+    """
+    if not config.adam_8bit:
+        return torch.optim.AdamW(parameters, config.lr, weight_decay=config.weight_decay, fused=True)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise UserError("adam_8bit needs bitsandbytes: pip install 'bitsandbytes>=0.50'") from error
+    return AdamW8bit(parameters, config.lr, weight_decay=config.weight_decay)
+
+
 def frozen_copy(model):
     """A copy that shares no storage with the model and takes no gradients: the KL's reference."""
     return copy.deepcopy(model).eval().requires_grad_(False)

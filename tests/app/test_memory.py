@@ -79,6 +79,21 @@ def test_the_activations_of_a_layer_are_what_autograd_keeps(bf16, kv_heads):
     assert counted[1] - counted[0] == pytest.approx(kept[1] - kept[0], rel=0.02)
 
 
+def test_moments_in_8_bits_are_counted():
+    """The estimate leaves out what 256 numbers share, and the small tensors, whose moments stay float32."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    model = llama(2, 4)
+    optimizer = bitsandbytes.optim.AdamW8bit(model.parameters())
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    parts = estimate(model, TrainConfig(**SMALL, adam_8bit=True), 30)
+    large = [p for p in model.parameters() if p.numel() >= 4096]
+    moments = [optimizer.state[p][name] for p in large for name in ("state1", "state2")]
+    assert size(moments) == 2 * sum(p.numel() for p in large)
+    assert parts["policy: weights, AdamW"] == 6 * sum(p.numel() for p in model.parameters())
+
+
 def test_what_lowers_the_peak():
     """Smaller batches, checkpointing and bfloat16 lower their part. The peak is what is held and the larger of the two phases."""
 
