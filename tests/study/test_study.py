@@ -86,7 +86,7 @@ def test_rollouts_and_temperature_by_hand():
     ]
     [found] = claims.rollouts(made)  # at 128 and 256 episodes: 20 and 40 points
     assert found.interval[0] == pytest.approx(30.0) and "K = 3 - K = 1" in found.what
-    hot = dict(temperature=config.HOT)
+    hot = dict(temperature=config.HOT[1])
     made = [
         a_run("chains", name, s, [0.0, end, end], **change)
         for s in range(5)

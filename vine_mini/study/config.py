@@ -40,7 +40,7 @@ PAPERS: dict[str, dict] = {  # the paper's VinePPO, for equal episodes
     "chains": dict(algorithm="vineppo", lr=1e-4, epochs=2, minibatch_size=64, **PLAIN),
 }
 FEW_PROBLEMS = dict(train_size=128)  # for generalization
-HOT = 1.3  # the high sampling temperature; the usual one is 1
+HOT = (1.1, 1.3)  # high sampling temperatures; the usual one is 1
 NAMES = {"vineppo": "VinePPO", "ppo": "PPO", "grpo": "GRPO", "rloo": "RLOO", "restem": "RestEM", "dpo": "DPO+"}
 CLAIMS = ("accuracy", "efficiency", "generalization", "kl", "values", "rollouts", "temperature")
 
@@ -88,7 +88,7 @@ def at_equal_seconds(claim: str, task: str) -> list[dict]:
     if claim == "values":
         return [of["ppo"]]
     names = of if claim == "accuracy" else ["vineppo", "ppo", "grpo"]
-    changes: dict[str, list[dict]] = {"generalization": [FEW_PROBLEMS], "temperature": [{}, dict(temperature=HOT)]}
+    changes: dict[str, list[dict]] = {"generalization": [FEW_PROBLEMS], "temperature": [{}, *({"temperature": t} for t in HOT)]}
     return [of[name] | change for change in changes.get(claim, [{}]) for name in names]
 
 
