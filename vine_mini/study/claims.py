@@ -183,16 +183,13 @@ def rollouts(runs: list[dict]) -> list[Finding]:
 
 
 def temperature(runs: list[dict]) -> list[Finding]:
-    """Claim 7: VinePPO keeps a larger share of its test accuracy at a high sampling temperature than PPO and GRPO."""
+    """Claim 7: VinePPO keeps a larger share of its test accuracy at high sampling temperatures than PPO and GRPO."""
     found = []
-    for name in ("ppo", "grpo"):
-        for task in TASKS:
-            settings = [ALGORITHMS[task][n] | change for n in ("vineppo", name) for change in ({}, dict(temperature=HOT))]
-            logs = [
-                [math.log(max(final(run), 0.001)) for run in of] for of in paired(*(runs_of(runs, task, c) for c in settings))
-            ]
-            kept = [(mine_hot - mine) - (other_hot - other) for mine, mine_hot, other, other_hot in logs]
-            found += _known(task, f"share of accuracy kept at temperature {HOT}, VinePPO's / {NAMES[name]}'s", "times", kept)
+    for hot, name, task in product(HOT, ("ppo", "grpo"), TASKS):
+        settings = [ALGORITHMS[task][n] | change for n in ("vineppo", name) for change in ({}, {"temperature": hot})]
+        logs = [[math.log(max(final(run), 0.001)) for run in of] for of in paired(*(runs_of(runs, task, c) for c in settings))]
+        kept = [(mine_hot - mine) - (other_hot - other) for mine, mine_hot, other, other_hot in logs]
+        found += _known(task, f"share of accuracy kept, VinePPO's / {NAMES[name]}'s", "times", kept, f"temperature {hot}")
     return found
 
 

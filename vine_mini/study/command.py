@@ -11,7 +11,7 @@ from vine_mini.app.runs import check_writable
 from vine_mini.app.tables import columns
 from vine_mini.models import pick_device
 from vine_mini.study.claims import PAPER, Finding, judge, overall
-from vine_mini.study.config import CLAIMS, TASKS, StudyConfig, jobs
+from vine_mini.study.config import CLAIMS, TASKS, StudyConfig, jobs, seeds_of
 from vine_mini.study.picture import plot_accuracy, plot_curves, plot_findings
 from vine_mini.study.prices import measure_missing, with_prices
 from vine_mini.study.runs import analyse, key, learn, run_missing, trainer_of
@@ -44,7 +44,7 @@ def report(config: StudyConfig, folder: Path) -> None:
         wanted = {key(job) for job in with_prices(jobs(claim, config), folder / "prices.json")}
         rows = {key(run): run for run in read_rows(log_of(claim, folder))}  # a run that is there twice counts once
         runs = {name: run for name, run in rows.items() if name in wanted}
-        if found := judge(claim, [*runs.values()], config.seeds):
+        if found := judge(claim, [*runs.values()], seeds_of(claim, config)):
             findings[claim] = found
         learned |= runs if claim != "values" else {}
     if findings:

@@ -40,7 +40,7 @@ PAPERS: dict[str, dict] = {  # the paper's VinePPO, for equal episodes
     "chains": dict(algorithm="vineppo", lr=1e-4, epochs=2, minibatch_size=64, **PLAIN),
 }
 FEW_PROBLEMS = dict(train_size=128)  # for generalization
-HOT = 1.3  # the high sampling temperature; the usual one is 1
+HOT = (1.1, 1.3)  # high sampling temperatures; the usual one is 1
 NAMES = {"vineppo": "VinePPO", "ppo": "PPO", "grpo": "GRPO", "rloo": "RLOO", "restem": "RestEM", "dpo": "DPO+"}
 CLAIMS = ("accuracy", "efficiency", "generalization", "kl", "values", "rollouts", "temperature")
 
@@ -50,7 +50,9 @@ class StudyConfig:
     """Measure claims of the VinePPO paper; goes on where it stopped."""
 
     claims: list[str] = field(default_factory=lambda: list(CLAIMS), metadata={"help": f"Which claims: {', '.join(CLAIMS)}."})
-    seeds: Annotated[int, Range(2, 1000)] = knob(5, "Learning runs of each setting, with the seeds 0, 1, ...")
+    seeds: Annotated[int, Range(2, 1000)] | None = knob(
+        None, "Learning runs of each setting, with the seeds 0, 1, ... Left out: 5, for values 8."
+    )
     seconds: Seconds = knob(60.0, "Seconds of training in a run, by the prices that are measured first.")
     workers: Annotated[int, Range(1, 1000)] = knob(2, "Runs side by side, one thread each.")
     quick: bool = knob(False, "Two seeds of two seconds: shows that everything runs, and nothing else.")
@@ -62,10 +64,15 @@ class StudyConfig:
             if name not in CLAIMS:
                 raise UserError(f"unknown claim {name!r}: choose from {', '.join(CLAIMS)}")
         if self.quick:
-            if (self.seeds, self.seconds) != (5, 60.0):
+            if (self.seeds, self.seconds) != (None, 60.0):
                 raise UserError("quick has two seeds of two seconds: leave --seeds and --seconds out")
             self.seeds, self.seconds = 2, 2.0
         self.out = self.out or ("runs/claims-quick" if self.quick else "runs/claims")
+
+
+def seeds_of(claim: str, config: StudyConfig) -> int:
+    """How many seeds each setting of a claim is run with. The critics of two runs differ more than other numbers do."""
+    return config.seeds or (8 if claim == "values" else 5)
 
 
 def jobs(claim: str, config: StudyConfig) -> list[dict]:
@@ -73,7 +80,7 @@ def jobs(claim: str, config: StudyConfig) -> list[dict]:
     size = dict(evaluations=2 if config.quick else 8, problems=20 if config.quick else 200)
     seconds, iterations = dict(seconds=config.seconds), dict(iterations=math.ceil(config.seconds / 3))
     found = []
-    for seed, task in product(range(config.seeds), TASKS):
+    for seed, task in product(range(seeds_of(claim, config)), TASKS):
         job = size | dict(task=task, seed=seed, shared=SHARED | TASKS[task])
         found += [job | dict(config=of, limits=seconds) for of in at_equal_seconds(claim, task)]
         found += [job | dict(config=of, limits=iterations) for of in at_equal_episodes(claim, task)]
@@ -88,7 +95,7 @@ def at_equal_seconds(claim: str, task: str) -> list[dict]:
     if claim == "values":
         return [of["ppo"]]
     names = of if claim == "accuracy" else ["vineppo", "ppo", "grpo"]
-    changes: dict[str, list[dict]] = {"generalization": [FEW_PROBLEMS], "temperature": [{}, dict(temperature=HOT)]}
+    changes: dict[str, list[dict]] = {"generalization": [FEW_PROBLEMS], "temperature": [{}, *({"temperature": t} for t in HOT)]}
     return [of[name] | change for change in changes.get(claim, [{}]) for name in names]
 
 

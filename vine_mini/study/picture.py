@@ -5,6 +5,7 @@ from pathlib import Path
 from textwrap import fill
 
 import numpy
+from matplotlib.ticker import LogLocator
 
 from vine_mini.app.plots import COLOURS, new_figure, save_figure
 from vine_mini.study.claims import PAPER, Finding, column, runs_of
@@ -30,8 +31,8 @@ def plot_findings(findings: dict[str, list[Finding]], path: Path) -> None:
         axis.set(ylim=(len(of) - 0.5, -0.5), xscale="log" if times else "linear")
         axis.set_xlabel(" or ".join(sorted({f.unit for f in of})), fontsize=8)
         if times:
-            for ticks in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
-                ticks("{x:g}")
+            axis.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5), numticks=20), major_formatter="{x:g}")
+            axis.minorticks_off()
         axis.tick_params(which="both", labelsize=8)
         axis.set_title(fill(f"{claim}: {PAPER[claim]}", 90), fontsize=8, loc="left")
     figure.suptitle("95 % intervals. Green: the claim holds. Red: it does not. Grey: not shown.", fontsize=10)
