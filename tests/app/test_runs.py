@@ -12,6 +12,7 @@ from vine_mini.app.config import TrainConfig
 from vine_mini.app.flags import parse
 from vine_mini.app.runs import Run, new_folder
 from vine_mini.app.setup import build_trainer, task_name
+from vine_mini.cli import main
 from vine_mini.types import UserError
 
 
@@ -111,3 +112,20 @@ def test_a_run_can_be_watched(empty_folder, monkeypatch):
     assert drawn == [3]  # the row of the start and two iterations; the third came five seconds later
     run.save(trainer)
     assert drawn == [3, 4]
+
+
+@pytest.mark.slow
+def test_tensorboard_shows_what_metrics_jsonl_says(empty_folder):
+    """Also after a run has gone on from an earlier iteration."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    flags = "--steps 2 --prompts 2 --group 2 --minibatch_size 4 --k 1 --eval_problems 4 --out run".split()
+    assert main(["train", *flags, "--iterations", "3"]) == 0
+    assert main(["train", "--resume", "run", "--iterations", "4"]) == 0
+    events = EventAccumulator("run/tensorboard").Reload()
+    rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()][1:]
+    for name in ("reward", "loss", "seconds_update"):
+        assert [e.step for e in events.Scalars(name)] == [1, 2, 3, 4]
+        assert [e.value for e in events.Scalars(name)] == pytest.approx([row[name] for row in rows])
+    assert events.Scalars("eval/pass@1")[-1].value == pytest.approx(rows[-1]["eval"]["pass@1"][0])

@@ -4,6 +4,7 @@ config.yaml     all settings; `--preset RUN/config.yaml` starts the same run aga
 metrics.jsonl   one line for each iteration; "eval" holds test problems (iteration 0 and the last), "validation" those set aside.
 samples.jsonl   a few responses of each iteration, cut into steps, each step with its advantage.
 curves.png      reward, length, KL and seconds, against episodes; drawn again while the run goes on.
+tensorboard/    the numbers of metrics.jsonl for TensorBoard, where it is installed.
 checkpoints/    the newest checkpoint, and those that `keep_every` keeps; see `checkpoint.py`.
 policy          a link to the newest checkpoint, which is a Hugging Face folder; `train --resume RUN` continues from it.
 best            a link to the policy with the highest pass@1 on the validation problems, if some were set aside.
@@ -15,6 +16,8 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cached_property
+from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 
@@ -77,8 +80,22 @@ class Run:
             append_row(self.folder / "samples.jsonl", {"iteration": metrics["iteration"]} | sample)
         append_row(self.folder / "metrics.jsonl", metrics)
         self.rows.append(metrics)
+        if self.board:
+            measured = {f"{name}/{of}": x for name in ("eval", "validation") for of, (x, _) in metrics.get(name, {}).items()}
+            for name, x in (metrics | measured).items():
+                if isinstance(x, (int, float)):
+                    self.board.add_scalar(name, x, metrics["iteration"])
         if time.monotonic() - self.drawn >= DRAW_SECONDS:
             self.draw()
+
+    @cached_property
+    def board(self):
+        """A writer for TensorBoard, from the next iteration on; None where TensorBoard is not installed."""
+        if not find_spec("tensorboard"):
+            return None
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self.folder.absolute() / "tensorboard"), flush_secs=10, purge_step=self.rows[-1]["iteration"])
 
     def best(self, *more: dict) -> dict | None:
         """The line of the iteration whose policy was best on the validation problems; the first of equally good ones.
