@@ -50,14 +50,17 @@ def learn(way: str, seed: int, iterations: int) -> dict:
     """One run. -> pass@1 on the test problems before and after, and bytes of what is trained"""
     torch.set_num_threads(1)
     torch.manual_seed(seed)  # of the adapters
-    trainer = build_trainer(replace(TrainConfig(**read_preset("arithmetic") | WAYS[way]), seed=seed, iterations=iterations))
+    trainer = build_trainer(
+        replace(TrainConfig(**read_preset("arithmetic") | WAYS[way]), seed=seed, iterations=iterations, device="cpu")
+    )
     if way.startswith("LoRA"):
         trainer = with_adapters(trainer)
     before = trainer.evaluate(with_kl=False)["pass@1"][0]
     for _ in trainer.train():
         pass
-    moments = [x for state in trainer.optimizer.state.values() for x in state.values() if torch.is_tensor(x)]
-    held = sum(x.numel() * x.element_size() for x in moments)
+    states = trainer.optimizer.state.values()
+    moments = {x.data_ptr(): x for state in states for name, x in state.items() if name != "step"}  # qmaps are shared
+    held = sum(x.numel() * x.element_size() for x in moments.values())
     return dict(
         way=way, seed=seed, iterations=iterations, before=before, after=trainer.evaluate(False)["pass@1"][0], moments=held
     )

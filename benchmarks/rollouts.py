@@ -19,6 +19,7 @@ import json
 import statistics
 import subprocess
 import tempfile
+import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -145,7 +146,7 @@ def generate_batch(work: Workload, most: int = 256):
 class Vllm:
     """vLLM in a subprocess. Called, it samples the whole workload -> new tokens, its own seconds"""
 
-    def __init__(self, python: str, work: Workload, threads: int, dtype: str, compiled: bool):
+    def __init__(self, python: str, work: Workload, threads: int, dtype: str, compiled: bool, limit: float = 3600):
         self.folder = tempfile.TemporaryDirectory()
         work.model.save_pretrained(self.folder.name)
         prefixes, budgets = work.states()
@@ -157,6 +158,8 @@ class Vllm:
         self.log = open(Path(self.folder.name) / "log", "w+", encoding="utf-8")  # noqa: SIM115
         command = [python, str(Path(__file__).with_name("peer_vllm.py")), str(path)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True)
+        self.timer = threading.Timer(limit, self.process.kill)
+        self.timer.start()
         self._read("ready")
 
     def _read(self, start: str) -> str:
@@ -176,6 +179,7 @@ class Vllm:
         """Ends the process."""
         self.process.stdin.close()
         self.process.wait()
+        self.timer.cancel()
 
 
 def floor(work: Workload, device: str, slots: int) -> float:

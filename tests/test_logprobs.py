@@ -58,7 +58,7 @@ def test_chunks_change_neither_values_nor_gradients(any_model, monkeypatch):
     any_model.double()
     results = []
     for chunk in (1024, 5):
-        monkeypatch.setattr(hardware, "LOGITS", chunk * VOCAB)
+        monkeypatch.setattr(module, "logits_at_once", lambda device, chunk=chunk: chunk * VOCAB)
         any_model.zero_grad()
         got = scored(any_model, batch)
         got.sum().backward()
@@ -67,7 +67,7 @@ def test_chunks_change_neither_values_nor_gradients(any_model, monkeypatch):
 
 
 def test_logits_of_more_than_a_chunk_never_exist(llama, monkeypatch):
-    monkeypatch.setattr(hardware, "LOGITS", 5 * VOCAB)
+    monkeypatch.setattr(module, "logits_at_once", lambda device: 5 * VOCAB)
     batch = collate(sample(llama, ragged_prompts(4), Sampling(6, (VOCAB,)), seed=0))
     sizes, logits_of = [], module.logits_of
     monkeypatch.setattr(module, "logits_of", lambda model, hidden: sizes.append(len(hidden)) or logits_of(model, hidden))

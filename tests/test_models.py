@@ -151,7 +151,7 @@ def test_adam_with_moments_in_8_bits_moves_the_weights_as_adam_does():
 
 def test_adam_8bit_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
-    with pytest.raises(UserError, match="^adam_8bit needs bitsandbytes: pip install 'bitsandbytes>=0.50'$"):
+    with pytest.raises(UserError, match=r"^adam_8bit needs bitsandbytes: pip install 'bitsandbytes>=0\.50'$"):
         models.adamw([torch.nn.Parameter(torch.zeros(1))], TrainConfig(adam_8bit=True))
 
 

@@ -154,7 +154,15 @@ def adamw(parameters, config):
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
         raise UserError("adam_8bit needs bitsandbytes: pip install 'bitsandbytes>=0.50'") from error
-    return AdamW8bit(parameters, config.lr, weight_decay=config.weight_decay)
+    optimizer = AdamW8bit(parameters, config.lr, weight_decay=config.weight_decay)
+    device = optimizer.param_groups[0]["params"][0].device
+    probe = torch.nn.Parameter(torch.zeros(4096, device=device))
+    probe.grad = torch.ones_like(probe)
+    try:
+        AdamW8bit([probe]).step()
+    except RuntimeError as error:  # bitsandbytes has no library for this device
+        raise UserError(f"bitsandbytes does not run on {device}, so leave adam_8bit out") from error
+    return optimizer
 
 
 def frozen_copy(model):

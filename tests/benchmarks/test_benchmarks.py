@@ -220,7 +220,7 @@ def gpu_script(monkeypatch):
 def test_the_rehearsal_of_the_gpu_script(tmp_path, gpu_script):
     assert gpu_script("--cpu-rehearsal", "--out", tmp_path) == 0
     table, data = (tmp_path / "gpu.md").read_text(), json.loads((tmp_path / "gpu.json").read_text())["pieces"]
-    assert list(data) == list("abcde") and "2 passed" in table and "fails" not in table
+    assert list(data) == list("abcde") and "2 passed" in table and "does not end well" not in table
     for of_model in data["b"]["data"]["rates"].values():
         assert {"vine_mini", "vine_mini, no graphs", "generate"} <= set(of_model) and min(of_model.values()) > 0
     for found in data["c"]["data"].values():
@@ -231,32 +231,57 @@ def test_the_rehearsal_of_the_gpu_script(tmp_path, gpu_script):
 
 
 def test_the_gpu_script_goes_on_where_it_stopped(tmp_path, gpu_script, monkeypatch, capsys):
-    """A piece that fails does not stop the others, and the next call tries it again."""
+    """A piece that fails does not stop the others, and the next call tries it again. A rehearsal begins anew each time."""
+    from benchmarks import gpu
+
     asked, broken = [], ["b"]
 
     def in_process(name, place):
         asked.append(name)
-        return {"device": "cpu", "seconds": 1.0} | ({"error": "it broke"} if name in broken else {"table": {"tokens": "9"}})
+        record = {"machine": where, "seconds": 1.0, "table": {"tokens": "9"}}
+        return record | ({"error": "it broke"} if name in broken else {})
 
-    monkeypatch.setattr("benchmarks.gpu.in_process", in_process)
-    assert gpu_script("--cpu-rehearsal", "--out", tmp_path, "--pieces", "a", "b", "c") == 1 and asked == ["a", "b", "c"]
-    assert "| b     | fails          | it broke |" in capsys.readouterr().out
+    where = "a GPU"
+    monkeypatch.setattr(gpu, "in_process", in_process)
+    monkeypatch.setattr(gpu, "machine", lambda *_: where)
+    monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: True)
+    assert gpu_script("--out", tmp_path, "--pieces", "a", "b", "c") == 1 and asked == ["a", "b", "c"]
+    assert "it broke" in capsys.readouterr().out and "| b     | tokens" in (tmp_path / "gpu.md").read_text()
     broken.clear()
-    assert gpu_script("--cpu-rehearsal", "--out", tmp_path) == 0 and asked == ["a", "b", "c", "b", "d", "e"]
+    assert gpu_script("--out", tmp_path) == 0 and asked == ["a", "b", "c", "b", "d", "e"]
     assert "it broke" not in (tmp_path / "gpu.md").read_text()
-    assert gpu_script("--cpu-rehearsal", "--out", tmp_path) == 0 and len(asked) == 6
+    assert gpu_script("--out", tmp_path) == 0 and len(asked) == 6
+    assert gpu_script("--out", tmp_path, "--pieces", "d") == 0 and asked[6:] == ["d"]
+    where = "another GPU"
+    assert gpu_script("--out", tmp_path) == 0 and asked[7:] == list("abcde")
+    assert gpu_script("--cpu-rehearsal", "--out", tmp_path, "--pieces", "a") == 0
+    assert [*json.loads((tmp_path / "gpu.json").read_text())["pieces"]] == ["a"]
 
 
-def test_a_piece_that_raises_or_dies_is_one_line(tmp_path, gpu_script, monkeypatch, capsys):
-    from types import SimpleNamespace
-
+def test_a_piece_that_raises_or_dies_keeps_what_it_had_measured(tmp_path, gpu_script, monkeypatch, capsys):
     from benchmarks import gpu
 
-    monkeypatch.setitem(gpu.PIECES, "a", lambda place: 1 / 0)
+    def piece(place):
+        yield {"table": {"tokens": "9"}}
+        raise ZeroDivisionError("of  two\nlines")
+
+    monkeypatch.setitem(gpu.PIECES, "a", piece)
     assert gpu_script("--cpu-rehearsal", "--out", tmp_path, "--one", "a") == 0
-    assert json.loads(capsys.readouterr().out) == {"error": "ZeroDivisionError: division by zero"}
-    monkeypatch.setattr(subprocess, "run", lambda *args, **more: SimpleNamespace(stdout="", returncode=-9))
-    assert gpu.in_process("a", gpu.Place("cpu", tmp_path, True))["error"] == "its process ended with exit code -9"
+    lines = capsys.readouterr().out
+    script = f"import sys, time; print({lines!r}, flush=True); sys.exit(7) if 'quick' in sys.argv else time.sleep(60)"
+    started, start, kinds = [], subprocess.Popen, iter(("quick", "slow"))
+
+    def instead(call, **more):
+        started.append(start([sys.executable, "-c", script, next(kinds)], **more))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", instead)
+    monkeypatch.setattr(gpu, "LIMIT", 3)
+    for says in ("its process ended with exit code 7", "stopped after 3 s"):
+        record = gpu.in_process("a", gpu.Place("cpu", tmp_path, True))
+        assert record["error"] == says and record["table"] == {"tokens": "9"} and started[-1].returncode is not None
+    monkeypatch.setattr(subprocess, "Popen", lambda call, **more: start([sys.executable, "-c", f"print({lines!r})"], **more))
+    assert gpu.in_process("a", gpu.Place("cpu", tmp_path, True))["error"] == "ZeroDivisionError: of two lines"
 
 
 def test_where_the_gpu_script_does_not_run(gpu_script, monkeypatch):

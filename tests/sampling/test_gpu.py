@@ -24,11 +24,6 @@ capture = graphs._capture
 stand_in_only = pytest.mark.skipif(DEVICE != "cpu", reason="needs the stand-in for graphs")
 
 
-@pytest.fixture(autouse=True)
-def no_graphs():
-    """Replaces the fixture of `test_fast`."""
-
-
 @pytest.fixture
 def gpu(monkeypatch):
     """Decodes as on a GPU. A "graph" is a stand-in that calls its function again, or on a GPU a graph. -> what was done"""

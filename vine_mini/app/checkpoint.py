@@ -115,14 +115,17 @@ def resume(trainer, run: Path, name: str = "policy") -> None:
         raise UserError(f"{path.parent} holds a critic, and {trainer.config.algorithm} has none: another algorithm trained it")
     state, parameters, eight_bits = defaultdict(dict), _parameters(trainer), trainer.config.adam_8bit
     names = ("state1", "state2") if eight_bits else ("exp_avg", "exp_avg_sq")
+    of_bytes = {"qmap1", "qmap2", "absmax1", "absmax2"}  # beside moments that take a byte
     try:
         for key, x in tensors.items():
             kind, number, name = key.split(".", 2)
             if kind == "optimizer":
                 state[parameters[int(number)]][name] = int(x) if name == "step" and eight_bits else x
         for parameter, moments in state.items():
-            if [moments[name].shape for name in names] != 2 * [parameter.shape] or "step" not in moments:
-                raise ValueError("moments are missing or have another shape")
+            if moments.keys() != {"step", *names} | (of_bytes if moments[names[0]].dtype == torch.uint8 else set()):
+                raise ValueError("moments are missing")
+            if any(moments[name].shape != parameter.shape for name in names):
+                raise ValueError("moments have another shape")
         trainer.policy.load_state_dict(policy.state_dict())
         trainer.optimizer.state.update(state)
         if trainer.critic:

@@ -144,7 +144,7 @@ class TrainConfig(Common):
     critic_lr: Amount | None = knob(None, "ppo: the critic's learning rate. Left out: the policy's.")
     warmup: Whole = knob(20, "Updates over which the learning rate rises. It is constant afterwards.")
     weight_decay: Amount = knob(0.0, "AdamW's weight decay.")
-    adam_8bit: bool = knob(False, "Keep AdamW's moments in 8 bits, half of its memory; needs bitsandbytes.")
+    adam_8bit: bool = knob(False, "Keep AdamW's moments in 8 bits, a quarter of their memory; needs bitsandbytes.")
     max_grad_norm: Positive = knob(1.0, "Gradients are scaled down to this norm.")
     clip: Amount = knob(0.2, "How far a token's probability ratio may move.")
     value_clip: Amount = knob(0.2, "ppo: how far a value may move from the old one.")

@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cached_property
-from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 
@@ -81,21 +80,21 @@ class Run:
         append_row(self.folder / "metrics.jsonl", metrics)
         self.rows.append(metrics)
         if self.board:
-            measured = {f"{name}/{of}": x for name in ("eval", "validation") for of, (x, _) in metrics.get(name, {}).items()}
-            for name, x in (metrics | measured).items():
-                if isinstance(x, (int, float)):
-                    self.board.add_scalar(name, x, metrics["iteration"])
+            show(self.board, metrics)
         if time.monotonic() - self.drawn >= DRAW_SECONDS:
             self.draw()
 
     @cached_property
     def board(self):
-        """A writer for TensorBoard, from the next iteration on; None where TensorBoard is not installed."""
-        if not find_spec("tensorboard"):
+        """A writer for TensorBoard, with the lines before this iteration; None where TensorBoard is not installed."""
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
             return None
-        from torch.utils.tensorboard import SummaryWriter
-
-        return SummaryWriter(str(self.folder.absolute() / "tensorboard"), flush_secs=10, purge_step=self.rows[-1]["iteration"])
+        board = SummaryWriter(str(self.folder.absolute() / "tensorboard"), flush_secs=10, purge_step=0)
+        for row in self.rows[:-1]:
+            show(board, row)
+        return board
 
     def best(self, *more: dict) -> dict | None:
         """The line of the iteration whose policy was best on the validation problems; the first of equally good ones.
@@ -114,6 +113,14 @@ class Run:
         """Draws the curves so far."""
         plot_run(self.rows, self.folder / "curves.png", f"{self.config.algorithm} on {task_name(self.config)}")
         self.drawn = time.monotonic()
+
+
+def show(board, row: dict) -> None:
+    """Gives the numbers of a line of metrics.jsonl to TensorBoard."""
+    measured = {f"{name}/{of}": x for name in ("eval", "validation") for of, (x, _) in row.get(name, {}).items()}
+    for name, x in (row | measured).items():
+        if isinstance(x, (int, float)):
+            board.add_scalar(name, x, row["iteration"])
 
 
 def _rows(path: Path) -> list[dict]:
