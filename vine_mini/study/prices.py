@@ -34,9 +34,10 @@ class Clock:
 
 
 def work(metrics: dict, episodes: Episodes, updates: int) -> dict[str, int]:
-    """The work of an iteration by phase: sampled tokens, scored tokens, tokens of rollouts, updates."""
+    """An iteration's work by phase: sampled and scored tokens, tokens of rollouts, updates, passes over validation problems."""
     sampled = sum(len(t.response_ids) for t in episodes.trajectories)
-    return {"sample": sampled, "score": sampled, "rollouts": metrics.get("rollout_tokens", 0), "update": updates}
+    work = {"sample": sampled, "score": sampled, "rollouts": metrics.get("rollout_tokens", 0), "update": updates}
+    return work | ({"validate": metrics["validations"]} if "validations" in metrics else {})
 
 
 def timed(trainer: Trainer) -> Iterator[dict[str, float]]:
