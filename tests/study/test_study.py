@@ -291,7 +291,8 @@ def test_the_command_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(config.SHARED, "prompts", 4)
     for task in ("decisive", "chains"):
         monkeypatch.setitem(config.TASKS, task, dict(task="arithmetic", steps=3, max_new_tokens=40))
-        small = {name: of | dict(minibatch_size=8) for name, of in ALGORITHMS[task].items()}
+        few = dict(prompts=4, group=4)
+        small = {name: of | dict(minibatch_size=8) | (few if "prompts" in of else {}) for name, of in ALGORITHMS[task].items()}
         monkeypatch.setitem(ALGORITHMS, task, small)
         monkeypatch.setitem(PAPERS, task, PAPERS[task] | dict(minibatch_size=8))
     for job_size in ("limits", "problems"):

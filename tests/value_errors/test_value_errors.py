@@ -119,6 +119,7 @@ def test_the_command_over_the_checkpoints_of_a_run(empty_folder, capsys):
     assert checkpoint.kept(Path("run")) == ["checkpoints/2", "checkpoints/4"]
 
 
+@pytest.mark.slow
 def test_a_run_without_a_critic(empty_folder, capsys, monkeypatch):
     monkeypatch.setattr("vine_mini.app.runs.plot_run", lambda *_: None)
     assert main(["train", *QUICK, "--algorithm", "rloo", "--iterations", "1", "--out", "run"]) == 0

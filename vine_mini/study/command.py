@@ -15,7 +15,7 @@ from vine_mini.models import pick_device
 from vine_mini.study.claims import PAPER, Finding, judge, overall
 from vine_mini.study.config import CLAIMS, TASKS, StudyConfig, jobs, seeds_of
 from vine_mini.study.picture import plot_accuracy, plot_curves, plot_findings
-from vine_mini.study.prices import measure_missing, with_prices
+from vine_mini.study.prices import TIMED, measure_missing, with_prices
 from vine_mini.study.runs import analyse, key, learn, run_missing, trainer_of
 from vine_mini.value_errors.command import Report, report_of, table
 from vine_mini.value_errors.measures import Choice, State, with_constant
@@ -29,7 +29,7 @@ def study(config: StudyConfig) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         for claim in config.claims:
-            measure_missing(jobs(claim, config), trainer_of, folder / "prices.json")
+            measure_missing(jobs(claim, config), trainer_of, folder / "prices.json", 0 if config.quick else TIMED)
             run = partial(analyse, quick=config.quick) if claim == "values" else learn
             run_missing(with_prices(jobs(claim, config), folder / "prices.json"), log_of(claim, folder), key, run, config.workers)
     finally:  # whatever happens, the runs that have finished are judged
