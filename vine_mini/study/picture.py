@@ -73,7 +73,8 @@ def plot_curves(runs: list[dict], path: Path) -> None:
         row[0].set_ylabel(f"{task}: test accuracy")
         row[1].set_xlabel(f"accuracy on {FEW_PROBLEMS['train_size']} training problems")
         row[2].set(xlabel="test accuracy", ylabel="KL to the start policy, nats a token")
-    for axis, title in zip(axes[0], ("efficiency", "generalization", "kl", "rollouts"), strict=True):
+    titles = "efficiency, K = 1 averaged", "generalization, K = 1 averaged", "KL, K = 1 averaged", "rollouts, no averages"
+    for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title)
     save_figure(figure, path)
 
