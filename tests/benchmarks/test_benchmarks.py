@@ -202,3 +202,18 @@ def test_steps_goes_on_where_it_stopped(tmp_path, monkeypatch):
         assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 2 * (2 * 3 + 2)
     text = (tmp_path / "steps.md").read_text()
     assert text.count("| grpo ") == 4 and "K = 3, averaged" in text and (tmp_path / "steps.png").stat().st_size > 30_000
+
+
+@pytest.mark.slow
+def test_the_clock_of_the_study(tmp_path, monkeypatch):
+    from benchmarks import clock
+
+    few = {name: clock.ALGORITHMS["decisive"][name] for name in ("vineppo", "grpo")}
+    monkeypatch.setattr(clock, "ALGORITHMS", {"decisive": few})
+    monkeypatch.setattr(clock, "PAPERS", {"decisive": few["vineppo"]})
+    monkeypatch.setattr(clock, "TASKS", {"decisive": clock.TASKS["decisive"]})
+    monkeypatch.setattr(sys, "argv", ["clock", "--seconds", "0.1", "--out", str(tmp_path)])
+    clock.main()
+    text = (tmp_path / "clock.md").read_text()
+    assert text.count("| decisive | VinePPO") == 2 and text.count("| decisive | GRPO") == 1
+    assert "| decisive | GRPO" in (tmp_path / "cheaper-and-dearer.md").read_text()

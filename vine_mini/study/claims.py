@@ -130,7 +130,7 @@ def efficiency(runs: list[dict]) -> list[Finding]:
     return found
 
 
-def _mean_at(run: dict, x: str, y: str, levels: list[float]) -> float:
+def mean_at(run: dict, x: str, y: str, levels: list[float]) -> float:
     """The mean of y at levels of x, all of which the run reaches."""
     return statistics.mean(at_levels(column(run, x), column(run, y), levels))
 
@@ -190,7 +190,7 @@ def temperature(runs: list[dict]) -> list[Finding]:
         settings = [ALGORITHMS[task][n] | change for n in ("vineppo", name) for change in ({}, {"temperature": hot})]
         same = paired(*(runs_of(runs, task, c) for c in settings))
         end = min((column(run, "seconds")[-1] for of in same for run in of), default=0.0)
-        logs = [[math.log(max(_mean_at(run, "seconds", "test", [0.9 * end, end]), 0.001)) for run in of] for of in same]
+        logs = [[math.log(max(mean_at(run, "seconds", "test", [0.9 * end, end]), 0.001)) for run in of] for of in same]
         kept = [(mine_hot - mine) - (other_hot - other) for mine, mine_hot, other, other_hot in logs]
         found += _known(task, f"share of accuracy kept, VinePPO's / {NAMES[name]}'s", "times", kept, f"temperature {hot}")
     return found
