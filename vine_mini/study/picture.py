@@ -27,7 +27,7 @@ def plot_findings(findings: dict[str, list[Finding]], path: Path) -> None:
         for y, f in enumerate(of):
             mean, low, high = (math.exp(min(x, 50)) if times else x for x in f.interval)
             axis.plot([low, high], [y, y], color=VERDICTS[f.verdict], linewidth=2)
-            axis.plot(mean, y, "o", color=VERDICTS[f.verdict])
+            axis.plot(mean, y, "<" if f.upper else "o", color=VERDICTS[f.verdict])
         axis.axvline(1 if times else 0, color="0.3", linewidth=1)
         axis.set_yticks(range(len(of)), [": ".join(filter(None, (f.task, f.part, f.what))) for f in of], fontsize=8)
         axis.set(ylim=(len(of) - 0.5, -0.5), xscale="log" if times else "linear")
@@ -38,7 +38,7 @@ def plot_findings(findings: dict[str, list[Finding]], path: Path) -> None:
             axis.minorticks_off()
         axis.tick_params(which="both", labelsize=8)
         axis.set_title(fill(f"{claim}: {PAPER[claim]}", 90), fontsize=8, loc="left")
-    figure.suptitle("95 % intervals. Green: the claim holds. Red: it does not. Grey: not shown.", fontsize=10)
+    figure.suptitle("95 % intervals. Green: the claim holds. Red: it does not. Grey: not shown. Triangles: upper bounds.", fontsize=10)
     save_figure(figure, path)
 
 
