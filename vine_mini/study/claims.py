@@ -54,7 +54,10 @@ class Finding:
         """The mean with its unit, and the interval."""
         mean, low, high = self.interval
         if self.unit == "times":
-            return [f"{'at most ' * self.upper}{math.exp(mean):.2f} times", f"{math.exp(low):.3g} to {math.exp(min(high, 700)):.3g}"]
+            return [
+                f"{'at most ' * self.upper}{math.exp(mean):.2f} times",
+                f"{math.exp(low):.3g} to {math.exp(min(high, 700)):.3g}",
+            ]
         return [f"{mean:+.3g} {self.unit}".strip(), f"{low:+.3g} to {high:+.3g}"]
 
 

@@ -38,7 +38,9 @@ def plot_findings(findings: dict[str, list[Finding]], path: Path) -> None:
             axis.minorticks_off()
         axis.tick_params(which="both", labelsize=8)
         axis.set_title(fill(f"{claim}: {PAPER[claim]}", 90), fontsize=8, loc="left")
-    figure.suptitle("95 % intervals. Green: the claim holds. Red: it does not. Grey: not shown. Triangles: upper bounds.", fontsize=10)
+    figure.suptitle(
+        "95 % intervals. Green: the claim holds. Red: it does not. Grey: not shown. Triangles: upper bounds.", fontsize=10
+    )
     save_figure(figure, path)
 
 
