@@ -17,11 +17,10 @@ from tqdm import tqdm
 
 from benchmarks.common import command, machine, report
 from vine_mini.app.files import read_rows
-from vine_mini.study.claims import mean_at, paired, runs_of
+from vine_mini.study.claims import judge
 from vine_mini.study.config import ALGORITHMS, NAMES, PAPERS, SHARED, TASKS
 from vine_mini.study.prices import Clock, with_prices
 from vine_mini.study.runs import trainer_of
-from vine_mini.study.statistics import interval, verdict
 
 CLAIMS = Path(__file__).parents[1] / "results" / "claims"
 ERROR = 1.15
@@ -41,17 +40,16 @@ def ratios(job: dict, seconds: float) -> tuple[float, float]:
     return tuple((b[0] - a[0]) / max(b[1] - a[1], 1e-9) for a, b in parts)
 
 
-def if_seconds_were(factor: float, task: str, name: str, runs: list[dict]) -> str:
-    """The difference in test accuracy, with its verdict, if each of VinePPO's seconds were `factor` seconds."""
-    mine, other = [0.9, 1.0], [0.9, 1.0]  # of the seconds that both runs have
-    mine, other = ([x / factor for x in mine], other) if factor > 1 else (mine, [x * factor for x in other])
-    gaps = []
-    for a, b in paired(*(runs_of(runs, task, ALGORITHMS[task][n]) for n in ("vineppo", name))):
-        end = min(run["checks"][-1]["seconds"] for run in (a, b))
-        means = [mean_at(run, "seconds", "test", [x * end for x in at]) for run, at in ((a, mine), (b, other))]
-        gaps.append(100 * (means[0] - means[1]))
-    found = interval(gaps, len(ALGORITHMS[task]) - 1)
-    return f"{found[0]:+.1f} [{found[1]:+.1f}, {found[2]:+.1f}] {verdict(found)}"
+def if_seconds_were(factor: float, runs: list[dict]) -> dict[tuple[str, str], str]:
+    """The findings at equal seconds, if each of VinePPO's seconds were `factor` seconds. -> (task, what) -> difference, verdict"""
+    runs = [
+        run | dict(checks=[check | dict(seconds=factor * check["seconds"]) for check in run["checks"]])
+        if run["config"]["algorithm"] == "vineppo"
+        else run
+        for run in runs
+    ]
+    found = [f for f in judge("accuracy", runs) if f.part == "equal seconds"]
+    return {(f.task, f.what): ", ".join([*f.text, f.verdict]) for f in found}
 
 
 def main():
@@ -76,10 +74,10 @@ def main():
         rows.append([task, name, *(f"{x:.2f}" for x in of), f"{statistics.mean(of) / usual:.2f}"])
     report(args.out, "clock", machine("cpu", 1), rows, {" ".join(which): of for which, of in found.items()})
     runs = read_rows(CLAIMS / "runs.jsonl")
-    rows = [["task", "VinePPO less", *(f"if its seconds cost {factor:.2f}" for factor in (1 / ERROR, 1, ERROR))]]
-    for task in TASKS:
-        for name in [name for name in ALGORITHMS[task] if name != "vineppo"]:
-            rows.append([task, NAMES[name], *(if_seconds_were(factor, task, name, runs) for factor in (1 / ERROR, 1, ERROR))])
+    factors = (1 / ERROR, 1, ERROR)
+    rows = [["task", "difference", *(f"if VinePPO's seconds cost {factor:.2f}" for factor in factors)]]
+    columns = [if_seconds_were(factor, runs) for factor in factors]
+    rows += [[*which, *(column[which] for column in columns)] for which in columns[0]]
     report(args.out, "cheaper-and-dearer", "Test accuracy after as many seconds, points", rows, {"rows": rows})
 
 

@@ -216,4 +216,4 @@ def test_the_clock_of_the_study(tmp_path, monkeypatch):
     clock.main()
     text = (tmp_path / "clock.md").read_text()
     assert text.count("| decisive | VinePPO") == 2 and text.count("| decisive | GRPO") == 1
-    assert "| decisive | GRPO" in (tmp_path / "cheaper-and-dearer.md").read_text()
+    assert "VinePPO, K = 1 - GRPO, test accuracy" in (tmp_path / "cheaper-and-dearer.md").read_text()

@@ -108,7 +108,7 @@ def write_values(runs: list[dict], folder: Path) -> None:
 
 
 def pooled(reports: Sequence[dict]) -> Report:
-    """What several runs measured at one stage, as one report. Its errors are those of a mean over runs."""
+    """What several runs measured at one stage, as one report. The standard errors are between the runs."""
     states, choices = [], []
     for run, report in enumerate(reports):
         states += with_constant([State(**s | {"problem": run}) for s in report["states"]])
