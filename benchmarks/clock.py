@@ -41,7 +41,7 @@ def ratios(job: dict, seconds: float) -> tuple[float, float]:
 
 
 def if_seconds_were(factor: float, runs: list[dict]) -> dict[tuple[str, str], str]:
-    """The findings at equal seconds, if each of VinePPO's seconds were `factor` seconds. -> (task, what) -> difference, verdict"""
+    """The findings at equal seconds, if each of VinePPO's seconds were `factor` seconds. -> (task, what) -> what was found"""
     runs = [
         run | dict(checks=[check | dict(seconds=factor * check["seconds"]) for check in run["checks"]])
         if run["config"]["algorithm"] == "vineppo"
