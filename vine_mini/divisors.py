@@ -32,8 +32,8 @@ def token_weights(batch, denominator, config):
 def importance(logprobs, sampler_logprobs, mask, cap: float):
     """Truncated importance weights min(p / q, cap) of tokens that q has sampled for p. All tensors are [B, T].
 
-    q is the sampler, whose bfloat16 differs from the trainer's. Without the cap, the expected gradient would be that of p's own
-    samples (F. Yao et al., "Your efficient RL framework secretly brings you off-policy RL training", 2025).
+    q is the sampler, whose bfloat16 differs from the trainer's. Without the cap, samples of p would have the same expected
+    gradient (F. Yao et al., "Your efficient RL framework secretly brings you off-policy RL training", 2025).
 
     -> weights, or None for cap 0, and {`sampler_gap`: mean |log p - log q| of a token, `importance_capped`: share of tokens}
     """

@@ -54,7 +54,7 @@ class SelfTrainer(Trainer):
         config, best, accuracies = self.config, None, []
         self.policy.load_state_dict(self.reference.state_dict())
         self.optimizer = models.adamw(self.policy.parameters(), config)
-        made = 0
+        made = validated = 0
         for _ in range(config.epochs):
             log = defaultdict(list)
             order = rng.sample(examples, len(examples))
@@ -68,13 +68,15 @@ class SelfTrainer(Trainer):
                     for name, value in stats.items():
                         log[name].append(value)
             if self.validation_problems:
-                accuracy = self.evaluate(self.validation_problems, with_kl=False)["pass@1"][0]
+                with self._phase(clock, "validate"):
+                    accuracy = self.evaluate(self.validation_problems, with_kl=False)["pass@1"][0]
+                validated += 1
                 if accuracies and accuracy < max(accuracies):
                     self.policy.load_state_dict(best)
                     break
                 accuracies.append(accuracy)
                 best = copy.deepcopy(self.policy.state_dict())
-        counts = {"examples": len(examples), "updates_made": made}
+        counts = {"examples": len(examples), "updates_made": made, "validations": validated}
         return counts | {name: sum(values) / len(values) for name, values in log.items()}
 
     def _update(self, tokens, minibatch, ref_logprobs, warm: float) -> dict:

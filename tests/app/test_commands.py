@@ -87,6 +87,7 @@ def test_train_leaves_a_whole_run_folder(empty_folder, capsys):
     assert main(["evaluate", "--model", "run/policy", *flags]) == 0
 
 
+@pytest.mark.slow
 def test_the_best_policy_by_validation_problems_is_kept_and_tested(empty_folder, no_pictures, capsys, monkeypatch):
     """The learning rate destroys the policy in the second iteration. The first one is the best and is the one that is tested."""
     monkeypatch.setattr("vine_mini.trainer.Trainer._step", _destroys_at(2))

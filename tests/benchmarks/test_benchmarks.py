@@ -296,3 +296,18 @@ def test_where_the_gpu_script_does_not_run(gpu_script, monkeypatch):
     with pytest.raises(UserError, match="results/gpu is for figures of a GPU"):
         gpu_script("--cpu-rehearsal", "--out", gpu.RESULTS / "here")
     assert not gpu.RESULTS.exists() or (gpu.RESULTS / "gpu.json").exists()
+
+
+@pytest.mark.slow
+def test_the_clock_of_the_study(tmp_path, monkeypatch):
+    from benchmarks import clock
+
+    few = {name: clock.ALGORITHMS["decisive"][name] for name in ("vineppo", "grpo")}
+    monkeypatch.setattr(clock, "ALGORITHMS", {"decisive": few})
+    monkeypatch.setattr(clock, "PAPERS", {"decisive": few["vineppo"]})
+    monkeypatch.setattr(clock, "TASKS", {"decisive": clock.TASKS["decisive"]})
+    monkeypatch.setattr(sys, "argv", ["clock", "--seconds", "0.1", "--out", str(tmp_path)])
+    clock.main()
+    text = (tmp_path / "clock.md").read_text()
+    assert text.count("| decisive | VinePPO") == 2 and text.count("| decisive | GRPO") == 1
+    assert "VinePPO, K = 1 - GRPO, test accuracy" in (tmp_path / "cheaper-and-dearer.md").read_text()

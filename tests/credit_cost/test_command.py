@@ -133,6 +133,7 @@ def test_equal_rewards_hold_no_credit(reward, change):
         (["--steps", "1", "--problems", "2"], "each response is a single step, so all methods give the same credit"),
     ],
 )
+@pytest.mark.slow
 def test_bad_input(flags, said, empty_folder, capsys):
     assert main(["credit-cost", *flags]) == 2
     assert said in capsys.readouterr().err.strip().splitlines()[-1] and not list(empty_folder.iterdir())

@@ -273,6 +273,7 @@ def test_bad_input_is_one_line_and_writes_nothing(words, reason, tmp_path, monke
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_run_that_is_damaged_or_belongs_to_another_is_one_line(ppo_run, tmp_path, capsys):
     run = shutil.copytree(ppo_run, tmp_path / "run")
 

@@ -14,6 +14,7 @@ from vine_mini.app.files import read_rows
 from vine_mini.cli import main
 from vine_mini.study import claims, config
 from vine_mini.study.claims import Finding
+from vine_mini.study.command import pooled
 from vine_mini.study.config import ALGORITHMS, CLAIMS, PAPERS, StudyConfig, jobs, seeds_of
 from vine_mini.study.prices import Clock, measure_missing, name_of, with_prices
 from vine_mini.study.runs import run_missing
@@ -56,11 +57,17 @@ def test_accuracy_and_efficiency_by_hand():
         assert 2.718281828 ** few.interval[0] == pytest.approx(3.0) and few.verdict == papers.verdict == "holds"
         assert 2.718281828 ** papers.values[0] == pytest.approx(2.0)
     slow = runs([0.1, 0.2, 0.2, 0.2], [0.1, 0.3, 0.4, 0.5])
-    for run in slow:
+    for run in slow:  # VinePPO is never there, after a tenth of the updates and twice the seconds
         for check in run["checks"]:
-            check["updates"] *= 10 if run["config"]["algorithm"] == "ppo" else 1  # few updates do not help who never gets there
-    for f in claims.efficiency(slow):
-        assert 2.718281828 ** f.interval[0] == pytest.approx(0.5) and f.verdict == "does not hold" and "in 0 of 5" in f.what
+            check["updates"] *= 10 if run["config"]["algorithm"] == "ppo" else 1
+            check["seconds"] *= 2 if run["config"]["algorithm"] == "vineppo" else 1
+    updates, seconds = claims.efficiency(slow)
+    assert (
+        2.718281828 ** updates.interval[0] == pytest.approx(10.0)
+        and updates.verdict == "not shown"
+        and "in 0 of 5" in updates.what
+    )
+    assert 2.718281828 ** seconds.interval[0] == pytest.approx(0.5) and seconds.verdict == "does not hold"
 
 
 def test_generalization_and_kl_compare_at_equal_accuracy():
@@ -161,6 +168,20 @@ def test_values_by_hand():
     assert found[5].verdict == "does not hold" and found[6].interval[0] == pytest.approx(0.12) and len(found[8].values) == 4
 
 
+def test_what_several_runs_measured_about_values_becomes_one_report():
+    """The error of a mean is between the runs, and the best constant is that of each run."""
+    states = [[(0.0, 0.2), (1.0, 0.8), (0.0, 0.0)], [(1.0, 0.5), (1.0, 0.5), (0.0, 0.5)]]  # of two runs: truth, value
+    reports = [
+        dict(iteration=7 + run, choices=[], states=[dict(problem=i, step=0, steps=1, truth=t, values={"critic": v}) for i, (t, v) in enumerate(of)])
+        for run, of in enumerate(states)
+    ]  # fmt: skip
+    report = pooled(reports)
+    assert report.iteration == 8 and len(report.states) == 6 and report.agreement == {}
+    mean, error = report.errors["critic"]["error"]
+    assert mean == pytest.approx((0.4 / 3 + 0.5) / 2) and error == pytest.approx((0.5 - 0.4 / 3) / 2)
+    assert report.errors["best constant"]["error"] == pytest.approx((1 / 3, 0.0))  # 0 in one run and 1 in the other
+
+
 def test_the_intervals_of_a_claim_are_corrected_for_their_number():
     made = runs([0.1, 0.5, 0.7, 0.8], [0.1, 0.3, 0.4, 0.5])
     made[0]["checks"][1]["test"] -= 0.1  # one seed of VinePPO is slower
@@ -193,6 +214,9 @@ def test_the_clock_counts_work_and_not_time():
     for updates in (2, 4):
         clock.count(SimpleNamespace(updates=updates), {"rollout_tokens": 20}, SimpleNamespace(trajectories=trajectories))
     assert clock.seconds == pytest.approx(2 * (1.0 + 0.1 + 4.0 + 10.0)) and clock.tokens == 2 * 30
+    clock = Clock({"sample": 0.0, "score": 0.0, "rollouts": 0.0, "update": 0.0, "validate": 7.0})
+    clock.count(SimpleNamespace(updates=1), {"validations": 3}, SimpleNamespace(trajectories=trajectories))
+    assert clock.seconds == 21.0  # choosing an epoch by validation problems takes time too
 
 
 def test_prices_are_medians_of_what_an_iteration_takes_for_its_work(tmp_path):
@@ -267,7 +291,8 @@ def test_the_command_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(config.SHARED, "prompts", 4)
     for task in ("decisive", "chains"):
         monkeypatch.setitem(config.TASKS, task, dict(task="arithmetic", steps=3, max_new_tokens=40))
-        small = {name: of | dict(minibatch_size=8) for name, of in ALGORITHMS[task].items()}
+        few = dict(prompts=4, group=4)
+        small = {name: of | dict(minibatch_size=8) | (few if "prompts" in of else {}) for name, of in ALGORITHMS[task].items()}
         monkeypatch.setitem(ALGORITHMS, task, small)
         monkeypatch.setitem(PAPERS, task, PAPERS[task] | dict(minibatch_size=8))
     for job_size in ("limits", "problems"):
@@ -292,7 +317,7 @@ def test_the_command_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     assert [c for c in ("accuracy", "efficiency", "values", "rollouts") if f"| {c} " not in text] == [], text
     again = Path("runs/claims-quick/runs.jsonl").read_text().splitlines()
     assert again[:3] == lines[:3] and set(lines) <= set(again)  # a run repeats exactly: its seconds follow from its work
-    for name in ("claims", "accuracy", "curves"):
+    for name in ("claims", "accuracy", "curves", "values-chains", "values-decisive"):
         assert Path(f"runs/claims-quick/{name}.png").stat().st_size > 20_000
     assert Path("runs/claims-quick/checks.csv").read_text().startswith("task,seed,config,iteration")
     every = Path("runs/claims-quick/runs.jsonl").read_text()

@@ -273,6 +273,7 @@ def board(capsys) -> str:
     return capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_board_shows_what_is_done_failing_and_next(learner, capsys):
     for exercise in EXERCISES:
         exercise.path.write_text(f"def {exercise.function}(*a, **k):\n    raise NotImplementedError('{exercise.file[:4]}')\n")

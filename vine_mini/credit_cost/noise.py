@@ -56,7 +56,7 @@ def noise(pool: Pool, *, k: float, group: int, lam: float, mu: float):
 
 
 def critic_noise(pool: Pool, advantages):
-    """[n] the noise of any other advantages [n], such as those of a critic."""
+    """[n] the noise of any other advantages [n], for example a critic's."""
     true, error = squares(pool)
     return (torch.as_tensor(advantages).double() - true).square() - error
 

@@ -38,7 +38,7 @@ class Linear:
     mean: torch.Tensor
 
     def r2(self, x, y) -> float:
-        """R² on x [n, D] and y [n]. The variance is that of these y."""
+        """R² on x [n, D] and y [n]. It compares with the variance of these y."""
         errors = y - (x - self.middle) @ self.weight - self.mean
         return 1 - (errors.square().mean() / y.var(correction=0)).item()
 

@@ -131,8 +131,8 @@ def middle(values: list[float]) -> tuple[float, float]:
 def queries(all_results: list[dict]) -> list[list[dict[str, float]]]:
     """The queries of each task, one for each seed.
 
-    A query has those of the paper's five encodings that all results have. Where not all results have `rope25`, `rope` takes its
-    place. Raises UserError where nothing can be ranked.
+    A query ranks the paper's five encodings, as far as all results have them. Where not all results have `rope25`, `rope` takes
+    its place. Raises UserError where nothing can be ranked.
     """
     tables = [extrapolation(results) for results in all_results]
     common = [name for name in (*paper.COLUMNS, "rope") if all(name in table for table in tables)]

@@ -2,8 +2,10 @@
 
 import csv
 import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from statistics import mean
 
 from vine_mini.app.commands import machine
 from vine_mini.app.files import read_rows, whole, write_text
@@ -13,8 +15,11 @@ from vine_mini.models import pick_device
 from vine_mini.study.claims import PAPER, Finding, judge, overall
 from vine_mini.study.config import CLAIMS, TASKS, StudyConfig, jobs, seeds_of
 from vine_mini.study.picture import plot_accuracy, plot_curves, plot_findings
-from vine_mini.study.prices import measure_missing, with_prices
+from vine_mini.study.prices import TIMED, measure_missing, with_prices
 from vine_mini.study.runs import analyse, key, learn, run_missing, trainer_of
+from vine_mini.value_errors.command import Report, report_of, table
+from vine_mini.value_errors.measures import Choice, State, with_constant
+from vine_mini.value_errors.picture import plot_values
 
 
 def study(config: StudyConfig) -> int:
@@ -24,7 +29,7 @@ def study(config: StudyConfig) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         for claim in config.claims:
-            measure_missing(jobs(claim, config), trainer_of, folder / "prices.json")
+            measure_missing(jobs(claim, config), trainer_of, folder / "prices.json", 0 if config.quick else TIMED)
             run = partial(analyse, quick=config.quick) if claim == "values" else learn
             run_missing(with_prices(jobs(claim, config), folder / "prices.json"), log_of(claim, folder), key, run, config.workers)
     finally:  # whatever happens, the runs that have finished are judged
@@ -39,16 +44,20 @@ def log_of(claim: str, folder: Path) -> Path:
 
 def report(config: StudyConfig, folder: Path) -> None:
     """Judges all claims by the runs that have finished, in this call or before, and prints what it wrote."""
-    findings, learned = {}, {}
+    findings, learned, measured = {}, {}, []
     for claim in CLAIMS:
         wanted = {key(job) for job in with_prices(jobs(claim, config), folder / "prices.json")}
         rows = {key(run): run for run in read_rows(log_of(claim, folder))}  # a run that is there twice counts once
         runs = {name: run for name, run in rows.items() if name in wanted}
         if found := judge(claim, [*runs.values()], seeds_of(claim, config)):
             findings[claim] = found
-        learned |= runs if claim != "values" else {}
+        if claim == "values":
+            measured = [*runs.values()]
+        else:
+            learned |= runs
     if findings:
         write(config, findings, [*learned.values()], folder)
+        write_values(measured, folder)
         print(f"{(folder / 'verdicts.md').read_text(encoding='utf-8')}\neverything is in {folder}")
 
 
@@ -84,3 +93,24 @@ def write(config: StudyConfig, findings: dict[str, list[Finding]], runs: list[di
     if runs:
         plot_accuracy(runs, folder / "accuracy.png")
         plot_curves(runs, folder / "curves.png")
+
+
+def write_values(runs: list[dict], folder: Path) -> None:
+    """Writes what all runs of a task measured about values: a table of the stages of training, and a picture of the last one."""
+    tables = []
+    for task in TASKS:
+        of_task = [run["reports"] for run in sorted(runs, key=lambda run: run["seed"]) if run["task"] == task]
+        if reports := [pooled(stage) for stage in zip(*of_task, strict=False)]:
+            tables.append(f"{len(of_task)} PPO runs on {task}:\n\n{table(reports)}\n")
+            plot_values(reports[-1], f"{len(of_task)} PPO runs on {task}", folder / f"values-{task}.png")
+    if tables:
+        write_text(folder / "values.md", "\n".join(tables))
+
+
+def pooled(reports: Sequence[dict]) -> Report:
+    """What several runs measured at one stage, as one report. The standard errors are between the runs."""
+    states, choices = [], []
+    for run, report in enumerate(reports):
+        states += with_constant([State(**s | {"problem": run}) for s in report["states"]])
+        choices += [Choice(**c | {"problem": run}) for c in report["choices"]]
+    return report_of(round(mean(report["iteration"] for report in reports)), states, choices)

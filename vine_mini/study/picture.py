@@ -5,7 +5,6 @@ from pathlib import Path
 from textwrap import fill
 
 import numpy
-from matplotlib.ticker import LogLocator
 
 from vine_mini.app.plots import COLOURS, new_figure, save_figure
 from vine_mini.study.claims import PAPER, Finding, column, runs_of
@@ -15,41 +14,48 @@ VERDICTS = {"holds": "#009E73", "does not hold": "#D55E00", "not shown": "0.5"}
 
 
 def plot_findings(findings: dict[str, list[Finding]], path: Path) -> None:
-    """Draws the interval of each comparison, a panel for each claim. The claim says that all of them lie right of the line."""
-    findings = {claim: sorted(of, key=lambda f: f.part) for claim, of in findings.items() if of}
-    heights = [len(of) for of in findings.values()]
-    figure, axes = new_figure(1, len(findings), heights)
+    """Draws the interval of each comparison, a panel for each claim and unit. The claim says that all lie right of the line."""
+    panels: dict[tuple[str, str], list[Finding]] = {}
+    for claim, of in findings.items():
+        for f in sorted(of, key=lambda f: f.part):
+            panels.setdefault((claim, f.unit), []).append(f)
+    heights = [len(of) for of in panels.values()]
+    figure, axes = new_figure(1, len(panels), heights)
     figure.set_size_inches(11, sum(0.9 + 0.26 * height for height in heights))
-    for (axis,), (claim, of) in zip(axes, findings.items(), strict=True):
-        times = of[0].unit == "times"
+    for (axis,), ((claim, unit), of) in zip(axes, panels.items(), strict=True):
+        times = unit == "times"
         for y, f in enumerate(of):
             mean, low, high = (math.exp(min(x, 50)) if times else x for x in f.interval)
             axis.plot([low, high], [y, y], color=VERDICTS[f.verdict], linewidth=2)
-            axis.plot(mean, y, "o", color=VERDICTS[f.verdict])
+            axis.plot(mean, y, "<" if f.upper else "o", color=VERDICTS[f.verdict])
         axis.axvline(1 if times else 0, color="0.3", linewidth=1)
         axis.set_yticks(range(len(of)), [": ".join(filter(None, (f.task, f.part, f.what))) for f in of], fontsize=8)
         axis.set(ylim=(len(of) - 0.5, -0.5), xscale="log" if times else "linear")
-        axis.set_xlabel(" or ".join(sorted({f.unit for f in of})), fontsize=8)
+        axis.set_xlabel(unit, fontsize=8)
         if times:
-            axis.xaxis.set(major_locator=LogLocator(subs=(1, 2, 5), numticks=20), major_formatter="{x:g}")
+            axis.xaxis.get_major_locator().set_params(subs=(1, 2, 5), numticks=20)
+            axis.xaxis.set_major_formatter("{x:g}")
             axis.minorticks_off()
         axis.tick_params(which="both", labelsize=8)
         axis.set_title(fill(f"{claim}: {PAPER[claim]}", 90), fontsize=8, loc="left")
-    figure.suptitle("95 % intervals. Green: the claim holds. Red: it does not. Grey: not shown.", fontsize=10)
+    figure.suptitle(
+        "95 % intervals. Green: the claim holds. Red: it does not. Grey: not shown. Triangles: upper bounds.", fontsize=10
+    )
     save_figure(figure, path)
 
 
 def plot_accuracy(runs: list[dict], path: Path) -> None:
-    """Draws test accuracy over episodes and over seconds, a row for each task: thin lines are runs, thick lines their means."""
+    """Draws test accuracy over episodes and seconds, a row for each task. Thin lines are runs, thick lines their means."""
     tasks = _tasks_of(runs)
     figure, axes = new_figure(2, len(tasks))
     for row, task in zip(axes, tasks, strict=True):
         usual = {NAMES[name]: (COLOURS[name], config) for name, config in ALGORITHMS[task].items()}
-        _draw(row[0], runs, task, usual | {"VinePPO": (COLOURS["vineppo"], PAPERS[task])}, "episodes", "test")
-        _draw(row[1], runs, task, usual, "seconds", "test")
+        others = {label: of for label, of in usual.items() if label != "VinePPO"}
+        _draw(row[0], runs, task, {"VinePPO, K = 9": (COLOURS["vineppo"], PAPERS[task])} | others, "episodes", "test")
+        _draw(row[1], runs, task, {"VinePPO, K = 1, averaged": usual["VinePPO"]} | others, "seconds", "test")
         row[0].set_ylabel(f"{task}: test accuracy")
-    axes[0, 0].set_title("Equal episodes: VinePPO as in the paper, K = 9")
-    axes[0, 1].set_title("Equal seconds: VinePPO with K = 1, averaged")
+    axes[0, 0].set_title("Equal episodes")
+    axes[0, 1].set_title("Equal seconds")
     save_figure(figure, path)
 
 
@@ -69,7 +75,8 @@ def plot_curves(runs: list[dict], path: Path) -> None:
         row[0].set_ylabel(f"{task}: test accuracy")
         row[1].set_xlabel(f"accuracy on {FEW_PROBLEMS['train_size']} training problems")
         row[2].set(xlabel="test accuracy", ylabel="KL to the start policy, nats a token")
-    for axis, title in zip(axes[0], ("efficiency", "generalization", "kl", "rollouts"), strict=True):
+    titles = "efficiency, K = 1 averaged", "generalization, K = 1 averaged", "KL, K = 1 averaged", "rollouts, no averages"
+    for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title)
     save_figure(figure, path)
 
@@ -83,8 +90,13 @@ def _draw(axis, runs: list[dict], task: str, settings: dict[str, tuple[str, dict
         curves = [(column(run, x), column(run, y)) for run in runs_of(runs, task, config)]
         for xs, ys in curves:
             axis.plot(xs, ys, color=colour, alpha=0.25, linewidth=0.7)
-        if curves:
-            means = [[numpy.mean(at) for at in zip(*of, strict=False)] for of in zip(*curves, strict=True)]
-            axis.plot(*means, color=colour, linewidth=2, label=label)
-            axis.legend(frameon=False, fontsize=8)
+        if not curves:
+            continue
+        if all(xs == sorted(xs) for xs, _ in curves):
+            grid = numpy.linspace(0, min(xs[-1] for xs, _ in curves), 50)
+            mean = [grid, numpy.mean([numpy.interp(grid, *curve) for curve in curves], axis=0)]
+        else:  # accuracies and KL may fall again, so each check is averaged
+            mean = [[numpy.mean(at) for at in zip(*of, strict=False)] for of in zip(*curves, strict=True)]
+        axis.plot(*mean, color=colour, linewidth=2, label=label)
+        axis.legend(frameon=False, fontsize=8)
     axis.set_xlabel(x)

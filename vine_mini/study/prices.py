@@ -34,9 +34,10 @@ class Clock:
 
 
 def work(metrics: dict, episodes: Episodes, updates: int) -> dict[str, int]:
-    """The work of an iteration by phase: sampled tokens, scored tokens, tokens of rollouts, updates."""
+    """An iteration's work by phase: sampled and scored tokens, tokens of rollouts, updates, passes over validation problems."""
     sampled = sum(len(t.response_ids) for t in episodes.trajectories)
-    return {"sample": sampled, "score": sampled, "rollouts": metrics.get("rollout_tokens", 0), "update": updates}
+    work = {"sample": sampled, "score": sampled, "rollouts": metrics.get("rollout_tokens", 0), "update": updates}
+    return work | ({"validate": metrics["validations"]} if "validations" in metrics else {})
 
 
 def timed(trainer: Trainer) -> Iterator[dict[str, float]]:
@@ -48,7 +49,7 @@ def timed(trainer: Trainer) -> Iterator[dict[str, float]]:
         yield {phase: metrics.get(f"seconds_{phase}", 0.0) / max(n, 1) for phase, n in amounts.items()}
 
 
-def measure_missing(jobs: list[dict], make, path: Path) -> None:
+def measure_missing(jobs: list[dict], make, path: Path, timed_iterations: int = TIMED) -> None:
     """Measures the prices that the file lacks: medians over iterations, in which the settings alternate.
 
     The machine must do nothing else meanwhile. It may be faster or slower than it was when the other prices were measured.
@@ -59,10 +60,11 @@ def measure_missing(jobs: list[dict], make, path: Path) -> None:
     known = [name for name in settings if name in prices][:1] if missing else []
     runs = {name: timed(make(settings[name])) for name in [*missing, *known]}
     found: dict[str, list] = {name: [] for name in runs}
-    for _, name in tqdm([*product(range(1 + TIMED), runs)], desc="prices", dynamic_ncols=True, disable=not runs):
+    for _, name in tqdm([*product(range(1 + timed_iterations), runs)], desc="prices", dynamic_ncols=True, disable=not runs):
         found[name].append(next(runs[name]))
     now = {}
-    for name, (_, *iterations) in found.items():  # the first one has warmed up
+    for name, iterations in found.items():
+        iterations = iterations[1:] or iterations  # the first one has warmed up
         now[name] = {phase: statistics.median(of[phase] for of in iterations) for phase in iterations[0]}
     ratios = [prices[name][phase] / x for name in known for phase, x in now[name].items() if x > 0]
     scale = statistics.median(ratios) if ratios else 1.0

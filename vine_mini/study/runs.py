@@ -43,7 +43,9 @@ def progress(job: dict, trainer: Trainer, clock: Clock):
 
 
 def learn(job: dict) -> dict:
-    """One learning run. -> the job with its `checks`, at equal distances of its limit, the first before training
+    """One learning run. -> the job with its `checks`, the first before training
+
+    Checks have equal distances on the way to the limit. RestEM and DPO+ have few iterations, and a check after each.
 
     A check has iteration, seconds, episodes, updates and tokens. Tokens are all sampled tokens, rollouts included. `test` is
     pass@1 on test problems. `kl` is the KL to the start policy on these problems. `train` is measured with few training problems.
@@ -51,7 +53,7 @@ def learn(job: dict) -> dict:
     trainer, clock, few = trainer_of(job), Clock(job["prices"]), "train_size" in job["config"]
     checks = [check(trainer, clock, few)]
     for used in progress(job, trainer, clock):
-        if used >= len(checks) / job["evaluations"]:
+        if used >= len(checks) / job["evaluations"] or trainer.algorithm.examples:
             checks.append(check(trainer, clock, few))
     return job | dict(checks=checks)
 

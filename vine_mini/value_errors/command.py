@@ -25,7 +25,7 @@ from vine_mini.app.tables import columns
 from vine_mini.trainer import Trainer
 from vine_mini.types import Episodes, Trajectory, UserError, collate
 from vine_mini.value_errors.config import ValuesConfig
-from vine_mini.value_errors.measures import Choice, State, agreement, error_by_place, errors
+from vine_mini.value_errors.measures import CONSTANT, Choice, State, agreement, error_by_place, errors, with_constant
 from vine_mini.value_errors.picture import plot_trend, plot_values
 
 PLACES = 6
@@ -99,8 +99,11 @@ def measure(trainer: Trainer, config: ValuesConfig) -> Report:
     trainer.train_problems, trainer.prompts = trainer.test_problems, trainer.test_prompts
     trainer.config = replace(trainer.config, prompts=config.problems, group=config.responses, minibatch_size=1)
     episodes = trainer.sample_episodes()
-    states = values_of_states(trainer, episodes, config)
-    choices = values_of_next_steps(trainer, episodes, config)
+    return report_of(iteration, values_of_states(trainer, episodes, config), values_of_next_steps(trainer, episodes, config))
+
+
+def report_of(iteration: int, states: list[State], choices: list[Choice]) -> Report:
+    """What the values of the states and of the next steps say."""
     names = list(states[0].values)
     return Report(
         iteration=iteration,
@@ -109,7 +112,7 @@ def measure(trainer: Trainer, config: ValuesConfig) -> Report:
         choices=choices,
         errors={name: errors(states, name) for name in names},
         by_place={name: error_by_place(states, name, PLACES) for name in names},
-        agreement={name: agreement(choices, name) for name in names if any(choice.clear for choice in choices)},
+        agreement={name: agreement(choices, name) for name in names if name != CONSTANT and any(c.clear for c in choices)},
     )
 
 
@@ -122,7 +125,7 @@ def values_of_states(trainer: Trainer, episodes: Episodes, config: ValuesConfig)
         for step in range(len(cuts)):
             values = {name: of_states[row][step] for name, of_states in (critic | by_k).items()}
             states.append(State(row // config.responses, step, len(cuts), truth[row][step], values))
-    return states
+    return with_constant(states)
 
 
 def values_of_next_steps(trainer: Trainer, episodes: Episodes, config: ValuesConfig) -> list[Choice]:

@@ -1,7 +1,7 @@
 """What an iteration of VinePPO would take on 1 to 64 GPUs: tokens, seconds and memory, counted from shapes and assumptions.
 
 The assumptions are the constants of this file. Prefixes are read once, and the engine's batch is full until its last responses.
-Seconds are those of the slower resource, arithmetic or memory. The time of communication and of waiting is not counted.
+Arithmetic and memory each take seconds, and the slower of the two counts. The time of communication and of waiting does not.
 """
 
 from typing import Any, NamedTuple

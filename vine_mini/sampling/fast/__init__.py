@@ -44,7 +44,7 @@ REQUESTS_PER_SLOT = 8  # in a chunk: enough that slots are seldom empty, few eno
 
 @torch.no_grad()
 def complete(model, trunks: list[list[int]], requests: list[Request], uniforms, sampling: Sampling, progress) -> list[Trajectory]:
-    """Samples every request. Arguments and result are those of `plain.complete`.
+    """Samples every request. `plain.complete` has the same arguments and result.
 
     At most `sampling.batch_size` requests are decoded at once. At most as many trunks are in memory at once.
     """
