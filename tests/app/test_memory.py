@@ -1,5 +1,6 @@
 """The memory estimate counts what is really allocated. `tests/benchmarks` compares it with the peak of a process."""
 
+import conftest
 import pytest
 import torch
 from conftest import ARCHITECTURES, tiny_model
@@ -110,9 +111,10 @@ def test_what_lowers_the_peak():
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_architecture_has_an_estimate_also_without_weights(architecture):
+def test_every_architecture_has_an_estimate_also_without_weights(architecture, monkeypatch):
     config = TrainConfig(**SMALL)
     parts = estimate(tiny_model(architecture), config, 20)
+    monkeypatch.setattr(conftest, "DEVICE", "meta")
     with torch.device("meta"):
         assert estimate(tiny_model(architecture), config, 20) == parts
     assert format_memory(parts).startswith("memory estimate: ") and "MiB at the peak (policy: weights" in format_memory(parts)
