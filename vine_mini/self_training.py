@@ -50,7 +50,7 @@ class SelfTrainer(Trainer):
             yield metrics | {f"seconds_{phase}": s for phase, s in clock.items()}, episodes, advantages
 
     def fit(self, tokens, examples, ref_logprobs, rng, clock) -> dict:
-        """Fine-tunes the start policy. -> statistics, means over the updates of the last epoch"""
+        """Fine-tunes the start policy. -> statistics, means over the updates of the last epoch that ran"""
         config, best, accuracies = self.config, None, []
         self.policy.load_state_dict(self.reference.state_dict())
         self.optimizer = torch.optim.AdamW(self.policy.parameters(), config.lr, weight_decay=config.weight_decay, fused=True)
@@ -69,7 +69,7 @@ class SelfTrainer(Trainer):
                         log[name].append(value)
             if self.validation_problems:
                 with self._phase(clock, "validate"):
-                    accuracy = self.evaluate(self.validation_problems, with_kl=False)["pass@1"][0]
+                    accuracy = self.evaluate(self.validation_problems, with_kl=False, greedy=False)["pass@1"][0]
                 validated += 1
                 if accuracies and accuracy < max(accuracies):
                     self.policy.load_state_dict(best)
@@ -88,7 +88,8 @@ class SelfTrainer(Trainer):
             micro = tokens.rows(part.flatten())
             width, shape = micro.input_ids.shape[1], (*part.shape, -1)
             logprobs = self._forward(self.policy, micro).view(shape)  # [m, w, T]
-            reference, mask = ref_logprobs[part, :width], micro.response_mask.view(shape)
+            reference = None if ref_logprobs is None else ref_logprobs[part, :width]
+            mask = micro.response_mask.view(shape)
             loss, parts = self.algorithm.loss(logprobs, reference, mask, self.config, denominator)
             finite("the loss", loss).backward()
             for name, value in (parts | {"loss": loss.item()}).items():

@@ -32,11 +32,11 @@ def trainer_of(job: dict) -> Trainer:
 
 
 def progress(job: dict, trainer: Trainer, clock: Clock):
-    """Trains, and yields how much of its iterations or seconds the run has used: above 0, at the end 1 or more."""
+    """Trains, and yields how much of its episodes or seconds the run has used: above 0, at the end 1 or more."""
     limits, used = job["limits"], 0.0
     for metrics, episodes, _ in trainer.train():
         clock.count(trainer, metrics, episodes)
-        used = trainer.iteration / limits["iterations"] if "iterations" in limits else clock.seconds / limits["seconds"]
+        used = metrics["episodes"] / limits["episodes"] if "episodes" in limits else clock.seconds / limits["seconds"]
         yield used
         if used >= 1:
             return
