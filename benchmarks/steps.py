@@ -26,7 +26,7 @@ from vine_mini.app.plots import COLOURS, new_figure, save_figure
 from vine_mini.app.tables import columns
 from vine_mini.credit_cost.command import measure
 from vine_mini.study.claims import column
-from vine_mini.study.config import ALGORITHMS, SHARED
+from vine_mini.study.config import ALGORITHMS, NAMES, SHARED
 from vine_mini.study.prices import measure_missing, with_prices
 from vine_mini.study.runs import key, learn, run_missing, trainer_of
 from vine_mini.study.statistics import first_at, interval
@@ -149,7 +149,8 @@ def _bars(axis, points: dict[float, tuple[float, float, float]], other: str) -> 
     means = [mean for mean, _, _ in points.values()]
     below = [mean - low for mean, low, _ in points.values()]
     above = [high - mean for mean, _, high in points.values()]
-    axis.errorbar(list(points), means, yerr=[below, above], fmt="o-", capsize=3, color=COLOURS[other], label=f"over {other.upper()}")
+    how = dict(fmt="o-", capsize=3, color=COLOURS[other], label=f"over {NAMES[other]}")
+    axis.errorbar(list(points), means, yerr=[below, above], **how)
 
 
 def tables(noise: dict[str, dict], runs: list[dict]) -> str:

@@ -36,7 +36,8 @@ class SelfTrainer(Trainer):
             rng = random.Random(derive_seed(self.config.seed, self.iteration, "examples"))
             examples = self.algorithm.examples(episodes.rewards, self.config.examples, rng)
             if not examples and self.iteration == 0:
-                raise UserError("no response is an example to learn from: raise --prompts or --group, or take other problems")
+                says = "no response is an example to learn from: raise --prompts or --group, or take other problems"
+                raise UserError(f"{says}; give it a new --out")
             with self._phase(clock, "score"):
                 scores, score_stats = self.score(episodes)
             stats = {"examples": 0}  # then the policy stays as it is

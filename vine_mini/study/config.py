@@ -62,7 +62,9 @@ CLAIMS = ("accuracy", "efficiency", "generalization", "kl", "values", "rollouts"
 class StudyConfig:
     """Measure claims of the VinePPO paper; goes on where it stopped."""
 
-    claims: list[str] = field(default_factory=lambda: list(CLAIMS), metadata={"help": f"Which claims: {', '.join(CLAIMS)}."})
+    claims: list[str] = field(
+        default_factory=lambda: list(CLAIMS), metadata={"help": f"Which claims: {', '.join(CLAIMS)}. The flag may be left out."}
+    )
     seeds: Annotated[int, Range(2, 1000)] | None = knob(
         None, "Learning runs of each setting, with the seeds 0, 1, ... Left out: 5, for values 8."
     )
@@ -113,7 +115,7 @@ def at_equal_seconds(claim: str, task: str) -> list[dict]:
 
 
 def at_equal_episodes(claim: str, task: str) -> list[dict]:
-    """The settings whose runs end after a number of episodes. Runs of a number of seconds have as many, if they are not VinePPO's."""
+    """The settings whose runs end after a number of episodes. They are those that no run of a number of seconds has."""
     if claim == "accuracy":
         return [of for of in BY_EPISODES[task].values() if of not in ALGORITHMS[task].values()]
     ks = {"rollouts": (1, 3, 9), "efficiency": (9,), "kl": (9,)}

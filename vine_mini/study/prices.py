@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from vine_mini.app.files import write_text
 from vine_mini.trainer import Trainer
-from vine_mini.types import Episodes
+from vine_mini.types import Episodes, UserError
 
 TIMED = 3  # iterations
 
@@ -79,8 +79,12 @@ def with_prices(jobs: list[dict], path: Path) -> list[dict]:
     return [job | dict(prices=prices[name_of(job)]) for job in jobs if name_of(job) in prices]
 
 
-def _read(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+def _read(path: Path) -> dict[str, dict[str, float]]:
+    try:
+        prices = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return {name: {phase: float(x) for phase, x in of.items()} for name, of in prices.items()}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{path} holds no prices: move it away, and they are measured again") from error
 
 
 def name_of(job: dict) -> str:
