@@ -26,7 +26,7 @@ from vine_mini.app.plots import COLOURS, new_figure, save_figure
 from vine_mini.app.tables import columns
 from vine_mini.credit_cost.command import measure
 from vine_mini.study.claims import column
-from vine_mini.study.config import ALGORITHMS, SHARED
+from vine_mini.study.config import ALGORITHMS, NAMES, SHARED
 from vine_mini.study.prices import measure_missing, with_prices
 from vine_mini.study.runs import key, learn, run_missing, trainer_of
 from vine_mini.study.statistics import first_at, interval
@@ -137,9 +137,9 @@ def draw(noise: dict[str, dict], runs: list[dict], path: Path) -> None:
     for axis in (by_steps, by_k, learn_steps, learn_k):
         axis.axhline(1, color="0.3", linewidth=1)
         axis.set(yscale="log")
-        axis.legend(frameon=False, fontsize=8)
-    by_steps.set(ylabel="noise of GRPO / noise of VinePPO", title="Noise of the credit")
-    by_k.set(title=f"Noise at {AT} steps")
+        axis.legend(frameon=False, fontsize=8, loc="lower center", ncols=3)
+    by_steps.set(ylabel="noise of GRPO / noise of VinePPO", title="Noise of the credit", ylim=(0.1, 30))
+    by_k.set(title=f"Noise at {AT} steps", ylim=(0.1, 30))
     learn_steps.set(xlabel="steps", ylabel="seconds of the other / of VinePPO", ylim=(0.1, 10), title="Learning, K = 1 averaged")
     learn_k.set(xlabel="K", ylim=(0.1, 10), title=f"Learning at {AT} steps, averaged")
     save_figure(figure, path)
@@ -149,7 +149,8 @@ def _bars(axis, points: dict[float, tuple[float, float, float]], other: str) -> 
     means = [mean for mean, _, _ in points.values()]
     below = [mean - low for mean, low, _ in points.values()]
     above = [high - mean for mean, _, high in points.values()]
-    axis.errorbar(list(points), means, yerr=[below, above], fmt="o-", capsize=3, color=COLOURS[other], label=f"over {other}")
+    how = dict(fmt="o-", capsize=3, color=COLOURS[other], label=f"over {NAMES[other]}")
+    axis.errorbar(list(points), means, yerr=[below, above], **how)
 
 
 def tables(noise: dict[str, dict], runs: list[dict]) -> str:

@@ -109,7 +109,7 @@ class Algorithm:
     needs_rollouts: bool = False
     needs_critic: bool = False
     needs_group: bool = False  # two or more responses to each problem
-    needs_reference: bool = True  # the frozen start policy, for the KL
+    needs_reference: bool = True  # log-probs of the frozen start policy
     examples: Callable | None = None  # (rewards, limit, rng) -> rows: `SelfTrainer` fine-tunes the start policy on them
 
 
@@ -119,6 +119,6 @@ ALGORITHMS = {
     "grpo": Algorithm(whole_response(lambda R, config: group_relative(R, scale_by_std=config.scale_by_std)), needs_group=True),
     "rloo": Algorithm(whole_response(lambda R, config: leave_one_out(R)), needs_group=True),
     "reinforce": Algorithm(whole_response(lambda R, config: R), whitened=True),
-    "restem": Algorithm(whole_response(lambda R, config: R), imitation_loss, examples=right_responses),
+    "restem": Algorithm(whole_response(lambda R, _: R), imitation_loss, needs_reference=False, examples=right_responses),
     "dpo": Algorithm(whole_response(lambda R, config: R), dpo_positive_loss, needs_group=True, examples=pairs),
 }

@@ -32,6 +32,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if name == "analyze":
             name, rest = f"analyze {rest[0]}" if rest else name, rest[1:]
+        if name == "study" and rest and not rest[0].startswith("-"):
+            rest = ["--claims", *rest]
         if name == "lengthgen":
             name, rest = lengthgen.words(rest)
         if name not in COMMANDS:

@@ -14,13 +14,13 @@ from vine_mini import tasks
 from vine_mini.logprobs import response_logprobs
 from vine_mini.losses import kl_penalty, masked_mean
 from vine_mini.sampling import sample
-from vine_mini.types import Sampling, Trajectory, collate
+from vine_mini.types import Trajectory, collate
 
 
 def evaluate(
-    model, tokenizer, task, problems, prompts, sampling: Sampling, *, n: int, seed=0, reference=None, sampler=None, progress=None
+    model, tokenizer, task, problems, prompts, sampling, *, n, greedy=True, seed=0, reference=None, sampler=None, progress=None
 ) -> dict[str, tuple[float, float | None]]:
-    """Samples n responses to each problem and one greedy response, and grades them.
+    """Samples n responses to each problem and, with `greedy`, the most likely response, and grades them.
 
     Args:
         task: the task module that grades the responses.
@@ -36,17 +36,18 @@ def evaluate(
     """
     sampler = model if sampler is None else sampler
     flat = sample(sampler, [p for p in prompts for _ in range(n)], sampling, seed=seed, progress=progress)
-    greedy = sample(sampler, prompts, replace(sampling, temperature=0.0), seed=seed, progress=progress)
     groups = [flat[i : i + n] for i in range(0, len(flat), n)]  # [P][n]
     rewards = [[tasks.grade(task, p, t, tokenizer) for t in group] for p, group in zip(problems, groups, strict=True)]
     result = {
         "pass@1": _mean([sum(row) / n for row in rewards]),
-        "greedy": _mean([tasks.grade(task, p, t, tokenizer) for p, t in zip(problems, greedy, strict=True)]),
         f"maj@{n}": _mean([_majority_reward(task, *pair, tokenizer) for pair in zip(groups, rewards, strict=True)]),
         f"any@{n}": _mean([max(row) for row in rewards]),
         "length": _mean([sum(len(t.response_ids) for t in group) / n for group in groups]),
         "truncated": _mean([sum(not t.finished for t in group) / n for group in groups]),
     }
+    if greedy:
+        likely = sample(sampler, prompts, replace(sampling, temperature=0.0), seed=seed, progress=progress)
+        result["greedy"] = _mean([tasks.grade(task, p, t, tokenizer) for p, t in zip(problems, likely, strict=True)])
     if reference is not None and sampling.temperature > 0:
         kl = kl_to_reference(model, reference, flat, sampling.temperature)
         result["kl"] = _mean([sum(kl[i : i + n]) / n for i in range(0, len(kl), n)])

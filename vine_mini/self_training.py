@@ -36,7 +36,8 @@ class SelfTrainer(Trainer):
             rng = random.Random(derive_seed(self.config.seed, self.iteration, "examples"))
             examples = self.algorithm.examples(episodes.rewards, self.config.examples, rng)
             if not examples and self.iteration == 0:
-                raise UserError("no response is an example to learn from: raise --prompts or --group, or take other problems")
+                says = "no response is an example to learn from: raise --prompts or --group, or take other problems"
+                raise UserError(f"{says}; give it a new --out")
             with self._phase(clock, "score"):
                 scores, score_stats = self.score(episodes)
             stats = {"examples": 0}  # then the policy stays as it is
@@ -50,7 +51,7 @@ class SelfTrainer(Trainer):
             yield metrics | {f"seconds_{phase}": s for phase, s in clock.items()}, episodes, advantages
 
     def fit(self, tokens, examples, ref_logprobs, rng, clock) -> dict:
-        """Fine-tunes the start policy. -> statistics, means over the updates of the last epoch"""
+        """Fine-tunes the start policy. -> statistics, means over the updates of the last epoch that ran"""
         config, best, accuracies = self.config, None, []
         self.policy.load_state_dict(self.reference.state_dict())
         self.optimizer = models.adamw(self.policy.parameters(), config)
@@ -69,7 +70,7 @@ class SelfTrainer(Trainer):
                         log[name].append(value)
             if self.validation_problems:
                 with self._phase(clock, "validate"):
-                    accuracy = self.evaluate(self.validation_problems, with_kl=False)["pass@1"][0]
+                    accuracy = self.evaluate(self.validation_problems, with_kl=False, greedy=False)["pass@1"][0]
                 validated += 1
                 if accuracies and accuracy < max(accuracies):
                     self.policy.load_state_dict(best)
@@ -88,7 +89,8 @@ class SelfTrainer(Trainer):
             micro = tokens.rows(part.flatten())
             width, shape = micro.input_ids.shape[1], (*part.shape, -1)
             logprobs = self._forward(self.policy, micro).view(shape)  # [m, w, T]
-            reference, mask = ref_logprobs[part, :width], micro.response_mask.view(shape)
+            reference = None if ref_logprobs is None else ref_logprobs[part, :width]
+            mask = micro.response_mask.view(shape)
             loss, parts = self.algorithm.loss(logprobs, reference, mask, self.config, denominator)
             finite("the loss", loss).backward()
             for name, value in (parts | {"loss": loss.item()}).items():

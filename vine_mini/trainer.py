@@ -116,10 +116,10 @@ class Trainer:
     @torch.no_grad()
     def score(self, episodes: Episodes) -> tuple[dict, dict]:
         """-> {old log-probs, reference log-probs, critic's values}, each [B, T] or None; in bfloat16 also the `sampler_gap`"""
-        tokens = episodes.tokens
+        tokens, reference = episodes.tokens, self.reference if self.algorithm.needs_reference else None
         sampled = on_response([t.logprobs for t in episodes.trajectories], tokens.response_mask)
         policy = self.policy if self.low_precision else None  # the sampler's rounding would show in the ratio
-        networks = {"old_logprobs": policy, "ref_logprobs": self.reference, "values": self.critic}
+        networks = {"old_logprobs": policy, "ref_logprobs": reference, "values": self.critic}
         scores: dict[str, Any] = {name: torch.zeros_like(sampled) if network else None for name, network in networks.items()}
         for rows in tqdm(tokens.micro_batches(torch.arange(len(tokens)), self.config.micro_batch_tokens), desc="score", **BAR):
             part = tokens.rows(rows)
@@ -179,15 +179,15 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         return sound
 
-    def evaluate(self, problems=None, with_kl: bool = True) -> dict:
+    def evaluate(self, problems=None, with_kl: bool = True, greedy: bool = True) -> dict:
         """Accuracy on the test problems, or on other problems; see `evaluate.evaluate`."""
-        problems = problems or self.test_problems
-        prompts, n = tasks.prompt_ids(problems, self.tokenizer, self.config), self.config.eval_samples
-        sampling = replace(self.sampling, temperature=self.config.eval_temperature, top_p=1.0)
+        config, problems = self.config, problems or self.test_problems
+        prompts, n = tasks.prompt_ids(problems, self.tokenizer, config), config.eval_samples
+        sampling = replace(self.sampling, temperature=config.eval_temperature, top_p=1.0)
         parts = self.policy, self.tokenizer, self.task, problems, prompts, sampling
-        more = {"seed": self.config.seed, "reference": self.reference if with_kl else None, "sampler": self.sampler()}
-        with models.autocast(self.device, self.config.bf16), tqdm(total=len(prompts) * (n + 1), desc="evaluate", **BAR) as bar:
-            return evaluate(*parts, n=n, **more, progress=bar.update)
+        more = {"n": n, "greedy": greedy, "seed": config.seed, "reference": self.reference if with_kl else None}
+        with models.autocast(self.device, config.bf16), tqdm(total=len(prompts) * (n + greedy), desc="evaluate", **BAR) as bar:
+            return evaluate(*parts, **more, sampler=self.sampler(), progress=bar.update)
 
     def sampler(self):
         """The model that samples: the policy itself, or its copy in bfloat16, brought up to date."""

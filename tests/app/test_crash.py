@@ -56,7 +56,7 @@ class TinyTrainer:
     def sampler(self):
         return self.policy
 
-    def evaluate(self, problems=None, with_kl=True):
+    def evaluate(self, problems=None, with_kl=True, greedy=True):
         return {"pass@1": [ACCURACY[self.iteration], 0.0], "truncated": [0.0, 0.0]}
 
 

@@ -1,6 +1,8 @@
 """The study: which runs each claim needs, how runs become findings, and the command itself on tiny runs."""
 
 import json
+import os
+import signal
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +17,7 @@ from vine_mini.cli import main
 from vine_mini.study import claims, config
 from vine_mini.study.claims import Finding
 from vine_mini.study.command import pooled
-from vine_mini.study.config import ALGORITHMS, CLAIMS, PAPERS, StudyConfig, jobs, seeds_of
+from vine_mini.study.config import ALGORITHMS, BY_EPISODES, CLAIMS, PAPERS, StudyConfig, jobs, seeds_of
 from vine_mini.study.prices import Clock, measure_missing, name_of, with_prices
 from vine_mini.study.runs import run_missing
 from vine_mini.tasks import arithmetic
@@ -48,6 +50,8 @@ def test_accuracy_and_efficiency_by_hand():
     [swapped] = claims.accuracy(runs([0.1, 0.3, 0.4, 0.5], [0.1, 0.5, 0.7, 0.8]))
     assert swapped.verdict == "does not hold" and swapped.part == found.part == "equal seconds"
     made += [a_run("decisive", "vineppo", s, [0.1, 0.4, 0.6 + s / 100], config=PAPERS["decisive"]) for s in range(5)]
+    ppo = BY_EPISODES["decisive"]["ppo"]
+    made += [a_run("decisive", "ppo", s, [x + s / 100 for x in (0.1, 0.3, 0.4, 0.5)], config=ppo) for s in range(5)]
     equal, found = claims.accuracy(made)  # at 230 and 256 episodes: .56 - .38 - .002 s and .6 - .4
     assert equal.values == pytest.approx([19.0 - s / 10 for s in range(5)]) and equal.part == "equal episodes"
     by_part = {f.part: f for f in claims.efficiency(made)}
@@ -124,11 +128,62 @@ def test_runs_are_paired_by_seed_and_missing_seeds_show_nothing():
 
 @pytest.mark.parametrize("claim", CLAIMS)
 def test_every_run_of_a_claim_has_settings_that_train_accepts(claim):
+    usual = {task: [*of.values()] for task, of in ALGORITHMS.items()}
+    for of in usual.values():
+        of += [c | dict(temperature=t) for c in of for t in config.HOT] + [c | config.FEW_PROBLEMS for c in of]
     for job in jobs(claim, StudyConfig(seeds=2)):
         settings = {name: x for name, x in (job["shared"] | job["config"]).items() if name != "train_size"}
         TrainConfig(**settings)
         assert name_of(job).startswith(job["task"])
-        assert list(job["limits"]) == ["iterations" if job["config"].get("mc_lam") == 0 else "seconds"]
+        papers = job["config"].get("mc_lam") == 0
+        assert list(job["limits"]) == ["episodes" if papers or job["config"] not in usual[job["task"]] else "seconds"]
+
+
+def test_algorithms_without_a_policy_between_iterations_have_the_one_of_the_last_iteration():
+    run = a_run("chains", "restem", 0, [0.1, 0.4, 0.6])
+    assert [claims.accuracy_at(run, "episodes", n) for n in (127, 128, 250, 256)] == [0.1, 0.4, 0.4, 0.6]
+    run = a_run("chains", "rloo", 0, [0.1, 0.4, 0.6])
+    assert claims.accuracy_at(run, "episodes", 256) == pytest.approx((0.6 + 0.6 - 0.2 * 25.6 / 128) / 2)
+
+
+def test_settings_at_equal_episodes_are_the_best_of_the_grid_there():
+    """The grid ran once, with a clock of 60 seconds. Its rewards between 2,048 and 2,560 episodes are those of 512 responses."""
+    grid = [run for run in read_rows(Path("results/credit/fight/runs.jsonl")) if run["seed"] == 100]
+    for task, setting in (("decisive", "decisive"), ("chains", "chain12")):
+        for name in ("ppo", "grpo", "rloo", "restem"):
+            rewards = {}
+            for run in grid:
+                if run["setting"] == setting and run["config"]["algorithm"] == name:
+                    # the rewards of an iteration are those of the policy before it
+                    late = [p[3] for p in run["curve"] if 2048 < p[1] <= 2560] or [run["curve"][2][3]]
+                    rewards[tuple(run["config"][n] for n in ("lr", "epochs"))] = sum(late) / len(late)
+            assert len(rewards) == 6
+            best = max(rewards, key=rewards.__getitem__)
+            assert tuple(BY_EPISODES[task][name][n] for n in ("lr", "epochs")) == best
+
+
+def test_files_of_a_study_that_are_something_else(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, text, says in (
+        ("runs.jsonl", '{"task": "chains"}\n', "runs.jsonl has a line that is no run, without 'seed'"),
+        ("prices.json", "{", "prices.json holds no prices"),
+        ("prices.json", '{"a": 3}', "prices.json holds no prices"),
+        ("prices.json", '{"a": {"sample": "much"}}', "prices.json holds no prices"),
+    ):
+        (tmp_path / name).write_text(text)
+        assert main(["study", "kl", "--quick", "--out", "."]) == 2
+        assert says in capsys.readouterr().err and (tmp_path / name).read_text() == text
+        (tmp_path / name).unlink()
+
+
+def die(job):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_is_told(tmp_path):
+    with pytest.raises(UserError, match="was killed, perhaps for lack of memory: lower --workers"):
+        run_missing([dict(seed=0)], tmp_path / "runs.jsonl", str, die, 1)
 
 
 def test_a_log_that_a_crash_has_cut_and_a_run_that_fails(tmp_path, monkeypatch):
@@ -203,8 +258,8 @@ def test_claims_share_runs():
     study = StudyConfig()
     keys = {claim: [json.dumps(job, sort_keys=True) for job in jobs(claim, study)] for claim in CLAIMS}
     assert set(keys["kl"]) == set(keys["efficiency"]) <= set(keys["accuracy"]) and set(keys["accuracy"]) & set(keys["rollouts"])
-    for claim, of in keys.items():  # on two tasks
-        assert len(set(of)) == len(of) and len(of) % (2 * seeds_of(claim, study)) == 0
+    for claim, of in keys.items():
+        assert len(set(of)) == len(of) and len(of) % seeds_of(claim, study) == 0
     assert all(job["config"]["algorithm"] == "ppo" for job in jobs("values", study))
 
 
@@ -246,7 +301,7 @@ def test_prices_are_medians_of_what_an_iteration_takes_for_its_work(tmp_path):
     found.append(dict(task="t", config=dict(algorithm="rloo"), seed=0))
     measure_missing(found, make, tmp_path / "prices.json")
     prices = {job["config"]["algorithm"]: job["prices"] for job in with_prices(found, tmp_path / "prices.json")}
-    assert prices["rloo"] == {"sample": 0.4, "score": 0.1, "rollouts": 0.0, "update": 2.0} and len(made) == 4
+    assert prices["rloo"] == {"sample": 0.4, "score": 0.1, "rollouts": 0.0, "update": 2.0} and len(made) == 5
     assert prices["ppo"] == {"sample": 0.4, "score": 0.05, "rollouts": 0.0, "update": 2.0}  # as it was
 
 
@@ -295,6 +350,7 @@ def test_the_command_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
         small = {name: of | dict(minibatch_size=8) | (few if "prompts" in of else {}) for name, of in ALGORITHMS[task].items()}
         monkeypatch.setitem(ALGORITHMS, task, small)
         monkeypatch.setitem(PAPERS, task, PAPERS[task] | dict(minibatch_size=8))
+        monkeypatch.setitem(config.BY_EPISODES, task, small | dict(vineppo=PAPERS[task]))
     for job_size in ("limits", "problems"):
         assert job_size in jobs("kl", StudyConfig(quick=True))[0]
     whole = jobs

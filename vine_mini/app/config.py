@@ -142,7 +142,7 @@ class TrainConfig(Common):
     micro_batch_tokens: Count = knob(8192, "Tokens in a forward pass, padding included; fewer: less memory, same gradients.")
     lr: Amount | None = knob(None, "AdamW's learning rate. Left out: 1e-6, or 1e-4 for less than ten million parameters.")
     critic_lr: Amount | None = knob(None, "ppo: the critic's learning rate. Left out: the policy's.")
-    warmup: Whole = knob(20, "Updates over which the learning rate rises. It is constant afterwards.")
+    warmup: Whole | None = knob(None, "Updates over which the learning rate rises. Left out: 20, or 0 for restem and dpo.")
     weight_decay: Amount = knob(0.0, "AdamW's weight decay.")
     adam_8bit: bool = knob(False, "Keep AdamW's moments in 8 bits, a quarter of their memory; needs bitsandbytes.")
     max_grad_norm: Positive = knob(1.0, "Gradients are scaled down to this norm.")
@@ -173,6 +173,8 @@ class TrainConfig(Common):
         one_of(self, "algorithm", ALGORITHMS)
         one_of(self, "kl_kind", ("k1", "k2", "k3"))
         one_of(self, "divisor", DIVISORS)
+        if self.warmup is None:  # each iteration of restem and dpo trains anew, often with few updates
+            self.warmup = 0 if ALGORITHMS[self.algorithm].examples else 20
         if self.importance_cap > 0 and not self.bf16:
             raise UserError("importance_cap corrects for a sampler in bfloat16: add --bf16 or leave it out")
         if ALGORITHMS[self.algorithm].needs_group and self.group < 2:

@@ -6,7 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import product
 
-from vine_mini.study.config import ALGORITHMS, FEW_PROBLEMS, HOT, NAMES, PAPERS, TASKS
+from vine_mini.algorithms import ALGORITHMS as RECORDS
+from vine_mini.study.config import ALGORITHMS, BY_EPISODES, FEW_PROBLEMS, HOT, NAMES, PAPERS, TASKS
 from vine_mini.study.statistics import at_levels, first_at, interval, verdict
 
 VERSIONS = {
@@ -101,15 +102,16 @@ def paired(*settings: list[dict]) -> list[tuple[dict, ...]]:
 def accuracy(runs: list[dict]) -> list[Finding]:
     """Claim 1: VinePPO has a higher test accuracy than each other algorithm.
 
-    In the paper all on-policy algorithms learn from equally many episodes. Equal seconds are harder for VinePPO. The accuracies
-    of a pair of runs are means at 90 and 100 % of the episodes, or of the seconds, that both runs have.
+    In the paper all on-policy algorithms learn from equally many episodes. Equal seconds are harder for VinePPO. The runs of a
+    pair are compared at the end of the shorter one.
     """
     found = []
     for task, (version, x) in product(TASKS, {"K = 9": "episodes", "K = 1": "seconds"}.items()):
-        for name in [name for name in ALGORITHMS[task] if name != "vineppo"]:
-            pairs = paired(*(runs_of(runs, task, config) for config in (VERSIONS[version][task], ALGORITHMS[task][name])))
+        of = (BY_EPISODES if x == "episodes" else ALGORITHMS)[task]
+        for name in [name for name in of if name != "vineppo"]:
+            pairs = paired(*(runs_of(runs, task, config) for config in (VERSIONS[version][task], of[name])))
             ends = [min(column(run, x)[-1] for run in pair) for pair in pairs]
-            gaps = [_at_equal(a, b, x, "test", [0.9 * n, n]) for (a, b), n in zip(pairs, ends, strict=True)]
+            gaps = [accuracy_at(a, x, n) - accuracy_at(b, x, n) for (a, b), n in zip(pairs, ends, strict=True)]
             found += _known(task, f"VinePPO, {version} - {NAMES[name]}, test accuracy", "points", gaps, f"equal {x}", 100)
     return found
 
@@ -133,9 +135,20 @@ def efficiency(runs: list[dict]) -> list[Finding]:
     return found
 
 
-def mean_at(run: dict, x: str, y: str, levels: list[float]) -> float:
-    """The mean of y at levels of x, all of which the run reaches."""
-    return statistics.mean(at_levels(column(run, x), column(run, y), levels))
+def accuracy_at(run: dict, x: str, end: float) -> float:
+    """The test accuracy when x is `end`: the mean at 90 and 100 % of it, on straight lines between the checks.
+
+    RestEM and DPO+ have no policy between two iterations: the accuracy after the last iteration that has ended by then.
+    """
+    xs, ys = column(run, x), column(run, "test")
+    if stepwise(run["config"]):
+        return [y for at, y in zip(xs, ys, strict=True) if at <= end][-1]
+    return statistics.mean(at_levels(xs, ys, [0.9 * end, end]))
+
+
+def stepwise(config: dict) -> bool:
+    """Whether the algorithm fine-tunes the start policy anew in each iteration."""
+    return RECORDS[config["algorithm"]].examples is not None
 
 
 def _at_equal(a: dict, b: dict, x: str, y: str, levels: list[float] = LEVELS) -> float | None:
@@ -193,7 +206,7 @@ def temperature(runs: list[dict]) -> list[Finding]:
         settings = [ALGORITHMS[task][n] | change for n in ("vineppo", name) for change in ({}, {"temperature": hot})]
         same = paired(*(runs_of(runs, task, c) for c in settings))
         end = min((column(run, "seconds")[-1] for of in same for run in of), default=0.0)
-        logs = [[math.log(max(mean_at(run, "seconds", "test", [0.9 * end, end]), 0.001)) for run in of] for of in same]
+        logs = [[math.log(max(accuracy_at(run, "seconds", end), 0.001)) for run in of] for of in same]
         kept = [(mine_hot - mine) - (other_hot - other) for mine, mine_hot, other, other_hot in logs]
         found += _known(task, f"share of accuracy kept, VinePPO's / {NAMES[name]}'s", "times", kept, f"temperature {hot}")
     return found

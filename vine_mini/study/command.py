@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean
 
 from vine_mini.app.commands import machine
-from vine_mini.app.files import read_rows, whole, write_text
+from vine_mini.app.files import whole, write_text
 from vine_mini.app.runs import check_writable
 from vine_mini.app.tables import columns
 from vine_mini.models import pick_device
@@ -16,7 +16,7 @@ from vine_mini.study.claims import PAPER, Finding, judge, overall
 from vine_mini.study.config import CLAIMS, TASKS, StudyConfig, jobs, seeds_of
 from vine_mini.study.picture import plot_accuracy, plot_curves, plot_findings
 from vine_mini.study.prices import TIMED, measure_missing, with_prices
-from vine_mini.study.runs import analyse, key, learn, run_missing, trainer_of
+from vine_mini.study.runs import analyse, key, learn, read_runs, run_missing, trainer_of
 from vine_mini.value_errors.command import Report, report_of, table
 from vine_mini.value_errors.measures import Choice, State, with_constant
 from vine_mini.value_errors.picture import plot_values
@@ -27,6 +27,8 @@ def study(config: StudyConfig) -> int:
     folder = Path(config.out)
     check_writable(folder / "runs.jsonl")
     folder.mkdir(parents=True, exist_ok=True)
+    for claim in config.claims:  # before anything is measured
+        read_runs(log_of(claim, folder))
     try:
         for claim in config.claims:
             measure_missing(jobs(claim, config), trainer_of, folder / "prices.json", 0 if config.quick else TIMED)
@@ -47,8 +49,7 @@ def report(config: StudyConfig, folder: Path) -> None:
     findings, learned, measured = {}, {}, []
     for claim in CLAIMS:
         wanted = {key(job) for job in with_prices(jobs(claim, config), folder / "prices.json")}
-        rows = {key(run): run for run in read_rows(log_of(claim, folder))}  # a run that is there twice counts once
-        runs = {name: run for name, run in rows.items() if name in wanted}
+        runs = {name: run for name, run in read_runs(log_of(claim, folder)).items() if name in wanted}
         if found := judge(claim, [*runs.values()], seeds_of(claim, config)):
             findings[claim] = found
         if claim == "values":
@@ -69,13 +70,15 @@ def write(config: StudyConfig, findings: dict[str, list[Finding]], runs: list[di
         for part in dict.fromkeys(f.part for f in of):
             by_task = [[f for f in of if (f.task, f.part) == (task, part)] for task in TASKS]
             verdicts = [overall(same) if same else "-" for same in by_task]
-            summary.append([claim, part, PAPER[claim], *verdicts, f"`python -m vine_mini study --claims {claim}`"])
+            summary.append([claim, part, PAPER[claim], *verdicts, f"`python -m vine_mini study {claim}`"])
             rows += [
                 [claim, part, f.task, f.what, *f.text, f"{len(f.values)} of {f.seeds or len(f.values)}", f.verdict]
                 for same in by_task
                 for f in same
             ]
-    where = f"{machine(pick_device('cpu'))}; {config.seconds:g} seconds a run, or {math.ceil(config.seconds / 3)} iterations"
+    where = (
+        f"{machine(pick_device('cpu'))}; {config.seconds:g} seconds a run, or {128 * math.ceil(config.seconds / 3):,} episodes"
+    )
     how = (
         "All intervals of a part of a claim on one task are true at once, with a probability of 95 %. "
         "VinePPO has K = 1 and averaged values (mc_lam, mc_mu). At equal episodes it is the paper's, without averages."

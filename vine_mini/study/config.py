@@ -8,7 +8,6 @@ from typing import Annotated
 from vine_mini.app.config import Range, Seconds, check_ranges, knob
 from vine_mini.types import UserError
 
-# Each algorithm at its best setting of the grid in results/credit, for each task.
 TASKS: dict[str, dict] = {
     "decisive": dict(task="decisive", steps=12, max_new_tokens=140),
     "chains": dict(task="arithmetic", steps=12, max_new_tokens=140, model="arithmetic-12"),
@@ -16,7 +15,9 @@ TASKS: dict[str, dict] = {
 SHARED = dict(prompts=32, group=4, sample_batch_size=1024, warmup=0, kl_coef=1e-4, eval_temperature=1.0, eval_samples=2)
 PLAIN = dict(k=9, mc_lam=0.0, mc_mu=0.0)
 FEW = dict(k=1, mc_lam=0.7, mc_mu=0.8)  # by `credit-cost`
-MANY = dict(prompts=64, group=16, minibatch_size=64, validation=100, eval_every=100_000)  # for learning from whole responses
+MANY = dict(prompts=64, group=16, minibatch_size=64)  # for RestEM and DPO+
+MANY |= dict(validation=100, eval_every=100_000)  # these problems stop the epochs; no iteration is the 100,000th
+# Each algorithm at its best setting of the grid in results/credit, for 60 seconds.
 ALGORITHMS: dict[str, dict[str, dict]] = {
     "decisive": {
         "vineppo": dict(algorithm="vineppo", lr=2e-4, epochs=1, minibatch_size=128, **FEW),
@@ -39,6 +40,18 @@ PAPERS: dict[str, dict] = {  # the paper's VinePPO, for equal episodes
     "decisive": dict(algorithm="vineppo", lr=2e-4, epochs=2, minibatch_size=64, **PLAIN),
     "chains": dict(algorithm="vineppo", lr=1e-4, epochs=2, minibatch_size=64, **PLAIN),
 }
+# The others at the settings of the same grid with the highest reward after 2,048 to 2,560 episodes.
+BY_EPISODES: dict[str, dict[str, dict]] = {
+    "decisive": ALGORITHMS["decisive"]
+    | {
+        "vineppo": PAPERS["decisive"],
+        "ppo": dict(algorithm="ppo", lr=1e-4, epochs=2, minibatch_size=64),
+        "grpo": dict(algorithm="grpo", lr=2e-4, epochs=2, minibatch_size=64),
+        "rloo": dict(algorithm="rloo", lr=1e-4, epochs=2, minibatch_size=64),
+        "restem": dict(algorithm="restem", lr=2e-4, epochs=6, **MANY),
+    },
+    "chains": ALGORITHMS["chains"] | {"vineppo": PAPERS["chains"], "restem": dict(algorithm="restem", lr=1e-4, epochs=6, **MANY)},
+}
 FEW_PROBLEMS = dict(train_size=128)  # for generalization
 HOT = (1.1, 1.3)  # high sampling temperatures; the usual one is 1
 NAMES = {"vineppo": "VinePPO", "ppo": "PPO", "grpo": "GRPO", "rloo": "RLOO", "restem": "RestEM", "dpo": "DPO+"}
@@ -49,7 +62,9 @@ CLAIMS = ("accuracy", "efficiency", "generalization", "kl", "values", "rollouts"
 class StudyConfig:
     """Measure claims of the VinePPO paper; goes on where it stopped."""
 
-    claims: list[str] = field(default_factory=lambda: list(CLAIMS), metadata={"help": f"Which claims: {', '.join(CLAIMS)}."})
+    claims: list[str] = field(
+        default_factory=lambda: list(CLAIMS), metadata={"help": f"Which claims: {', '.join(CLAIMS)}. The flag may be left out."}
+    )
     seeds: Annotated[int, Range(2, 1000)] | None = knob(
         None, "Learning runs of each setting, with the seeds 0, 1, ... Left out: 5, for values 8."
     )
@@ -78,12 +93,12 @@ def seeds_of(claim: str, config: StudyConfig) -> int:
 def jobs(claim: str, config: StudyConfig) -> list[dict]:
     """The learning runs that a claim needs. Claims share runs: equal jobs are made once."""
     size = dict(evaluations=2 if config.quick else 8, problems=20 if config.quick else 200)
-    seconds, iterations = dict(seconds=config.seconds), dict(iterations=math.ceil(config.seconds / 3))
+    seconds, episodes = dict(seconds=config.seconds), dict(episodes=128 * math.ceil(config.seconds / 3))
     found = []
     for seed, task in product(range(seeds_of(claim, config)), TASKS):
         job = size | dict(task=task, seed=seed, shared=SHARED | TASKS[task])
         found += [job | dict(config=of, limits=seconds) for of in at_equal_seconds(claim, task)]
-        found += [job | dict(config=of, limits=iterations) for of in at_equal_episodes(claim, task)]
+        found += [job | dict(config=of, limits=episodes) for of in at_equal_episodes(claim, task)]
     return found
 
 
@@ -100,6 +115,8 @@ def at_equal_seconds(claim: str, task: str) -> list[dict]:
 
 
 def at_equal_episodes(claim: str, task: str) -> list[dict]:
-    """The settings of the paper's VinePPO. Their runs end after a number of iterations, whatever the rollouts cost."""
-    ks = {"rollouts": (1, 3, 9), "accuracy": (9,), "efficiency": (9,), "kl": (9,)}
+    """The settings whose runs end after a number of episodes. They are those that no run of a number of seconds has."""
+    if claim == "accuracy":
+        return [of for of in BY_EPISODES[task].values() if of not in ALGORITHMS[task].values()]
+    ks = {"rollouts": (1, 3, 9), "efficiency": (9,), "kl": (9,)}
     return [PAPERS[task] | dict(k=k) for k in ks.get(claim, ())]

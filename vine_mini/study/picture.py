@@ -7,8 +7,8 @@ from textwrap import fill
 import numpy
 
 from vine_mini.app.plots import COLOURS, new_figure, save_figure
-from vine_mini.study.claims import PAPER, Finding, column, runs_of
-from vine_mini.study.config import ALGORITHMS, FEW_PROBLEMS, NAMES, PAPERS, TASKS
+from vine_mini.study.claims import PAPER, Finding, column, runs_of, stepwise
+from vine_mini.study.config import ALGORITHMS, BY_EPISODES, FEW_PROBLEMS, NAMES, PAPERS, TASKS
 
 VERDICTS = {"holds": "#009E73", "does not hold": "#D55E00", "not shown": "0.5"}
 
@@ -45,14 +45,16 @@ def plot_findings(findings: dict[str, list[Finding]], path: Path) -> None:
 
 
 def plot_accuracy(runs: list[dict], path: Path) -> None:
-    """Draws test accuracy over episodes and seconds, a row for each task. Thin lines are runs, thick lines their means."""
+    """Draws test accuracy over episodes and seconds, a row for each task. Thin lines are runs, thick lines their means.
+
+    RestEM and DPO+ have a new policy only after an iteration, so their lines are steps.
+    """
     tasks = _tasks_of(runs)
     figure, axes = new_figure(2, len(tasks))
     for row, task in zip(axes, tasks, strict=True):
-        usual = {NAMES[name]: (COLOURS[name], config) for name, config in ALGORITHMS[task].items()}
-        others = {label: of for label, of in usual.items() if label != "VinePPO"}
-        _draw(row[0], runs, task, {"VinePPO, K = 9": (COLOURS["vineppo"], PAPERS[task])} | others, "episodes", "test")
-        _draw(row[1], runs, task, {"VinePPO, K = 1, averaged": usual["VinePPO"]} | others, "seconds", "test")
+        for axis, x, k, of in zip(row, ("episodes", "seconds"), ("9", "1, averaged"), (BY_EPISODES, ALGORITHMS), strict=True):
+            names = NAMES | {"vineppo": f"VinePPO, K = {k}"}
+            _draw(axis, runs, task, {names[name]: (COLOURS[name], config) for name, config in of[task].items()}, x, "test")
         row[0].set_ylabel(f"{task}: test accuracy")
     axes[0, 0].set_title("Equal episodes")
     axes[0, 1].set_title("Equal seconds")
@@ -88,15 +90,22 @@ def _tasks_of(runs: list[dict]) -> list[str]:
 def _draw(axis, runs: list[dict], task: str, settings: dict[str, tuple[str, dict]], x: str, y: str) -> None:
     for label, (colour, config) in settings.items():
         curves = [(column(run, x), column(run, y)) for run in runs_of(runs, task, config)]
+        steps = stepwise(config)
         for xs, ys in curves:
-            axis.plot(xs, ys, color=colour, alpha=0.25, linewidth=0.7)
+            axis.plot(xs, ys, color=colour, alpha=0.25, linewidth=0.7, drawstyle="steps-post" if steps else "default")
         if not curves:
             continue
         if all(xs == sorted(xs) for xs, _ in curves):
-            grid = numpy.linspace(0, min(xs[-1] for xs, _ in curves), 50)
-            mean = [grid, numpy.mean([numpy.interp(grid, *curve) for curve in curves], axis=0)]
+            grid = numpy.linspace(0, min(xs[-1] for xs, _ in curves), 500 if steps else 50)
+            at = [_step(grid, *curve) if steps else numpy.interp(grid, *curve) for curve in curves]
+            mean = [grid, numpy.mean(at, axis=0)]
         else:  # accuracies and KL may fall again, so each check is averaged
             mean = [[numpy.mean(at) for at in zip(*of, strict=False)] for of in zip(*curves, strict=True)]
         axis.plot(*mean, color=colour, linewidth=2, label=label)
         axis.legend(frameon=False, fontsize=8)
     axis.set_xlabel(x)
+
+
+def _step(grid, xs: list[float], ys: list[float]):
+    """The y of the last x that each number of the grid has reached."""
+    return numpy.array(ys)[numpy.searchsorted(xs, grid, side="right") - 1]

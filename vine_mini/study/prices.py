@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from vine_mini.app.files import write_text
 from vine_mini.trainer import Trainer
-from vine_mini.types import Episodes
+from vine_mini.types import Episodes, UserError
 
 TIMED = 3  # iterations
 
@@ -53,11 +53,11 @@ def measure_missing(jobs: list[dict], make, path: Path, timed_iterations: int = 
     """Measures the prices that the file lacks: medians over iterations, in which the settings alternate.
 
     The machine must do nothing else meanwhile. It may be faster or slower than it was when the other prices were measured.
-    Therefore one known setting is measured again, and the new prices are scaled by what it takes now.
+    Therefore three known settings are measured again, and the new prices are scaled by what these take now.
     """
     prices, settings = _read(path), {name_of(job): job for job in jobs}
     missing = [name for name in settings if name not in prices]
-    known = [name for name in settings if name in prices][:1] if missing else []
+    known = [name for name in settings if name in prices][:3] if missing else []
     runs = {name: timed(make(settings[name])) for name in [*missing, *known]}
     found: dict[str, list] = {name: [] for name in runs}
     for _, name in tqdm([*product(range(1 + timed_iterations), runs)], desc="prices", dynamic_ncols=True, disable=not runs):
@@ -79,11 +79,15 @@ def with_prices(jobs: list[dict], path: Path) -> list[dict]:
     return [job | dict(prices=prices[name_of(job)]) for job in jobs if name_of(job) in prices]
 
 
-def _read(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+def _read(path: Path) -> dict[str, dict[str, float]]:
+    try:
+        prices = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return {name: {phase: float(x) for phase, x in of.items()} for name, of in prices.items()}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{path} holds no prices: move it away, and they are measured again") from error
 
 
 def name_of(job: dict) -> str:
-    """The setting of a job. Jobs of one setting have the same prices."""
-    settings = {name: x for name, x in job["config"].items() if name != "train_size"}
+    """The setting of a job, without what has no price. Jobs of one setting have the same prices."""
+    settings = {name: x for name, x in job["config"].items() if name not in ("train_size", "lr", "dpo_beta")}
     return ", ".join([job["task"], *(f"{name} {x}" for name, x in settings.items())])

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from vine_mini.app.files import append_row, locked, read_rows, write_rows
 from vine_mini.app.setup import build_trainer
 from vine_mini.study.prices import Clock
 from vine_mini.trainer import Trainer
+from vine_mini.types import UserError
 from vine_mini.value_errors.command import measure
 from vine_mini.value_errors.config import ValuesConfig
 
@@ -32,11 +34,11 @@ def trainer_of(job: dict) -> Trainer:
 
 
 def progress(job: dict, trainer: Trainer, clock: Clock):
-    """Trains, and yields how much of its iterations or seconds the run has used: above 0, at the end 1 or more."""
+    """Trains, and yields how much of its episodes or seconds the run has used: above 0, at the end 1 or more."""
     limits, used = job["limits"], 0.0
     for metrics, episodes, _ in trainer.train():
         clock.count(trainer, metrics, episodes)
-        used = trainer.iteration / limits["iterations"] if "iterations" in limits else clock.seconds / limits["seconds"]
+        used = metrics["episodes"] / limits["episodes"] if "episodes" in limits else clock.seconds / limits["seconds"]
         yield used
         if used >= 1:
             return
@@ -86,17 +88,26 @@ def key(job: dict) -> str:
     return json.dumps({name: job[name] for name in names}, sort_keys=True)
 
 
-def run_missing(jobs: list[dict], log: Path, key: Callable[[dict], str], run: Callable[[dict], dict], workers: int) -> list[dict]:
+def read_runs(log: Path, name: Callable[[dict], str] = key) -> dict[str, dict]:
+    """The runs of a log by their names; one that is there twice counts once. Raises UserError for a line that is no run."""
+    try:
+        return {name(run): run for run in read_rows(log)}
+    except KeyError as error:
+        raise UserError(f"{log} has a line that is no run, without {error}: move the file away to go on") from error
+
+
+def run_missing(
+    jobs: list[dict], log: Path, name: Callable[[dict], str], run: Callable[[dict], dict], workers: int
+) -> list[dict]:
     """Makes the runs that the log lacks, each in a process, and appends them to the log. -> the runs of the jobs
 
     If a run raises, the runs that have ended are kept and the others are given up. Raises UserError while another process makes
-    runs in the same folder.
+    runs in the same folder, and where the system kills the process of a run.
     """
     with locked(log.parent):
-        made = read_rows(log)
-        write_rows(log, made)  # without a line that a crash has cut, to which the next one would be appended
-        finished = {key(done) for done in made}
-        missing = {key(job): job for job in jobs if key(job) not in finished}
+        finished = read_runs(log, name)
+        write_rows(log, [*finished.values()])  # without a line that a crash has cut, to which the next one would be appended
+        missing = {name(job): job for job in jobs if name(job) not in finished}
         with ProcessPoolExecutor(workers) as pool:
             futures = {pool.submit(run, job) for job in missing.values()}
             try:
@@ -105,13 +116,16 @@ def run_missing(jobs: list[dict], log: Path, key: Callable[[dict], str], run: Ca
                         futures.discard(future)
                         append_row(log, future.result())
                         bar.update()
-            except BaseException:  # after Ctrl-C, SIGTERM or a failed run, nobody waits for the other runs
+            except BaseException as error:  # after Ctrl-C, SIGTERM or a failed run, nobody waits for the other runs
                 pool.shutdown(wait=False, cancel_futures=True)
                 for process in multiprocessing.active_children():
                     process.kill()
                 for future in futures:
                     if future.done() and not future.cancelled() and not future.exception():
                         append_row(log, future.result())
+                if isinstance(error, BrokenProcessPool):
+                    says = "the process of a run was killed, perhaps for lack of memory: lower --workers, and call again"
+                    raise UserError(says) from error
                 raise
-    found = {key(done): done for done in read_rows(log)}  # a run that is there twice counts once
-    return [found[name] for name in dict.fromkeys(map(key, jobs))]
+    found = read_runs(log, name)
+    return [found[of] for of in dict.fromkeys(map(name, jobs))]

@@ -3,6 +3,7 @@
 import math
 import statistics
 from functools import cache
+from itertools import pairwise
 
 import torch
 
@@ -44,7 +45,7 @@ def verdict(interval: tuple[float, float, float]) -> str:
 
 def first_at(xs: list[float], ys: list[float], level: float) -> float | None:
     """The first x at which y reaches the level, on straight lines between the points; None if it never does."""
-    for (x0, y0), (x1, y1) in zip(zip(xs, ys, strict=True), zip(xs[1:], ys[1:], strict=True), strict=False):
+    for (x0, y0), (x1, y1) in pairwise(zip(xs, ys, strict=True)):
         if y0 >= level:
             return x0
         if y1 >= level:
@@ -56,7 +57,7 @@ def at_levels(xs: list[float], ys: list[float], levels: list[float]) -> list[flo
     """y where x first reaches each level, on straight lines; None where it never does."""
     found = []
     for level in levels:
-        for (x0, y0), (x1, y1) in zip(zip(xs, ys, strict=True), zip(xs[1:], ys[1:], strict=True), strict=False):
+        for (x0, y0), (x1, y1) in pairwise(zip(xs, ys, strict=True)):
             if x0 <= level <= x1:
                 found.append(y0 + (y1 - y0) * (level - x0) / (x1 - x0) if x1 > x0 else y0)
                 break

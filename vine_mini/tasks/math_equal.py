@@ -1,8 +1,9 @@
 r"""Whether two answers of MATH mean the same. `math.py` runs this file as a process of its own.
 
 The order counts in points, intervals and matrices. It does not count in lists and sets. Equations are compared up to a factor. A
-formula inside is read by math-verify. Two formulas are equal where they have the same value at three random points, to 40
-digits. The package's own `verify` is not used: to it, 10^{-20} equals 10^{-21}, X equals x, and 0.333333 equals 1/3.
+formula inside is read by math-verify. Two formulas are equal where they have the same value at three random points, to 40 digits,
+and in larger numbers to all digits before the point. The package's own `verify` is not used: to it, 10^{-20} equals 10^{-21}, X
+equals x, and 0.333333 equals 1/3.
 
 SymPy passes parts of a formula to `eval`: digits always, names inside a sum. So a formula may hold only letters, digits, signs
 and the commands below. No such list makes SymPy quick: think of 9!!!!! and of towers of powers. So each comparison runs in a fork
@@ -18,12 +19,14 @@ import resource
 import signal
 import sys
 from contextlib import suppress
+from functools import cache
 
 import mpmath
 import sympy
 from latex2sympy2_extended import NormalizationConfig
 from math_verify import LatexExtractionConfig, parse
 
+DIGITS = 3000  # numbers with no more digits are compared digit by digit
 COMMANDS = (
     "frac sqrt pi cdot times div infty binom sin cos tan cot sec csc arcsin arccos arctan log ln alpha beta gamma delta theta"
 )
@@ -103,10 +106,16 @@ def _relations(left: list[str], right: list[str]) -> bool:
     return _equal(ratios, ratios[:1] * 3)
 
 
+@mpmath.workdps(DIGITS + 50)
 def _equal(x: list, y: list) -> bool:
-    return 3 == len(x) == len(y) and all(abs(p - q) <= 1e-40 * (abs(p) + abs(q)) + 1e-80 for p, q in zip(x, y, strict=True))
+    def same(p, q):
+        size = abs(p) + abs(q)  # 100! + 1 is not 100!
+        return abs(p - q) <= (min(1e-40 * size, 1e-30) if size < mpmath.mpf(10) ** DIGITS else 1e-40 * size) + 1e-80
+
+    return 3 == len(x) == len(y) and all(map(same, x, y))
 
 
+@cache
 def _values(formula: str) -> list:
     """The values of a formula at three points, each variable being negative at one of them. Fewer where it has no such values."""
     if not FORMULA.fullmatch(formula) or UNREADABLE.search(formula):
@@ -120,7 +129,11 @@ def _values(formula: str) -> list:
         for point in range(3):
             at = {x: (-1) ** point * random.Random(f"{x} {point}").randint(1, 10**6) for x in expression.free_symbols}
             at = {x: sympy.I if x.name == "i" else sympy.Rational(number, 10**5) for x, number in at.items()}
-            values.append(mpmath.mpc(*expression.subs(at).evalf(50).as_real_imag()))
+            value = expression.subs(at)
+            size = abs(mpmath.mpc(*value.evalf(15).as_real_imag()))
+            digits = 50 + (int(mpmath.log10(size)) if 1 < size < mpmath.mpf(10) ** DIGITS else 0)
+            with mpmath.workdps(digits):
+                values.append(mpmath.mpc(*value.evalf(digits).as_real_imag()))
     return values
 
 
