@@ -128,9 +128,7 @@ class TrainConfig(Common):
     k: Count = knob(3, "vineppo: Monte Carlo rollouts for each state (paper: 9).")
     mc_lam: Share = knob(0.5, "vineppo: GAE's lambda over the Monte Carlo values after a step (paper: 0).")
     mc_mu: Share = knob(0.5, "vineppo: the same over the values before the step, for the baseline (paper: 0).")
-    max_states: Count | None = knob(
-        None, "vineppo: estimate only so many values of a response (official code: 26). Left out: all."
-    )
+    max_states: Count | None = knob(None, "vineppo: estimate at most so many values of a response (official code: 26).")
     step_tokens: Count | None = knob(None, "vineppo: cut a step every so many tokens instead of at newlines.")
     scale_by_std: bool = knob(True, "grpo: divide by the standard deviation of the group (Dr. GRPO: no).")
     divisor: str = knob("tokens", "Of the policy loss: tokens, sequences (GRPO) or constant (Dr. GRPO); see divisors.py.")
