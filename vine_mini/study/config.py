@@ -97,6 +97,8 @@ def jobs(claim: str, config: StudyConfig) -> list[dict]:
         job = size | dict(task=task, seed=seed, shared=SHARED | TASKS[task])
         found += [job | dict(config=of, limits=seconds) for of in at_equal_seconds(claim, task)]
         found += [job | dict(config=of, limits=episodes) for of in at_equal_episodes(claim, task)]
+        if claim == "accuracy" and not config.quick:
+            found += [job | dict(config=of, limits=episodes) for of in BY_EPISODES[task].values()]
     return found
 
 
@@ -113,6 +115,6 @@ def at_equal_seconds(claim: str, task: str) -> list[dict]:
 
 
 def at_equal_episodes(claim: str, task: str) -> list[dict]:
-    """The settings whose runs end after a number of episodes. They are those that no run of a number of seconds has."""
+    """The settings of the paper's VinePPO. Their runs end after a number of episodes, whatever the rollouts cost."""
     ks = {"rollouts": (1, 3, 9), "accuracy": (9,), "efficiency": (9,), "kl": (9,)}
-    return [PAPERS[task] | dict(k=k) for k in ks.get(claim, ())] + [*BY_EPISODES[task].values()] * (claim == "accuracy")
+    return [PAPERS[task] | dict(k=k) for k in ks.get(claim, ())]
