@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks.common import command, machine, report
+from benchmarks.common import command, count, machine, report, writable
 from vine_mini.app.files import read_rows
 from vine_mini.study.claims import judge
 from vine_mini.study.config import ALGORITHMS, NAMES, PAPERS, SHARED, TASKS
@@ -62,8 +62,8 @@ def at_equal_seconds(runs: list[dict]) -> dict[tuple[str, str], str]:
 def main():
     """Trains each setting and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="iterations of each setting, after one to warm up")
-    parser.add_argument("--out", type=Path, help="folder for the tables and their JSON")
+    parser.add_argument("--rounds", type=count, default=3, help="iterations of each setting, after one to warm up")
+    parser.add_argument("--out", type=writable, help="folder for the tables and their JSON")
     args = parser.parse_args()
     torch.set_num_threads(1)
     jobs = {}

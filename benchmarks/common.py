@@ -1,5 +1,6 @@
 """What the benchmarks share: a line about the machine, alternating repeats, measured rates, a trainer, tables and pictures."""
 
+import argparse
 import json
 import platform
 import statistics
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from vine_mini.app.config import TrainConfig
 from vine_mini.app.plots import COLOURS, new_figure, save_figure
+from vine_mini.app.runs import check_writable
 from vine_mini.app.tables import columns
 from vine_mini.decoder.model import word_tokenizer
 from vine_mini.trainer import Trainer
@@ -27,6 +29,22 @@ def command(main) -> None:
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
+
+
+def count(text: str) -> int:
+    """The type of an argument that is at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number from 1")
+    return int(text)
+
+
+def writable(text: str) -> Path:
+    """The type of --out: a folder that can be made, or that may be written to."""
+    try:
+        check_writable(Path(text) / "x")
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return Path(text)
 
 
 def machine(device: str, threads: int) -> str:

@@ -13,11 +13,10 @@ follows from the rollouts of the neighbouring states. All are unbiased. Cost is 
 import argparse
 import random
 import statistics
-from pathlib import Path
 
 import numpy
 
-from benchmarks.common import command, machine, report
+from benchmarks.common import command, count, machine, report, writable
 from vine_mini.app.config import TrainConfig
 from vine_mini.app.flags import read_preset
 from vine_mini.app.setup import build_trainer
@@ -169,11 +168,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="the policy, in place of the shipped one")
     parser.add_argument("--task", default="arithmetic", help="arithmetic or decisive")
-    parser.add_argument("--steps", type=int, help="steps of a problem; left out: the task's own number")
-    parser.add_argument("--problems", type=int, default=48, help="problems with four responses each")
-    parser.add_argument("--pool", type=int, default=32, help="rollouts for each state")
+    parser.add_argument("--steps", type=count, help="steps of a problem; left out: the task's own number")
+    parser.add_argument("--problems", type=count, default=48, help="problems with four responses each")
+    parser.add_argument("--pool", type=count, default=32, help="rollouts for each state")
     parser.add_argument("--quick", action="store_true", help="four problems and a pool of eight")
-    parser.add_argument("--out", type=Path, help="folder for the tables and their numbers as JSON")
+    parser.add_argument("--out", type=writable, help="folder for the tables and their numbers as JSON")
     args = parser.parse_args()
     args.problems, args.pool = (4, 8) if args.quick else (args.problems, args.pool)
     settings = read_preset("arithmetic") | dict(task=args.task, model=args.model, steps=args.steps, max_new_tokens=140)

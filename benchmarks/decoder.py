@@ -1,6 +1,6 @@
 """An update of `lengthgen`'s decoder beside an update of Hugging Face's Llama of the same size.
 
-    python -m benchmarks.decoder
+    python -m benchmarks.decoder --out results/lengthgen/decoder
 
 Both models learn to count: the task is copy, and the batches are those of the recipe, drawn beforehand. The optimizer settings
 are those of the recipe too. Everything runs on one thread. The Llama takes its own loss, `model(input_ids, attention_mask,
@@ -9,19 +9,15 @@ between all models. The table shows the median over the blocks.
 """
 
 import argparse
-import json
-import platform
 import statistics
 import time
-from pathlib import Path
 from random import Random
 
 import torch
 import torch.nn.functional as F
-import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from vine_mini.app.tables import columns
+from benchmarks.common import command, count, machine, report, writable
 from vine_mini.decoder.model import Decoder
 from vine_mini.decoder.table import PAPER
 from vine_mini.lengthgen.config import LengthgenConfig, decoder_config
@@ -83,9 +79,9 @@ def llama(config: LengthgenConfig, fused: bool):
 def main():
     """Measures, prints a table, writes JSON if asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--blocks", type=int, default=9, help="measured blocks of each model")
-    parser.add_argument("--steps", type=int, default=40, help="updates in a block")
-    parser.add_argument("--out", type=Path, help="JSON file for the numbers")
+    parser.add_argument("--blocks", type=count, default=9, help="measured blocks of each model")
+    parser.add_argument("--steps", type=count, default=40, help="updates in a block")
+    parser.add_argument("--out", type=writable, help="folder for the table and its numbers as JSON")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     config = LengthgenConfig(task="copy")
@@ -108,17 +104,13 @@ def main():
         name: [statistics.median(t / mine for t, mine in zip(times[peer], values, strict=True)) for peer in list(models)[:2]]
         for name, values in times.items()
     }
-    machine = f"{platform.machine()} CPU, 1 thread, torch {torch.__version__}, transformers {transformers.__version__}"
     rows = [["", "parameters", "ms an update", "Llama's time / this one's", "with fused AdamW"]]
     for name, (plain, fused) in ratios.items():
         rows.append([name, f"{models[name][1]:,}", f"{medians[name]:.1f}", f"{plain:.2f}", f"{fused:.2f}"])
-    print(f"copy, batches of {config.batch_size}, medians of {arguments.blocks} blocks of {len(data)} updates; {machine}")
-    print(columns(rows))
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        result = {"machine": machine, "ms_a_step": medians, "llama_and_fused_llama_over_this": ratios}
-        arguments.out.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    sizes = f"copy, batches of {config.batch_size}, medians of {arguments.blocks} blocks of {len(data)} updates"
+    title = f"{sizes}; {machine('cpu', 1)}"
+    report(arguments.out, "decoder", title, rows, {"ms_a_step": medians, "llama_and_fused_llama_over_this": ratios})
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -25,7 +25,7 @@ import numpy
 import torch
 from tqdm import tqdm
 
-from benchmarks.common import command
+from benchmarks.common import command, count, writable
 from vine_mini.app.config import CreditCostConfig, TrainConfig
 from vine_mini.app.files import read_rows
 from vine_mini.app.flags import read_preset
@@ -288,8 +288,8 @@ def main():
     parser.add_argument("study", choices=["grid", "rest", "fresh", "predict", "order", "report"])
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=SETTINGS, help="only these")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of every study but the grid")
-    parser.add_argument("--workers", type=int, default=1, help="runs side by side; more than one slows each of them down")
-    parser.add_argument("--out", type=Path, default=Path("results/credit/fight"), help="folder of runs.jsonl")
+    parser.add_argument("--workers", type=count, default=1, help="runs side by side; more than one slows each of them down")
+    parser.add_argument("--out", type=writable, default=Path("results/credit/fight"), help="folder of runs.jsonl")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     log, predicted = args.out / "runs.jsonl", args.out / "predictions.json"

@@ -80,11 +80,11 @@ def in_process(name: str, environment: dict) -> dict:
 
 def main():
     """Measures every setting, prints a table, writes JSON."""
-    from benchmarks.common import machine, report
+    from benchmarks.common import machine, report, writable
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one setting")
-    parser.add_argument("--out", type=Path, help="folder for the table and its numbers as JSON")
+    parser.add_argument("--out", type=writable, help="folder for the table and its numbers as JSON")
     parser.add_argument("--one", choices=SETTINGS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if not Path("/proc/self/statm").is_file():

@@ -14,7 +14,7 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
-from benchmarks.common import command, machine
+from benchmarks.common import command, count, machine, writable
 from benchmarks.fight import ALGORITHMS, area, best_configs, key, mean_error, one_run, trainer_of
 from benchmarks.fight import SECONDS as WHOLE
 from vine_mini.algorithms import ALGORITHMS as RECORDS
@@ -103,8 +103,8 @@ def main():
     """Makes the missing runs and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--workers", type=int, default=1, help="runs side by side; more than one slows each of them down")
-    parser.add_argument("--out", type=Path, default=Path("results/credit/fight"), help="folder of protect.jsonl")
+    parser.add_argument("--workers", type=count, default=1, help="runs side by side; more than one slows each of them down")
+    parser.add_argument("--out", type=writable, default=Path("results/credit/fight"), help="folder of protect.jsonl")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     jobs = [

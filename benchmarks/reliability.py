@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.common import command, machine
+from benchmarks.common import command, count, machine, writable
 from vine_mini.app import runs
 from vine_mini.app.checkpoint import STATE
 from vine_mini.app.files import write_text
@@ -118,10 +118,10 @@ def main() -> int:
     """Prints the table, and what differs. -> exit code"""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS))
-    parser.add_argument("--kills", type=int, default=15, help="of each algorithm")
-    parser.add_argument("--iterations", type=int, default=12)
+    parser.add_argument("--kills", type=count, default=15, help="of each algorithm")
+    parser.add_argument("--iterations", type=count, default=12)
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
-    parser.add_argument("--out", type=Path, help="folder of reliability.md")
+    parser.add_argument("--out", type=writable, help="folder of reliability.md")
     args = parser.parse_args()
     torch.set_num_threads(1)
     arithmetic.TRAIN_SIZE = 300  # ten thousand problems take each start a second

@@ -27,7 +27,7 @@ import torch
 import transformers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from benchmarks.common import alternate, bandwidth, bars, command, gemm_rate, machine, report, spread, timed
+from benchmarks.common import alternate, bandwidth, bars, command, count, gemm_rate, machine, report, spread, timed, writable
 from vine_mini import sampling
 from vine_mini.app.config import TrainConfig
 from vine_mini.app.flags import read_preset
@@ -313,16 +313,16 @@ def main():
     """Measures, prints tables, writes JSON, tables and pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=["demo", "small", "middle"])
-    parser.add_argument("--threads", nargs="+", type=int, default=[1])
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--slots", nargs="+", type=int, default=[256, 512, 1024])
+    parser.add_argument("--threads", nargs="+", type=count, default=[1])
+    parser.add_argument("--repeats", type=count, default=5)
+    parser.add_argument("--slots", nargs="+", type=count, default=[256, 512, 1024])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--vllm", help="the Python of an environment with vLLM")
     parser.add_argument("--generate_batch", action="store_true", help="also transformers' continuous batching (slow on a CPU)")
     parser.add_argument("--bf16", action="store_true", help="also in bfloat16, where the CPU has it")
     parser.add_argument("--growth", action="store_true", help="also how cost grows")
     parser.add_argument("--quick", action="store_true", help="small workloads, two repeats")
-    parser.add_argument("--out", type=Path, help="folder for tables, JSON and pictures")
+    parser.add_argument("--out", type=writable, help="folder for tables, JSON and pictures")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no GPU here: leave out --device cuda")

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks.common import command, machine
+from benchmarks.common import command, count, machine, writable
 from vine_mini.app.config import CreditCostConfig
 from vine_mini.app.files import write_text
 from vine_mini.app.plots import COLOURS, new_figure, save_figure
@@ -176,8 +176,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="a policy for chains of 4 to 16 steps: see above")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument("--workers", type=int, default=1, help="runs side by side")
-    parser.add_argument("--out", type=Path, default=Path("results/claims/steps"), help="folder of noise.json and runs.jsonl")
+    parser.add_argument("--workers", type=count, default=1, help="runs side by side")
+    parser.add_argument("--out", type=writable, default=Path("results/claims/steps"), help="folder of noise.json and runs.jsonl")
     args = parser.parse_args()
     if len(args.seeds) < 2:
         parser.error("an interval needs at least two --seeds")

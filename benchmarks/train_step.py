@@ -77,16 +77,16 @@ def trl_rollouts(python: str, model, limit: float) -> tuple[int, float]:
 
 def main():
     """Measures, prints a table, writes JSON and a picture."""
-    from benchmarks.common import bars, machine, report
+    from benchmarks.common import bars, count, machine, report, writable
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trl", help="the Python of an environment with TRL")
-    parser.add_argument("--threads", type=int, default=1, help="threads of each process")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each way")
-    parser.add_argument("--repeats", type=int, default=1, help="measured iterations in a turn, after one to warm up")
+    parser.add_argument("--threads", type=count, default=1, help="threads of each process")
+    parser.add_argument("--rounds", type=count, default=5, help="turns of each way")
+    parser.add_argument("--repeats", type=count, default=1, help="measured iterations in a turn, after one to warm up")
     parser.add_argument("--bf16", action="store_true", help="also in bfloat16")
     parser.add_argument("--quick", action="store_true", help="one round of this package alone, with 4 prompts")
-    parser.add_argument("--out", type=Path, help="folder for the table, its numbers and a picture")
+    parser.add_argument("--out", type=writable, help="folder for the table, its numbers and a picture")
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:

@@ -4,10 +4,13 @@ import json
 import math
 import subprocess
 import sys
+from argparse import ArgumentTypeError
 from itertools import pairwise, product
 from pathlib import Path
 
 import pytest
+
+from benchmarks.common import count, writable
 
 ROOT = Path(__file__).parents[2]
 
@@ -134,6 +137,14 @@ def test_what_protects_a_policy(tmp_path, monkeypatch):
         made[name] = protect.risky_trainer(job).algorithm
     assert [made[name].whitened for name in names] == [True, False, True]
     assert made["none"].loss is not made["no negative advantages"].loss
+
+
+def test_types_of_arguments(tmp_path):
+    assert count("3") == 3 and writable(str(tmp_path / "a" / "b")) == tmp_path / "a" / "b"
+    (tmp_path / "file").touch()
+    for kind, text in ((count, "0"), (count, "-1"), (count, "1.5"), (writable, str(tmp_path / "file"))):
+        with pytest.raises(ArgumentTypeError, match=r"must be a whole number from 1|cannot be written"):
+            kind(text)
 
 
 @pytest.mark.slow

@@ -259,6 +259,7 @@ def test_generate_writes_what_the_logits_say(variant):
     [
         ({"encoding": "absolute"}, "choose from nope"),
         ({"encoding": "rope25", "num_attention_heads": 8}, "pairs"),
+        ({"encoding": "rope25", "num_attention_heads": 32}, "head size is 1"),
         ({"encoding": "learned"}, "max_position_embeddings"),
         ({"encoding": "nope", "max_position_embeddings": 9}, "max_position_embeddings"),
         ({"encoding": "sinusoidal", "nope_every": 2}, "nope_every"),

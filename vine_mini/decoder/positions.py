@@ -13,6 +13,7 @@ causal mask only. `table.py` gives each encoding its name. `later.py` has the en
 import math
 
 import torch
+import torch.nn.functional as F
 
 BUCKETS, MAX_DISTANCE = 32, 128  # T5's relative bias
 
@@ -78,10 +79,9 @@ def apply_rotary(x, turns):
         x: [..., B, H, T, d] queries or keys.
         turns: [B, 1, T, rotated / 2] from `freqs_cis`.
     """
-    pairs = 2 * turns.shape[-1]
-    first = x[..., :pairs].to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2))
-    turned = torch.view_as_real(torch.view_as_complex(first) * turns).flatten(-2).to(x.dtype)
-    return turned if pairs == x.shape[-1] else torch.cat([turned, x[..., pairs:]], dim=-1)
+    turns = F.pad(turns, (0, x.shape[-1] // 2 - turns.shape[-1]), value=1.0)  # faster than to cut off and append what stays
+    pairs = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2))
+    return torch.view_as_real(torch.view_as_complex(pairs) * turns).flatten(-2).to(x.dtype)
 
 
 def rope(qk, positions, *, partial_rotary_factor: float = 1.0, p: float = 1.0):
@@ -89,7 +89,10 @@ def rope(qk, positions, *, partial_rotary_factor: float = 1.0, p: float = 1.0):
 
     qk [2, B, H, T, d] queries and keys, positions [B, T] -> [2, B, H, T, d]. `p` as in `freqs_cis`.
     """
-    return apply_rotary(qk, freqs_cis(positions, round(partial_rotary_factor * qk.shape[-1]), p))
+    width = qk.shape[-1]
+    if width % 2:
+        raise ValueError(f"RoPE turns pairs: the head size is {width}, must be even")
+    return apply_rotary(qk, freqs_cis(positions, round(partial_rotary_factor * width), p))
 
 
 # --- attention logits ------------------------------------------------------------------------------------------------------

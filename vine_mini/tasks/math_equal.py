@@ -108,11 +108,11 @@ def _relations(left: list[str], right: list[str]) -> bool:
 
 @mpmath.workdps(DIGITS + 50)
 def _equal(x: list, y: list) -> bool:
-    def same(p, q):
+    def close(p, q):
         size = abs(p) + abs(q)  # 100! + 1 is not 100!
         return abs(p - q) <= (min(1e-40 * size, 1e-30) if size < mpmath.mpf(10) ** DIGITS else 1e-40 * size) + 1e-80
 
-    return 3 == len(x) == len(y) and all(map(same, x, y))
+    return 3 == len(x) == len(y) and all(map(close, x, y))
 
 
 @cache
