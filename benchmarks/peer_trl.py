@@ -1,8 +1,8 @@
 """An iteration of TRL's GRPO, and of VinePPO on top of it. `benchmarks.train_step` starts this file in an environment with TRL.
 
-The file prints one line of JSON: the median seconds of each phase over the measured iterations, and the peak memory of the
-process. VinePPO is a subclass of TRL's trainer that replaces the advantages. It samples K rollouts from a state every 16 tokens,
-with TRL's own generation.
+The file prints one line of JSON: the median seconds of each phase over the measured iterations, the tokens of the rollouts of an
+iteration, and the peak memory of the process. VinePPO is a subclass of TRL's trainer that replaces the advantages. It samples K
+rollouts from a state every 16 tokens, with TRL's own generation.
 """
 
 import argparse
@@ -21,6 +21,8 @@ parser.add_argument("--micro", type=int, default=64, help="responses in a micro-
 parser.add_argument("--rollouts", type=int, default=0, help="K of VinePPO; 0: GRPO")
 parser.add_argument("--repeats", type=int, default=1, help="measured iterations, after one to warm up")
 parser.add_argument("--threads", type=int, default=1)
+parser.add_argument("--model", help="folder of a policy, used in bfloat16; left out: a random Llama of 6.6 million parameters")
+parser.add_argument("--cuda", action="store_true", help="on a GPU")
 args = parser.parse_args()
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 warnings.filterwarnings("ignore")
@@ -29,10 +31,10 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from datasets import Dataset  # noqa: E402
 from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 
-PROMPTS, GROUP, PROMPT, RESPONSE, STEP, CHUNK = 16, 4, 32, 64, 16, 64
+PROMPTS, GROUP, PROMPT, RESPONSE, STEP, CHUNK = 16, 4, 32, 64, 16, 512 if args.cuda else 64
 ROWS = PROMPTS * GROUP
 
 
@@ -75,7 +77,7 @@ class Timed(GRPOTrainer):
             for n, state in enumerate(part):
                 values[state] = statistics.mean(scores[n * args.rollouts : (n + 1) * args.rollouts])
         generation.max_new_tokens = generation.min_new_tokens = RESPONSE
-        advantages = torch.zeros(ROWS, RESPONSE)
+        advantages = torch.zeros(ROWS, RESPONSE, device=out["advantages"].device)
         for row, cut in states:
             after = values.get((row, cut + STEP), final[row])
             advantages[row, cut : cut + STEP] = after - values[row, cut]
@@ -113,10 +115,12 @@ def main():
     sizes = dict(vocab_size=512, hidden_size=256, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=8)
     ids = dict(pad_token_id=0, eos_token_id=1, bos_token_id=None)
     model = LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=8, max_position_embeddings=512, **ids))
+    if args.model:
+        model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.bfloat16)
     rows = torch.randint(3, 512, (PROMPTS * (args.repeats + 1), PROMPT), generator=torch.Generator().manual_seed(0)).tolist()
     data = Dataset.from_dict({"prompt": [" ".join(f"t{i}" for i in row) for row in rows]})
     config = GRPOConfig(
-        output_dir=tempfile.mkdtemp(), use_cpu=True, bf16=False, per_device_train_batch_size=args.micro,
+        output_dir=tempfile.mkdtemp(), use_cpu=not args.cuda, bf16=False, per_device_train_batch_size=args.micro,
         gradient_accumulation_steps=ROWS // args.micro, num_generations=GROUP, max_completion_length=RESPONSE,
         generation_kwargs={"min_new_tokens": RESPONSE}, max_steps=args.repeats + 1, learning_rate=1e-5, beta=0.0,
         gradient_checkpointing=not args.no_gc, temperature=1.0, report_to="none", save_strategy="no", logging_strategy="no",
@@ -128,7 +132,9 @@ def main():
     trainer.train()
     measured = clock.steps[1:]
     seconds = {phase: statistics.median(row.get(phase, 0.0) for row in measured) for phase in measured[0]}
-    print(json.dumps({"seconds": seconds, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+    tokens = args.rollouts * ROWS * sum(RESPONSE - cut for cut in range(0, RESPONSE, STEP))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"seconds": seconds, "rollout_tokens": tokens, "peak_mb": peak}))
 
 
 if __name__ == "__main__":

@@ -25,9 +25,10 @@ def main():
         skip_tokenizer_init=True,
         dtype=job["dtype"],
         max_model_len=job["longest"],
-        max_num_seqs=256,
+        max_num_seqs=1024 if job["gpu"] else 256,
         enable_prefix_caching=True,
         enforce_eager=not job["compiled"],
+        **({"gpu_memory_utilization": 0.4} if job["gpu"] else {}),  # the process that asks holds some of the memory
     )
     prefixes = [{"prompt_token_ids": ids} for ids in job["prefixes"]]
     common = dict(n=job["k"], temperature=1.0, stop_token_ids=job["eos"], detokenize=False)

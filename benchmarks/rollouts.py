@@ -19,6 +19,7 @@ import json
 import statistics
 import subprocess
 import tempfile
+import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -145,18 +146,20 @@ def generate_batch(work: Workload, most: int = 256):
 class Vllm:
     """vLLM in a subprocess. Called, it samples the whole workload -> new tokens, its own seconds"""
 
-    def __init__(self, python: str, work: Workload, threads: int, dtype: str, compiled: bool):
+    def __init__(self, python: str, work: Workload, threads: int, dtype: str, compiled: bool, limit: float = 3600):
         self.folder = tempfile.TemporaryDirectory()
         work.model.save_pretrained(self.folder.name)
         prefixes, budgets = work.states()
         job = dict(folder=self.folder.name, prefixes=prefixes, budgets=budgets, k=work.k, eos=work.eos, dtype=dtype)
         job |= dict(compiled=compiled, threads=threads, longest=max(map(len, prefixes)) + max(budgets))
-        job |= dict(cores="0" if threads == 1 else f"0-{threads - 1}")
+        job |= dict(cores="0" if threads == 1 else f"0-{threads - 1}", gpu=work.model.device.type == "cuda")
         path = Path(self.folder.name) / "job.json"
         path.write_text(json.dumps(job), encoding="utf-8")
         self.log = open(Path(self.folder.name) / "log", "w+", encoding="utf-8")  # noqa: SIM115
         command = [python, str(Path(__file__).with_name("peer_vllm.py")), str(path)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True)
+        self.timer = threading.Timer(limit, self.process.kill)
+        self.timer.start()
         self._read("ready")
 
     def _read(self, start: str) -> str:
@@ -176,6 +179,7 @@ class Vllm:
         """Ends the process."""
         self.process.stdin.close()
         self.process.wait()
+        self.timer.cancel()
 
 
 def floor(work: Workload, device: str, slots: int) -> float:
@@ -247,6 +251,18 @@ def measure(name: str, args, threads: int) -> dict:
     if args.device == "cuda":
         result["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
     return result
+
+
+def first(work: Workload, n: int) -> Workload:
+    """The workload of the first n trajectories."""
+    return replace(work, trajectories=work.trajectories[:n], cuts=work.cuts[:n])
+
+
+def clocked(way, work: Workload) -> tuple[int, float]:
+    """Samples one trajectory's rollouts to warm up, then all of them once. -> new tokens, seconds"""
+    way(first(work, 1))
+    seconds, tokens = timed(lambda: way(work), work.model.device.type)
+    return tokens, seconds
 
 
 def random_copy(model):

@@ -16,6 +16,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -46,8 +47,8 @@ def one_step(algorithm: str, micro_batch_tokens: int, prompts: int, repeats: int
     return {"seconds": seconds, "peak_mb": peak, "ready_mb": ready}
 
 
-def trl_step(python: str, arguments: list[str], threads: int, repeats: int) -> dict:
-    """TRL's seconds of each phase and its peak memory, from `benchmarks/peer_trl.py`."""
+def trl_step(python: str, arguments: list[str], threads: int, repeats: int, limit: float | None = None) -> dict:
+    """TRL's seconds of each phase and its peak memory, from `benchmarks/peer_trl.py`, within `limit` seconds."""
     command = [
         python,
         str(Path(__file__).with_name("peer_trl.py")),
@@ -58,11 +59,20 @@ def trl_step(python: str, arguments: list[str], threads: int, repeats: int) -> d
         *arguments,
     ]
     done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, check=False
+        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, check=False, timeout=limit
     )
     if done.returncode:
         raise RuntimeError(done.stderr.strip().splitlines()[-1])
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def trl_rollouts(python: str, model, limit: float) -> tuple[int, float]:
+    """VinePPO's rollouts on TRL, K = 3, from a policy in bfloat16 on the device where the model is. -> new tokens, seconds"""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        on_gpu = ["--cuda"] * (model.device.type == "cuda")
+        done = trl_step(python, ["--model", folder, "--rollouts", "3", "--no-gc", *on_gpu], 1, repeats=1, limit=limit)
+    return done["rollout_tokens"], done["seconds"]["rollouts"]
 
 
 def main():

@@ -1,5 +1,6 @@
 """Small models and tokenizers that the tests make themselves: nothing is downloaded."""
 
+import os
 from functools import cache
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from vine_mini.sampling import way
 from vine_mini.tasks import arithmetic
 
 torch.set_num_threads(1)  # models this small are slower with more, above all on a busy machine
+DEVICE = os.environ.get("TEST_DEVICE", "cpu")  # where the models of the tests are; `benchmarks.gpu` sets cuda
 VOCAB = 61
 SHARED = Path(__file__).parents[2] / "shared"
 _COMMON = dict(
@@ -62,7 +64,7 @@ def tiny_model(architecture: str, *, dropout: float = 0.0):
         for parameter in model.parameters():
             if parameter.dim() == 2:
                 parameter.mul_(6.0)
-    return model.eval()
+    return model.eval().to(DEVICE)
 
 
 @pytest.fixture(autouse=True)

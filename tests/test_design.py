@@ -23,7 +23,7 @@ FLOORS = [
 # The files of one VinePPO iteration, in reading order.
 LESSON = "types steps values advantages losses logprobs tasks/__init__ sampling/plain algorithms trainer".split()
 OUTSIDE = {  # packages that a room may import, besides torch, transformers, tqdm and numpy
-    "models": {"tokenizers"},
+    "models": {"tokenizers", "bitsandbytes"},
     "decoder": {"tokenizers"},
     "tasks": {"datasets", "math_verify", "latex2sympy2_extended", "sympy", "mpmath"},  # all but the first only for MATH
     "app": {"yaml", "safetensors", "matplotlib"},
@@ -122,8 +122,9 @@ def test_the_package_without_its_separate_rooms_stays_small():
     # the best policy by validation, RestEM, DPO-Positive, the official code's options and MATH (whose answers are formulas, which
     # takes 300 lines) came in the meantime. So did what lets nothing be lost in a crash (whole files, a lock, a loop that can stop),
     # and what refuses bad input in one line, says where a number is not finite, and warns of jobs that take years (250 lines).
-    # Answers with hundreds of digits, and the limits of RestEM's warm-up and validation, took 20.
-    assert sum(p.read_text().count("\n") for p in counted) <= 5100
+    # Answers with hundreds of digits, and the limits of RestEM's warm-up and validation, took 20. Moments in 8 bits and a run that
+    # can be watched in TensorBoard took 70.
+    assert sum(p.read_text().count("\n") for p in counted) <= 5170
 
 
 def strings_and_names(path: Path):

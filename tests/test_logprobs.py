@@ -1,17 +1,21 @@
 """Scoring: what the sampler said is what the loss sees, on every architecture, padded or not."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import VOCAB, ragged_prompts, tiny_model
+from conftest import DEVICE, VOCAB, ragged_prompts, tiny_model
 
 from vine_mini import hardware
 from vine_mini import logprobs as module
 from vine_mini.logprobs import logits_of, response_logprobs, response_values
 from vine_mini.models import Critic
 from vine_mini.sampling import sample
-from vine_mini.types import Sampling, collate
+from vine_mini.types import Sampling
+from vine_mini.types import collate as collate_on
+
+collate = partial(collate_on, device=DEVICE)
 
 
 def scored(model, batch, **kwargs):
@@ -24,7 +28,7 @@ def test_first_ratio_is_one(any_model, temperature):
     sampled = sample(any_model, ragged_prompts(6), Sampling(9, (3, 7, 11), temperature), seed=0)
     batch = collate(sampled)
     got = scored(any_model, batch, temperature=temperature)
-    for row, trajectory in zip(got, sampled, strict=True):
+    for row, trajectory in zip(got.cpu(), sampled, strict=True):
         start = len(trajectory.prompt_ids)
         ratio = (row[start : start + len(trajectory.response_ids)] - torch.tensor(trajectory.logprobs)).exp()
         assert (ratio - 1).abs().max() < 1e-4
@@ -54,7 +58,7 @@ def test_chunks_change_neither_values_nor_gradients(any_model, monkeypatch):
     any_model.double()
     results = []
     for chunk in (1024, 5):
-        monkeypatch.setattr(hardware, "LOGITS", chunk * VOCAB)
+        monkeypatch.setattr(module, "logits_at_once", lambda device, chunk=chunk: chunk * VOCAB)
         any_model.zero_grad()
         got = scored(any_model, batch)
         got.sum().backward()
@@ -63,7 +67,7 @@ def test_chunks_change_neither_values_nor_gradients(any_model, monkeypatch):
 
 
 def test_logits_of_more_than_a_chunk_never_exist(llama, monkeypatch):
-    monkeypatch.setattr(hardware, "LOGITS", 5 * VOCAB)
+    monkeypatch.setattr(module, "logits_at_once", lambda device: 5 * VOCAB)
     batch = collate(sample(llama, ragged_prompts(4), Sampling(6, (VOCAB,)), seed=0))
     sizes, logits_of = [], module.logits_of
     monkeypatch.setattr(module, "logits_of", lambda model, hidden: sizes.append(len(hidden)) or logits_of(model, hidden))
@@ -72,9 +76,9 @@ def test_logits_of_more_than_a_chunk_never_exist(llama, monkeypatch):
 
 
 def test_a_response_needs_something_before_it(llama):
-    ids = torch.tensor([[1, 2]])
+    ids = torch.tensor([[1, 2]], device=DEVICE)
     with pytest.raises(ValueError, match="column 0"):
-        response_logprobs(llama, ids, torch.ones_like(ids), torch.ones(1, 2))
+        response_logprobs(llama, ids, torch.ones_like(ids), torch.ones_like(ids))
 
 
 def test_values_are_of_the_state_before_the_token(any_model):
@@ -110,7 +114,7 @@ def test_the_critics_head_is_computed_in_float32_outside_autocast(any_model):
     torch.nn.init.normal_(critic.head.weight)
     batch = collate(sample(any_model, ragged_prompts(3), Sampling(4, (VOCAB,)), seed=0))
     inputs = batch.input_ids, batch.attention_mask, batch.response_mask
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), torch.autocast(DEVICE, torch.bfloat16):
         values, hidden = response_values(critic, *inputs), module.hidden_before(critic.backbone, *inputs)
     exact = hidden.double() @ critic.head.weight.double().T  # [n, 1]
     assert values.dtype == torch.float32
@@ -137,7 +141,7 @@ def test_dropout_is_off_in_a_loaded_policy(tmp_path, tokenizer):
     model = tiny_model("gpt2", dropout=0.5)
     model.resize_token_embeddings(len(tokenizer))
     model.save_pretrained(tmp_path)
-    model, _ = load_policy(str(tmp_path), "cpu")
+    model, _ = load_policy(str(tmp_path), DEVICE)
     batch = collate(sample(model, [[1, 2]], Sampling(5, (VOCAB,)), seed=0))
     model.train()
     torch.testing.assert_close(scored(model, batch), scored(model, batch), rtol=0, atol=0)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from transformers import (
 
 from vine_mini import models
 from vine_mini.app import setup
+from vine_mini.app.config import TrainConfig
 from vine_mini.logprobs import response_logprobs
 from vine_mini.types import UserError
 
@@ -128,6 +130,29 @@ def test_devices():
     for name in ("cuda:99", "nonsense", "meta"):
         with pytest.raises(UserError, match=f"device '{name}' is not there"):
             models.pick_device(name)
+    if not torch.backends.mps.is_available():
+        with pytest.raises(UserError, match=r"^device 'mps' is not there \(this PyTorch sees no Apple GPU\); try --device auto$"):
+            models.pick_device("mps")
+
+
+def test_adam_with_moments_in_8_bits_moves_the_weights_as_adam_does():
+    """To a few per cent after ten steps, because moments are rounded by about one per cent each time."""
+    pytest.importorskip("bitsandbytes")
+    start, moved = torch.randn(96, 64, generator=torch.Generator().manual_seed(0)), []
+    for adam_8bit in (False, True):
+        weight = torch.nn.Parameter(start.clone())
+        optimizer = models.adamw([weight], TrainConfig(lr=1e-2, weight_decay=0.1, adam_8bit=adam_8bit))
+        for seed in range(10):
+            weight.grad = start.sign() + torch.randn(96, 64, generator=torch.Generator().manual_seed(seed))
+            optimizer.step()
+        moved.append(weight.detach() - start)
+    assert (moved[1] - moved[0]).norm() < 0.05 * moved[0].norm()
+
+
+def test_adam_8bit_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(UserError, match=r"^adam_8bit needs bitsandbytes: pip install 'bitsandbytes>=0\.50'$"):
+        models.adamw([torch.nn.Parameter(torch.zeros(1))], TrainConfig(adam_8bit=True))
 
 
 def tiny(config_class, **more):

@@ -84,7 +84,7 @@ def test_gradients_do_not_depend_on_the_micro_batch():
     batch = batch_of(trainer, episodes=replace(episodes, tokens=tokens))
     with torch.no_grad():  # move off the first pass, so that ratios, clipping and KL all matter
         for p in trainer.policy.parameters():
-            p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0), dtype=p.dtype))
+            p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0), dtype=p.dtype).to(p.device))
     whole, stats = gradients(trainer, batch, 100_000)
     assert stats["kl"] > 1e-4 and stats["clip_frac"] > 0
     for micro in (1, 150):
@@ -153,7 +153,7 @@ def test_the_kl_pulls_towards_the_reference():
     trainer = build_trainer(replace(SMALL, algorithm="rloo", kl_coef=1.0, lr=1e-4, warmup=0))
     with torch.no_grad():
         for p in trainer.policy.parameters():
-            p.add_(0.03 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+            p.add_(0.03 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)).to(p.device))
     episodes = trainer.sample_episodes()
     episodes.rewards.zero_()
     batch = batch_of(trainer, episodes=episodes)
@@ -324,8 +324,8 @@ def test_the_kl_of_a_response_is_the_one_of_its_tokens_times_the_mean_length():
     plain, stats = algorithms.clipped_loss_with_kl(logprobs, batch, replace(config, kl_coef=0.0), denominator)
     per_token, _ = algorithms.clipped_loss_with_kl(logprobs, batch, config, denominator)
     summed, _ = algorithms.clipped_loss_with_kl(logprobs, batch, replace(config, kl_per_response=True), denominator)
-    assert per_token - plain == pytest.approx(0.1 * stats["kl"], rel=1e-4)
-    assert summed - plain == pytest.approx(0.1 * stats["kl"] * denominator.item() / len(batch), rel=1e-4)
+    assert (per_token - plain).item() == pytest.approx(0.1 * stats["kl"], rel=1e-4)
+    assert (summed - plain).item() == pytest.approx(0.1 * stats["kl"] * denominator.item() / len(batch), rel=1e-4)
 
 
 def test_credit_of_the_other_algorithms_by_hand():
@@ -359,7 +359,7 @@ def test_an_algorithm_of_ones_own_is_one_record(monkeypatch):
 
     def credit(episodes, values, roll_out, config):
         mask = episodes.tokens.response_mask
-        return (2 * episodes.rewards - 1).reshape(-1, 1) * mask, None, {"own": 1.0}
+        return (2 * episodes.rewards - 1).reshape(-1, 1).to(mask) * mask, None, {"own": 1.0}
 
     def loss(logprobs, batch, config, denominator):
         value = masked_mean(-batch.advantages * logprobs, batch.response_mask, denominator)
@@ -451,7 +451,7 @@ def test_evaluation_counts(tokenizer):
     assert result["kl"][0] == pytest.approx(0, abs=1e-6)
     with torch.no_grad():
         for p in trainer.policy.parameters():
-            p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+            p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)).to(p.device))
     assert trainer.evaluate()["kl"][0] > 1e-4
 
 
@@ -492,7 +492,7 @@ def test_bf16_reference_and_importance_weights():
     assert torch.bfloat16 in {p.dtype for p in trainer.reference.parameters()}
     scores, stats = trainer.score(trainer.sample_episodes())
     assert torch.equal(scores["ref_logprobs"], scores["old_logprobs"])
-    used = scores["weights"][scores["weights"] > 0]
+    used = scores["weights"][scores["weights"] > 0].cpu()
     assert used.max() <= 2 and used.mean() == pytest.approx(1, abs=0.05) and used.std() > 0
     assert 0 < stats["sampler_gap"] < 0.1 and stats["importance_capped"] < 0.05
     metrics, _, _ = next(trainer.train())

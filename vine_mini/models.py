@@ -33,6 +33,8 @@ def pick_device(name: str) -> torch.device:
     """'auto' -> the GPU if there is one, else the CPU. Raises UserError for a device that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.split(":")[0] == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"device {name!r} is not there (this PyTorch sees no Apple GPU); try --device auto")
     try:
         device = torch.zeros(1, device=name).device
         torch.ones(1, device=device).item()  # the meta device has no numbers
@@ -139,6 +141,28 @@ def checkpoint_activations(model) -> None:
 def default_lr(policy) -> float:
     """The learning rate where the user gives none: the paper's 1e-6, or 1e-4 for policies of less than ten million parameters."""
     return 1e-4 if policy.num_parameters() < 10_000_000 else 1e-6
+
+
+def adamw(parameters, config):
+    """AdamW. With `adam_8bit` each of its moments takes one byte (Dettmers et al. 2021, arXiv 2110.02861). Raises UserError.
+
+    Tensors of less than 4,096 numbers keep float32 moments.
+    """
+    if not config.adam_8bit:
+        return torch.optim.AdamW(parameters, config.lr, weight_decay=config.weight_decay, fused=True)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise UserError("adam_8bit needs bitsandbytes: pip install 'bitsandbytes>=0.50'") from error
+    optimizer = AdamW8bit(parameters, config.lr, weight_decay=config.weight_decay)
+    device = optimizer.param_groups[0]["params"][0].device
+    probe = torch.nn.Parameter(torch.zeros(4096, device=device))
+    probe.grad = torch.ones_like(probe)
+    try:
+        AdamW8bit([probe]).step()
+    except RuntimeError as error:  # bitsandbytes has no library for this device
+        raise UserError(f"bitsandbytes does not run on {device}, so leave adam_8bit out") from error
+    return optimizer
 
 
 def frozen_copy(model):

@@ -54,7 +54,7 @@ class SelfTrainer(Trainer):
         """Fine-tunes the start policy. -> statistics, means over the updates of the last epoch that ran"""
         config, best, accuracies = self.config, None, []
         self.policy.load_state_dict(self.reference.state_dict())
-        self.optimizer = torch.optim.AdamW(self.policy.parameters(), config.lr, weight_decay=config.weight_decay, fused=True)
+        self.optimizer = models.adamw(self.policy.parameters(), config)
         made = validated = 0
         for _ in range(config.epochs):
             log = defaultdict(list)

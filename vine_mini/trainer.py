@@ -59,7 +59,7 @@ class Trainer:
         if self.critic:
             critic_lr = config.lr if config.critic_lr is None else config.critic_lr
             groups.append({"params": list(self.critic.parameters()), "peak_lr": critic_lr, "of": "critic's "})
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
+        self.optimizer = models.adamw(groups, config)
         self.iteration, self.updates, self.seconds = 0, 0, defaultdict(float)
 
     @property

@@ -35,9 +35,12 @@ def no_pictures(monkeypatch):
     monkeypatch.setattr("vine_mini.app.runs.plot_run", lambda *_: None)
 
 
-def test_a_resumed_run_goes_on_as_if_never_stopped(empty_folder, no_pictures, capsys):
+@pytest.mark.parametrize("more", [[], slow(["--adam_8bit"])])
+def test_a_resumed_run_goes_on_as_if_never_stopped(more, empty_folder, no_pictures, capsys):
     """PPO's, which has the most state: two networks and two optimizers."""
-    flags = ["train", *QUICK, "--algorithm", "ppo", "--warmup", "1"]
+    if more:
+        pytest.importorskip("bitsandbytes")
+    flags = ["train", *QUICK, "--algorithm", "ppo", "--warmup", "1", *more]
     assert main([*flags, "--iterations", "3", "--out", "whole"]) == 0
     assert main([*flags, "--iterations", "3", "--max_seconds", "1e-9", "--out", "parts"]) == 0  # one iteration
     assert main(["train", "--resume", "parts", "--max_seconds", "0"]) == 0

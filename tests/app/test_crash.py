@@ -79,6 +79,7 @@ def tiny(monkeypatch, tmp_path):
     monkeypatch.setattr(checkpoint, "load_policy", load_policy)
     monkeypatch.setattr(commands, "models", SimpleNamespace(load_policy=load_policy))
     monkeypatch.setattr(runs, "samples_of", samples_of)
+    monkeypatch.setattr(runs.Run, "board", None)  # the events of TensorBoard hold times
     monkeypatch.setattr(runs, "plot_run", lambda rows, path, title: files.write_text(path, f"{len(rows)} rows"))
     monkeypatch.setattr(commands, "build_trainer", lambda config: TinyTrainer(config))
     monkeypatch.setattr(commands, "memory_estimate", lambda trainer: None)

@@ -1,5 +1,6 @@
 """The memory estimate counts what is really allocated. `tests/benchmarks` compares it with the peak of a process."""
 
+import conftest
 import pytest
 import torch
 from conftest import ARCHITECTURES, tiny_model
@@ -79,6 +80,21 @@ def test_the_activations_of_a_layer_are_what_autograd_keeps(bf16, kv_heads):
     assert counted[1] - counted[0] == pytest.approx(kept[1] - kept[0], rel=0.02)
 
 
+def test_moments_in_8_bits_are_counted():
+    """The estimate leaves out what 256 numbers share, and the small tensors, whose moments stay float32."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    model = llama(2, 4)
+    optimizer = bitsandbytes.optim.AdamW8bit(model.parameters())
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    parts = estimate(model, TrainConfig(**SMALL, adam_8bit=True), 30)
+    large = [p for p in model.parameters() if p.numel() >= 4096]
+    moments = [optimizer.state[p][name] for p in large for name in ("state1", "state2")]
+    assert size(moments) == 2 * sum(p.numel() for p in large)
+    assert parts["policy: weights, AdamW"] == 6 * sum(p.numel() for p in model.parameters())
+
+
 def test_what_lowers_the_peak():
     """Smaller batches, checkpointing and bfloat16 lower their part. The peak is what is held and the larger of the two phases."""
 
@@ -95,9 +111,10 @@ def test_what_lowers_the_peak():
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_architecture_has_an_estimate_also_without_weights(architecture):
+def test_every_architecture_has_an_estimate_also_without_weights(architecture, monkeypatch):
     config = TrainConfig(**SMALL)
     parts = estimate(tiny_model(architecture), config, 20)
+    monkeypatch.setattr(conftest, "DEVICE", "meta")
     with torch.device("meta"):
         assert estimate(tiny_model(architecture), config, 20) == parts
     assert format_memory(parts).startswith("memory estimate: ") and "MiB at the peak (policy: weights" in format_memory(parts)

@@ -12,6 +12,7 @@ from vine_mini.app.config import TrainConfig
 from vine_mini.app.flags import parse
 from vine_mini.app.runs import Run, new_folder
 from vine_mini.app.setup import build_trainer, task_name
+from vine_mini.cli import main
 from vine_mini.types import UserError
 
 
@@ -94,3 +95,38 @@ def test_a_model_folder_is_found_from_everywhere(empty_folder, monkeypatch):
         build_trainer(config)
     Path("arithmetic-12").mkdir()  # the policy that ships has the name already
     assert TrainConfig(model="arithmetic-12").model == "arithmetic-12" and TrainConfig(model="a/name").model == "a/name"
+
+
+def test_a_run_can_be_watched(empty_folder, monkeypatch):
+    """The curves are drawn between checkpoints, but not so often that drawing costs time."""
+    from vine_mini.app import runs
+
+    config = TrainConfig(steps=2, prompts=2, group=2, minibatch_size=4, k=1, iterations=3)
+    trainer, now, drawn = build_trainer(config), [0.0], []
+    monkeypatch.setattr(runs.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(runs, "plot_run", lambda rows, *_: drawn.append(len(rows)))
+    run = Run.start(Path("run"), config, {})
+    for seconds, logged in zip((10, 25, 30), trainer.train(), strict=True):
+        now[0] = seconds
+        run.log(*logged)
+    assert drawn == [3]  # the row of the start and two iterations; the third came five seconds later
+    run.save(trainer)
+    assert drawn == [3, 4]
+
+
+@pytest.mark.slow
+def test_tensorboard_shows_what_metrics_jsonl_says(empty_folder):
+    """Also after a run has gone on from an earlier iteration."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    flags = "--steps 2 --prompts 2 --group 2 --minibatch_size 4 --k 1 --eval_problems 4 --out run".split()
+    assert main(["train", *flags, "--iterations", "3"]) == 0
+    assert main(["train", "--resume", "run", "--iterations", "4"]) == 0
+    events = EventAccumulator("run/tensorboard").Reload()
+    rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()][1:]
+    for name in ("reward", "loss", "seconds_update"):
+        assert [e.step for e in events.Scalars(name)] == [1, 2, 3, 4], name
+        assert [e.value for e in events.Scalars(name)] == pytest.approx([row[name] for row in rows])
+    tested = {e.step: e.value for e in events.Scalars("eval/pass@1")}
+    assert tested.keys() == {0, 3, 4} and tested[4] == pytest.approx(rows[-1]["eval"]["pass@1"][0])

@@ -215,6 +215,100 @@ def test_steps_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert text.count("| grpo ") == 4 and "K = 3, averaged" in text and (tmp_path / "steps.png").stat().st_size > 30_000
 
 
+@pytest.fixture
+def gpu_script(monkeypatch):
+    """`benchmarks.gpu` called with these arguments. -> its exit code"""
+    from benchmarks import gpu
+
+    def call(*arguments) -> int:
+        monkeypatch.setattr(sys, "argv", ["gpu", *map(str, arguments)])
+        return gpu.main()
+
+    return call
+
+
+@pytest.mark.slow
+def test_the_rehearsal_of_the_gpu_script(tmp_path, gpu_script):
+    assert gpu_script("--cpu-rehearsal", "--out", tmp_path) == 0
+    table, data = (tmp_path / "gpu.md").read_text(), json.loads((tmp_path / "gpu.json").read_text())["pieces"]
+    assert list(data) == list("abcde") and "2 passed" in table and "does not end well" not in table
+    for of_model in data["b"]["data"]["rates"].values():
+        assert {"vine_mini", "vine_mini, no graphs", "generate"} <= set(of_model) and min(of_model.values()) > 0
+    for found in data["c"]["data"].values():
+        assert {"sample", "rollouts", "score", "update"} <= set(found["seconds"]) and found["sampling"] == "fast"
+    assert [rows[-1]["eval"]["pass@1"] for rows in data["d"]["data"].values()] and table.count("credit-cost, ") == 3
+    shown = {"credit-cost-policy-of-d", "credit-cost-shipped", "credit-cost-shipped-on-cpu", "iteration", "learning", "rollouts"}
+    assert {path.stem for path in tmp_path.glob("*.png") if path.stat().st_size > 10_000} == shown
+
+
+def test_the_gpu_script_goes_on_where_it_stopped(tmp_path, gpu_script, monkeypatch, capsys):
+    """A piece that fails does not stop the others, and the next call tries it again. A rehearsal begins anew each time."""
+    from benchmarks import gpu
+
+    asked, broken = [], ["b"]
+
+    def in_process(name, place):
+        asked.append(name)
+        record = {"machine": where, "seconds": 1.0, "table": {"tokens": "9"}}
+        return record | ({"error": "it broke"} if name in broken else {})
+
+    where = "a GPU"
+    monkeypatch.setattr(gpu, "in_process", in_process)
+    monkeypatch.setattr(gpu, "machine", lambda *_: where)
+    monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: True)
+    assert gpu_script("--out", tmp_path, "--pieces", "a", "b", "c") == 1 and asked == ["a", "b", "c"]
+    assert "it broke" in capsys.readouterr().out and "| b     | tokens" in (tmp_path / "gpu.md").read_text()
+    broken.clear()
+    assert gpu_script("--out", tmp_path) == 0 and asked == ["a", "b", "c", "b", "d", "e"]
+    assert "it broke" not in (tmp_path / "gpu.md").read_text()
+    assert gpu_script("--out", tmp_path) == 0 and len(asked) == 6
+    assert gpu_script("--out", tmp_path, "--pieces", "d") == 0 and asked[6:] == ["d"]
+    where = "another GPU"
+    assert gpu_script("--out", tmp_path) == 0 and asked[7:] == list("abcde")
+    assert gpu_script("--cpu-rehearsal", "--out", tmp_path, "--pieces", "a") == 0
+    assert [*json.loads((tmp_path / "gpu.json").read_text())["pieces"]] == ["a"]
+
+
+def test_a_piece_that_raises_or_dies_keeps_what_it_had_measured(tmp_path, gpu_script, monkeypatch, capsys):
+    from benchmarks import gpu
+
+    def piece(place):
+        yield {"table": {"tokens": "9"}}
+        raise ZeroDivisionError("of  two\nlines")
+
+    monkeypatch.setitem(gpu.PIECES, "a", piece)
+    assert gpu_script("--cpu-rehearsal", "--out", tmp_path, "--one", "a") == 0
+    lines = capsys.readouterr().out
+    script = f"import sys, time; print({lines!r}, flush=True); sys.exit(7) if 'quick' in sys.argv else time.sleep(60)"
+    started, start, kinds = [], subprocess.Popen, iter(("quick", "slow"))
+
+    def instead(call, **more):
+        started.append(start([sys.executable, "-c", script, next(kinds)], **more))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", instead)
+    monkeypatch.setattr(gpu, "LIMIT", 3)
+    for says in ("its process ended with exit code 7", "stopped after 3 s"):
+        record = gpu.in_process("a", gpu.Place("cpu", tmp_path, True))
+        assert record["error"] == says and record["table"] == {"tokens": "9"} and started[-1].returncode is not None
+    monkeypatch.setattr(subprocess, "Popen", lambda call, **more: start([sys.executable, "-c", f"print({lines!r})"], **more))
+    assert gpu.in_process("a", gpu.Place("cpu", tmp_path, True))["error"] == "ZeroDivisionError: of two lines"
+
+
+def test_where_the_gpu_script_does_not_run(gpu_script, monkeypatch):
+    import torch
+
+    from benchmarks import gpu
+    from vine_mini.types import UserError
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="there is no CUDA here"):
+        gpu_script()
+    with pytest.raises(UserError, match="results/gpu is for figures of a GPU"):
+        gpu_script("--cpu-rehearsal", "--out", gpu.RESULTS / "here")
+    assert not gpu.RESULTS.exists() or (gpu.RESULTS / "gpu.json").exists()
+
+
 @pytest.mark.slow
 def test_the_clock_of_the_study(tmp_path, monkeypatch):
     from benchmarks import clock

@@ -1,4 +1,4 @@
-"""The fast way gives what the plain way gives, on every architecture, with any number of slots."""
+"""The fast way gives what the plain way gives, on every architecture, with any number of slots; on a GPU without graphs."""
 
 import copy
 import gc
@@ -20,6 +20,12 @@ from vine_mini.types import Sampling, Trajectory, UserError
 
 EOS = (3, 7, 11)
 NO_EOS = (VOCAB + 1,)
+
+
+@pytest.fixture(autouse=True)
+def no_graphs(monkeypatch):
+    """The code of a CPU, wherever the models are. `test_gpu` tests the graphs."""
+    monkeypatch.setattr(fast, "uses_graphs", lambda device: False)
 
 
 def rollouts_of(model, *, plain=False, **changes):
@@ -185,7 +191,8 @@ def _gap(exact, done) -> float:
     gaps = []
     for t in done:
         with torch.no_grad():
-            logits = exact(input_ids=torch.tensor([t.prompt_ids + t.response_ids])).logits[0, len(t.prompt_ids) - 1 : -1]
+            ids = torch.tensor([t.prompt_ids + t.response_ids], device=exact.device)
+            logits = exact(input_ids=ids).logits[0, len(t.prompt_ids) - 1 : -1].cpu()
         scores = logits.log_softmax(-1).gather(1, torch.tensor(t.response_ids)[:, None])[:, 0]
         gaps.append((scores - torch.tensor(t.logprobs)).abs().mean())
     return float(torch.stack(gaps).mean())

@@ -1,4 +1,7 @@
-"""What a GPU does, as far as a CPU can tell: the same code, with a stand-in for CUDA graphs that counts what is done."""
+"""Decoding with CUDA graphs. On a CPU the code is the same, and a stand-in for the graphs counts what is done.
+
+With TEST_DEVICE=cuda, the tests that compare tokens use real graphs. Those that need the stand-in are skipped.
+"""
 
 import copy
 import random
@@ -8,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import USUAL, VOCAB, slow, supports, tiny_model
+from conftest import DEVICE, USUAL, VOCAB, slow, supports, tiny_model
 from test_fast import EOS, assert_same, flat, no_garbage_collection, rollouts_of
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config
@@ -18,21 +21,23 @@ from vine_mini.sampling.gpu import graphs, groups
 from vine_mini.types import Sampling, Trajectory
 
 capture = graphs._capture
+stand_in_only = pytest.mark.skipif(DEVICE != "cpu", reason="needs the stand-in for graphs")
 
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """Decodes as on a GPU. A "graph" is a stand-in that calls its function again. -> what was done"""
+    """Decodes as on a GPU. A "graph" is a stand-in that calls its function again, or on a GPU a graph. -> what was done"""
     log = SimpleNamespace(captures=[], closed=set(), pools=0)
 
     class Graph:
         def __init__(self, function, pool):
-            self.function, self.pool = function, pool
+            self.pool = pool
             log.captures.append(pool)
+            self.graph = capture(function, pool) if DEVICE == "cuda" else SimpleNamespace(replay=function)
 
         def replay(self):
             assert self.pool not in log.closed, "a graph is replayed after another one of its pool was destroyed"
-            self.function()
+            self.graph.replay()
 
         def __del__(self):
             log.closed.add(self.pool)
@@ -41,8 +46,10 @@ def gpu(monkeypatch):
         log.pools += 1
         return log.pools
 
-    monkeypatch.setattr(fast, "uses_graphs", lambda device: True)
     monkeypatch.setattr(graphs, "_capture", Graph)
+    if DEVICE == "cuda":
+        return log
+    monkeypatch.setattr(fast, "uses_graphs", lambda device: True)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", new_pool)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
@@ -73,6 +80,7 @@ class Kernels(TorchDispatchMode):
         return function(*args, **kwargs or {})
 
 
+@stand_in_only
 @pytest.mark.parametrize("trunks, slots", [(5, 12), slow(48, 128)])
 def test_limits(trunks, slots, gpu, monkeypatch):
     """At most 12 graphs, twice the slots that are in use, one wait in sixteen positions, and one kernel a position outside graphs.
@@ -157,6 +165,7 @@ def test_a_plan_serves_each_request_once_and_on_its_trunk(seed):
     assert sorted(served) == sorted(trunk_of)
 
 
+@stand_in_only
 def test_graphs_are_destroyed_together_and_at_once(llama, gpu, monkeypatch):
     """The stand-in refuses to replay after a graph of the same pool was destroyed. Nothing keeps graphs or caches alive."""
     supports(llama)
@@ -177,6 +186,7 @@ def test_graphs_are_destroyed_together_and_at_once(llama, gpu, monkeypatch):
     assert len(set(gpu.captures)) == gpu.pools - 1  # a pool for each call, also for the probe; the last one failed early
 
 
+@stand_in_only
 def test_errors_of_cuda_are_raised_and_not_taken_for_an_architecture(llama, gpu, monkeypatch):
     """The first run of a shape finds out whether the architecture is supported. What comes later is the GPU's."""
 
@@ -196,6 +206,7 @@ def test_errors_of_cuda_are_raised_and_not_taken_for_an_architecture(llama, gpu,
         sample(llama, [[1, 2]], Sampling(4, EOS), seed=0)
 
 
+@stand_in_only
 def test_rope_that_waits_for_the_longest_position_is_refused_with_a_word(gpu, monkeypatch):
     """Dynamic RoPE compares a position with a number on the CPU. LongRoPE does not, so it becomes a graph."""
     sizes = dict(vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)

@@ -12,7 +12,7 @@ NO_EOS = (VOCAB + 1,)
 
 
 def generate(model, prompt, n):
-    ids = torch.tensor([prompt])
+    ids = torch.tensor([prompt], device=model.device)
     out = model.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=n, do_sample=False, pad_token_id=0, eos_token_id=None
     )

@@ -12,8 +12,10 @@ Seeds follow from the iteration, so a resumed run continues exactly as the unint
 
 import json
 import math
+from collections import defaultdict
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -22,7 +24,7 @@ from vine_mini.models import load_policy, save_policy
 from vine_mini.types import UserError
 
 STATE = "training_state.safetensors"
-COUNTERS, MOMENTS = ("iteration", "updates"), ("exp_avg", "exp_avg_sq")
+COUNTERS = ("iteration", "updates")
 
 
 def save(trainer, run: Path) -> None:
@@ -39,13 +41,20 @@ def save(trainer, run: Path) -> None:
 
 def _write(trainer, target: Path) -> None:
     tensors = {f"critic.{name}": x for name, x in trainer.critic.state_dict().items()} if trainer.critic else {}
-    for number, moments in trainer.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{number}.{name}": x for name, x in moments.items()}
+    for number, parameter in enumerate(_parameters(trainer)):
+        for name, x in trainer.optimizer.state.get(parameter, {}).items():
+            x = x.clone() if name.startswith("qmap") else torch.as_tensor(x)  # one table serves all parameters in 8 bits
+            tensors[f"optimizer.{number}.{name}"] = x
     counters = {name: getattr(trainer, name) for name in COUNTERS} | {"seconds": trainer.seconds, "tensors": len(tensors)}
     discard(target)  # of an interrupted run; no link leads to it
     with whole(target) as fresh:
         save_policy(trainer.policy, trainer.tokenizer, fresh)
         save_file(tensors, fresh / STATE, {"counters": json.dumps(counters)})
+
+
+def _parameters(trainer) -> list:
+    """What the optimizer updates. The place in the list is the number in the names of the moments."""
+    return [p for group in trainer.optimizer.param_groups for p in group["params"]]
 
 
 def save_best(trainer, run: Path) -> None:
@@ -104,18 +113,21 @@ def resume(trainer, run: Path, name: str = "policy") -> None:
         raise UserError(f"{path} is damaged ({error}): take another checkpoint") from error
     if not trainer.critic and any(key.startswith("critic.") for key in tensors):
         raise UserError(f"{path.parent} holds a critic, and {trainer.config.algorithm} has none: another algorithm trained it")
-    state = trainer.optimizer.state_dict()
+    state, parameters, eight_bits = defaultdict(dict), _parameters(trainer), trainer.config.adam_8bit
+    names = ("state1", "state2") if eight_bits else ("exp_avg", "exp_avg_sq")
+    of_bytes = {"qmap1", "qmap2", "absmax1", "absmax2"}  # beside moments that take a byte
     try:
         for key, x in tensors.items():
             kind, number, name = key.split(".", 2)
             if kind == "optimizer":
-                state["state"].setdefault(int(number), {})[name] = x
-        parameters = [p for group in trainer.optimizer.param_groups for p in group["params"]]
-        for number, moments in state["state"].items():
-            if {name: x.shape for name, x in moments.items()} != {"step": ()} | dict.fromkeys(MOMENTS, parameters[number].shape):
-                raise ValueError(f"moments of parameter {number}")
+                state[parameters[int(number)]][name] = int(x) if name == "step" and eight_bits else x
+        for parameter, moments in state.items():
+            if moments.keys() != {"step", *names} | (of_bytes if moments[names[0]].dtype == torch.uint8 else set()):
+                raise ValueError("moments are missing")
+            if any(moments[name].shape != parameter.shape for name in names):
+                raise ValueError("moments have another shape")
         trainer.policy.load_state_dict(policy.state_dict())
-        trainer.optimizer.load_state_dict(state)
+        trainer.optimizer.state.update(state)
         if trainer.critic:
             critic = {key.removeprefix("critic."): x for key, x in tensors.items() if key.startswith("critic.")}
             trainer.critic.load_state_dict(critic)

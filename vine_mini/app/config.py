@@ -80,7 +80,7 @@ class Common:
     model: str | None = knob(
         None, "Policy: Hub name, folder, or shipped (arithmetic-12). Left out: the task's.", aliases=["--policy"]
     )
-    device: str = knob("auto", "auto, cpu, cuda, cuda:1, ...")
+    device: str = knob("auto", "auto, cpu, cuda, cuda:1, ..., or mps (an Apple GPU; auto never takes it).")
     bf16: bool = knob(False, "Sample and compute in bfloat16; the weights that are updated stay float32.")
     seed: Seed = knob(0, "Seed of everything random.")
     sample_batch_size: Count = knob(512, "Responses decoded at once; bounds the memory of the KV cache.")
@@ -128,9 +128,7 @@ class TrainConfig(Common):
     k: Count = knob(3, "vineppo: Monte Carlo rollouts for each state (paper: 9).")
     mc_lam: Share = knob(0.5, "vineppo: GAE's lambda over the Monte Carlo values after a step (paper: 0).")
     mc_mu: Share = knob(0.5, "vineppo: the same over the values before the step, for the baseline (paper: 0).")
-    max_states: Count | None = knob(
-        None, "vineppo: estimate only so many values of a response (official code: 26). Left out: all."
-    )
+    max_states: Count | None = knob(None, "vineppo: estimate at most so many values of a response (official code: 26).")
     step_tokens: Count | None = knob(None, "vineppo: cut a step every so many tokens instead of at newlines.")
     scale_by_std: bool = knob(True, "grpo: divide by the standard deviation of the group (Dr. GRPO: no).")
     divisor: str = knob("tokens", "Of the policy loss: tokens, sequences (GRPO) or constant (Dr. GRPO); see divisors.py.")
@@ -144,6 +142,7 @@ class TrainConfig(Common):
     critic_lr: Amount | None = knob(None, "ppo: the critic's learning rate. Left out: the policy's.")
     warmup: Whole | None = knob(None, "Updates over which the learning rate rises. Left out: 20, or 0 for restem and dpo.")
     weight_decay: Amount = knob(0.0, "AdamW's weight decay.")
+    adam_8bit: bool = knob(False, "Keep AdamW's moments in 8 bits, a quarter of their memory; needs bitsandbytes.")
     max_grad_norm: Positive = knob(1.0, "Gradients are scaled down to this norm.")
     clip: Amount = knob(0.2, "How far a token's probability ratio may move.")
     value_clip: Amount = knob(0.2, "ppo: how far a value may move from the old one.")

@@ -76,9 +76,10 @@ def estimate(model, config, longest_prompt: int, device=None) -> dict[str, int]:
     cache, forward = max((_sampling(sizes, config, phase) for phase in _phases(config, longest_prompt)), key=sum)
     # Autocast keeps a bfloat16 copy of each linear layer for the backward pass. With checkpointing only one layer is in use.
     cast = (backbone - sizes.vocab * sizes.hidden) // (sizes.layers if config.gradient_checkpointing else 1)
+    adamw = 6 if config.adam_8bit else 12  # bytes of a float32 weight and its two moments
     parts = {
-        "policy: weights, AdamW": weights * 12,  # the weights and the two moments are float32
-        "critic: weights, AdamW": critic * 12,
+        "policy: weights, AdamW": weights * adamw,
+        "critic: weights, AdamW": critic * adamw,
         "reference": reference * bool(algorithm.examples or (algorithm.needs_reference and config.kl_coef > 0)),
         "bf16 copy that samples": backbone * 2 * config.bf16,  # its head is the policy's float32 head
         "sampling: KV cache": cache,

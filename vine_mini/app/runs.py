@@ -3,7 +3,8 @@
 config.yaml     all settings; `--preset RUN/config.yaml` starts the same run again.
 metrics.jsonl   one line for each iteration; "eval" holds test problems (iteration 0 and the last), "validation" those set aside.
 samples.jsonl   a few responses of each iteration, cut into steps, each step with its advantage.
-curves.png      reward, length, KL and seconds, against episodes.
+curves.png      reward, length, KL and seconds, against episodes; drawn again while the run goes on.
+tensorboard/    the numbers of metrics.jsonl for TensorBoard, where it is installed.
 checkpoints/    the newest checkpoint, and those that `keep_every` keeps; see `checkpoint.py`.
 policy          a link to the newest checkpoint, which is a Hugging Face folder; `train --resume RUN` continues from it.
 best            a link to the policy with the highest pass@1 on the validation problems, if some were set aside.
@@ -12,8 +13,10 @@ lock            names the process that writes into the folder at present.
 """
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 
@@ -25,6 +28,7 @@ from vine_mini.app.setup import task_name
 from vine_mini.types import UserError
 
 SAMPLES_AN_ITERATION = 2
+DRAW_SECONDS = 20.0  # between two drawings of the curves, of which each takes about a second
 
 
 def new_folder(out: str | None, name: str) -> Path:
@@ -51,7 +55,7 @@ class Run:
     """The folder of one training run, from the iteration at which the trainer is. Later lines are dropped."""
 
     def __init__(self, folder: Path, config, iteration: int = 0):
-        self.folder, self.config = folder, config
+        self.folder, self.config, self.drawn = folder, config, time.monotonic()
         write_text(folder / "config.yaml", to_yaml(config))
         for path in (folder / "metrics.jsonl", folder / "samples.jsonl"):
             if path.exists():
@@ -70,11 +74,27 @@ class Run:
         return cls(folder, config)
 
     def log(self, metrics: dict, episodes, advantages) -> None:
-        """Appends a few responses of an iteration to samples.jsonl, and one line to metrics.jsonl."""
+        """Appends a few responses of an iteration to samples.jsonl, one line to metrics.jsonl, and now and then draws."""
         for sample in samples_of(episodes, advantages):
             append_row(self.folder / "samples.jsonl", {"iteration": metrics["iteration"]} | sample)
         append_row(self.folder / "metrics.jsonl", metrics)
         self.rows.append(metrics)
+        if self.board:
+            show(self.board, metrics)
+        if time.monotonic() - self.drawn >= DRAW_SECONDS:
+            self.draw()
+
+    @cached_property
+    def board(self):
+        """A writer for TensorBoard, with the lines before this iteration; None where TensorBoard is not installed."""
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            return None
+        board = SummaryWriter(str(self.folder.absolute() / "tensorboard"), flush_secs=10, purge_step=0)
+        for row in self.rows[:-1]:
+            show(board, row)
+        return board
 
     def best(self, *more: dict) -> dict | None:
         """The line of the iteration whose policy was best on the validation problems; the first of equally good ones.
@@ -87,7 +107,20 @@ class Run:
     def save(self, trainer) -> None:
         """Writes a checkpoint and the curves so far."""
         checkpoint.save(trainer, self.folder)
+        self.draw()
+
+    def draw(self) -> None:
+        """Draws the curves so far."""
         plot_run(self.rows, self.folder / "curves.png", f"{self.config.algorithm} on {task_name(self.config)}")
+        self.drawn = time.monotonic()
+
+
+def show(board, row: dict) -> None:
+    """Gives the numbers of a line of metrics.jsonl to TensorBoard."""
+    measured = {f"{name}/{of}": x for name in ("eval", "validation") for of, (x, _) in row.get(name, {}).items()}
+    for name, x in (row | measured).items():
+        if isinstance(x, (int, float)):
+            board.add_scalar(name, x, row["iteration"])
 
 
 def _rows(path: Path) -> list[dict]:

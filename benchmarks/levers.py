@@ -1,0 +1,96 @@
+"""Two ways to train in less memory, and whether VinePPO learns with them: AdamW's moments in 8 bits (`--adam_8bit`), and LoRA.
+
+    pip install 'bitsandbytes>=0.50' peft
+    python -m benchmarks.levers --out results/speed/levers
+
+Each way trains the shipped policy on chains of six steps, from the same seeds. The only change is the way, and with LoRA the
+learning rate too. Peft puts adapters into all linear layers, and nothing else is trained.
+"""
+
+import argparse
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.common import command, machine, report
+from vine_mini.app.config import TrainConfig
+from vine_mini.app.files import append_row, read_rows
+from vine_mini.app.flags import read_preset
+from vine_mini.app.setup import build_trainer
+from vine_mini.trainer import Trainer
+from vine_mini.types import UserError
+
+RANK = 16
+WAYS = {
+    "AdamW": {},
+    "AdamW, moments in 8 bits": dict(adam_8bit=True),
+    "LoRA": dict(lr=2e-4),
+    "LoRA, learning rate x 5": dict(lr=1e-3),
+    "LoRA, learning rate x 25": dict(lr=5e-3),
+}
+
+
+def with_adapters(trainer: Trainer) -> Trainer:
+    """A trainer of the same policy, of which only new adapters are trained. They start as zero."""
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise UserError("LoRA needs peft: pip install peft") from error
+    policy = trainer.policy
+    inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear"), policy)
+    for name, parameter in policy.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+    return Trainer(trainer.config, policy, trainer.tokenizer, trainer.train_problems, trainer.test_problems)
+
+
+def learn(way: str, seed: int, iterations: int) -> dict:
+    """One run. -> pass@1 on the test problems before and after, and bytes of what is trained"""
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)  # of the adapters
+    trainer = build_trainer(
+        replace(TrainConfig(**read_preset("arithmetic") | WAYS[way]), seed=seed, iterations=iterations, device="cpu")
+    )
+    if way.startswith("LoRA"):
+        trainer = with_adapters(trainer)
+    before = trainer.evaluate(with_kl=False)["pass@1"][0]
+    for _ in trainer.train():
+        pass
+    states = trainer.optimizer.state.values()
+    moments = {x.data_ptr(): x for state in states for name, x in state.items() if name != "step"}  # qmaps are shared
+    held = sum(x.numel() * x.element_size() for x in moments.values())
+    return dict(
+        way=way, seed=seed, iterations=iterations, before=before, after=trainer.evaluate(False)["pass@1"][0], moments=held
+    )
+
+
+def main():
+    """Makes the runs that OUT/runs.jsonl lacks, and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--iterations", type=int, default=30)
+    parser.add_argument("--out", type=Path, default=Path("runs/levers"))
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    log = args.out / "runs.jsonl"
+    runs = {(r["way"], r["seed"], r["iterations"]): r for r in (read_rows(log) if log.exists() else [])}
+    wanted = [(way, seed, args.iterations) for seed in args.seeds for way in WAYS]
+    for job in tqdm([job for job in wanted if job not in runs], desc="runs", dynamic_ncols=True):
+        runs[job] = learn(*job)
+        append_row(log, runs[job])
+    rows = [["way", "seeds", "test accuracy before, %", "after, %", "optimizer's moments, KiB"]]
+    for way in WAYS:
+        of = [runs[job] for job in wanted if job[0] == way]
+        after = [100 * run["after"] for run in of]
+        error = f" ± {statistics.stdev(after) / len(of) ** 0.5:.1f}" if len(of) > 1 else ""
+        before = statistics.mean(100 * run["before"] for run in of)
+        rows.append(
+            [way, str(len(of)), f"{before:.1f}", f"{statistics.mean(after):.1f}{error}", f"{of[0]['moments'] / 1024:.0f}"]
+        )
+    report(args.out, "levers", machine("cpu", 1), rows, {"runs": [runs[job] for job in wanted]})
+
+
+if __name__ == "__main__":
+    command(main)
