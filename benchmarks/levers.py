@@ -1,4 +1,6 @@
-"""Two ways to train in less memory, and whether VinePPO learns with them: AdamW's moments in 8 bits (`--adam_8bit`), and LoRA.
+"""Does VinePPO still learn with less memory or in lower precision?
+
+The ways are AdamW's moments in 8 bits (`--adam_8bit`), LoRA, and bfloat16 (`--bf16`) without and with importance weights.
 
     pip install 'bitsandbytes>=0.50' peft
     python -m benchmarks.levers --out results/speed/levers
@@ -15,7 +17,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks.common import command, machine, report
+from benchmarks.common import command, count, machine, report, writable
 from vine_mini.app.config import TrainConfig
 from vine_mini.app.files import append_row, read_rows
 from vine_mini.app.flags import read_preset
@@ -30,6 +32,8 @@ WAYS = {
     "LoRA": dict(lr=2e-4),
     "LoRA, learning rate x 5": dict(lr=1e-3),
     "LoRA, learning rate x 25": dict(lr=5e-3),
+    "bfloat16": dict(bf16=True),
+    "bfloat16, importance weights up to 2": dict(bf16=True, importance_cap=2.0),
 }
 
 
@@ -47,7 +51,7 @@ def with_adapters(trainer: Trainer) -> Trainer:
 
 
 def learn(way: str, seed: int, iterations: int) -> dict:
-    """One run. -> pass@1 on the test problems before and after, and bytes of what is trained"""
+    """One run. -> pass@1 on the test problems before and after, bytes of the moments, how far the sampler's log-probs are off"""
     torch.set_num_threads(1)
     torch.manual_seed(seed)  # of the adapters
     trainer = build_trainer(
@@ -56,22 +60,20 @@ def learn(way: str, seed: int, iterations: int) -> dict:
     if way.startswith("LoRA"):
         trainer = with_adapters(trainer)
     before = trainer.evaluate(with_kl=False)["pass@1"][0]
-    for _ in trainer.train():
-        pass
+    gaps = [metrics["sampler_gap"] for metrics, *_ in trainer.train()]
     states = trainer.optimizer.state.values()
     moments = {x.data_ptr(): x for state in states for name, x in state.items() if name != "step"}  # qmaps are shared
     held = sum(x.numel() * x.element_size() for x in moments.values())
-    return dict(
-        way=way, seed=seed, iterations=iterations, before=before, after=trainer.evaluate(False)["pass@1"][0], moments=held
-    )
+    found = dict(before=before, after=trainer.evaluate(with_kl=False)["pass@1"][0], moments=held, gap=statistics.mean(gaps))
+    return dict(way=way, seed=seed, iterations=iterations) | found
 
 
 def main():
     """Makes the runs that OUT/runs.jsonl lacks, and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--iterations", type=int, default=30)
-    parser.add_argument("--out", type=Path, default=Path("runs/levers"))
+    parser.add_argument("--iterations", type=count, default=30)
+    parser.add_argument("--out", type=writable, default=Path("runs/levers"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     log = args.out / "runs.jsonl"
@@ -80,15 +82,15 @@ def main():
     for job in tqdm([job for job in wanted if job not in runs], desc="runs", dynamic_ncols=True):
         runs[job] = learn(*job)
         append_row(log, runs[job])
-    rows = [["way", "seeds", "test accuracy before, %", "after, %", "optimizer's moments, KiB"]]
+    rows = [["way", "seeds", "test accuracy before, %", "after, %", "optimizer's moments, KiB", "sampler gap"]]
     for way in WAYS:
         of = [runs[job] for job in wanted if job[0] == way]
         after = [100 * run["after"] for run in of]
         error = f" ± {statistics.stdev(after) / len(of) ** 0.5:.1f}" if len(of) > 1 else ""
         before = statistics.mean(100 * run["before"] for run in of)
-        rows.append(
-            [way, str(len(of)), f"{before:.1f}", f"{statistics.mean(after):.1f}{error}", f"{of[0]['moments'] / 1024:.0f}"]
-        )
+        gap = statistics.mean(run["gap"] for run in of)
+        row = [way, str(len(of)), f"{before:.1f}", f"{statistics.mean(after):.1f}{error}", f"{of[0]['moments'] / 1024:.0f}"]
+        rows.append([*row, f"{gap:.1e}"])
     report(args.out, "levers", machine("cpu", 1), rows, {"runs": [runs[job] for job in wanted]})
 
 

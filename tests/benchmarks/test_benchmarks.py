@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import levers
 from benchmarks.common import count, writable
 
 ROOT = Path(__file__).parents[2]
@@ -145,6 +146,19 @@ def test_types_of_arguments(tmp_path):
     for kind, text in ((count, "0"), (count, "-1"), (count, "1.5"), (writable, str(tmp_path / "file"))):
         with pytest.raises(ArgumentTypeError, match=r"must be a whole number from 1|cannot be written"):
             kind(text)
+
+
+@pytest.mark.slow
+def test_every_lever_trains(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    pytest.importorskip("peft")
+    out = run("benchmarks.levers", "--seeds", "0", "--iterations", "1", "--out", str(tmp_path))
+    made = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
+    assert [r["way"] for r in made] == list(levers.WAYS) and all(way in out for way in levers.WAYS)
+    moments = {r["way"]: r["moments"] for r in made}
+    assert moments["AdamW, moments in 8 bits"] < 0.5 * moments["AdamW"] and moments["LoRA"] < 0.5 * moments["AdamW"]
+    gaps = {r["way"]: r["gap"] for r in made}
+    assert gaps["AdamW"] < 1e-5 < 1e-3 < gaps["bfloat16"] < 0.1
 
 
 @pytest.mark.slow
