@@ -84,8 +84,9 @@ def test_the_parts_are_what_the_paper_s_claims_need():
     assert all(len(set(folders(part))) == len(folders(part)) for part in PARTS)
     pads = [settings for _, settings in sweeps("scratchpad", config)]
     assert len({s.task for s in pads}) == 3 and {s.scratchpad for s in pads} == {*paper.FORMATS}
-    assert all(set(s.encodings) == {*paper.COLUMNS, "rope"} for s in pads)
     assert [s.scratchpad for s in pads[:9]] == ["none"] * 3 + ["full"] * 3 + ["minimal"] * 3
+    assert all(set(s.encodings) == {*paper.COLUMNS, "rope"} for s in pads[:9])
+    assert all({"nope", "t5", "rope25"} == set(s.encodings) for s in pads[9 : len(pads) // 3])
     wide = decoder_config(sweeps("wide", config)[0][1], "rope25")
     assert wide.head_size == 64  # RoPE's quarter turns eight pairs
     assert len(folders("later")) == 6 and len(sweeps("later", config)[0][1].encodings) > 10

@@ -146,8 +146,8 @@ def positions(results: dict, probed: dict) -> list[Finding]:
 def scratchpad(formats: dict[str, dict[str, dict]]) -> list[Finding]:
     """What the full scratchpad adds to accuracy on longer inputs, and each part of it. formats: task -> format -> results
 
-    The values of an interval are seeds; each is the mean over all encodings. The claim says that the full format helps on
-    addition and hurts elsewhere, and that a part's removal hurts.
+    The values of an interval are seeds; each is the mean over the encodings that both formats have. The claim says that the full
+    format helps on addition and hurts elsewhere, and that a part's removal hurts.
     """
     found = []
     for task, by_format in formats.items():

@@ -231,7 +231,7 @@ PARTS = {
     "rows": "17 tasks with NoPE, T5, ALiBi, RoPE (a quarter of each head, and the whole head) and sinusoids",
     "deep": "two tasks with twice the layers, for distances of attention",
     "scratchpad": "three tasks with eight formats of the scratchpad",
-    "wide": "six tasks with heads of 64 dimensions, of which RoPE's quarter turns eight pairs, as in the paper",
+    "wide": "five tasks with heads of 64 dimensions, of which RoPE's quarter turns eight pairs, as in the paper",
     "later": "six tasks with the encodings that came after the paper",
 }
 

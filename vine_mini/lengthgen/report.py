@@ -236,13 +236,12 @@ def formats_table(formats: dict[str, dict[str, dict]]) -> str:
     """Accuracy on longer inputs in per cent, for each task, format of the scratchpad, and encoding. formats: task -> format ->
     results
     """
-    names = list(extrapolation(next(iter(next(iter(formats.values())).values()))))
-    rows = [["task", "scratchpad", *map(short, names), "mean"]]
-    for task, by_format in formats.items():
-        for pad, results in by_format.items():
-            shares = extrapolation(results)
-            every = [share for name in names for share in shares[name].values()]
-            rows.append([task, pad, *(cell([*shares[name].values()]) for name in names), f"{100 * fmean(every):.1f}"])
+    every = {task: {pad: extrapolation(results) for pad, results in of.items()} for task, of in formats.items()}
+    names = list(dict.fromkeys(name for of in every.values() for shares in of.values() for name in shares))
+    rows = [["task", "scratchpad", *map(short, names)]]
+    for task, of in every.items():
+        for pad, shares in of.items():
+            rows.append([task, pad, *(cell([*shares[name].values()]) if name in shares else "" for name in names)])
     return columns(rows)
 
 
