@@ -158,7 +158,7 @@ def test_every_lever_trains(tmp_path):
     moments = {r["way"]: r["moments"] for r in made}
     assert moments["AdamW, moments in 8 bits"] < 0.5 * moments["AdamW"] and moments["LoRA"] < 0.5 * moments["AdamW"]
     gaps = {r["way"]: r["gap"] for r in made}
-    assert gaps["AdamW"] < 1e-5 < 1e-3 < gaps["bfloat16"] < 0.1
+    assert gaps["AdamW"] < 1e-5 < gaps["bfloat16"] < 0.1
 
 
 @pytest.mark.slow
