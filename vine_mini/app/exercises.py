@@ -8,10 +8,11 @@ from vine_mini.types import UserError
 
 
 def exercises(config) -> int:
-    """Shows the progress board of the clone around the working folder or this package. Raises UserError outside a clone."""
+    """Shows the progress board, or a hint, of the clone around the working folder or this package, or raises UserError."""
     for folder in (Path.cwd(), *Path.cwd().parents, Path(__file__).parents[2]):
         place = folder / "tutorials" / "exercises"
         if (place / "grading" / "board.py").is_file():
             sys.path.insert(0, str(place))
-            return importlib.import_module("grading.board").show()
+            board = importlib.import_module("grading.board")
+            return board.show() if config.hint is None else board.hint(config.hint, config.second)
     raise UserError("the exercises are part of the repository: clone the repository and run this command inside the clone")
