@@ -292,15 +292,3 @@ class DemoConfig:
         for name in self.algorithms:
             if name not in ALGORITHMS:
                 raise UserError(f"unknown algorithm {name!r}: choose from {', '.join(ALGORITHMS)}")
-
-
-@dataclass
-class ExercisesConfig:
-    """Show which exercises of the tutorials are done, and the next one to do."""
-
-    hint: int | None = knob(None, "Show a hint for the exercise of this number instead.")
-    second: bool = knob(False, "With --hint: also show the second hint, which is nearer to the answer.")
-
-    def __post_init__(self):
-        if self.second and self.hint is None:
-            raise UserError("--second needs --hint and the number of an exercise")
