@@ -788,4 +788,325 @@ def dpo_positive_loss(right, wrong, ref_right, ref_wrong, *, beta, penalty):
             ("softplus(-beta * margin).mean()", "softplus(-beta * margin.mean())", "one_margin"),
         ],
     ),
+    (
+        "ex01",
+        """
+def choose(logits, uniform, temperature, top_p):
+    tokens, scores = [], []
+    for row, u in zip(logits, uniform.tolist()):
+        p = torch.softmax(row / (temperature if temperature else 1.0), dim=0)
+        best = int(p.argmax())
+        if temperature != 0:
+            kept, total = set(), 0.0
+            for i in sorted(range(len(p)), key=lambda i: -p[i].item()):
+                kept.add(i)
+                total += p[i].item()
+                if top_p < 1 and total >= top_p:
+                    break
+            mass = sum(p[i].item() for i in kept)
+            reached = 0.0
+            for i in range(len(p)):
+                if i in kept:
+                    reached += p[i].item() / mass
+                    best = i
+                    if reached > u:
+                        break
+        tokens.append(best)
+        scores.append(p[best].log())
+    return torch.tensor(tokens), torch.stack(scores)
+""",
+        [],
+    ),
+    (
+        "ex02",
+        """
+def decode_greedily(model, prompt, n):
+    cache, out, ids = DynamicCache(config=model.config), [], list(prompt)
+    with torch.no_grad():
+        for _ in range(n):
+            step = model(input_ids=torch.tensor(ids).unsqueeze(0), past_key_values=cache, use_cache=True)
+            ids = [step.logits[:, -1, :].argmax(dim=-1).item()]
+            out += ids
+    return out
+""",
+        [],
+    ),
+    (
+        "ex03",
+        """
+def cut_steps(token_ids, tokenizer, *, answer_mark=None):
+    pieces = [tokenizer.decode([i], skip_special_tokens=True) for i in token_ids]
+    begins = [sum(map(len, pieces[:i])) for i in range(len(pieces) + 1)]
+    text = "".join(pieces)
+    visible = [begins[i] + len(p) - len(p.lstrip()) if p.strip() else None for i, p in enumerate(pieces)]
+    cuts, last = [], None
+    for i, at in enumerate(visible):
+        if at is None:
+            continue
+        if last is not None and "\\n" in text[last:at]:
+            if not answer_mark or not text[at:].startswith(answer_mark):
+                cuts.append(i)
+        last = at
+    return [0] + cuts
+""",
+        [],
+    ),
+    (
+        "ex04",
+        """
+def response_logprobs(model, input_ids, attention_mask, response_mask, *, temperature=1.0):
+    logits = model(input_ids=input_ids, attention_mask=attention_mask).logits
+    rows, columns = response_mask.nonzero(as_tuple=True)
+    before = logits[rows, columns - 1] / temperature
+    scores = before[torch.arange(len(rows)), input_ids[rows, columns]] - before.logsumexp(dim=-1)
+    return torch.zeros_like(response_mask).index_put((rows, columns), scores)
+""",
+        [],
+    ),
+    (
+        "ex04",
+        """
+def response_logprobs(model, input_ids, attention_mask, response_mask, *, temperature=1.0):
+    logits = model(input_ids=input_ids, attention_mask=attention_mask).logits.div(temperature)
+    loss = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), input_ids[:, 1:], reduction="none")
+    return torch.nn.functional.pad(-loss, (1, 0)) * response_mask
+""",
+        [],
+    ),
+    (
+        "ex05",
+        """
+def monte_carlo_values(rewards):
+    from statistics import fmean
+    return list(map(fmean, rewards))
+""",
+        [],
+    ),
+    (
+        "ex05",
+        """
+def monte_carlo_values(rewards):
+    return [torch.tensor(row, dtype=torch.float64).mean().item() for row in rewards]
+""",
+        [],
+    ),
+    (
+        "ex06",
+        """
+def step_advantages(values, reward):
+    v = torch.tensor(list(values) + [reward], dtype=torch.float64)
+    return (v[1:] - v[:-1]).tolist()
+""",
+        [],
+    ),
+    (
+        "ex06",
+        """
+def step_advantages(values, reward):
+    r, v = [0.0] * (len(values) - 1) + [reward], [*values, 0.0]
+    return [r[i] + v[i + 1] - v[i] for i in range(len(values))]
+""",
+        [],
+    ),
+    (
+        "ex07",
+        """
+def spread_to_tokens(step_advantages, cuts, length):
+    sizes = torch.tensor([*cuts, length]).diff()
+    return torch.tensor(step_advantages, dtype=torch.float64).repeat_interleave(sizes).tolist()
+""",
+        [],
+    ),
+    (
+        "ex07",
+        """
+def spread_to_tokens(step_advantages, cuts, length):
+    from bisect import bisect_right
+    return [step_advantages[bisect_right(cuts, t) - 1] for t in range(length)]
+""",
+        [],
+    ),
+    (
+        "ex08",
+        """
+def gae(rewards, values, mask, *, gamma=1.0, lam=1.0):
+    r, v = torch.where(mask > 0, rewards, 0.0), torch.where(mask > 0, values, 0.0)
+    T = r.shape[1]
+    delta = r + gamma * torch.nn.functional.pad(v, (0, 1))[:, 1:] - v
+    delta = torch.where(mask > 0, delta, 0.0)
+    gap = torch.arange(T)[:, None] - torch.arange(T)
+    weight = torch.where(gap >= 0, (gamma * lam) ** gap.clamp(min=0).double(), 0.0)
+    advantages = (delta @ weight) * mask
+    return advantages, advantages + v
+""",
+        [],
+    ),
+    (
+        "ex09",
+        """
+def whiten(x, mask):
+    n = mask.sum()
+    x = x * mask
+    mean = x.sum() / n
+    centred = (x - mean) * mask
+    return centred / ((centred**2).sum().div(n - 1).sqrt() + EPS)
+""",
+        [],
+    ),
+    (
+        "ex10",
+        """
+def clipped_policy_loss(logprobs, old_logprobs, advantages, mask, *, clip=0.2):
+    log_ratio = torch.where(mask == 1, logprobs - old_logprobs.detach(), torch.zeros_like(logprobs))
+    ratio, a = log_ratio.exp(), advantages.detach()
+    bound = torch.where(a > 0, 1 + clip, 1 - clip)
+    objective = torch.where(a > 0, torch.minimum(ratio, bound), torch.maximum(ratio, bound)) * a
+    return -(objective * mask).sum() / mask.sum()
+""",
+        [],
+    ),
+    (
+        "ex11",
+        """
+def kl_penalty(logprobs, ref_logprobs, *, kind):
+    d = ref_logprobs - logprobs
+    if kind == "k1":
+        return logprobs - ref_logprobs
+    return d.pow(2).div(2) if kind == "k2" else torch.exp(d) - 1 - d
+""",
+        [],
+    ),
+    (
+        "ex12",
+        """
+def group_baselines(rewards):
+    G = rewards.shape[1]
+    centred = rewards - rewards.mean(1, keepdim=True)
+    std = (centred.pow(2).sum(1, keepdim=True) / (G - 1)).sqrt()
+    return centred / (std + EPS), centred * G / (G - 1)
+""",
+        [],
+    ),
+    (
+        "ex13",
+        """
+def micro_batch_losses(per_token_loss, mask, rows):
+    weights = mask / mask.sum()
+    return [(x * w).sum() for x, w in zip(per_token_loss.split(rows), weights.split(rows))]
+""",
+        [],
+    ),
+    (
+        "ex14",
+        """
+def rope(x, positions):
+    B, H, T, d = x.shape
+    out = torch.empty_like(x)
+    for j in range(d // 2):
+        angle = positions.unsqueeze(1).to(x.dtype) * 10000 ** (-2 * j / d)
+        c, s = angle.cos(), angle.sin()
+        out[..., 2 * j] = x[..., 2 * j] * c - x[..., 2 * j + 1] * s
+        out[..., 2 * j + 1] = x[..., 2 * j] * s + x[..., 2 * j + 1] * c
+    return out
+""",
+        [],
+    ),
+    (
+        "ex14",
+        """
+def rope(x, positions):
+    d = x.shape[-1]
+    w = torch.exp(-torch.log(torch.tensor(10000.0)) * torch.arange(0, d, 2) / d).repeat_interleave(2)
+    angle = torch.einsum("bt,i->bti", positions.to(w.dtype), w)[:, None]
+    swapped = torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).reshape(x.shape)
+    return x * angle.cos() + swapped * angle.sin()
+""",
+        [],
+    ),
+    (
+        "ex15",
+        """
+def alibi_bias(distance, heads):
+    slopes = torch.pow(2.0, -8.0 * torch.arange(1, heads + 1) / heads)
+    return torch.einsum("h,bqk->bhqk", -slopes, distance.to(slopes.dtype))
+""",
+        [],
+    ),
+    (
+        "ex16",
+        """
+@torch.no_grad()
+def write_position(layer, length):
+    D = layer.attention.out.weight.shape[0]
+    queries, keys, values = layer.attention.qkv.weight.chunk(3)
+    keys.zero_()
+    values.zero_()[D - 1, IS_BOS] = 2.0  # the last number of the last head, halved by the output projection
+    layer.attention.out.weight.zero_()[POSITION, D - 1] = 0.5
+    layer.up.weight.zero_()
+    layer.down.weight.zero_()
+    for unit, j in enumerate(range(length, 0, -1)):
+        layer.up.weight[unit, [ONE, POSITION]] = torch.tensor([1.0, -j])
+        layer.down.weight[POSITION, unit] = 3.0 if j == 1 else 2.0
+""",
+        [],
+    ),
+    (
+        "ex17",
+        """
+def token_mean_loss(logits, labels):
+    targets = labels[:, 1:]
+    learn = targets != -100
+    logprobs = logits[:, :-1].log_softmax(dim=-1)
+    return -logprobs[learn].gather(1, targets[learn][:, None]).mean()
+""",
+        [],
+    ),
+    (
+        "ex18",
+        """
+def response_mask(input_ids, prompt_lengths, eos):
+    after = torch.arange(input_ids.shape[1]) >= torch.tensor(prompt_lengths)[:, None]
+    ends = (input_ids == eos) & after
+    return (after & (ends.cumsum(dim=1) - ends.long() == 0)).double()
+""",
+        [],
+    ),
+    (
+        "ex19",
+        """
+def policy_gradient_loss(logprobs, advantages, mask):
+    weights = advantages.detach() * mask / mask.sum()
+    return torch.einsum("bt,bt->", -weights, logprobs)
+""",
+        [],
+    ),
+    (
+        "ex20",
+        """
+def step_advantages(values, reward, *, lam, mu):
+    ahead = [*values[1:], reward]
+
+    def q(i):
+        return reward if i == len(values) - 1 else (1 - lam) * ahead[i] + lam * q(i + 1)
+
+    def b(i):
+        return values[0] if i == 0 else (1 - mu) * values[i] + mu * b(i - 1)
+
+    return [q(i) - b(i) for i in range(len(values))]
+""",
+        [],
+    ),
+    (
+        "ex21",
+        """
+def dpo_positive_loss(right, wrong, ref_right, ref_wrong, *, beta, penalty):
+    with torch.no_grad():
+        reference = torch.stack([ref_right, ref_wrong]).clone()
+    d = torch.stack([right, wrong]) - reference
+    margin = d[0] - d[1] + penalty * d[0].clamp(max=0)
+    zero = torch.zeros_like(margin)
+    return torch.logaddexp(zero, -beta * margin).mean()
+""",
+        [],
+    ),
 ]

@@ -89,7 +89,7 @@ def _verdict(exercise) -> tuple[str, str]:
     except AssertionError as error:
         lines = str(error).split("\n")
         case = re.search(r'on "(.*)":$', lines[0])
-        reason = lines[-1].strip().replace("This is what comes out if", "as if")
+        reason = re.sub("(On .*, t|T)his is what comes out if", "as if", lines[-1].strip())
         remark = f"{case[1]}: {reason}" if case and not reason.startswith("as if") else reason
         return "failing", remark if len(remark) <= 110 else f"{remark[:107]}..."
     return "done", ""

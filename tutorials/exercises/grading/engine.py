@@ -195,7 +195,7 @@ def _difference(got, expected, place: str) -> str:
         if not found:
             return ""
         index, _ = found
-        word = f"at {place}{list(index)}: " if index or place else ""
+        word = f"at {place}{list(index) if index else ''}: " if index or place else ""
         return f"{word}{_instead(got[index].item(), expected[index].item())}"
     if isinstance(expected, (list, tuple)):
         if not isinstance(got, (list, tuple)):
