@@ -196,5 +196,5 @@ show(figure, "04_advantages")
 # 3. Train the critic for three times as many iterations. Which of the three GAEs improves most, and why?
 # 4. What would GAE with $\lambda = 1$ be if the critic were 0 everywhere? (Tutorial 5 gives it a name.)
 #
-# Exercises: `ex06` (step advantages), `ex07` (spread to tokens), `ex08` (GAE), `ex09` (whitening).
+# Exercises: `ex06` (step advantages), `ex07` (spread to tokens), `ex08` (GAE), `ex09` (whitening), `ex20` (lam and mu).
 # Read next: `vine_mini/advantages.py`, and how `vine_mini/algorithms.py` calls it.

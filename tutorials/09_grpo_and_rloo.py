@@ -196,5 +196,5 @@ show(figure, "09_grpo_and_rloo")
 #    it counted the response's own reward?
 # 4. When would one advantage for a whole response be as good as one for each step?
 #
-# Exercise: `ex12` (group baselines).
+# Exercises: `ex12` (group baselines), `ex21` (DPO-Positive).
 # Read next: `vine_mini/algorithms.py`, which holds all five algorithms.

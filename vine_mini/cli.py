@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 
 from vine_mini.app import commands, config
-from vine_mini.app.exercises import exercises
+from vine_mini.app.exercises import ExercisesConfig, exercises
 from vine_mini.app.flags import parse
 from vine_mini.app.tables import one_line
 from vine_mini.credit_cost.command import credit_cost
@@ -64,6 +64,6 @@ COMMANDS: dict[str, tuple[Callable, type]] = {
     "analyze values": (analyze_values, ValuesConfig),
     "study": (study, StudyConfig),
     "doctor": (doctor, DoctorConfig),
-    "exercises": (exercises, config.ExercisesConfig),
+    "exercises": (exercises, ExercisesConfig),
     **lengthgen.COMMANDS,
 }

@@ -1,4 +1,7 @@
-"""ex02: decode n tokens with a KV cache (tutorial 01)."""
+"""ex02: decode n tokens with a KV cache (tutorial 01).
+
+Easy, about 15 minutes.
+"""
 
 import torch  # noqa: F401
 from transformers import DynamicCache  # noqa: F401
@@ -12,7 +15,7 @@ def decode_greedily(model, prompt, n):
             `model(input_ids=ids, past_key_values=cache).logits` reads ids [1, T] after the tokens in the cache and adds them
             to the cache. The result has one row of logits for each of the ids: [1, T, V].
         prompt: list of L token ids, L >= 1.
-        n: number of tokens to decode, at least 1.
+        n: number of tokens to decode, at least 1. Nothing ends the loop earlier.
     Returns:
         list of n token ids. The grader also counts the tokens that the model reads.
 

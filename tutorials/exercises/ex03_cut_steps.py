@@ -1,4 +1,7 @@
-"""ex03: where the steps of a response start (tutorial 02)."""
+"""ex03: where the steps of a response start (tutorial 02).
+
+Hard, about 30 minutes.
+"""
 
 
 def cut_steps(token_ids, tokenizer, *, answer_mark=None):
@@ -7,6 +10,7 @@ def cut_steps(token_ids, tokenizer, *, answer_mark=None):
     A step is a line of text. These rules say where a step starts:
     - The first step starts at token 0, whatever this token is.
     - Every other step starts at the first token with visible text (more than whitespace) after a newline.
+      The newline may stand in the same token: a token "\\n7" starts a step.
     - Blank lines belong to the step before them. Blank lines at the beginning belong to the first step.
     - A line that begins with the answer mark belongs to the step before it. Whitespace in front of the mark does not count.
     - The end-of-sequence token belongs to the last step.

@@ -1,4 +1,7 @@
-"""ex04: the log-probs of a given response (tutorial 01)."""
+"""ex04: the log-probs of a given response (tutorial 01).
+
+Medium, about 20 minutes.
+"""
 
 import torch  # noqa: F401
 

@@ -1,4 +1,7 @@
-"""ex05: the value of a state is the mean reward of its rollouts (tutorial 03)."""
+"""ex05: the value of a state is the mean reward of its rollouts (tutorial 03).
+
+Easy, about 5 minutes.
+"""
 
 
 def monte_carlo_values(rewards):

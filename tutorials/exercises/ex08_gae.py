@@ -1,4 +1,7 @@
-"""ex08: generalized advantage estimation, PPO's way to compute advantages (tutorial 04)."""
+"""ex08: generalized advantage estimation, PPO's way to compute advantages (tutorial 04).
+
+Medium, about 20 minutes.
+"""
 
 import torch  # noqa: F401
 
@@ -13,8 +16,8 @@ def gae(rewards, values, mask, *, gamma=1.0, lam=1.0):
     Args:
         rewards: [B, T] reward of each token.
         values: [B, T] V(s_t), the value of the state before token t was chosen.
-        mask: [B, T] 1.0 on response tokens, which are adjacent. Rewards and values outside the mask may be any numbers and must
-            not matter. The value of the state after the last token is 0.
+        mask: [B, T] 1.0 on response tokens, which are adjacent. Rewards and values outside the mask may be any finite numbers
+            and must not matter. The value of the state after the last token is 0.
     Returns:
         (advantages, returns), [B, T] each, 0 outside the mask. Do not change the inputs.
 

@@ -1,4 +1,7 @@
-"""ex09: whitening with a mask (tutorial 04)."""
+"""ex09: whitening with a mask (tutorial 04).
+
+Easy, about 10 minutes.
+"""
 
 import torch  # noqa: F401
 
@@ -9,7 +12,7 @@ def whiten(x, mask):
     """Shifts and scales x so that its masked entries have mean 0 and standard deviation 1.
 
     Args:
-        x: [B, T]. Entries outside the mask may be any numbers.
+        x: [B, T]. Entries outside the mask may be any finite numbers.
         mask: [B, T] of 1.0 and 0.0, with at least two ones. Mean and standard deviation are taken over all masked entries
             together, not row by row. The variance divides by the number of masked entries minus 1. EPS is added to the standard
             deviation, not to the variance.

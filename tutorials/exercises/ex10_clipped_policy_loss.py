@@ -1,4 +1,7 @@
-"""ex10: PPO's clipped loss (tutorial 06)."""
+"""ex10: PPO's clipped loss (tutorial 06).
+
+Medium, about 20 minutes.
+"""
 
 import torch  # noqa: F401
 

@@ -1,4 +1,7 @@
-"""ex12: GRPO's and RLOO's advantages (tutorial 09)."""
+"""ex12: GRPO's and RLOO's advantages (tutorial 09).
+
+Easy, about 15 minutes.
+"""
 
 import torch  # noqa: F401
 

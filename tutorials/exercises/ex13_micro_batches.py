@@ -1,4 +1,7 @@
-"""ex13: one denominator for all micro-batches (tutorial 06)."""
+"""ex13: one denominator for all micro-batches (tutorial 06).
+
+Medium, about 15 minutes.
+"""
 
 import torch  # noqa: F401
 
@@ -10,7 +13,7 @@ def micro_batch_losses(per_token_loss, mask, rows):
     the gradient of the mean over all masked tokens of the minibatch, for every split into micro-batches.
 
     Args:
-        per_token_loss: [B, T]. Padding may hold any numbers.
+        per_token_loss: [B, T]. Padding may hold any finite numbers.
         mask: [B, T], 1.0 on response tokens. Rows have different numbers of response tokens.
         rows: number of rows in a micro-batch. The last micro-batch may have fewer.
     Returns:

@@ -1,4 +1,7 @@
-"""ex14: rotary position encoding (tutorial 11)."""
+"""ex14: rotary position encoding (tutorial 11).
+
+Medium, about 20 minutes.
+"""
 
 import torch  # noqa: F401
 

@@ -1,4 +1,7 @@
-"""ex15: ALiBi, attention with linear biases (tutorial 11)."""
+"""ex15: ALiBi, attention with linear biases (tutorial 11).
+
+Easy, about 10 minutes.
+"""
 
 import torch  # noqa: F401
 

@@ -1,4 +1,7 @@
-"""ex16: NoPE counts. The weights of Theorem 1 (tutorial 13)."""
+"""ex16: NoPE counts. The weights of Theorem 1 (tutorial 13).
+
+Hard, about 40 minutes.
+"""
 
 import torch
 

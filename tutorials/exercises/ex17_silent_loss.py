@@ -1,4 +1,7 @@
-"""ex17: this program has a silent mistake (tutorial 06). Find the mistake, fix it, and delete the line that raises."""
+"""ex17: this program has a silent mistake (tutorial 06). Find the mistake, fix it, and delete the line that raises.
+
+Medium, about 15 minutes.
+"""
 
 import torch  # noqa: F401
 

@@ -1,4 +1,7 @@
-"""ex18: this program has a silent mistake (tutorial 02). Find the mistake, fix it, and delete the line that raises."""
+"""ex18: this program has a silent mistake (tutorial 02). Find the mistake, fix it, and delete the line that raises.
+
+Medium, about 15 minutes.
+"""
 
 import torch
 

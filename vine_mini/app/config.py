@@ -292,8 +292,3 @@ class DemoConfig:
         for name in self.algorithms:
             if name not in ALGORITHMS:
                 raise UserError(f"unknown algorithm {name!r}: choose from {', '.join(ALGORITHMS)}")
-
-
-@dataclass
-class ExercisesConfig:
-    """Show which exercises of the tutorials are done, and the next one to do."""

@@ -9,8 +9,33 @@ from pathlib import Path
 import torch
 
 import grading
+from vine_mini.types import UserError
 
 SECONDS = 5  # for an exercise
+
+
+HINTS = Path(__file__).parents[1] / "hints.md"
+
+
+def hint(number: int, second: bool) -> int:
+    """Prints the first hint of an exercise, or both. -> exit code. Raises UserError if there is no such exercise."""
+    if not 1 <= number <= len(grading.EXERCISES):
+        raise UserError(f"there is no exercise {number}: choose 1 to {len(grading.EXERCISES)}")
+    one, two = hints()[grading.EXERCISES[number - 1].file[:4]]
+    print(f"{one}\n\n{two}" if second else f"{one}\n\nA nearer one: add --second")
+    return 0
+
+
+def hints() -> dict[str, list[str]]:
+    """The hints of each exercise, such as "ex07", from the first to the nearest."""
+    parts = HINTS.read_text(encoding="utf-8").split("\n## ")[1:]
+    return {part[:4]: re.findall(r"^\d\. (.+)$", part, re.MULTILINE) for part in parts}
+
+
+def effort(exercise) -> str:
+    """How difficult an exercise is and how long it takes, as its file says: "easy, about 5 minutes"."""
+    found = re.search(r"^(Easy|Medium|Hard), about \d+ minutes", exercise.path.read_text(encoding="utf-8"), re.MULTILINE)
+    return found[0].lower() if found else ""
 
 
 def show() -> int:
@@ -26,6 +51,7 @@ def show() -> int:
         place, python = _from_here(exercise.path), shlex.quote(str(_from_here(Path(sys.executable))))
         print(f"{'fix' if state == 'failing' else 'next'}: {place}")
         print(f"grade: {python} -m pytest {shlex.quote(str(place.parent))} -k {exercise.file[:4]}")
+        print(f"hint: {python} -m vine_mini exercises --hint {int(exercise.file[2:4])}")
     return 0
 
 
@@ -57,13 +83,13 @@ def _send_verdict(exercise, sender):
 def _verdict(exercise) -> tuple[str, str]:
     """-> "done", "failing" or "untouched"; for a failure also a short reason"""
     try:
-        grading.grade(exercise, grading.load(exercise))
+        grading.grade_file(exercise)
     except NotImplementedError:
-        return "untouched", ""
+        return "untouched", effort(exercise)
     except AssertionError as error:
         lines = str(error).split("\n")
         case = re.search(r'on "(.*)":$', lines[0])
-        reason = lines[-1].strip().replace("This is what comes out if", "as if")
+        reason = re.sub("(On .*, t|T)his is what comes out if", "as if", lines[-1].strip())
         remark = f"{case[1]}: {reason}" if case and not reason.startswith("as if") else reason
         return "failing", remark if len(remark) <= 110 else f"{remark[:107]}..."
     return "done", ""

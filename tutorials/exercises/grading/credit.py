@@ -75,7 +75,7 @@ def _value_cases():
         "one state, no rollout right": dict(rewards=[[0.0, 0.0, 0.0]]),
         "three states": dict(rewards=[[1.0, 1.0, 1.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]),
         "K = 1": dict(rewards=[[1.0], [0.0]]),
-        "another K for each state": dict(rewards=[[0.0, 1.0], [1.0, 1.0, 0.0, 1.0], [0.0, 0.0, 1.0, 0.0, 0.0]]),
+        "another K for each state": dict(rewards=[[0.0, 1.0], [1.0, 1.0, 0.0, 1.0], [0.0, 0.0, 1.0, 0.0, 1.0]]),
         "rewards between 0 and 1": dict(rewards=[[0.25, 0.0, 0.5, 0.25], [0.75, 1.0, 0.75, 0.5]]),
     }
 
@@ -158,12 +158,95 @@ def stops_at_the_last_cut(step_advantages, cuts, length):
     return [a for a, (start, end) in pairs for _ in range(end - start)]
 
 
+def looked_up_by_the_advantage(step_advantages, cuts, length):
+    """a step is looked up by its advantage (list.index, a dictionary). Two steps may have equal advantages."""
+    ends = [*cuts[1:], length]
+    spread = []
+    for a in step_advantages:
+        first = step_advantages.index(a)
+        spread += [a] * (ends[first] - cuts[first])
+    return spread
+
+
 def _spread_cases():
     return {
         "two steps": dict(step_advantages=[0.25, -0.5], cuts=[0, 2], length=5),
         "one step": dict(step_advantages=[1.0], cuts=[0], length=3),
         "steps of one token": dict(step_advantages=[0.5, -0.25, 0.75], cuts=[0, 1, 2], length=3),
+        "equal advantages": dict(step_advantages=[0.5, -0.25, 0.5, 0.1], cuts=[0, 2, 3, 6], length=8),
         "four steps": dict(step_advantages=[0.1, 0.2, -0.3, 0.4], cuts=[0, 3, 4, 9], length=11),
+    }
+
+
+# ex20: lam and mu
+
+
+def lam_forgotten(values, reward, *, lam, mu):
+    """lam is left out: the value right after the step is used alone."""
+    return advantages.step_advantages(values, reward, mu=mu)
+
+
+def mu_forgotten(values, reward, *, lam, mu):
+    """mu is left out: the value right before the step is the baseline."""
+    return advantages.step_advantages(values, reward, lam=lam)
+
+
+def lam_and_mu_exchanged(values, reward, *, lam, mu):
+    """lam and mu are exchanged. lam averages the values after a step, and mu those before it."""
+    return advantages.step_advantages(values, reward, lam=mu, mu=lam)
+
+
+def weights_exchanged(values, reward, *, lam, mu):
+    """lam and 1 - lam are exchanged, and mu and 1 - mu. At 0 only the nearest value counts."""
+    return advantages.step_advantages(values, reward, lam=1 - lam, mu=1 - mu)
+
+
+def baseline_after_the_step(values, reward, *, lam, mu):
+    """the baseline contains the value after the step. It must not depend on the step."""
+    return _credit(values, reward, lam, mu, baseline=values[1:] + [reward])
+
+
+def reward_is_averaged(values, reward, *, lam, mu):
+    """Q of the last step is lam R. It is R: no value follows."""
+    return _credit(values, reward, lam, mu, last=lam * reward)
+
+
+def sum_without_a_share(values, reward, *, lam, mu):
+    """the factor 1 - lam is missing. The weights of an average sum to 1."""
+    return _credit(values, reward, lam, mu, share=1.0)
+
+
+def averaged_from_the_start(values, reward, *, lam, mu):
+    """Q runs forwards in time. Q_i averages the values after step i, so it starts at the end."""
+    q, out = None, []
+    for after, a in zip([*values[1:], reward], advantages.step_advantages(values, reward, mu=mu), strict=True):
+        q = after if q is None else (1 - lam) * after + lam * q
+        out.append(a - after + q)
+    return out
+
+
+def _credit(values, reward, lam, mu, *, last=None, share=None, baseline=None):
+    q, after = [reward if last is None else last], 1 - lam if share is None else share
+    for value in reversed(values[1:]):
+        q.append(after * value + lam * q[-1])
+    baseline = values if baseline is None else baseline
+    b = [baseline[0]]
+    for value in baseline[1:]:
+        b.append((1 - mu) * value + mu * b[-1])
+    return [x - y for x, y in zip(reversed(q), b, strict=True)]
+
+
+def _lam_cases():
+    four = dict(values=[0.5, 0.75, 0.25, 0.625], reward=1.0)
+    return {
+        "two steps": dict(values=[0.5, 0.75], reward=1.0, lam=0.5, mu=0.5),
+        "lam 0.5, mu 0": four | dict(lam=0.5, mu=0.0),
+        "lam 0, mu 0.5": four | dict(lam=0.0, mu=0.5),
+        "lam and mu 0": four | dict(lam=0.0, mu=0.0),
+        "lam and mu 1": four | dict(lam=1.0, mu=1.0),
+        "lam 0.75, mu 0.25": four | dict(lam=0.75, mu=0.25),
+        "a reward of 1/4": four | dict(reward=0.25, lam=0.25, mu=0.5),
+        "one step": dict(values=[0.125], reward=1.0, lam=0.5, mu=0.5),
     }
 
 
@@ -206,6 +289,23 @@ EXERCISES = [
             end_gets_nothing,
             cut_belongs_to_the_step_before,
             stops_at_the_last_cut,
+            looked_up_by_the_advantage,
+        ],
+    ),
+    Exercise(
+        "ex20_lam_and_mu",
+        "step_advantages",
+        advantages.step_advantages,
+        _lam_cases,
+        [
+            lam_forgotten,
+            mu_forgotten,
+            lam_and_mu_exchanged,
+            weights_exchanged,
+            baseline_after_the_step,
+            reward_is_averaged,
+            sum_without_a_share,
+            averaged_from_the_start,
         ],
     ),
 ]

@@ -5,6 +5,7 @@ outcome with the outcome of the reference in float64. If the two differ, the gra
 wrong answer with the learner's outcome names the mistake. The tests of this project grade every wrong answer in the same way.
 """
 
+import builtins
 import copy
 import importlib.util
 import inspect
@@ -20,10 +21,13 @@ from pathlib import Path
 
 import torch
 
+import vine_mini
+
 FOLDER = Path(__file__).parents[1]  # holds the learner's files
 TOLERANCE = 1e-9
 SECONDS = 20  # time limit of one call
-FEW = 24  # a message shows the numbers of a tensor with at most so many entries
+FEW = 25  # a message shows the numbers of a tensor with at most so many entries
+PACKAGE = Path(vine_mini.__file__).parent
 
 
 @dataclass(frozen=True)
@@ -74,13 +78,42 @@ def load(exercise: Exercise) -> Callable:
     return function
 
 
+def grade_file(exercise: Exercise) -> None:
+    """Grades the learner's file as `grade` does, and refuses an answer that calls a function of the package or of the graders."""
+    function, called = load(exercise), set()
+    grade(exercise, _watched(function, exercise.path, called))
+    assert not called, f"right, but this is the package's own {' and '.join(sorted(called))}: write it yourself"
+
+
+def _watched(function, path, called):
+    """The function, which adds to `called` what the learner's file itself calls: no methods, nothing that those call in turn."""
+
+    def watch(frame, event, _):
+        code = frame.f_code
+        asks = frame.f_back and frame.f_back.f_code
+        if event == "call" and asks and (asks is answer.__code__ or asks.co_filename == str(path)):
+            ours = any(place in Path(code.co_filename).parents for place in (PACKAGE, Path(__file__).parent))
+            if ours and code.co_varnames[:1] != ("self",):
+                called.add(code.co_name)
+
+    def answer(*args, **kwargs):
+        sys.setprofile(watch)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            sys.setprofile(None)
+
+    return answer
+
+
 def grade(exercise: Exercise, function: Callable) -> None:
     """Returns if the function is right. Raises AssertionError with a message, or NotImplementedError for a stub."""
     for name, arguments in exercise.cases().items():
         expected = _run(exercise, exercise.reference, arguments)
         assert bool(expected.gradients) == bool(exercise.gradient)
         got = _run(exercise, function, arguments)
-        title = f'{exercise.function}, on "{name}":\n{_show_inputs(arguments)}'
+        at = _failing(got.outcome, expected.outcome)
+        title = f'{exercise.function}, on "{name}":\n{_show_inputs(arguments, at)}'
         if got.error:
             raise AssertionError(f"{title}\n  {got.error}")
         difference = got.difference(expected)
@@ -100,7 +133,7 @@ class _Run:
         """The first difference between this outcome and the other, in words; "" if they agree."""
         found = _difference(self.outcome, other.outcome, "")
         if found:
-            return f"expected {_show(other.outcome)}\n  you gave {_show(self.outcome)}\n  {found}"
+            return f"{_compared(self.outcome, other.outcome)}\n  {found}"
         if bool(self.gradients) != bool(other.gradients):
             return "the loss is right, but no gradient flows from it: .item(), .detach() or no_grad prevents it"
         for name, right in other.gradients.items():
@@ -112,10 +145,8 @@ class _Run:
             mine = torch.zeros_like(right) if mine is None else mine
             found = _difference(mine, right, "")
             if found:
-                return (
-                    f"the loss is right, but its gradient with respect to {name} is wrong\n  expected {_show(right)}\n"
-                    f"  you gave {_show(mine)}\n  {found}"
-                )
+                shown = _compared(mine, right)
+                return f"the loss is right, but its gradient with respect to {name} is wrong\n  {shown}\n  {found}"
         return ""
 
 
@@ -160,12 +191,11 @@ def _difference(got, expected, place: str) -> str:
             return f"{here}the shape is {list(got.shape)}, not {list(expected.shape)}"
         if got.dtype != expected.dtype and (got.is_floating_point() or expected.is_floating_point()):
             return f"{here}the dtype is {got.dtype}, not {expected.dtype}"
-        got = got.to(expected.dtype)  # any integer type is accepted
-        wrong = ~torch.isclose(got, expected, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)  # the reference has no NaN
-        if not wrong.any():
+        found = _failing(got, expected)
+        if not found:
             return ""
-        index = tuple(wrong.nonzero()[0].tolist())
-        word = f"at {place}{list(index)}: " if index or place else ""
+        index, _ = found
+        word = f"at {place}{list(index) if index else ''}: " if index or place else ""
         return f"{word}{_instead(got[index].item(), expected[index].item())}"
     if isinstance(expected, (list, tuple)):
         if not isinstance(got, (list, tuple)):
@@ -177,8 +207,27 @@ def _difference(got, expected, place: str) -> str:
         return next(filter(None, (_difference(got[key], expected[key], key) for key in expected)), "")
     if isinstance(got, bool) or not isinstance(got, (int, float)):
         return f"{here}this must be a number, not {_kind(got)}"
+    got = (float if isinstance(got, float) else int).__pos__(got)  # a plain number, whatever its class says of equality
     close = got == expected or abs(got - expected) <= TOLERANCE * (1 + abs(expected))  # False for NaN
     return "" if close else f"{here}{_instead(got, expected)}"
+
+
+def _failing(got, expected) -> tuple[tuple, tuple] | None:
+    """The index of the first wrong entry, and the shape, of the first wrong tensor. None if there is none of the right shape."""
+    if isinstance(expected, torch.Tensor):
+        if not isinstance(got, torch.Tensor) or got.shape != expected.shape:
+            return None
+        got = got.to(expected.dtype)  # any integer type is accepted
+        wrong = ~torch.isclose(got, expected, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)  # the reference has no NaN
+        return (tuple(wrong.nonzero()[0].tolist()), tuple(expected.shape)) if wrong.any() else None
+    if isinstance(expected, (list, tuple)) and isinstance(got, (list, tuple)):
+        return next(filter(None, map(_failing, got, expected)), None)
+    return None
+
+
+def _compared(got, expected) -> str:
+    at = _failing(got, expected)
+    return f"expected {_show(expected, at)}\n  you gave {_show(got, at)}"
 
 
 def _instead(got, expected) -> str:
@@ -188,17 +237,25 @@ def _instead(got, expected) -> str:
 
 
 def _diagnosis(exercise: Exercise, function, failed: str) -> str:
-    """A sentence that names a wrong answer with this outcome on the failed case; of several, the one that fits most cases."""
+    """A sentence that names a wrong answer with this outcome on the failed case; of several, the one that fits most cases.
+
+    It must fit at least half of the cases on which the learner is wrong. Otherwise its name would mislead.
+    """
     cases = exercise.cases()
     try:
         mine = {name: _run(exercise, function, arguments) for name, arguments in cases.items()}
     except NotImplementedError:  # the stub's line is still in some branch
         return ""
+    right = {name: _run(exercise, exercise.reference, arguments) for name, arguments in cases.items()}
+    failing = {name for name in cases if not _same(mine[name], right[name])}
     best, most = None, 0  # a wrong answer, and the number of cases on which it has the learner's outcome
     for wrong in exercise.wrong:
-        theirs = {name: _run(exercise, wrong, arguments) for name, arguments in cases.items()}
-        alike = {name for name in cases if _same(mine[name], theirs[name])}
-        if failed in alike and len(alike) > most:
+
+        def agrees(name, wrong=wrong):
+            return _same(mine[name], _run(exercise, wrong, cases[name]))
+
+        alike = set(filter(agrees, cases)) if agrees(failed) else set()
+        if len(alike) > most and 2 * len(alike & failing) >= len(failing):
             best, most = wrong, len(alike)
     if best is None:
         return ""
@@ -218,22 +275,30 @@ def _where(error: BaseException, path: Path) -> str:
         return f"your function did not return within {SECONDS} s: is there an endless loop?"
     lines = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
     what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    return (
-        f"{path.name}, line {lines[-1].lineno}, `{lines[-1].line}`: {what}"
+    where = (
+        f"{path.name}, line {lines[-1].lineno}: {lines[-1].line}"
         if lines
-        else f"{what} (the grader calls your function with keyword arguments)"
+        else "the grader calls your function with keyword arguments"
     )
+    return f"{what} ({where})"
 
 
 @contextmanager
 def _undisturbed():
-    """Undoes changes of PyTorch's global settings, and hides warnings."""
+    """Undoes changes of PyTorch's global settings and functions, and hides warnings."""
     dtype = torch.get_default_dtype()
+    before = [(place, dict(vars(place))) for place in (torch.Tensor, torch, builtins)]
     with torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             yield
         finally:
+            for place, names in before:
+                for name, value in names.items():
+                    if callable(value) and vars(place).get(name) is not value:
+                        setattr(place, name, value)
+            for name in vars(torch.Tensor).keys() - before[0][1].keys():
+                delattr(torch.Tensor, name)  # it hides a method of the class below
             torch.set_default_dtype(dtype)
 
 
@@ -282,22 +347,28 @@ def _number(x) -> str:
     return f"{x:.10g}" if isinstance(x, float) else str(x)
 
 
-def _show(x) -> str:
+def _show(x, at=None) -> str:
+    """A value in few characters. Of a large tensor: the part that holds the wrong entry, `at` as `_failing` gives it."""
     if isinstance(x, torch.Tensor):
-        if x.numel() > FEW:
+        part, taken = x, []
+        for i, size in zip(*at or ((), ()), strict=True):
+            if part.numel() <= FEW or not part.dim() or len(part) != size:
+                break
+            part, taken = part[i], [*taken, i]
+        if part.numel() > FEW:
             return f"a tensor of shape {list(x.shape)}"
-        return _show(x.tolist())
+        return f"{_show(part.tolist())} at {taken}, of shape {list(x.shape)}" if taken else _show(part.tolist())
     if isinstance(x, float):
         return f"{x:.5g}"
     if isinstance(x, (list, tuple)):
-        text = ", ".join(map(_show, x))
+        text = ", ".join(_show(y, at) for y in x)
         return f"[{text}]" if isinstance(x, list) else f"({text}{',' * (len(x) == 1)})"
     if isinstance(x, dict):
         return ", ".join(f"{key}: {_show(value)}" for key, value in x.items())
     return str(x) if len(str(x)) < 400 else f"{str(x)[:400]} ..."
 
 
-def _show_inputs(arguments: dict) -> str:
+def _show_inputs(arguments: dict, at=None) -> str:
     shown = {name: x for name, x in arguments.items() if _comparable(x) or type(x).__repr__ is not object.__repr__}
     width = max(map(len, shown), default=0)
-    return "\n".join(f"  {name.ljust(width)} = {_show(x)}" for name, x in shown.items() if not isinstance(x, torch.nn.Module))
+    return "\n".join(f"  {name.ljust(width)} = {_show(x, at)}" for name, x in shown.items() if not isinstance(x, torch.nn.Module))

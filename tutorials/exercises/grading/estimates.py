@@ -145,6 +145,19 @@ def masked_before_the_deviation(x, mask):
     return centred / (centred.std() + advantages.EPS)
 
 
+def zeros_are_padding(x, mask):
+    """entries that are 0 are taken for padding. The mask alone says what padding is."""
+    return advantages.whiten(x, mask * (x != 0))
+
+
+def difference_of_two_means(x, mask):
+    """the variance is computed as E[x^2] - E[x]^2. A large mean then eats its digits: square the differences to the mean."""
+    n = mask.sum()
+    mean = (x * mask).sum() / n
+    variance = ((x.square() * mask).sum() / n - mean.square()) * n / (n - 1)
+    return (x - mean) / (variance.clamp(min=0).sqrt() + advantages.EPS) * mask
+
+
 def _whiten_cases():
     mask = tensor([1, 1, 1, 0, 0], [1, 0, 0, 0, 0], [0, 1, 1, 1, 1])
     return {
@@ -152,7 +165,9 @@ def _whiten_cases():
         "with padding": dict(x=tensor([1, 2, 6, 9]), mask=tensor([1, 1, 1, 0])),
         "two rows": dict(x=tensor([1, 2, 0], [6, 9, 3]), mask=tensor([1, 1, 0], [1, 1, 1])),
         "all equal": dict(x=tensor([1, 1], [1, 5]), mask=tensor([1, 1], [1, 0])),
+        "zeros that are not padding": dict(x=tensor([0, 2, 4, 7], [0, 1, 3, 0]), mask=tensor([1, 1, 1, 0], [1, 1, 1, 0])),
         "three rows": dict(x=random(3, 5, seed=3) + 2, mask=mask),
+        "a large mean": dict(x=tensor([30001, 30002, 30006, 9]), mask=tensor([1, 1, 1, 0])),
     }
 
 
@@ -188,6 +203,12 @@ def equal_rewards_divide_by_zero(rewards):
     return centred / rewards.std(dim=1, keepdim=True), advantages.leave_one_out(rewards)
 
 
+def small_deviations_are_zero(rewards):
+    """a small standard deviation gives zeros. Only a group of equal rewards gets zeros."""
+    grpo, rloo = _baselines(rewards)
+    return grpo * (rewards.std(dim=1, keepdim=True) > 1e-3), rloo
+
+
 def not_divided(rewards):
     """GRPO is not divided by the standard deviation, as in Dr. GRPO."""
     return advantages.group_relative(rewards, scale_by_std=False), advantages.leave_one_out(rewards)
@@ -203,6 +224,7 @@ def _group_cases():
         "one of four": dict(rewards=tensor([1, 0, 0, 0])),
         "all right": dict(rewards=tensor([1, 1, 1])),
         "two groups": dict(rewards=tensor([1, 0, 0], [1, 1, 0])),
+        "rewards that differ little": dict(rewards=tensor([0.5, 0.50001, 0.5, 0.5], [0.5, 0.51, 0.5, 0.52])),
         "rewards of any size": dict(rewards=random(4, 5, seed=4)),
     }
 
@@ -237,6 +259,8 @@ EXERCISES = [
             no_eps,
             eps_under_the_root,
             masked_before_the_deviation,
+            zeros_are_padding,
+            difference_of_two_means,
         ],
     ),
     Exercise(
@@ -251,6 +275,7 @@ EXERCISES = [
             biased_deviation,
             equal_rewards_divide_by_zero,
             not_divided,
+            small_deviations_are_zero,
         ],
     ),
 ]

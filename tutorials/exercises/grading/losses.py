@@ -1,10 +1,13 @@
-"""Exercises on losses: the policy gradient, the clipped surrogate, KL estimators, one denominator for micro-batches."""
+"""Exercises on losses: the policy gradient, the clipped surrogate, KL estimators, micro-batches, DPO-Positive."""
+
+from types import SimpleNamespace
 
 import torch
+from torch.nn.functional import logsigmoid
 
 from grading.engine import Exercise
 from grading.inputs import random, tensor
-from vine_mini import losses
+from vine_mini import losses, offline
 
 # ex10: the clipped loss
 
@@ -212,6 +215,11 @@ def divided_by_sequences(per_token_loss, mask, rows):
     return [(x * m).sum() / len(mask) for x, m in pairs]
 
 
+def empty_parts_left_out(per_token_loss, mask, rows):
+    """a micro-batch without response tokens has no entry. Its loss is 0, and every micro-batch needs an entry."""
+    return [x for x, m in zip(_micro_batches(per_token_loss, mask, rows), mask.split(rows), strict=True) if m.any()]
+
+
 def mask_forgotten(per_token_loss, mask, rows):
     """the losses of padding are added as well."""
     return [x.sum() / mask.sum() for x in per_token_loss.split(rows)]
@@ -223,6 +231,9 @@ def _micro_batch_cases():
         "two rows, one at a time": dict(per_token_loss=tensor([1, 2, 3], [4, 9, 9]), mask=tensor([1, 1, 1], [1, 0, 0]), rows=1),
         "all at once": dict(per_token_loss=tensor([1, 2, 3], [4, 9, 9]), mask=tensor([1, 1, 1], [1, 0, 0]), rows=2),
         "five rows in parts of two": dict(per_token_loss=random(5, 4, seed=10), mask=mask, rows=2),
+        "a part without response tokens": dict(
+            per_token_loss=tensor([1, 2], [9, 9], [3, 4]), mask=tensor([1, 1], [0, 0], [1, 0]), rows=1
+        ),
     }
 
 
@@ -289,6 +300,93 @@ def _policy_gradient_cases():
     }
 
 
+# ex21: DPO-Positive
+
+
+def _dpo_positive(right, wrong, ref_right, ref_wrong, *, beta, penalty):
+    logprobs, reference = torch.stack([right, wrong], dim=1)[..., None], torch.stack([ref_right, ref_wrong], dim=1)[..., None]
+    config = SimpleNamespace(dpo_beta=beta, dpo_penalty=penalty)
+    return offline.dpo_positive_loss(logprobs, reference, torch.ones_like(logprobs), config, len(right))[0]
+
+
+def plain_dpo(right, wrong, ref_right, ref_wrong, *, beta, penalty):
+    """the penalty is left out, as in DPO. The right response may then become less likely, if the wrong one does so faster."""
+    return _dpo_positive(right, wrong, ref_right, ref_wrong, beta=beta, penalty=0.0)
+
+
+def rewarded(right, wrong, ref_right, ref_wrong, *, beta, penalty):
+    """the penalty is added to the margin instead of taken away."""
+    return _dpo_positive(right, wrong, ref_right, ref_wrong, beta=beta, penalty=-penalty)
+
+
+def more_likely_punished(right, wrong, ref_right, ref_wrong, *, beta, penalty):
+    """the penalty falls on a right response that becomes more likely: max(0, d) instead of max(0, -d)."""
+    d, other = right - ref_right.detach(), wrong - ref_wrong.detach()
+    return -logsigmoid(beta * (d - other - penalty * d.clamp(min=0))).mean()
+
+
+def wrong_punished(right, wrong, ref_right, ref_wrong, *, beta, penalty):
+    """the penalty looks at the wrong response instead of the right one."""
+    d, other = right - ref_right.detach(), wrong - ref_wrong.detach()
+    return -logsigmoid(beta * (d - other - penalty * (-other).clamp(min=0))).mean()
+
+
+def beta_only_on_the_difference(right, wrong, ref_right, ref_wrong, *, beta, penalty):
+    """the penalty is not multiplied by beta. beta multiplies the whole margin."""
+    return _dpo_positive(right, wrong, ref_right, ref_wrong, beta=beta, penalty=penalty / beta)
+
+
+def without_a_reference(right, wrong, ref_right, ref_wrong, *, beta, penalty):
+    """the reference is left out."""
+    return _dpo_positive(right, wrong, 0 * ref_right, 0 * ref_wrong, beta=beta, penalty=penalty)
+
+
+def responses_exchanged(right, wrong, ref_right, ref_wrong, *, beta, penalty):
+    """right and wrong responses are exchanged. The loss then prefers the wrong ones."""
+    return _dpo_positive(wrong, right, ref_wrong, ref_right, beta=beta, penalty=penalty)
+
+
+def pairs_summed(right, wrong, ref_right, ref_wrong, *, beta, penalty):
+    """the pairs are summed. The loss is their mean."""
+    return _dpo_positive(right, wrong, ref_right, ref_wrong, beta=beta, penalty=penalty) * len(right)
+
+
+def one_margin(right, wrong, ref_right, ref_wrong, *, beta, penalty):
+    """the margins are averaged before log sigmoid. Each pair has its own."""
+    d, other = right - ref_right.detach(), wrong - ref_wrong.detach()
+    return -logsigmoid(beta * (d - other - penalty * (-d).clamp(min=0)).mean())
+
+
+def log_of_sigmoid(right, wrong, ref_right, ref_wrong, *, beta, penalty):
+    """log and exp are taken one after the other. They overflow for a margin far below 0, and `logsigmoid` does not."""
+    d, other = right - ref_right.detach(), wrong - ref_wrong.detach()
+    return -(beta * (d - other - penalty * (-d).clamp(min=0))).sigmoid().log().mean()
+
+
+def reference_learns(right, wrong, ref_right, ref_wrong, *, beta, penalty):
+    """the reference is not detached. It is a constant."""
+    d, other = right - ref_right, wrong - ref_wrong
+    return -logsigmoid(beta * (d - other - penalty * (-d).clamp(min=0))).mean()
+
+
+def _dpo_cases():
+    def case(right, wrong, beta=1.0, penalty=2.0):
+        zero = tensor([-2.0, -1.5])[0]
+        d, other = tensor(right)[0], tensor(wrong)[0]
+        ref = zero[:1].expand(len(d)), zero[1:].expand(len(d))
+        return dict(
+            right=d + ref[0], wrong=other + ref[1], ref_right=ref[0].clone(), ref_wrong=ref[1].clone(), beta=beta, penalty=penalty
+        )
+
+    return {
+        "one pair, both less likely": case([-0.1], [-0.5]),
+        "one pair, the right response more likely": case([0.5], [0.25]),
+        "three pairs": case([0.5, -0.25, -1.0], [-0.5, 0.25, -2.0], beta=0.3),
+        "DPO": case([0.5, -0.25, -1.0], [-0.5, 0.25, -2.0], beta=0.5, penalty=0.0),
+        "a penalty of 50, a margin far below 0": case([-20.0, 0.1], [1.0, -0.1], penalty=50.0),
+    }
+
+
 EXERCISES = [
     Exercise(
         "ex10_clipped_policy_loss",
@@ -324,7 +422,15 @@ EXERCISES = [
         "micro_batch_losses",
         _micro_batches,
         _micro_batch_cases,
-        [own_denominators, mean_of_means, divided_twice, padding_counted, divided_by_sequences, mask_forgotten],
+        [
+            own_denominators,
+            mean_of_means,
+            divided_twice,
+            padding_counted,
+            divided_by_sequences,
+            empty_parts_left_out,
+            mask_forgotten,
+        ],
         gradient=("per_token_loss",),
     ),
     Exercise(
@@ -344,5 +450,25 @@ EXERCISES = [
             advantages_learn,
         ],
         gradient=("logprobs", "advantages"),
+    ),
+    Exercise(
+        "ex21_dpo_positive",
+        "dpo_positive_loss",
+        _dpo_positive,
+        _dpo_cases,
+        [
+            plain_dpo,
+            rewarded,
+            more_likely_punished,
+            wrong_punished,
+            beta_only_on_the_difference,
+            without_a_reference,
+            responses_exchanged,
+            pairs_summed,
+            one_margin,
+            log_of_sigmoid,
+            reference_learns,
+        ],
+        gradient=("right", "wrong", "ref_right", "ref_wrong"),
     ),
 ]

@@ -65,6 +65,12 @@ def positions_of_the_first_row(x, positions):
     return _turned(x, positions[:1].expand_as(positions))
 
 
+def positions_along_the_heads(x, positions):
+    """the angles are laid along the heads instead of the tokens. `positions` is [B, T] and x is [B, H, T, d]."""
+    heads = x.shape[1]
+    return _turned(x.transpose(1, 2), positions).transpose(1, 2) if heads == x.shape[2] else _turned(x, positions)
+
+
 def not_put_back_in_pairs(x, positions):
     """the rotated numbers do not return to their places: all first numbers of the pairs stand before all second ones."""
     found = _turned(x, positions)
@@ -76,7 +82,9 @@ def _rope_cases():
         "one pair at position 1": dict(x=torch.tensor([[[[1.0, 0.0]]]], dtype=torch.float64), positions=torch.tensor([[1]])),
         "two pairs at position 2": dict(x=random(1, 1, 1, 4, seed=12), positions=torch.tensor([[2]])),
         "position 0": dict(x=random(1, 1, 1, 4, seed=13), positions=torch.tensor([[0]])),
-        "two rows, three heads": dict(x=random(2, 3, 4, 8, seed=14), positions=torch.tensor([[0, 1, 2, 3], [7, 8, 9, 30]])),
+        "two rows, three heads": dict(x=random(2, 3, 4, 8, seed=14), positions=torch.tensor([[0, 1, 2, 3], [7, 9, 8, 30]])),
+        "as many heads as tokens": dict(x=random(2, 3, 3, 4, seed=17), positions=torch.tensor([[0, 1, 2], [5, 6, 9]])),
+        "large positions": dict(x=random(1, 1, 2, 6, seed=18), positions=torch.tensor([[2500, 40000]])),
     }
 
 
@@ -148,11 +156,49 @@ def _count(function, length):
     return theory.read_positions(model, ids)
 
 
-def keys_not_equal(layer, length):
-    """the keys differ between tokens. Attention is then not uniform, and the weight of <bos> is not 1/t."""
+def _not_zeroed(layer, length, *names):
+    """The weights of Theorem 1, but where they are 0, the named ones keep their random numbers."""
+    query, key, value = layer.attention.qkv.weight.chunk(3)
+    parts = dict(query=query, key=key, value=value, out=layer.attention.out.weight, up=layer.up.weight, down=layer.down.weight)
+    before = {name: parts[name].clone() for name in names}
     theory.write_position(layer, length)
-    key = layer.attention.qkv.weight.chunk(3)[1]
-    key.normal_(generator=torch.Generator().manual_seed(0))
+    for name in names:
+        parts[name].copy_(before[name] if name == "query" else before[name].where(parts[name] == 0, parts[name]))
+
+
+def keys_not_zeroed(layer, length):
+    """queries and keys keep their random numbers. Attention is then not uniform, and the weight of <bos> is not 1/t."""
+    _not_zeroed(layer, length, "query", "key")
+
+
+def value_not_zeroed(layer, length):
+    """the row of the value keeps its other random numbers. The value then reads more than IS_BOS."""
+    _not_zeroed(layer, length, "value")
+
+
+def out_not_zeroed(layer, length):
+    """the output projection keeps its other random numbers. The value is then added to other coordinates, ONE among them."""
+    _not_zeroed(layer, length, "out")
+
+
+def value_and_out_not_zeroed(layer, length):
+    """values and output projection keep their other random numbers. Random content then reaches POSITION."""
+    _not_zeroed(layer, length, "value", "out")
+
+
+def up_not_zeroed(layer, length):
+    """the up projection keeps its other random numbers. The hidden units then read more than ONE and POSITION."""
+    _not_zeroed(layer, length, "up")
+
+
+def down_not_zeroed(layer, length):
+    """the down projection keeps its other random numbers. The MLP then changes other coordinates, ONE among them."""
+    _not_zeroed(layer, length, "down")
+
+
+def nothing_zeroed(layer, length):
+    """all weights that are not needed keep their random numbers. Set a whole matrix to 0 before you write into it."""
+    _not_zeroed(layer, length, "query", "key", "value", "out", "up", "down")
 
 
 def value_reads_the_constant(layer, length):
@@ -160,14 +206,6 @@ def value_reads_the_constant(layer, length):
     theory.write_position(layer, length)
     value = layer.attention.qkv.weight.chunk(3)[2]
     value.zero_()[0, theory.ONE] = 1
-
-
-def rest_left_random(layer, length):
-    """random weights are left where zeros are needed. The output then contains other numbers of the values."""
-    theory.write_position(layer, length)
-    generator = torch.Generator().manual_seed(0)
-    layer.attention.qkv.weight.chunk(3)[2][1:].normal_(generator=generator)
-    layer.attention.out.weight[:, 1:].normal_(generator=generator)
 
 
 def only_the_share(layer, length):
@@ -216,6 +254,7 @@ EXERCISES = [
             added_instead_of_turned,
             index_instead_of_position,
             positions_of_the_first_row,
+            positions_along_the_heads,
             not_put_back_in_pairs,
         ],
     ),
@@ -232,9 +271,14 @@ EXERCISES = [
         theory.write_position,
         _theorem_cases,
         [
-            keys_not_equal,
+            keys_not_zeroed,
+            value_not_zeroed,
+            out_not_zeroed,
+            value_and_out_not_zeroed,
+            up_not_zeroed,
+            down_not_zeroed,
+            nothing_zeroed,
             value_reads_the_constant,
-            rest_left_random,
             only_the_share,
             counted_from_zero,
             slopes_not_doubled,

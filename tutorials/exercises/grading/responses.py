@@ -111,6 +111,13 @@ def newline_in_front_missed(token_ids, tokenizer, *, answer_mark):
     return [c for c in steps.cut_steps(token_ids, tokenizer, answer_mark=answer_mark) if not texts[c].startswith("\n")]
 
 
+def end_is_text(token_ids, tokenizer, *, answer_mark):
+    """the end-of-sequence token counts as text. It belongs to the last step: decode with skip_special_tokens=True."""
+    texts = [tokenizer.decode([i]) for i in token_ids]
+    cuts = steps.cut_steps(token_ids, tokenizer, answer_mark=answer_mark)
+    return [*cuts, len(texts) - 1] if len(texts) > 1 and texts[-2].endswith("\n") else cuts
+
+
 def end_is_a_cut(token_ids, tokenizer, *, answer_mark):
     """the end of the response is added as a cut. Cuts are the places where steps start."""
     return [*steps.cut_steps(token_ids, tokenizer, answer_mark=answer_mark), len(token_ids)]
@@ -118,8 +125,8 @@ def end_is_a_cut(token_ids, tokenizer, *, answer_mark):
 
 def _cut_cases():
     sums = Pieces("1+2", "=3", "\n", "3*4", "=12", "##", "\n\n", " 12", "5\n7", "12\n", "\n7", "## So", " ####")
-    words = Pieces("1+2", "\n", "3*4", "Ans", "wer:", " 12", "And", "####")
-    eos, end = 13, 8
+    words = Pieces("1+2", "\n", "3*4", "Ans", "wer:", " 12", "And", "####", "answer:")
+    eos, end = 13, 9
 
     def case(*token_ids, tokenizer=sums, answer_mark="####"):
         return dict(token_ids=list(token_ids), tokenizer=tokenizer, answer_mark=answer_mark)
@@ -139,6 +146,9 @@ def _cut_cases():
         "no answer mark": case(0, 2, 3, 2, 5, 5, 7, eos, answer_mark=None),
         "another answer mark": case(0, 1, 2, 1, 3, 4, 5, end, tokenizer=words, answer_mark="Answer:"),
         "another mark, and a line that begins like it": case(0, 1, 6, 2, 1, 7, 5, end, tokenizer=words, answer_mark="Answer:"),
+        "a mark that is not complete": case(0, 2, 5, 0, 2, 3, eos),
+        "an answer mark in other letters": case(0, 1, 2, 1, 8, 5, end, tokenizer=words, answer_mark="Answer:"),
+        "the end on a line of its own": case(0, 2, 3, 2, eos),
         "nothing but the end": case(eos),
     }
 
@@ -254,6 +264,7 @@ EXERCISES = [
             starts_at_the_first_text,
             cut_in_text,
             newline_in_front_missed,
+            end_is_text,
             end_is_a_cut,
         ],
     ),

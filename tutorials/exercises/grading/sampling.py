@@ -1,10 +1,12 @@
 """Exercises on sampling: choosing a token, the KV cache."""
 
+import copy
+
 import torch
 from transformers import DynamicCache
 
 from grading.engine import Exercise
-from grading.inputs import decoder, random
+from grading.inputs import decoder, random, tensor
 from vine_mini.sampling import plain, sample
 from vine_mini.types import Sampling
 
@@ -97,6 +99,7 @@ def _choose_cases():
         "temperature 2": dict(logits=three, uniform=u, temperature=2.0, top_p=1.0),
         "greedy": dict(logits=three.flip(1), uniform=u, temperature=0, top_p=1.0),
         "top_p = 0.7": dict(logits=three, uniform=u, temperature=1.0, top_p=0.7),
+        "the sum reaches top_p exactly": dict(logits=tensor([2, 1, 1]).log(), uniform=u + 0.3, temperature=1.0, top_p=0.5),
         "top_p = 0.4: one token": dict(logits=three, uniform=u, temperature=1.0, top_p=0.4),
         "ids that are not sorted": dict(logits=three.flip(1), uniform=u, temperature=1.0, top_p=1.0),
         "uniform 0, token 0 removed": dict(logits=three.flip(1), uniform=0 * u, temperature=1.0, top_p=0.7),
@@ -164,6 +167,13 @@ def position_restarts(model, prompt, n):
     return _decode(model, prompt, n, positions=lambda t: 0 if t else None)
 
 
+def stopped_at_the_end(model, prompt, n):
+    """the loop stops at the model's end-of-sequence token. Here n tokens are decoded in any case."""
+    tokens = _decode(model, prompt, n)
+    end = model.config.eos_token_id
+    return tokens[: tokens.index(end) + 1] if end in tokens else tokens
+
+
 def first_row_of_logits(model, prompt, n):
     """the next token is taken from the first row of logits. This row predicts the second token of the prompt."""
     return _decode(model, prompt, n, row=0)
@@ -180,11 +190,16 @@ def one_reading_too_many(model, prompt, n):
 
 
 def _cache_cases():
+    ends = copy.deepcopy(decoder())
+    ends.config.eos_token_id = 8  # it is among the tokens
     return {
         "three tokens": dict(model=decoder(), prompt=[3, 1, 4], n=3),
         "one token": dict(model=decoder(), prompt=[5, 9], n=1),
         "a prompt of one token": dict(model=decoder(), prompt=[2], n=8),
         "twelve tokens": dict(model=decoder(), prompt=[2, 7, 1, 8, 2, 8], n=12),
+        "24 tokens, with the end-of-sequence token 8 on the way": dict(
+            model=ends, prompt=[2, 7, 1, 8, 2, 8, 3, 3, 1, 0, 5, 6], n=24
+        ),
     }
 
 
@@ -214,6 +229,7 @@ EXERCISES = [
             no_cache,
             cache_and_whole_sequence,
             position_restarts,
+            stopped_at_the_end,
             first_row_of_logits,
             last_prompt_token_twice,
             one_reading_too_many,

@@ -95,6 +95,11 @@ def everything_after_the_prompt(input_ids, prompt_lengths, eos):
     return _after(input_ids, prompt_lengths).to(torch.float64)
 
 
+def end_is_always_two(input_ids, prompt_lengths, eos):
+    """the end-of-sequence token is always 2, as in the example. Its id is the argument `eos`."""
+    return _mask(input_ids, prompt_lengths, 2)
+
+
 def one_token_of_padding(input_ids, prompt_lengths, eos):
     """the mask includes one token of padding. The mask must stop after the end-of-sequence token."""
     mask = _mask(input_ids, prompt_lengths, eos)
@@ -128,6 +133,7 @@ def _mask_cases():
         "a prompt that ends with an end-of-sequence token, an empty response": dict(
             input_ids=torch.tensor([[5, 2, 2, 2]]), prompt_lengths=[2], eos=2
         ),
+        "another end-of-sequence token": dict(input_ids=torch.tensor([[5, 6, 2, 3, 7, 7]]), prompt_lengths=[2], eos=7),
         "three rows": dict(
             input_ids=torch.tensor([[5, 2, 2, 2, 2], [5, 6, 3, 4, 8], [2, 7, 3, 3, 2]]), prompt_lengths=[1, 2, 2], eos=2
         ),
@@ -151,6 +157,7 @@ EXERCISES = [
         [
             end_is_padding,
             everything_after_the_prompt,
+            end_is_always_two,
             one_token_of_padding,
             first_end_of_the_row,
             padding_by_its_neighbour,
