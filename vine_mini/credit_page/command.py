@@ -46,7 +46,7 @@ def credit(config: CreditConfig) -> int:
     print(f"{said}\npage: {folder / next(iter(files))}")
     if config.problems is None:
         plot_credit(first, folder / "credit.png")
-        print(f"pages of the other {len(others)} responses: {folder}\npicture: {folder / 'credit.png'}")
+        print(f"picture: {folder / 'credit.png'}" + (f"\nthe other responses: {others[0].file}, ..." if others else ""))
     return 0
 
 
@@ -109,21 +109,19 @@ def find_falls(config: CreditConfig) -> Report:
         wrong = [row for row, r in enumerate(R) if r < 1]
         failed += len(wrong)
         chosen = monte_carlo(trainer, episodes, wrong, [episodes.cuts[row] for row in wrong], config.k, "choice", number)
-        steps = {row: largest_change(credit, fall=True) for row, (_, credit) in zip(wrong, chosen, strict=True)}
-        rows = [row for row in wrong if steps[row] is not None]
-        again = [steps[row] for row in rows]
-        fresh = measure_again(trainer, episodes, rows, again, config.fresh, "fresh", number)
-        judged = measure_again(other, episodes, rows, again, config.fresh, "other", number) if other else [None] * len(rows)
         texts = {row: step_texts(episodes.trajectories[row].response_ids, episodes.cuts[row], trainer.tokenizer) for row in wrong}
         by_step.update(f"step {i + 1}" for row in wrong for i in range(len(texts[row])))
         by_kind.update(kind_of(text) for row in wrong for text in texts[row])
-        size = {row: credit.advantages[steps[row] or 0] for row, (_, credit) in zip(wrong, chosen, strict=True)}
-        for row, change, by_other in zip(rows, fresh, judged, strict=True):
+        largest = {row: (credit, largest_change(credit, fall=True)) for row, (_, credit) in zip(wrong, chosen, strict=True)}
+        steps = {row: step for row, (_, step) in largest.items() if step is not None}
+        again = episodes, [*steps], [*steps.values()], config.fresh
+        fresh = measure_again(trainer, *again, "fresh", number)
+        judged = measure_again(other, *again, "other", number) if other else [None] * len(fresh)
+        for row, change, by_other in zip(steps, fresh, judged, strict=True):
             where = number, row, episodes.problems[row].question, change.step, len(texts[row]), texts[row][change.step]
-            falls.append(Fall(*where, size[row], change, by_other))
+            falls.append(Fall(*where, largest[row][0].advantages[change.step], change, by_other))
     if not failed:
         raise UserError(f"all {len(rewards)} responses are right, so none has a fall: take more problems, or harder ones")
-    by_kind = Counter(dict(by_kind.most_common()))
     return Report(
         made=_made(config, f"problems {numbers.start} to {numbers.stop - 1} of {_origin(config)}"),
         responses=len(rewards),
@@ -133,7 +131,7 @@ def find_falls(config: CreditConfig) -> Report:
         k=config.k,
         fresh=config.fresh,
         other=config.other or "",
-        by_kind=table(falls, by_kind, lambda fall: fall.kind),
+        by_kind=table(falls, Counter(dict(by_kind.most_common())), lambda fall: fall.kind),
         by_step=table(falls, by_step, lambda fall: f"step {fall.step + 1}"),
         falls=sorted(falls, key=lambda fall: fall.size),
         spent=_spent(trainer, other),

@@ -20,7 +20,8 @@ def plot_credit(page, path: Path) -> None:
         axis.text(-0.1, row + 0.5, text, ha="right", va="center", family="monospace", parse_math=False)
     for column, credit in enumerate(page.credits):
         left = wide * column
-        axis.text(left + wide / 2, -0.35, NAMES[credit.name], ha="center", va="center", weight="bold")
+        head = NAMES[credit.name] + (" (σ)" if credit.name == "grpo" else "")
+        axis.text(left + wide / 2, -0.35, head, ha="center", va="center", weight="bold")
         for row, advantage in enumerate(credit.advantages):
             colour = COLOURS["vineppo" if advantage > 0 else "ppo"]
             alpha = 0.6 * strength(credit, row)  # light enough to read the number
