@@ -179,7 +179,9 @@ def test_one_own_response_has_no_group(tmp_path):
     ("row", "reason"),
     [
         ("{", "line 2: not JSON"),
-        ("[1]", "line 2: needs a text field 'question'"),
+        ("[1]", "line 2: not a JSON object"),
+        ('{"question": "\\ud800", "answer": 1}', "line 2: needs a text field 'question'"),
+        ("[" * 100_000, "line 2: not JSON"),
         ({"question": "x"}, "line 2: needs a text field 'answer'"),
         (WRONG | {"response": 5}, "line 2: needs a text field 'response'"),
         (WRONG | {"finished": "yes"}, "line 2: 'finished' says"),

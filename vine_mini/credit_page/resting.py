@@ -62,9 +62,13 @@ def _fields(row, where: str) -> tuple[str, str, str | None, bool]:
     """question, answer, response (None: to be sampled), finished"""
     if isinstance(row, dict) and type(row.get("answer")) in (int, float):
         row = row | {"answer": str(row["answer"])}
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: not a JSON object with question, answer and response")
     for name in ("question", "answer", "response"):
-        missing = name == "response" and isinstance(row, dict) and row.get(name) is None
-        if not missing and (not isinstance(row, dict) or not isinstance(row.get(name), str) or not row[name].strip()):
+        text = row.get(name)
+        if text is None and name == "response":
+            continue
+        if not isinstance(text, str) or not text.strip() or text.encode(errors="ignore").decode() != text:
             raise UserError(f"{where}: needs a text field {name!r}")
     if not isinstance(row.get("finished", True), bool):
         raise UserError(f"{where}: 'finished' says whether the response ended by itself, so it is true or false")
