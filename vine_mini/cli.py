@@ -11,6 +11,7 @@ from vine_mini.app.flags import parse
 from vine_mini.app.tables import one_line
 from vine_mini.credit_cost.command import credit_cost
 from vine_mini.credit_page.command import credit
+from vine_mini.credit_page.config import CreditConfig
 from vine_mini.demo import demo
 from vine_mini.doctor.command import DoctorConfig, doctor
 from vine_mini.lengthgen import words as lengthgen
@@ -59,7 +60,7 @@ COMMANDS: dict[str, tuple[Callable, type]] = {
     "train": (commands.train, config.TrainConfig),
     "evaluate": (commands.evaluate_policy, config.EvaluateConfig),
     "sample": (commands.sample, config.SampleConfig),
-    "credit": (credit, config.CreditConfig),
+    "credit": (credit, CreditConfig),
     "credit-cost": (credit_cost, config.CreditCostConfig),
     "analyze values": (analyze_values, ValuesConfig),
     "study": (study, StudyConfig),

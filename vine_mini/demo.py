@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from vine_mini.algorithms import ALGORITHMS
 from vine_mini.app.commands import INTERRUPTED, machine
-from vine_mini.app.config import CreditConfig, DemoConfig, TrainConfig
+from vine_mini.app.config import DemoConfig, TrainConfig
 from vine_mini.app.files import write_text
 from vine_mini.app.flags import parse, read_preset
 from vine_mini.app.loop import train_run
@@ -18,6 +18,7 @@ from vine_mini.app.runs import Run, new_folder
 from vine_mini.app.setup import build_trainer
 from vine_mini.app.tables import visible
 from vine_mini.credit_page.command import explain
+from vine_mini.credit_page.config import CreditConfig
 from vine_mini.credit_page.page import finding, summary
 from vine_mini.credit_page.picture import plot_credit
 from vine_mini.evaluate import table
@@ -48,7 +49,8 @@ def demo(config: DemoConfig) -> int:
     # The run that has a critic shows a response, so that the critic's credit stands beside the others'. Else the last run does.
     shown = next((name for name in runs if ALGORITHMS[name].needs_critic), config.algorithms[-1])
     critic = str(int(ALGORITHMS[shown].needs_critic))
-    page = explain(parse(CreditConfig, "demo", ["--run", str(folder / shown), "--critic_iterations", critic, "--k", "32"]))
+    words = ["--run", str(folder / shown), "--critic_iterations", critic, "--k", "32"]
+    page = next(explain(parse(CreditConfig, "demo", words)))
     plot_credit(page, folder / "credit.png")
     print(f"\nOne response of the policy that {shown} trained, and the advantage of each step (VinePPO's from 32 rollouts):")
     print(f"{summary(page)}\n\n{seen(runs)}\n{finding(page)}")

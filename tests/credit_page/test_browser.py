@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from collections import Counter
 
 import pytest
 from test_credit import HOSTILE, small_page
+from test_falls import fall
 
-from vine_mini.credit_page import page
+from vine_mini.credit_page import falls, page
 
 pytestmark = pytest.mark.browser
 QUIET = "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
@@ -38,7 +40,7 @@ def opened(browser, tmp_path):
 
     def open_(shown, scheme="light", width=1280):
         path = tmp_path / "credit.html"
-        path.write_text(page.render(shown), encoding="utf-8")
+        path.write_text(shown if isinstance(shown, str) else page.render(shown), encoding="utf-8")
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
@@ -52,7 +54,7 @@ def opened(browser, tmp_path):
 
 def test_it_opens_from_a_file_without_errors_or_requests(opened):
     browser = opened(small_page())
-    assert browser.title == "Credit for a wrong response"
+    assert browser.title == "Credit: problem 0, response 0, wrong"
     assert len(browser.find_elements("css selector", "tr.step")) == 2
     assert browser.get_log("browser") == []
     sent = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
@@ -82,7 +84,7 @@ def test_rollouts_unfold_by_keyboard_and_by_click(opened):
 
 def test_what_a_model_wrote_is_shown_and_never_run(opened):
     browser = opened(small_page(question=HOSTILE, answer=HOSTILE))
-    assert browser.title == "Credit for a wrong response"
+    assert browser.title == "Credit: problem 0, response 0, wrong"
     assert browser.find_elements("css selector", "script, img, iframe, object, link") == []
     assert "<script>" in browser.find_element("css selector", ".question").text
     assert browser.get_log("browser") == []
@@ -151,3 +153,59 @@ def test_only_the_table_scrolls_sideways(opened, width):
     long = small_page(steps=["word " * 60, "x" * 300], group_rewards=[0.0] * 200)
     browser = opened(long, width=width)
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+
+
+def falls_page() -> str:
+    found = [fall(text=HOSTILE, other=-0.1), fall(1, size=-0.4, text="7+5=2\n", step=1, other=-0.2)]
+    tables = falls.table(found, Counter({"a number, no operation": 9, "+": 3}), lambda f: f.kind)
+    parts = dict(made="Policy x.", responses=3, failed=2, problems=2, success=(0.3, 0.1), k=9, fresh=64, other="y", spent=[])
+    return page.render_falls(page.Report(**parts, by_kind=tables, by_step=tables, falls=found))
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_falls_can_be_read_and_unfolded(opened, scheme, width):
+    browser = opened(falls_page(), scheme, width)
+    assert browser.title == "Where 2 failed responses fall" and browser.get_log("browser") == []
+    assert browser.find_elements("css selector", "script, img") == []
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    browser.execute_script("for (const d of document.querySelectorAll('details')) d.open = true")
+    assert min(found := browser.execute_script(CONTRAST))[0] >= 4.5, min(found)
+    assert "3 × 1.00 ±" in " ".join(browser.find_element("tag name", "details").text.split())
+
+
+def test_at_390_pixels_a_step_is_a_card_with_the_advantage_first(opened):
+    browser = opened(small_page(), width=390)
+    cards = browser.find_elements("css selector", ".steps tbody")
+    assert len(cards) == 2 and all(card.rect["width"] <= 390 for card in cards)
+    lead, text, value = (
+        cards[0].find_element("css selector", name).rect for name in (".lead", ".step-text", ".number:not(.lead)")
+    )
+    assert lead["y"] < text["y"] < value["y"] and text["x"] + text["width"] <= 390
+    label = "return getComputedStyle(arguments[0], '::before').content"
+    assert browser.execute_script(label, cards[0].find_element("css selector", ".lead")) == '"VinePPO: advantage"'
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+    wide = opened(small_page(), width=1280).find_element("css selector", ".lead")
+    assert browser.execute_script(label, wide) == "none"
+
+
+def test_the_other_responses_are_links_that_the_keyboard_reaches(opened, tmp_path):
+    from selenium.webdriver.common.keys import Keys
+
+    files = ["credit.html", "response-1.html"]
+    (tmp_path / files[1]).write_text(page.render(small_page(response=1, files=files)), encoding="utf-8")
+    browser = opened(small_page(files=files))
+    assert browser.find_element("css selector", "[aria-current]").get_attribute("aria-label") == "response 0, wrong"
+    browser.switch_to.active_element.send_keys(Keys.TAB)
+    link = browser.switch_to.active_element
+    assert link.tag_name == "a" and link.get_attribute("aria-label") == "response 1, right"
+    link.send_keys(Keys.ENTER)
+    assert browser.title == "Credit: problem 0, response 1, right"
+
+
+def test_pale_is_paler(opened):
+    credits = [page.Credit("vineppo", [-0.5, -0.5], [0.5, 0.5], [0.1, 0.1])]
+    credits[0].advantage_errors[1] = 0.4
+    sure, unsure = opened(small_page(credits=credits)).find_elements("css selector", ".lead")
+    colours = [x.value_of_css_property("background-color") for x in (sure, unsure)]
+    assert colours == ["rgba(213, 94, 0, 0.5)", "rgba(213, 94, 0, 0.15)"]

@@ -1,5 +1,6 @@
 """The `credit` command: its numbers, its page, and what it refuses."""
 
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -11,19 +12,20 @@ import torch
 from safetensors.torch import save_file
 
 from vine_mini.advantages import group_relative
-from vine_mini.app.config import CreditConfig
 from vine_mini.app.runs import step_texts
 from vine_mini.app.setup import SHIPPED
 from vine_mini.cli import main
 from vine_mini.credit_page import command as credit
-from vine_mini.credit_page import page, picture
+from vine_mini.credit_page import page, picture, resting
+from vine_mini.credit_page.config import CreditConfig
+from vine_mini.credit_page.measure import Change
 from vine_mini.credit_page.page import Credit, Page, Rollout
 from vine_mini.evaluate import standard_errors
 from vine_mini.steps import cut_steps
 from vine_mini.types import Episodes, Trajectory, collate
 
 HOSTILE = '<script>document.title = "taken"</script></details></td></table>"><img src=x onerror=alert(1)>&lt;\u202egnorw\x00'
-SMALL = ["--k", "3", "--group", "4", "--critic_iterations", "0"]
+SMALL = ["--k", "3", "--group", "4", "--critic_iterations", "0", "--fresh", "4"]
 
 
 def small_page(**changes) -> Page:
@@ -37,7 +39,7 @@ def small_page(**changes) -> Page:
 def explained():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vine_mini.tasks.arithmetic.TRAIN_SIZE", 100)
-        return credit.explain(CreditConfig(k=5, group=6, truth=7, critic_iterations=1, problem=5))
+        return next(credit.explain(CreditConfig(k=5, group=6, truth=7, critic_iterations=1, problem=5)))
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +73,7 @@ def test_values_are_the_shares_of_right_rollouts(explained):
 def test_the_first_wrong_response_is_shown(explained):
     assert explained.response == explained.group_rewards.index(0.0) and explained.reward == 0.0
     config = CreditConfig(k=1, group=6, critic_iterations=0, problem=5, response=1)
-    assert credit.explain(config).response == 1
+    assert next(credit.explain(config)).response == 1
 
 
 def test_the_steps_are_the_response(explained, tokenizer):
@@ -82,7 +84,7 @@ def test_the_steps_are_the_response(explained, tokenizer):
 
 @pytest.mark.slow
 def test_steps_of_a_number_of_tokens(tokenizer):
-    found = credit.explain(CreditConfig(k=1, group=3, critic_iterations=1, step_tokens=7))
+    found = next(credit.explain(CreditConfig(k=1, group=3, critic_iterations=1, step_tokens=7)))
     lengths = [len(tokenizer(text)["input_ids"]) for text in found.steps]
     assert lengths[:-1] == [7] * (len(lengths) - 1) and "a step every 7 tokens" in found.made
     assert all(len(column.advantages) == len(lengths) for column in found.credits)
@@ -94,7 +96,7 @@ def test_the_errors_are_the_standard_errors_of_the_values(explained):
 
 
 def test_values_do_not_depend_on_the_critic(explained):
-    found = credit.explain(CreditConfig(k=5, group=6, critic_iterations=0, problem=5))
+    found = next(credit.explain(CreditConfig(k=5, group=6, critic_iterations=0, problem=5)))
     assert found.rollouts == explained.rollouts and found.credits[0] == explained.credits[0]
 
 
@@ -118,15 +120,15 @@ def test_the_critic_s_credit_by_hand(gamma, lam, by_hand):
 
 def test_the_policy_rests_while_its_critic_learns():
     config = CreditConfig(critic_iterations=1)
-    trainer = credit._resting_trainer(config)
+    trainer = resting.resting_trainer(config, [])
     policy, critic = ({k: x.clone() for k, x in m.state_dict().items()} for m in (trainer.policy, trainer.critic))
-    assert "128 responses" in credit._train_critic(trainer, config)
+    assert "128 responses" in resting.train_critic(trainer, 1)
     assert all(torch.equal(x, policy[k]) for k, x in trainer.policy.state_dict().items())
     assert not all(torch.equal(x, critic[k]) for k, x in trainer.critic.state_dict().items())
 
 
 def test_the_page_names_no_path_of_this_machine(explained):
-    assert explained.made.startswith("The shipped policy, test problem 5 of arithmetic, response ")
+    assert explained.made.startswith("The shipped policy, problem 5 of the test problems of arithmetic, ")
 
 
 def test_a_step_on_one_line_of_the_picture():
@@ -142,9 +144,9 @@ def test_the_page_says_how_the_critic_s_credit_is_made():
 @pytest.mark.slow
 def test_the_run_of_a_critic_brings_it_along(ppo_run, tmp_path, capsys):
     run = ppo_run
-    found = credit.explain(CreditConfig(run=str(run), k=2, group=3, critic_iterations=5))
+    found = next(credit.explain(CreditConfig(run=str(run), k=2, group=3, critic_iterations=5)))
     assert "run's own, after 2 iterations" in found.critic and found.lam == 0.9
-    assert credit._resting_trainer(CreditConfig(run=str(run))).config.top_p == 0.8  # it samples as the run did
+    assert resting.resting_trainer(CreditConfig(run=str(run)), []).config.top_p == 0.8  # it samples as the run did
     assert f"{run}/policy" in found.made
     assert main(["credit", "--run", str(run), *SMALL, "--out", str(tmp_path / "page")]) == 0
     assert "PPO" in capsys.readouterr().out
@@ -156,11 +158,16 @@ def test_the_command_writes_a_page_and_a_picture(tmp_path, capsys):
     assert main(["credit", "--problem", "5", *SMALL, "--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert "VinePPO" in said and str(out / "credit.html") in said
-    assert sorted(p.name for p in out.iterdir()) == ["credit.html", "credit.png"]
+    first, *more = json.loads((out / "credit.json").read_text())
+    others = sorted(f"response-{each['response']}.html" for each in more)
+    assert len(others) == 3 and all(f'href="{name}"' in (out / "credit.html").read_text() for name in others)
+    assert first["credits"][0]["advantage_errors"] and first["spent"][0]["responses"]["tokens"] > 0
+    assert sorted(p.name for p in out.iterdir()) == ["credit.html", "credit.json", "credit.png", *others]
     assert (out / "credit.png").read_bytes().startswith(b"\x89PNG")
     again = tmp_path / "again"
     assert main(["credit", "--problem", "5", *SMALL, "--out", str(again)]) == 0
-    assert (again / "credit.html").read_text() == (out / "credit.html").read_text()  # the same seed, the same page
+    one, two = (re.sub(r"[\d.]+ s\b", "", (folder / "credit.html").read_text()) for folder in (out, again))
+    assert one == two  # the same seed, the same page, but for the seconds
 
 
 class Tags(HTMLParser):
@@ -197,21 +204,46 @@ def test_the_page_loads_nothing():
     assert "default-src 'none'" in html
 
 
-def test_what_the_page_says_of_noise():
-    assert "may be noise" in page.finding(small_page())
-    sure = small_page(credits=[Credit("vineppo", [-0.5, 0.0], [0.5, 0.0], [0.01, 0.01])])
-    assert page.finding(sure).endswith("from 0.50 ± 0.01 to 0.00 ± 0.01.")
-    assert (
-        page.finding(small_page(credits=[Credit("vineppo", [0.0, 0.0], [0.0, 0.0], [0.1, 0.1])]))
-        == "VinePPO's value does not change at any step."
+def change(step, size, error) -> Change:
+    return Change(
+        step, Credit("fall", [size, 0.0], [-size, 0.0], [error, 0.0]), [Rollout("3*4=12\n#### 12", 1.0, True, "3*4=12\n")]
     )
+
+
+def test_the_bold_sentence_names_fall_and_rise_with_errors():
+    found = page.finding(small_page(fall=change(0, -0.5, 0.1), rise=change(1, 0.1, 0.05001), fresh=64))
+    assert found == (
+        "The largest fall of VinePPO's value is at step 1 of 2: −0.50 ± 0.10 by 64 fresh rollouts, beyond two standard errors. "
+        "The largest rise is at step 2 of 2: +0.10 ± 0.05 by 64 fresh rollouts, not beyond two standard errors, so it may be noise."
+    )
+    assert page.finding(small_page()) == "VinePPO's value does not change at any step."
+    assert page.finding(small_page(fall=change(0, 0.5, 0.1))).endswith("may be noise. No step is a rise.")  # the sign is wrong
     assert "so the advantage is 0" in page.render(small_page(group_rewards=[0.0, 0.0]))
+    html = page.render(small_page(fall=change(0, -0.5, 0.1), fresh=64))
+    assert "The largest fall: what 64 fresh rollouts write here" in html and "<b>" not in html.split('class="finding"')[0][-5:]
+
+
+def test_colours_are_pale_within_two_standard_errors_and_grpo_has_its_own_scale():
+    vine, sigma = Credit("vineppo", [-0.5, -0.25], [0.75, 0.25], [0.1, 0.1]), Credit("grpo", [-0.75] * 2)
+    assert not Credit("vineppo", [-0.28], [0.28], [0.14]).sure(0) and Credit("vineppo", [-0.29], [0.29], [0.14]).sure(0)
+    assert [vine.sure(0), vine.sure(1)] == [True, True] and page.strength(vine, 0) == 1.0 and page.strength(vine, 1) == 0.5
+    vine = replace(vine, errors=[0.3, 0.3])
+    assert page.strength(vine, 0) == page.PALE and page.strength(sigma, 0) == 0.5 and sigma.sure(0)
+    assert page.render(small_page(credits=[vine, sigma])).count(" pale") > page.render(small_page()).count(" pale") - 4
+
+
+def test_equal_rollouts_are_one_line():
+    same, other = Rollout("a\n\n#### 1", 1.0, True), Rollout("b", 0.0, False)
+    assert page.grouped([other, same, same]) == [(2, same), (1, other)]
+    assert page.flat(same.text) == "a ⏎ #### 1" and page.flat("\n") == "(nothing)"
+    html = page.render(small_page())
+    assert html.count("2 ×") == 1 and "3*4=12 ⏎ #### 12" in html and 'colspan="5"' in html
 
 
 def test_rewards_of_0_and_1_are_called_wrong_and_right():
     html = page.render(small_page())
-    assert "<title>Credit for a wrong response</title>" in html and "<dd>wrong, ended by itself</dd>" in html
-    assert "<b>○</b>●" in html and "1 of 2 right; this is number 0" in html
+    assert "<title>Credit: problem 0, response 0, wrong</title>" in html and "<dd>wrong, ended by itself</dd>" in html
+    assert 'aria-label="response 0, wrong">○</b>' in html and "1 of 2 right; this is number 0" in html
     assert "2 rollouts from before this step: 1 right" in html and "share of right responses" in html
 
 
@@ -220,8 +252,8 @@ def test_rewards_between_0_and_1_are_shown_as_numbers():
     rollouts = [[Rollout("a", 0.75, True), Rollout("b", 0.5, False)], [Rollout("c", 1.0, True), Rollout("d", 0.0, True)]]
     found = small_page(group_rewards=[0.25, 1.0, 0.0], rollouts=rollouts)
     html = page.render(found)
-    assert "<title>Credit for a response with reward 0.25</title>" in html and "<dd>reward 0.25, ended by itself</dd>" in html
-    assert "<b>◐</b>●○" in html and "mean reward 0.42; this is number 0" in html
+    assert "<title>Credit: problem 0, response 0, reward 0.25</title>" in html and "<dd>reward 0.25, ended by itself</dd>" in html
+    assert 'aria-label="response 0, reward 0.25">◐</b>' in html and "mean reward 0.42; this is number 0" in html
     assert "2 rollouts from before this step: mean reward 0.62" in html and "2 rollouts from before this step: 1 right" in html
     assert "reward 0.5, cut by the limit" in html and "The value V is the mean reward" in html
     assert "half a reward of 0" in html and "half a reward of 0" not in page.render(small_page())
@@ -241,11 +273,13 @@ def reward(problem, text):
     return 0.0 if given is None else 1.0 if given == problem.answer else 0.25
 """
     )
-    found = credit.explain(CreditConfig(task=str(task), model=str(SHIPPED / "arithmetic"), k=3, group=6, critic_iterations=1))
+    found = next(
+        credit.explain(CreditConfig(task=str(task), model=str(SHIPPED / "arithmetic"), k=3, group=6, critic_iterations=1))
+    )
     assert 0.25 in found.group_rewards and found.reward == 0.25  # the first that is not fully right
     vineppo = found.credits[0]
     assert sum(vineppo.advantages) == pytest.approx(0.25 - vineppo.values[0]) and all(0.25 <= v <= 1 for v in vineppo.values)
-    assert "of close, response" in found.made and str(tmp_path) not in found.made.replace(str(SHIPPED), "")
+    assert "of close, temperature" in found.made and str(tmp_path) not in found.made.replace(str(SHIPPED), "")
     picture.plot_credit(found, tmp_path / "credit.png")
     assert "(reward 0.25, ended by itself)" in page.summary(found) and (tmp_path / "credit.png").stat().st_size > 5000
 
@@ -253,7 +287,7 @@ def reward(problem, text):
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["--problem", "500"], "there are 500 test problems"),
+        (["--problem", "500"], "there are 500 problems"),
         (["--problem", "-1"], "problem = -1"),
         (["--response", "8"], "there are 8 responses"),
         (["--group", "1"], "at least 2"),
@@ -263,6 +297,15 @@ def reward(problem, text):
         (["--policy", "./nowhere"], "no model folder nowhere"),
         (["--temperature", "0"], "temperature"),
         (["--critic", "x"], "--critic"),
+        (["--problems", "5:5"], "the range is empty"),
+        (["--problems", "7:5"], "the range is empty"),
+        (["--problems", "0:501"], "there are 500 problems"),
+        (["--problems", "500:"], "there are 500 problems"),
+        (["--problems", "all"], "as 0:200"),
+        (["--problems", "0:9", "--truth", "9"], "leave out --response and --truth"),
+        (["--responses", "nowhere.jsonl"], "cannot read nowhere.jsonl"),
+        (["--other", "./nowhere", "--critic_iterations", "0"], "no model folder nowhere"),
+        (["--fresh", "0"], "fresh = 0"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(words, reason, tmp_path, monkeypatch, capsys):

@@ -104,7 +104,8 @@ class Common:
             raise UserError(f"date = {self.date}: write it as 2025-01-31") from error
 
 
-def _take_policy_of_run(config) -> None:
+def take_policy_of_run(config) -> None:
+    """Sets `model` to the policy of `config.run`, if there is one. Raises UserError."""
     if config.run is not None:
         if config.model not in (None, policy := str(Path(config.run, "policy").absolute())):
             raise UserError("--run and --policy: a run brings its own policy, so leave out one of them")
@@ -232,28 +233,6 @@ class SampleConfig(Common):
 
 
 @dataclass
-class CreditConfig(Common):
-    """Show on one page which advantages VinePPO, PPO and GRPO give to the steps of one response."""
-
-    run: str | None = knob(None, "A run folder: its policy, the fields of its config.yaml and, if it trained one, its critic.")
-    problem: Whole = knob(0, "Number of the test problem.")
-    group: Several = knob(8, "Responses to it, which grpo compares. A small group is often all wrong.")
-    response: Whole | None = knob(None, "Number of the response in the group. Left out: the first wrong one, or else the first.")
-    k: Count = knob(9, "vineppo: Monte Carlo rollouts for each state (paper: 9).")
-    truth: Whole = knob(0, "Rollouts for each state of a column to compare with, such as 256; 0: no such column.")
-    temperature: Positive = knob(1.0, "Of responses and rollouts.")
-    step_tokens: Count | None = knob(None, "Cut a step every so many tokens instead of at newlines.")
-    critic_iterations: Whole = knob(20, "ppo: iterations for a critic while the policy rests (a ppo run has one); 0: no column.")
-    out: str | None = knob(None, "Folder for the page and the picture; a new one under runs/ when left out.")
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.response is not None and self.response >= self.group:
-            raise UserError(f"response = {self.response}: there are {self.group} responses in the group, counted from 0")
-        _take_policy_of_run(self)
-
-
-@dataclass
 class CreditCostConfig(TrainConfig):
     """Measure what Monte Carlo credit costs and what it is worth, for your policy and your settings of `train`."""
 
@@ -271,7 +250,7 @@ class CreditCostConfig(TrainConfig):
         for k in self.ks:
             if not 1 <= k <= self.pool:
                 raise UserError(f"ks: K = {k} must be at least 1 and at most pool = {self.pool}: raise --pool or leave it out")
-        _take_policy_of_run(self)
+        take_policy_of_run(self)
 
 
 @dataclass

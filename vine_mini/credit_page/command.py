@@ -1,141 +1,206 @@
-"""The `credit` command: the advantages that VinePPO, PPO and GRPO give to the steps of one response.
+"""The `credit` command: the advantages that VinePPO, PPO and GRPO give to the steps of responses, and where many responses fail.
 
-The functions that train also compute every number on the page. This module chooses the response.
+The functions that train also compute every number on the pages. This module chooses the responses.
 Deviations from training: the page shows advantages before whitening. VinePPO's advantages are the paper's, V(after) - V(before),
 from rollouts alone. Training may average values along the response (mc_lam, mc_mu). Training counts the group in V(s_0).
 """
 
-from dataclasses import fields
-from functools import partial
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 from tqdm import tqdm
 
-from vine_mini import models, tasks
-from vine_mini.advantages import step_advantages
+from vine_mini import tasks
 from vine_mini.algorithms import ALGORITHMS
-from vine_mini.app import checkpoint
-from vine_mini.app.config import Common, CreditConfig, TrainConfig
 from vine_mini.app.cost import STATES, check_cost
 from vine_mini.app.files import write_text
-from vine_mini.app.flags import parse
 from vine_mini.app.runs import new_folder, step_texts
-from vine_mini.app.setup import policy_name, task_name
-from vine_mini.credit_page.page import Credit, Page, Rollout, finding, render, summary
+from vine_mini.app.setup import task_name
+from vine_mini.credit_page import page
+from vine_mini.credit_page.config import CreditConfig
+from vine_mini.credit_page.falls import Fall, kind_of, table
+from vine_mini.credit_page.measure import Change, Credit, Resting, largest_change, measure_again, monte_carlo
+from vine_mini.credit_page.page import Page, Report
 from vine_mini.credit_page.picture import plot_credit
-from vine_mini.evaluate import mean_of_steps, standard_errors
-from vine_mini.sampling import sample
-from vine_mini.trainer import Trainer
-from vine_mini.types import Episodes, UserError, derive_seed
-from vine_mini.values import monte_carlo_values
+from vine_mini.credit_page.resting import group_of, other_trainer, read_own, resting_trainer, train_critic
+from vine_mini.evaluate import clustered_mean, mean_of_steps
+from vine_mini.types import Episodes, UserError
 
 
 def credit(config: CreditConfig) -> int:
     """The `credit` command."""
     new_folder(config.out, "credit")  # refuses before anything is computed
-    page = explain(config)
-    html = render(page)
+    if config.problems is not None:
+        report = find_falls(config)
+        files, said = {"falls.html": page.render_falls(report), "falls.json": _json(report)}, page.summary_of_falls(report)
+    else:
+        first, *others = pages = list(explain(config))
+        files = {each.file: page.render(each) for each in pages} | {"credit.json": _json(pages)}
+        said = f"{page.summary(first)}\n{page.finding(first)}\n{page.spending(first.spent)}"
     folder = new_folder(config.out, "credit")  # another run may have taken the first meanwhile
-    plot_credit(page, folder / "credit.png")
-    write_text(folder / "credit.html", html)
-    print(f"{summary(page)}\n{finding(page)}\npage: {folder / 'credit.html'}\npicture: {folder / 'credit.png'}")
+    for name, text in files.items():
+        write_text(folder / name, text)
+    print(f"{said}\npage: {folder / next(iter(files))}")
+    if config.problems is None:
+        plot_credit(first, folder / "credit.png")
+        print(f"picture: {folder / 'credit.png'}" + (f"\nthe other responses: {others[0].file}, ..." if others else ""))
     return 0
 
 
-def explain(config: CreditConfig) -> Page:
-    """Samples a group of responses, picks one, and computes the advantages of its steps by each method. Raises UserError."""
-    trainer = _resting_trainer(config)
-    if config.problem >= len(trainer.test_problems):
-        raise UserError(f"problem = {config.problem}: there are {len(trainer.test_problems)} test problems, counted from 0")
-    rolled_out = STATES * (config.k + config.truth)
-    responses = rolled_out + config.group * (1 + config.critic_iterations * trainer.config.prompts)
-    check_cost(config, trainer.policy.num_parameters(), responses, max(config.group, rolled_out))
-    problem, prompts = trainer.test_problems[config.problem], [trainer.test_prompts[config.problem]] * config.group
-    group = sample(trainer.sampler(), prompts, trainer.sampling, seed=derive_seed(config.seed, "group"))
-    episodes = trainer.as_episodes([problem] * config.group, group)
+def explain(config: CreditConfig) -> Iterator[Page]:
+    """Yields the page of the chosen response, then those of the others in its group. Raises UserError."""
+    trainer, other, own = _parts(config)
+    [number] = _numbers(f"{config.problem}:{config.problem + 1}", len(trainer.test_problems), "problem", config.problem)
+    group = len(own[number].responses) or config.group if own else config.group
+    states = STATES * (config.k * (1 + (other is not None)) + config.truth) + 4 * config.fresh
+    _check_cost(config, trainer, group * (1 + states) + config.critic_iterations * trainer.config.prompts, states)
+    episodes = group_of(trainer, config, number, own)
     rewards = episodes.rewards[0].tolist()
+    if config.response is not None and config.response >= len(rewards):
+        raise UserError(f"response = {config.response}: there are {len(rewards)} responses to this question, counted from 0")
     first_wrong = next((i for i, R in enumerate(rewards) if R < 1), 0)
     chosen = first_wrong if config.response is None else config.response
+    critic = train_critic(trainer, config.critic_iterations)
+    trainer.iteration = 0  # seeds the rollouts, which so do not depend on the critic
+    whole = {"grpo": None} if len(rewards) > 1 else {}  # GRPO compares two responses or more
+    whole = {"ppo": trainer.score(episodes)[0]["values"]} | whole if critic else whole
+    for row in sorted(range(len(rewards)), key=lambda row: row != chosen):
+        rollouts, vineppo = _credit(trainer, episodes, row, config.k, "vineppo", number)
+        truth = [_credit(trainer, episodes, row, config.truth, "truth", number)[1]] if config.truth else []
+        others = [_credit(other, episodes, row, config.k, "other", number)[1]] if other else []
+        yield Page(
+            problem=number,
+            question=episodes.problems[row].question,
+            answer=episodes.problems[row].answer,
+            made=_made(config, f"problem {number} of {_origin(config)}"),
+            critic=critic,
+            gamma=trainer.config.gamma,
+            lam=trainer.config.lam,
+            finished=episodes.trajectories[row].finished,
+            group_rewards=rewards,
+            response=row,
+            files=["credit.html" if i == chosen else f"response-{i}.html" for i in range(len(rewards))],
+            steps=step_texts(episodes.trajectories[row].response_ids, episodes.cuts[row], trainer.tokenizer),
+            rollouts=rollouts,
+            fresh=config.fresh,
+            fall=_change(trainer, episodes, row, vineppo, config.fresh, "fall", number),
+            rise=_change(trainer, episodes, row, vineppo, config.fresh, "rise", number),
+            truth=config.truth,
+            credits=[vineppo, *others, *(_whole_group(trainer, episodes, row, *each) for each in whole.items()), *truth],
+            spent=_spent(trainer, other),
+        )
 
-    rollouts, vineppo = _monte_carlo(trainer, episodes, chosen, "vineppo", config.k)
-    truth = [_monte_carlo(trainer, episodes, chosen, "truth", config.truth)[1]] if config.truth else []
-    critic = _train_critic(trainer, config)
-    ppo = [_whole_group(trainer, episodes, chosen, "ppo", trainer.score(episodes)[0]["values"])] if critic else []
-    grpo = _whole_group(trainer, episodes, chosen, "grpo")
-    policy = f"Policy {config.model}" if config.model else "The shipped policy"  # no path that the user did not name
-    cut = f", a step every {config.step_tokens} tokens" if config.step_tokens else ""
-    made = f"{policy}, test problem {config.problem} of {task_name(config)}, response {chosen} of 0 to {config.group - 1}, "
-    made += f"temperature {config.temperature:g}, at most {config.max_new_tokens} tokens, seed {config.seed}{cut}."
-    return Page(
-        question=problem.question,
-        answer=problem.answer,
-        made=made,
-        critic=critic,
-        gamma=trainer.config.gamma,
-        lam=trainer.config.lam,
-        finished=group[chosen].finished,
-        group_rewards=rewards,
-        response=chosen,
-        steps=step_texts(group[chosen].response_ids, episodes.cuts[chosen], trainer.tokenizer),
-        rollouts=rollouts,
-        truth=config.truth,
-        credits=[vineppo, *ppo, grpo, *truth],
+
+def find_falls(config: CreditConfig) -> Report:
+    """Samples or reads responses to many problems, and finds the step at which each failed one falls most. Raises UserError."""
+    trainer, other, own = _parts(config)
+    numbers = _numbers(config.problems, len(trainer.test_problems), "problems", config.problems)
+    policies = 1 + (other is not None)
+    of_one = config.group * (STATES * config.k + 2 * config.fresh * policies)
+    _check_cost(config, trainer, len(numbers) * (config.group + of_one), of_one)
+    falls, by_step, by_kind, rewards, failed = [], Counter(), Counter(), [], 0
+    for number in tqdm(numbers, desc="problems", dynamic_ncols=True):
+        episodes = group_of(trainer, config, number, own)
+        R = episodes.rewards[0].tolist()
+        rewards += [(number, r) for r in R]
+        wrong = [row for row, r in enumerate(R) if r < 1]
+        failed += len(wrong)
+        chosen = monte_carlo(trainer, episodes, wrong, [episodes.cuts[row] for row in wrong], config.k, "choice", number)
+        texts = {row: step_texts(episodes.trajectories[row].response_ids, episodes.cuts[row], trainer.tokenizer) for row in wrong}
+        by_step.update(f"step {i + 1}" for row in wrong for i in range(len(texts[row])))
+        by_kind.update(kind_of(text) for row in wrong for text in texts[row])
+        largest = {row: (credit, largest_change(credit, fall=True)) for row, (_, credit) in zip(wrong, chosen, strict=True)}
+        steps = {row: step for row, (_, step) in largest.items() if step is not None}
+        again = episodes, [*steps], [*steps.values()], config.fresh
+        fresh = measure_again(trainer, *again, "fresh", number)
+        judged = measure_again(other, *again, "other", number) if other else [None] * len(fresh)
+        for row, change, by_other in zip(steps, fresh, judged, strict=True):
+            where = number, row, episodes.problems[row].question, change.step, len(texts[row]), texts[row][change.step]
+            falls.append(Fall(*where, largest[row][0].advantages[change.step], change, by_other))
+    if not failed:
+        raise UserError(f"all {len(rewards)} responses are right, so none has a fall: take more problems, or harder ones")
+    return Report(
+        made=_made(config, f"problems {numbers.start} to {numbers.stop - 1} of {_origin(config)}"),
+        responses=len(rewards),
+        failed=failed,
+        problems=len(numbers),
+        success=clustered_mean([r for _, r in rewards], [number for number, _ in rewards]),
+        k=config.k,
+        fresh=config.fresh,
+        other=config.other or "",
+        by_kind=table(falls, Counter(dict(by_kind.most_common())), lambda fall: fall.kind),
+        by_step=table(falls, by_step, lambda fall: f"step {fall.step + 1}"),
+        falls=sorted(falls, key=lambda fall: fall.size),
+        spent=_spent(trainer, other),
     )
 
 
-def _monte_carlo(trainer: Trainer, episodes: Episodes, chosen: int, name: str, k: int) -> tuple[list[list[Rollout]], Credit]:
-    """VinePPO's credit of one response, and the k rollouts from before each of its steps, [n][k]."""
-    trajectory, cuts, R = episodes.trajectories[chosen], episodes.cuts[chosen], episodes.rewards[0, chosen].item()
-    [states] = trainer.roll_out([trajectory], [cuts], k, name)
-    problem, decode = episodes.problems[chosen], partial(trainer.tokenizer.decode, skip_special_tokens=True)
-    rewards = [
-        [tasks.grade(episodes.task, problem, r, trainer.tokenizer, trajectory.response_ids[:cut]) for r in state]
-        for cut, state in zip(cuts, states, strict=True)
-    ]  # [n][k]
-    rollouts = [
-        [Rollout(decode(r.response_ids), reward, r.finished) for r, reward in zip(*pair, strict=True)]
-        for pair in zip(states, rewards, strict=True)
-    ]
-    values = monte_carlo_values(rewards)
-    return rollouts, Credit(name, step_advantages(values, R), values, standard_errors(rewards))
+def _parts(config: CreditConfig):
+    """-> the trainer of the policy, that of the other policy or None, the user's own questions"""
+    own = read_own(Path(config.responses), tasks.get(config.task)) if config.responses is not None else []
+    trainer = resting_trainer(config, own)
+    return trainer, other_trainer(config, own, trainer), own
 
 
-def _whole_group(trainer: Trainer, episodes: Episodes, chosen: int, name: str, values=None) -> Credit:
+def _numbers(text: str, count: int, name: str, given) -> range:
+    """The problems from A up to, without B, of the text A:B. Raises UserError where one is not there, or where none is named."""
+    start, _, stop = text.partition(":")
+    found = range(int(start), int(stop) if stop else count)
+    if max(found.start + 1, found.stop) > count:
+        raise UserError(f"{name} = {given}: there are {count} problems, counted from 0")
+    if not found:
+        raise UserError(f"{name} = {given}: the range is empty; write the first number and the one after the last, as 0:200")
+    return found
+
+
+def _check_cost(config: CreditConfig, trainer: Resting, responses: int, at_once: int) -> None:
+    check_cost(config, trainer.policy.num_parameters(), responses, max(config.group, at_once))
+
+
+def _origin(config: CreditConfig) -> str:
+    return Path(config.responses).name if config.responses else f"the test problems of {task_name(config)}"
+
+
+def _made(config: CreditConfig, what: str) -> str:
+    """Policy, problems and settings in one line, without a path that the user did not name."""
+    policy = f"Policy {config.model}" if config.model else "The shipped policy"
+    cut = f", a step every {config.step_tokens} tokens" if config.step_tokens else ""
+    other = f", other policy {config.other}" if config.other else ""
+    made = f"{policy}, {what}{other}, temperature {config.temperature:g}, at most {config.max_new_tokens} tokens"
+    return f"{made}, seed {config.seed}{cut}."
+
+
+def _spent(trainer: Resting, other: Resting | None) -> list[dict]:
+    """The counters of both trainers. They count on until the last page is made."""
+    return [trainer.spent, *([other.spent] if other else [])]
+
+
+def _json(found) -> str:
+    return json.dumps(
+        [asdict(each) for each in found] if isinstance(found, list) else asdict(found), ensure_ascii=False, indent=1
+    )
+
+
+def _credit(trainer: Resting, episodes: Episodes, row: int, k: int, name: str, number: int):
+    """-> the rollouts from before each step [n][k], the credit of all steps"""
+    [found] = monte_carlo(trainer, episodes, [row], [episodes.cuts[row]], k, name, number)
+    return found
+
+
+def _change(trainer: Resting, episodes: Episodes, row: int, credit: Credit, k: int, name: str, number: int) -> Change | None:
+    step = largest_change(credit, fall=name == "fall")
+    return None if step is None else measure_again(trainer, episodes, [row], [step], k, name, number)[0]
+
+
+def _whole_group(trainer: Resting, episodes: Episodes, row: int, name: str, values=None) -> Credit:
     """The credit of an algorithm without rollouts. A step has the mean advantage of its tokens, and the value before it.
 
     values: [G, T] of the critic, if the algorithm has one.
     """
     advantages, _, _ = ALGORITHMS[name].credit(episodes, values, None, trainer.config)  # [G, T]
-    mask, cuts = episodes.tokens.response_mask[chosen].bool(), episodes.cuts[chosen]
-    of_steps = None if values is None else values[chosen][mask][cuts].tolist()
-    return Credit(name, mean_of_steps(advantages[chosen][mask], cuts), of_steps)
-
-
-def _resting_trainer(config: CreditConfig) -> Trainer:
-    """A trainer whose policy does not change. Its critic is new, or comes from the run if the run has trained one."""
-    saved = parse(TrainConfig, "train", ["--preset", f"{config.run}/config.yaml"]) if config.run else TrainConfig()
-    problems = tasks.load_problems(config)
-    policy, tokenizer = models.load_policy(policy_name(config), models.pick_device(config.device))
-    prompts = min(2 * max(1, 64 // config.group), len(problems[0]))  # about 128 responses in an iteration of the critic
-    responses = prompts * config.group
-    settings = {field.name: getattr(config, field.name) for field in fields(Common)}
-    settings |= {name: getattr(config, name) for name in ("temperature", "step_tokens", "group")}
-    settings |= {name: getattr(saved, name) for name in ("lam", "gamma", "top_p")}
-    settings |= dict(lr=0.0, critic_lr=10 * models.default_lr(policy), kl_coef=0.0, iterations=max(1, config.critic_iterations))
-    settings |= dict(prompts=prompts, minibatch_size=responses // 2 if responses % 2 == 0 else responses)
-    algorithm = "ppo" if config.critic_iterations else "reinforce"
-    trainer = Trainer(TrainConfig(algorithm=algorithm, **settings), policy, tokenizer, *problems)
-    if config.critic_iterations and ALGORITHMS[saved.algorithm].needs_critic:
-        checkpoint.resume(trainer, Path(config.run))
-    return trainer
-
-
-def _train_critic(trainer: Trainer, config: CreditConfig) -> str:
-    """Trains the critic, if there is one and it does not come from the run. -> the critic's origin, for the page"""
-    if not trainer.critic:
-        return ""
-    if trainer.iteration:
-        return f"The network is the run's own, after {trainer.iteration} iterations."
-    for metrics, _, _ in tqdm(trainer.train(), total=config.critic_iterations, desc="critic", dynamic_ncols=True):
-        responses = metrics["episodes"]
-    return f"The network was trained on {responses:,} responses of this policy, which did not change meanwhile."
+    mask, cuts = episodes.tokens.response_mask[row].bool(), episodes.cuts[row]
+    of_steps = None if values is None else values[row][mask][cuts].tolist()
+    return Credit(name, mean_of_steps(advantages[row][mask], cuts), of_steps)

@@ -5,7 +5,7 @@ from warnings import catch_warnings, simplefilter
 
 from vine_mini.app.plots import COLOURS, new_figure, save_figure
 from vine_mini.app.tables import visible
-from vine_mini.credit_page.page import NAMES, STRONG, signed
+from vine_mini.credit_page.page import NAMES, signed, strength
 
 
 def plot_credit(page, path: Path) -> None:
@@ -20,14 +20,19 @@ def plot_credit(page, path: Path) -> None:
         axis.text(-0.1, row + 0.5, text, ha="right", va="center", family="monospace", parse_math=False)
     for column, credit in enumerate(page.credits):
         left = wide * column
-        axis.text(left + wide / 2, -0.35, NAMES[credit.name], ha="center", va="center", weight="bold")
+        head = NAMES[credit.name] + (" (σ)" if credit.name == "grpo" else "")
+        axis.text(left + wide / 2, -0.35, head, ha="center", va="center", weight="bold")
         for row, advantage in enumerate(credit.advantages):
             colour = COLOURS["vineppo" if advantage > 0 else "ppo"]
-            strength = 0.6 * min(1.0, abs(advantage) / STRONG)  # light enough to read the number
-            axis.fill_between([left, left + wide], row, row + 1, facecolor=(colour, strength), edgecolor="white")
+            alpha = 0.6 * strength(credit, row)  # light enough to read the number
+            axis.fill_between([left, left + wide], row, row + 1, facecolor=(colour, alpha), edgecolor="white")
             axis.text(left + wide / 2, row + 0.5, signed(advantage), ha="center", va="center")
     title = _one_line(page.question, int(11 * figure.get_figwidth()))
-    figure.suptitle(f"{title}\nreward {page.reward:g}; the advantage of each step", fontsize=10, parse_math=False)
+    figure.suptitle(
+        f"{title}\nreward {page.reward:g}; the advantage of each step, pale within two standard errors",
+        fontsize=10,
+        parse_math=False,
+    )
     with catch_warnings():
         simplefilter("ignore", UserWarning)  # a character that the font lacks is drawn as a box
         save_figure(figure, path)
