@@ -12,8 +12,6 @@ import grading
 from vine_mini.types import UserError
 
 SECONDS = 5  # for an exercise
-
-
 HINTS = Path(__file__).parents[1] / "hints.md"
 
 
@@ -89,7 +87,7 @@ def _verdict(exercise) -> tuple[str, str]:
     except AssertionError as error:
         lines = str(error).split("\n")
         case = re.search(r'on "(.*)":$', lines[0])
-        reason = re.sub("(On .*, t|T)his is what comes out if", "as if", lines[-1].strip())
+        reason = re.sub("(On this input, )?.*his is what comes out if", lambda m: f"{m[1] or ''}as if", lines[-1].strip())
         remark = f"{case[1]}: {reason}" if case and not reason.startswith("as if") else reason
         return "failing", remark if len(remark) <= 110 else f"{remark[:107]}..."
     return "done", ""
