@@ -51,7 +51,7 @@ def credit(config: CreditConfig) -> int:
 
 
 def explain(config: CreditConfig) -> Iterator[Page]:
-    """Yields the page of the chosen response, then those of the others in its group. Raises UserError."""
+    """Yields the page of the chosen response, then a page for each other response in its group. Raises UserError."""
     trainer, other, own = _parts(config)
     [number] = _numbers(f"{config.problem}:{config.problem + 1}", len(trainer.test_problems), "problem", config.problem)
     group = len(own[number].responses) or config.group if own else config.group
@@ -139,7 +139,7 @@ def find_falls(config: CreditConfig) -> Report:
 
 
 def _parts(config: CreditConfig):
-    """-> the trainer of the policy, that of the other policy or None, the user's own questions"""
+    """-> the policy's trainer, the other policy's trainer or None, the user's own questions"""
     own = read_own(Path(config.responses), tasks.get(config.task)) if config.responses is not None else []
     trainer = resting_trainer(config, own)
     return trainer, other_trainer(config, own, trainer), own

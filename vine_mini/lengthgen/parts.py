@@ -12,11 +12,7 @@ from vine_mini.lengthgen.tasks import TASKS
 ROWS = list(paper.ACCURACY)
 MAIN = ["nope", "t5", "alibi", "rope25", "rope", "sinusoidal"]
 SIX = ["copy", "copy-v2", "copy-v3", "reverse", "sort", "scan"]
-FEWER = [
-    "nope",
-    "t5",
-    "rope25",
-]  # of scratchpads without one part; the other formats have all encodings
+FEWER = ["nope", "t5", "rope25"]  # for scratchpads without one part; the other formats have all encodings
 LATER = [name for name in ENCODINGS if name not in (*MAIN, "coupled", "abacus")]  # these two need answers in reverse order
 DEEP = dict(layers=6)
 WIDE = dict(hidden=128, heads=2)
