@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -130,7 +131,6 @@ def test_a_run_that_diverges_does_not_stop_the_others(quick, tmp_path, capsys, m
     assert "copy: alibi, seed 1: training diverged at update 3" in capsys.readouterr().out
     assert len(load_results(tmp_path / "study" / "sort")["runs"]) == 12
     assert load_so_far(tmp_path / "study" / "copy")["settings"]["seeds"] == [0]
-    assert json.loads((tmp_path / "study" / "copy" / "probe.json").read_text())["seeds"] == [0]  # of the whole seed
 
 
 def runs_in(out):
@@ -149,13 +149,14 @@ def test_all_parts_leave_their_tables_pictures_and_claims(quick, tmp_path, capsy
     text = (out / "claims.md").read_text()
     for claim in claims.CLAIMS:
         assert f"| {claim} " in text, claim
-    assert text.strip() in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert text.strip() in printed and printed.count("table, numbers and picture") == 2 + 3  # deep and probe
     for name in (
         "rank.png",
         "heatmap.png",
         "later/heatmap.png",
         "deep/sort/attention.png",
-        "copy/probe.png",
+        "probe/copy/probe.png",
         "copy/accuracy.png",
     ):
         assert (out / name).stat().st_size > 5000, name
@@ -167,6 +168,19 @@ def test_all_parts_leave_their_tables_pictures_and_claims(quick, tmp_path, capsy
     assert not (out / "lock").exists()
     made = len(quick)
     assert study(out) == 0 and len(quick) == made
+    assert "table, numbers and picture" not in capsys.readouterr().out  # nothing is measured twice
+
+
+@pytest.mark.slow
+def test_a_part_whose_models_are_on_another_machine_does_not_stop_the_study(quick, tmp_path, capsys):
+    out = tmp_path / "study"
+    assert study(out, "--parts", "probe", "--seeds", "0") == 0
+    shutil.rmtree(out / "probe" / "copy" / "models")
+    before = (out / "probe" / "copy" / "probe.json").read_text()
+    assert study(out, "--parts", "probe", "--seeds", "0", "1") == 0
+    assert "results in a repository come without models" in capsys.readouterr().out
+    assert (out / "probe" / "copy" / "probe.json").read_text() == before
+    assert json.loads((out / "probe" / "sort" / "probe.json").read_text())["seeds"] == [0, 1]
 
 
 @pytest.mark.slow

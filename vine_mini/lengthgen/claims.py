@@ -139,7 +139,7 @@ def positions(results: dict, probed: dict) -> list[Finding]:
         gaps = [one["after layer 1"]["t"][lengths] - other["after layer 1"]["t"][lengths] for one, other in pairs]
         level = fmean(one["after layer 1"]["t"][lengths] for one, _ in pairs)
         what = f"trained - untrained, {report.name_of(results)}, {lengths} lengths (R² of trained: {level:.2f})"
-        found.append(Finding("positions", what, "", interval(gaps), "R²", "rows"))
+        found.append(Finding("positions", what, "", interval(gaps), "R²", "probe"))
     return found
 
 

@@ -230,6 +230,7 @@ class TheoryConfig:
 PARTS = {
     "rows": "17 tasks with NoPE, T5, ALiBi, RoPE (a quarter of each head, and the whole head) and sinusoids",
     "deep": "two tasks with twice the layers, for distances of attention",
+    "probe": "three tasks with NoPE alone, for the positions that its first layer writes",
     "scratchpad": "three tasks with eight formats of the scratchpad",
     "wide": "five tasks with heads of 64 dimensions, of which RoPE's quarter turns eight pairs, as in the paper",
     "later": "six tasks with the encodings that came after the paper",

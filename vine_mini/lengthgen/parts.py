@@ -40,6 +40,8 @@ def _tasks(part: str) -> list[tuple[str, str, dict]]:
         return [(task, task, dict(encodings=MAIN)) for task in ROWS]
     if part == "deep":
         return [(f"deep/{task}", task, dict(encodings=MAIN) | DEEP) for task in ("sort", "scan")]
+    if part == "probe":
+        return [(f"probe/{task}", task, dict(encodings=["nope"])) for task in ("copy", "sort", "parity")]
     if part == "wide":
         return [(f"wide/{task}", task, dict(encodings=["nope", "rope25", "rope"]) | WIDE) for task in SIX if task != "scan"]
     if part == "later":

@@ -1,6 +1,7 @@
 """The `lengthgen study` command: all runs, then tables, pictures, and claims.md with a verdict for each claim of the paper.
 
-    OUT/TASK, OUT/deep/TASK, OUT/wide/TASK, OUT/later/TASK, OUT/scratchpad/TASK-FORMAT      what `lengthgen` writes
+    OUT/TASK, OUT/PART/TASK, OUT/scratchpad/TASK-FORMAT      what `lengthgen` writes; TASK alone: the part `rows`
+    OUT/deep/TASK/attention.md, OUT/probe/TASK/probe.md      distances of attention; where NoPE writes positions
     OUT/rank.md, rank.png, public.md        mean reciprocal ranks: all tasks; those with public figures by length
     OUT/heatmap.png, later/heatmap.png      accuracy by length and encoding, a panel for each task
     OUT/scratchpad/formats.md               accuracy by format and encoding
@@ -20,8 +21,7 @@ from vine_mini.lengthgen.parts import folders, sweeps
 from vine_mini.lengthgen.results import load_so_far, merged
 from vine_mini.lengthgen.sweep import sweep
 from vine_mini.lengthgen.train import Diverged
-
-PROBED = ("copy", "sort", "parity")
+from vine_mini.types import UserError
 
 
 def study(config: StudyConfig) -> None:
@@ -49,16 +49,16 @@ def study(config: StudyConfig) -> None:
 
 
 def measure(part: str, folder: Path) -> None:
-    """Distances of attention and probes of positions, where they are not there yet and the models are."""
-    for name, task in folders(part).items():
-        results, path = load_so_far(folder / name), [str(folder / name)]
-        if not results or not (folder / name / "models").is_dir():
+    """Distances of attention and probes of positions, where they are not there yet and the models of all seeds are."""
+    name = {"deep": "attention", "probe": "probe"}.get(part)
+    for path in (folder / name for name in folders(part)):
+        results = load_so_far(path)
+        if not name or not results or (claims.measured(path, name) or {}).get("seeds") == results["settings"]["seeds"]:
             continue
-        seeds = results["settings"]["seeds"]
-        if part == "deep" and len(seeds) > 1 and (claims.measured(folder / name, "attention") or {}).get("seeds") != seeds:
-            commands.attention(AttentionConfig(path))
-        if part == "rows" and task in PROBED and (claims.measured(folder / name, "probe") or {}).get("seeds") != seeds:
-            commands.probe(ProbeConfig(path))
+        try:
+            commands.attention(AttentionConfig([str(path)])) if part == "deep" else commands.probe(ProbeConfig([str(path)]))
+        except UserError as error:  # a single seed; or models of another machine, which the repository does not have
+            print(f"{name}: {error}")
 
 
 def write_report(folder: Path) -> None:
@@ -82,10 +82,11 @@ def write_report(folder: Path) -> None:
     if formats:
         write_text(folder / "scratchpad" / "formats.md", report.formats_table(formats) + "\n")
     findings = claims.ranks([*rows.values()]) + claims.levels([*rows.values()]) + claims.scratchpad(formats)
-    for name, results in (found["deep"] | rows).items():
-        if (distances := claims.measured(folder / name, "attention")) and name in found["deep"]:
+    for name, results in found["deep"].items():
+        if distances := claims.measured(folder / name, "attention"):
             findings += claims.attention(results, distances)
-        if (probed := claims.measured(folder / name, "probe")) and name in rows:
+    for name, results in found["probe"].items():
+        if probed := claims.measured(folder / name, "probe"):
             findings += claims.positions(results, probed)
     if findings:
         table = claims.claims_table(findings)
