@@ -1,18 +1,16 @@
 # %% [markdown]
 # # 5. The policy gradient
 #
-# We want a policy that earns more reward. Gradient ascent on the mean reward would do it, but there is an obstacle: the reward
-# comes from a program that checks an answer, and it has no derivative. The tokens are drawn at random, and drawing has no
-# derivative either.
+# We want a policy that earns more reward. Gradient ascent on the mean reward would do it, but the reward comes from a program
+# that checks an answer. The program has no derivative, and neither has the random choice of tokens.
 #
 # The *policy gradient* solves this. The gradient needs only the log-probs of what was drawn:
 #
 # $$\nabla \mathbb{E}[R] = \sum_a R(a) \nabla \pi(a) = \sum_a \pi(a) R(a)\, \nabla \log \pi(a) = \mathbb{E}[R \nabla \log \pi]$$
 #
 # The first step uses that $R(a)$ does not depend on the weights. The second step uses $\nabla \pi = \pi\, \nabla \log \pi$. The
-# last sum is an expectation, so a mean over samples estimates it. This estimate is called REINFORCE (Williams 1992).
-#
-# This tutorial checks the formula where every case can be counted. Then it makes the estimate less noisy in two ways.
+# last sum is an expectation, so a mean over samples estimates it. This estimate is called REINFORCE (Williams 1992). We check it
+# where every case can be counted. Then we make it less noisy in two ways.
 
 # %%
 from itertools import product
@@ -56,8 +54,8 @@ print("grad log pi of each arm   ", *score.numpy().round(3))
 #
 # $$\mathbb{E}[b\, \nabla \log \pi] = b \sum_a \pi(a)\, \nabla \log \pi(a) = b\, \nabla \sum_a \pi(a) = b\, \nabla 1 = 0$$
 #
-# The mean of the gradient does not change, but its noise does. We measure both with many samples. The *noise* is the mean squared
-# distance between the gradient of one sample and the mean gradient.
+# The mean of the gradient does not change, but its *noise* does. That is the mean squared distance between the gradient of one
+# sample and the mean gradient. We measure both with many samples.
 
 # %%
 n = 2000 if QUICK else 100_000
@@ -68,8 +66,8 @@ for b in baselines:
     g = (R[drawn] - b)[:, None] * score[drawn]  # [n, 3], one gradient for each sample
     off = ((g.mean(dim=0) - exact) / g.std(dim=0)).abs().max() * n**0.5
     measured.append((g - g.mean(dim=0)).square().sum(dim=1).mean())
-    print(f"b = {b:.2f}: mean gradient {g.mean(dim=0).numpy().round(4)}, off by at most {off:.1f} standard errors; ", end="")
-    print(f"noise of one sample {measured[-1]:.4f}")
+    shown = f"{g.mean(dim=0).numpy().round(4)}, off by at most {off:.1f} standard errors"
+    print(f"b = {b:.2f}: mean gradient {shown}; noise of one sample {measured[-1]:.4f}")
 
 # %% [markdown]
 # The mean reward of the policy, $b = V$, is a good baseline. A sample then says whether an arm was better or worse than expected.
@@ -110,15 +108,17 @@ for name, curve in curves.items():
 # $$\nabla \mathbb{E}[R] = \mathbb{E} \sum_t R \nabla \log \pi(y_t | s_t) = \mathbb{E} \sum_t A_t \nabla \log \pi(y_t | s_t)$$
 #
 # The second equation uses two facts. First, each token may have its own baseline. The value $V(s_t)$ is one, because the state is
-# known before the token is drawn. Second, $R$ may be replaced by its mean given the token, which is $V(s_{t+1})$. What is left is
-# $A_t = V(s_{t+1}) - V(s_t)$, the advantage of tutorial 4.
+# known before the token is drawn. Second, what happens after the token is chance. The mean of $R$ over it is $V(s_{t+1})$. What is
+# left is $A_t = V(s_{t+1}) - V(s_t)$, the advantage of tutorial 4. A step of several tokens may count as one action: its log-prob
+# is the sum of its tokens' log-probs. So all tokens of a step get the advantage of the step.
 #
-# We count again. A response has $n$ tokens. Each token is right with probability 0.8, and one weight sets this probability: the
-# logit of being right. There are two tasks. In the first, one token decides the reward. In the second, all tokens must be right.
+# We count again. A response has $n$ tokens. Each token is right with probability 0.8, and a logit sets this probability. One token
+# decides the reward, or all tokens must be right. In the second case each position has its own logit, or all share one.
 
 # %%
 q, longest = 0.8, 4 if QUICK else 10  # the probability of a right token; the length of the longest response
-tasks = {"one token decides": lambda y: y[len(y) // 2], "all must be right": lambda y: float(all(y))}
+tasks = {"one decides": lambda y: y[len(y) // 2], "all right, own logits": lambda y: float(all(y))}
+tasks["all right, one logit"] = tasks["all right, own logits"]
 
 
 def true_values(reward, y) -> list[float]:
@@ -133,7 +133,8 @@ for (task, reward), length in product(tasks.items(), range(1, longest + 1)):
     for y in product((1, 0), repeat=length):  # all 2^n responses; 1 is a right token
         r, V, prob = reward(y), true_values(reward, y), q ** sum(y) * (1 - q) ** (length - sum(y))
         for name, credit in zip(cases, ([r] * length, [r - V[0]] * length, step_advantages(V, r)), strict=True):
-            cases[name].append((prob, torch.tensor(credit) * (torch.tensor(y) - q)))  # grad log pi = y - q
+            g = torch.tensor(credit) * (torch.tensor(y) - q)  # [n]; grad log pi = y - q
+            cases[name].append((prob, g.sum() if task == "all right, one logit" else g))
     means = {name: sum(prob * g for prob, g in rows) for name, rows in cases.items()}
     for name, rows in cases.items():
         assert torch.allclose(means[name], means["R"], atol=1e-6)  # all three have the same mean
@@ -141,23 +142,25 @@ for (task, reward), length in product(tasks.items(), range(1, longest + 1)):
         noise.setdefault((task, name), []).append((squares / means[name].square().sum()).item())
 for (task, name), row in noise.items():
     shown = ", ".join(f"{row[i - 1]:5.1f} with {i}" for i in ((1, 2, 4) if QUICK else (1, 2, 5, 10)))
-    print(f"{task}, credit {name:15}: noise / signal {shown} tokens")
+    print(f"{task:21}, credit {name:15}: noise / signal {shown} tokens")
 
 # %% [markdown]
 # All three have the same mean, the exact gradient. Their noise differs. Where one token decides, $R$ gives credit to all tokens,
-# and each of the other tokens adds noise. Subtracting $V(s_0)$ helps. The advantage of the other tokens is 0, so they add none.
+# and each of the other tokens adds noise. Subtracting $V(s_0)$ helps from two tokens on. The others have advantage 0 and add none.
 #
-# Where all tokens must be right, the advantages gain nothing. Here a wrong token has the largest gradient, -0.8 instead of 0.2.
-# $R$ never uses it, because the reward is then 0. The advantage does use it. So $V$ is a good baseline, but not always the best.
+# Where all tokens must be right and each has its own logit, the advantages gain nothing. A wrong token has the largest gradient,
+# -0.8 instead of 0.2. $R$ never uses it, because the reward is then 0. The advantage uses it, so $V$ is not always the best
+# baseline. With one logit for all, the advantages have a fifteenth of $R$'s noise at ten tokens: the signals of the tokens add
+# up, and their noise averages out. The tokens of a language model share weights, too.
 #
-# This is the idea of VinePPO, and its limit: advantages of single steps do not change the direction of learning. They lower its
-# noise, and how much depends on the task. The true values are not known in practice. They cost rollouts, as tutorial 3 showed.
+# This is the idea of VinePPO, and its limit: advantages of steps do not change the direction of learning. They lower its noise,
+# and how much depends on the task. The true values are not known in practice. They cost rollouts, as tutorial 3 showed.
 #
 # ## The loss
 #
 # An optimizer minimises a loss, so the code uses $-\mathrm{mean}(A_t \log \pi(y_t \mid s_t))$. The advantages are constants in
-# it. Its gradient is minus the policy gradient. The *value* of this loss does not measure progress. The reward does. The
-# package's loss also has a ratio and a clip. They matter from the second update on the same samples, as tutorial 6 shows.
+# it. Its gradient is minus the policy gradient, divided by the number of tokens. The *value* of this loss does not measure
+# progress. The reward does. The package's loss also has a ratio and a clip, which tutorial 6 explains.
 
 # %%
 now = torch.randn(2, 5, generator=generator).requires_grad_()  # log-probs of two responses of five tokens
@@ -169,20 +172,18 @@ print("the package's loss has the same gradient:", torch.allclose(plain, torch.a
 # %%
 figure, ((baseline_axis, learn_axis, token_axis),) = new_figure(3)
 b = torch.linspace(0, 1.7, 100)
-lengths = score.square().sum(dim=1)  # [3]
-theory = (p * (R - b[:, None]) ** 2 * lengths).sum(dim=1) - exact.square().sum()
+theory = (p * (R - b[:, None]) ** 2 * score.square().sum(dim=1)).sum(dim=1) - exact.square().sum()
 baseline_axis.plot(b, theory, color="0.5", label="enumerated")
 baseline_axis.plot(baselines, measured, "o", color="#0072B2", label=f"{n:,} samples")
 baseline_axis.axvline(value, color="#D55E00", linestyle="--", label="V, the mean reward")
 baseline_axis.set(title="Noise of one sample", xlabel="baseline b", ylabel="squared error of the gradient", ylim=(0, None))
 for (name, curve), colour, style in zip(curves.items(), ("#D55E00", "#0072B2"), ("--", "-"), strict=True):
     learn_axis.plot(curve.mean(dim=1), style, color=colour, label=name)
-    low, high = curve.quantile(0.1, dim=1), curve.quantile(0.9, dim=1)
-    learn_axis.fill_between(range(updates + 1), low, high, color=colour, alpha=0.15, linewidth=0)
+    band = curve.quantile(torch.tensor([0.1, 0.9]), dim=1)  # [2, updates + 1]
+    learn_axis.fill_between(range(updates + 1), *band, color=colour, alpha=0.15, linewidth=0)
 learn_axis.set(title="200 policies; bands: 10 to 90 %", xlabel="updates", ylabel="mean reward", ylim=(0.6, 1.02))
-for name, style in {"R": "#D55E00 s--", "R - V(s_0)": "#E69F00 ^:", "A of each token": "#0072B2 o-"}.items():
-    colour, line = style.split()
-    token_axis.plot(range(1, longest + 1), noise["one token decides", name], line, color=colour, markersize=4, label=name)
+for name, colour, line in zip(cases, ("#D55E00", "#E69F00", "#0072B2"), ("s--", "^:", "o-"), strict=True):
+    token_axis.plot(range(1, longest + 1), noise["one decides", name], line, color=colour, markersize=4, label=name)
 token_axis.set(title="One token decides", xlabel="tokens in a response", ylabel="noise / signal", yscale="log")
 for axis in (baseline_axis, learn_axis, token_axis):
     axis.legend(frameon=False, fontsize=8)
@@ -192,9 +193,8 @@ show(figure, "05_policy_gradient")
 # ## Questions
 #
 # 1. Which baseline makes the gradient of a bandit with two arms free of noise? Why is this impossible with three arms?
-# 2. The mean of *all* eight rewards, the own one included, depends on what this sample drew. What does this do to the mean of the
-#    gradient? (Compare with `leave_one_out`: the two differ by a constant factor.)
+# 2. The mean of *all* eight rewards depends on what this sample drew. What does this do to the mean of the gradient?
 # 3. All rewards of an update are 0. What is the gradient without a baseline, and with one? What if all rewards are 1?
-# 4. Set `q = 0.5`. Do the advantages now help where all tokens must be right? Why?
+# 4. Set `q = 0.5`. Do the advantages now help where all must be right, each with its own logit? Why?
 #
 # Exercise: `ex19` (the loss of the policy gradient). Read next: `clipped_policy_loss` in `vine_mini/losses.py`.

@@ -83,7 +83,7 @@ def grpo_arguments(config, ranks: int, longest_prompt: int) -> dict[str, Any]:
         learning_rate=config.lr, lr_scheduler_type="constant_with_warmup", warmup_steps=config.warmup, loss_type="dapo",
         weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, epsilon=config.clip, beta=config.kl_coef,
         use_bias_correction_kl=False, temperature=config.temperature, top_p=config.top_p,
-        max_completion_length=config.max_new_tokens, activation_checkpointing=config.gradient_checkpointing, bf16=config.bf16,
+        max_completion_length=config.max_new_tokens, gradient_checkpointing=config.gradient_checkpointing, bf16=config.bf16,
         use_cpu=config.device == "cpu", seed=config.seed % 2**32, report_to="none", disable_tqdm=RANK > 0,
     )  # fmt: skip
 
@@ -141,7 +141,8 @@ def train(config: TrlConfig, folder: Path) -> None:
             callback.trainer = trainer
         trainer.train(resume_from_checkpoint=str(saved) if saved else None)
         trainer.accelerator.wait_for_everyone()  # a process that leaves early breaks the connections of the others
-        trainer.accelerator.end_training()
+        if config.vllm != "colocate":  # vLLM in this process closes the connections itself, and needs them for that
+            trainer.accelerator.end_training()
 
 
 @contextmanager
