@@ -136,8 +136,8 @@ for t in trajectories:
 #     response_mask      0    0    0    1    1    1    1
 #     scored by output   -    -    -    2    3    4    5
 #
-# `collate` puts the responses into one table, with a row for each and padding at its end. Column t of every table belongs to the
-# token at t. Only `response_logprobs` shifts.
+# `collate` puts the responses into one table, with a row for each. Shorter rows have padding at their end, which the mask leaves
+# out. (To sample, prompts have it at their start.) Column t of every table belongs to the token at t. Only `response_logprobs` shifts.
 #
 # The loss of SFT is the mean of -log-prob over the tokens of a solution. Libraries give all other tokens the *label* -100, which
 # means that nothing is learned there. The models of Hugging Face shift the labels themselves.
@@ -160,7 +160,8 @@ print(f"SFT's loss with labels: {found.loss:.4f}; mean of -log-prob: {-scored[ma
 #
 # At temperature 0 the sampler takes the most likely token each time, and all 100 answers are right. At temperature 1 a response
 # is about 40 random draws. One unlucky draw can make the answer wrong, and only about a third of the answers are right. Tutorial
-# 2 shows at which tokens. The policy knows how to calculate. Reinforcement learning will make the right tokens more likely.
+# 2 shows at which tokens. The policy knows how to calculate. Reinforcement learning will make the right tokens more likely. Tutorial
+# 5 shows how a gradient can do this, although neither a grader nor a random draw has a derivative.
 
 # %%
 temperatures = (0.0, 1.0) if QUICK else (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)

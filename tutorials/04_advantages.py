@@ -31,7 +31,7 @@ policy, tokenizer, task, sampling = trainer.policy, trainer.tokenizer, trainer.t
 #
 # We take 21 responses. The first one is wrong but starts with three right steps. The other 20 are not selected. Many rollouts
 # from the start of every step give the *truth*. For the first response we also roll out from *every token*. For VinePPO we take
-# $K = 9$ rollouts from every step and give each token the advantage of its step (section 4).
+# $K = 9$ rollouts from every step and give each token the advantage of its step (section 4; tutorial 5 shows why this is allowed).
 
 # %%
 n_others, k_tokens, k_steps = (3, 20, 20) if QUICK else (20, 400, 256)
@@ -71,10 +71,10 @@ print(f"\nsum of step advantages (K = 9) against R - V(s_0): largest gap in {len
 #
 # ## Fewer rollouts, with memory
 #
-# The advantage $V(s_{i+1}) - V(s_i)$ uses the rollouts of two states and forgets all other rollouts. But the value is an
-# expectation. On average it does not change along the response: every later Monte Carlo value is an unbiased estimate of
-# $Q(s_i, a_i)$, the value after step $i$, and so is the reward $R$. An average of them is unbiased too, and has less noise where
-# the value hardly moves:
+# The advantage $V(s_{i+1}) - V(s_i)$ uses the rollouts of two states and forgets all other rollouts. But the later values and the
+# reward $R$ have the same expectation as $V(s_{i+1})$, because a value is the mean over all ways to go on. Each of them is an
+# unbiased estimate of $Q(s_i, a_i)$, the value after step $i$. An average of them is unbiased too, and has less noise where the
+# value hardly moves:
 #
 # $$Q_i = (1 - \lambda) V(s_{i+1}) + \lambda Q_{i+1}, \qquad Q_{n-1} = R$$
 #
@@ -83,8 +83,8 @@ print(f"\nsum of step advantages (K = 9) against R - V(s_0): largest gap in {len
 #
 # $$B_i = (1 - \mu) V(s_i) + \mu B_{i-1}, \qquad B_0 = V(s_0), \qquad A_i = Q_i - B_i$$
 #
-# With $\lambda = \mu = 0$ this is the paper's VinePPO, and only then do the advantages sum to $R - V(s_0)$. With
-# $\lambda = \mu = 1$ every step has $R - V(s_0)$. The column *averaged* has $K = 3$ and 0.5 for both.
+# $\lambda = \mu = 0$ is the paper's VinePPO. Only there do the advantages sum to $R - V(s_0)$. With $\lambda = \mu = 1$ every step
+# has $R - V(s_0)$. The column *averaged* has $K = 3$ and 0.5 for both.
 #
 # ## Whitening
 #
@@ -104,8 +104,8 @@ print(f"an advantage of 0 becomes {-raw.mean() / raw.std():+.3f}; {(raw == 0).fl
 #
 # The critic is a copy of the policy with another head, which gives one number for each state. It learns by regression. Its target
 # at every token is the *return*, the sum of all rewards that follow. Here this is $R$ at every token of a response. The loss is
-# the squared error $(V(s_t) - R)^2$. The package trains the critic as PPO does. Tutorial 7 shows what `train` does in an
-# iteration. Here the policy's learning rate is 0, so only the critic learns, and the values that it learns do not change.
+# the squared error $(V(s_t) - R)^2$, clipped as in PPO (`losses.value_loss`). Tutorial 7 shows what `train` does in an iteration.
+# Here the policy's learning rate is 0, so the critic has a fixed target.
 #
 # Rewards are 0 or 1, so even the true values have a squared error. We therefore compare the critic with the best constant, which
 # is the mean reward. The *explained share* is 0 for this constant and 1 for no error at all.

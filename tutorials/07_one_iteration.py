@@ -40,7 +40,8 @@ print(f"old_logprobs  {list(mask.shape)} [B, T], mean {masked_mean(scores['old_l
 # %% [markdown]
 # ## 2. Cut into steps, and roll out
 #
-# Each distinct state in which a step starts gets $K$ rollouts (section 4). The policy that sampled the responses samples them.
+# Each distinct state in which a step starts gets $K$ rollouts (section 4) from the policy that sampled the responses. Here $K$ is
+# 2, and $\lambda$ and $\mu$ of tutorial 4 are 0.5. The paper has $K = 9$ and both at 0.
 
 # %%
 cuts = [cut_steps(t.response_ids, tokenizer, answer_mark=task.ANSWER_MARK) for t in trajectories]
@@ -84,8 +85,8 @@ print(f"advantages    {list(advantages.shape)} [B, T], not 0 on {masked_mean((ad
 # ## 4. Update
 #
 # The iteration makes two passes over its episodes, in minibatches with one update each. The loss is the clipped loss (section 3)
-# plus a small penalty for the KL to the reference. A minibatch goes through the network in micro-batches. All of them are divided
-# by one denominator, so their gradients add up to the gradient of the minibatch.
+# plus a small penalty for the KL to the reference, so that the policy does not forget what it could do. A minibatch goes through
+# the network in micro-batches. All are divided by one denominator, so their gradients add up to the gradient of the minibatch.
 
 # %%
 shuffle = torch.Generator().manual_seed(derive_seed(config.seed, 0, "minibatches"))  # the seed that the package's loop uses
@@ -107,8 +108,8 @@ for epoch in range(config.epochs):
         print(f"epoch {epoch}: {len(chosen)} episodes, mean ratio {ratio:.6f}, clipped {clipped:.2%}, gradient norm {norm:.3f}")
 
 # %% [markdown]
-# The first ratio is 1 up to rounding, because the policy is still the one that sampled. Otherwise sampler and training code would
-# disagree, and no error message would say so.
+# The first ratio is 1 up to rounding, because the policy is still the one that sampled. Another number would mean that sampler and
+# training code disagree, and no error message would say so.
 #
 # ## The package's iteration
 #
@@ -128,8 +129,7 @@ print(f"largest difference of a weight: {gap:.0e}; the iteration changed weights
 # ## The loop
 #
 # Every later iteration does the same with new responses, sampled by the current policy. In the last table, `pass@1` counts
-# right samples, `greedy` right responses at temperature 0, `maj@4` right majorities of four answers, `any@4` one right answer of
-# four.
+# right samples, `greedy` right responses at temperature 0, `maj@4` right majorities of four, `any@4` at least one right of four.
 
 # %%
 print("iteration  reward  distinct states  with advantage  seconds so far")
@@ -156,8 +156,8 @@ print("\ntime: " + ", ".join(f"{phase} {loop.seconds[phase] / sum(loop.seconds.v
 # | k2 | $d^2 / 2$ | close to the KL if $d$ is small | never negative | the gradient of the KL |
 # | k3 | $e^d - d - 1$ | the KL | never negative | the gradient of $\mathrm{KL}(\pi_{\mathrm{ref}} \Vert \pi)$ |
 #
-# VinePPO uses k3. On new responses of the trained policy, all three means lie near the exact one. k3 has the largest deviation
-# and k1 the smallest: on a few tokens the policy has moved far, and $e^d$ is large. So the loss limits k3 to 10 a token.
+# VinePPO uses k3. On new responses of the trained policy, the means of k1 and k3 lie near the exact one. k2 is too low. k3 has the
+# largest deviation: on a few tokens the policy has moved far, and $e^d$ is large. So the loss limits k3 to 10 a token.
 
 # %%
 fresh = loop.sample_episodes().tokens

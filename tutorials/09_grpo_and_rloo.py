@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 9. GRPO and RLOO as special cases of credit assignment
 #
-# The algorithms of this course use the same loss and differ in the advantage of each token. The advantage always has the same
-# form: an outcome minus its expectation. The expectation is called the *baseline*. The algorithms differ in the state whose value
-# is the baseline, and in how they estimate this value:
+# The algorithms in this table use the same loss and differ in the advantage of each token. The advantage always has the same form:
+# an outcome minus its expectation. The expectation is called the *baseline*. The algorithms differ in the state whose value is the
+# baseline, and in how they estimate this value:
 #
 # | | advantage of a token in step i | the baseline is the value of | it is estimated with |
 # |---|---|---|---|
@@ -13,7 +13,7 @@
 # | PPO (VinePPO, section 3; lambda = 1) | R - V(s_t) | the state before the token | a network |
 # | VinePPO (section 4) | V(s_{i+1}) - V(s_i) | the state before the step | K rollouts |
 #
-# Only VinePPO also replaces the outcome R, by the value of the state after the step. REINFORCE itself has the advantage R.
+# The others use the outcome R. VinePPO uses the value of the state after the step instead. REINFORCE itself has the advantage R.
 # Whitening subtracts the mean and divides by the standard deviation of the iteration.
 
 # %%
@@ -111,9 +111,9 @@ for groups, alone in zip(graded(3, many, seed=1).view(3, -1, 8), graded(3, many,
 # %% [markdown]
 # ## What the division by the standard deviation does
 #
-# GRPO divides by the standard deviation of the group, which is largest where half of the responses are right. The division gives
-# more weight to very easy and very hard problems. This is a bias: on average the gradient no longer raises the mean
-# reward the fastest. Dr. GRPO therefore leaves the division out (arXiv 2503.20783; here `--no_scale_by_std`).
+# GRPO divides by the standard deviation of the group, which is largest where half of the responses are right. Very easy and very
+# hard problems therefore count more than without the division. This is a bias: on average the gradient no longer raises the mean
+# reward the fastest. Dr. GRPO leaves the division out (arXiv 2503.20783; here `--no_scale_by_std`).
 #
 # Where all rewards of a group are equal, both algorithms give advantage 0, and the group teaches nothing. We count how often this
 # happens. A lower temperature stands for a policy that has already learned something.
@@ -162,8 +162,8 @@ print(f"perfect advantages would reach {perfect:.2f}")
 #
 # The gain is less noise. On average, REINFORCE, RLOO, VinePPO and PPO with lambda = 1 follow the same gradient. Less noise helps
 # where noise limits learning. On chains of six it hardly does: after equal seconds the algorithms end within two points of each
-# other (`results/credit/README.md`). On chains of twelve VinePPO learns more from each update than GRPO, but its rollouts take so
-# long on a CPU that GRPO is ahead by the clock (`results/claims.md`).
+# other (`results/credit/README.md`). On chains of twelve, VinePPO's mean is above GRPO's after equally many updates, and below it
+# after equal time on a CPU, where rollouts are slow. Five seeds do not prove either difference (`results/claims.md`).
 
 # %%
 figure, ((response_axis, weight_axis, agreement_axis),) = new_figure(3)
@@ -196,5 +196,5 @@ show(figure, "09_grpo_and_rloo")
 #    it counted the response's own reward?
 # 4. When would one advantage for a whole response be as good as one for each step?
 #
-# Exercises: `ex12` (group baselines), `ex21` (DPO-Positive).
-# Read next: `vine_mini/algorithms.py`, which holds all five algorithms.
+# Exercises: `ex12` (group baselines), `ex21` (DPO-Positive, which [reference.md](reference.md) explains).
+# Read next: `vine_mini/algorithms.py`, with the advantages of these algorithms.

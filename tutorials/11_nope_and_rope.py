@@ -59,7 +59,7 @@ for name, layers in (("nope", 1), ("nope", 2), ("nope", 3), ("rope", 1), ("alibi
 #
 # With the causal mask and one layer, the *last* token still does not see the order. The last token may look at all tokens, and
 # their keys and values do not depend on other tokens. From the second layer on, the order matters: in the first layer, each token
-# has averaged the tokens before *itself*. A causal decoder without any position encoding therefore knows about order. Tutorial 13
+# has averaged the tokens up to *itself*. A causal decoder without any position encoding therefore knows about order. Tutorial 13
 # shows that it can even count.
 #
 # ## Three places for an encoding

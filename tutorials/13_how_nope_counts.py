@@ -142,8 +142,8 @@ for seed in seeds:
 
 # %% [markdown]
 # The first line is a surprise: the hidden states of an *untrained* NoPE decoder contain the position. After layer 1 its probe is
-# nearly as accurate as the trained decoder's probe, and after layer 3 it is more accurate. Many averages over a prefix depend on
-# the length of the prefix, also with random weights. On longer sequences, training improves the position after layer 1, and in
+# nearly as accurate as the trained decoder's probe, and after layer 3 it is more accurate. The longer the prefix, the less each
+# token weighs in its average, even with random weights. On longer sequences, training improves the position after layer 1, and in
 # one of the two seeds also after layer 2.
 #
 # Training adds the number that the task needs: the items to come, which are $2n + 3 - t$ for $n$ items. To compute this number,
@@ -175,8 +175,8 @@ show(figure, "13_how_nope_counts")
 # %% [markdown]
 # ## Questions
 #
-# 1. With two `<bos>`, the hidden state holds half of the true position, but not at position 3. Why? Look at the points that the
-#    piecewise linear function joins.
+# 1. With two `<bos>`, the hidden state holds half of the true position at even positions, and a little more at odd ones. Why? Look
+#    at the points that the piecewise linear function joins.
 # 2. `build(T - 1, large=1e4)` keeps RMSNorm, which the theorem leaves out. How does a large constant make RMSNorm harmless?
 # 3. How does an untrained layer know the position? Multiply its attention to the first token (`output_attentions=True`) by $t$.
 #
