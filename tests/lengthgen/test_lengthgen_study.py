@@ -261,6 +261,21 @@ def test_the_paper_s_own_figures_reach_its_levels_and_its_order():
     assert {f.verdict for f in claims.levels(one)} == {"not shown"}
 
 
+def test_tasks_that_were_not_learned_are_ranked_apart():
+    rows = [*paper_s_results()]
+    assert "learned" not in report.rank_table(rows) and not any("learned" in f.what for f in claims.ranks(rows))
+    for results in rows[:3]:
+        longest = results["settings"]["train_lengths"][1]
+        for run in results["runs"]:
+            run["accuracy"] = {n: share if n > longest else 0.89 for n, share in run["accuracy"].items()}
+    table = report.rank_table(rows)
+    names = ", ".join(results["task"] for results in rows[:3])
+    assert f"mean of the encodings): {names}." in table and "| the same, 14 learned tasks |" in table
+    both = {f.what: f.ours for f in claims.ranks(rows) if f.claim == "rank"}
+    alone = {f.what: f.ours for f in claims.ranks(rows[3:]) if f.claim == "rank"}
+    assert both["nope - t5, 14 learned tasks"] == alone["nope - t5, 14 tasks"] != both["nope - t5, 17 tasks"]
+
+
 def test_pcfg_and_scan_are_compared_in_the_same_unit():
     rows = {results["task"]: results for results in paper_s_results()}
     assert paper.accuracy("scan")["nope"] == 0.677 and paper.accuracy("scan", by_example=True)["nope"] == 0.797

@@ -10,6 +10,8 @@ from vine_mini.lengthgen.own import short
 from vine_mini.lengthgen.tasks import TASKS
 from vine_mini.types import UserError
 
+LEARNED = 0.9  # accuracy on seen lengths
+
 
 def name_of(results: dict) -> str:
     """The task, and its scratchpad if there is one."""
@@ -34,6 +36,11 @@ def extrapolation(results: dict, *, by_example: bool = False) -> dict[str, dict[
         weights = [TASKS[results["task"]].weight(n) if by_example else 1 for n in beyond]
         shares.setdefault(run["encoding"], {})[run["seed"]] = fmean(beyond.values(), weights)
     return shares
+
+
+def learned(results: dict) -> bool:
+    """Whether the encodings have learned the task: their mean accuracy on the seen lengths is at least 90 %."""
+    return fmean(fmean(seeds.values()) for seeds in seen(results).values()) >= LEARNED
 
 
 def uneven(results: dict) -> bool:
@@ -148,12 +155,14 @@ def queries(all_results: list[dict]) -> list[list[dict[str, float]]]:
 
 
 def rank_table(all_results: list[dict]) -> str:
-    """One row for each task: accuracy on test lengths in per cent, ours and (the paper's). Last row: the mean reciprocal rank.
+    """One row for each task: accuracy on test lengths in per cent, ours and (the paper's). Then the mean reciprocal ranks.
 
-    Where the original test set has unequally many examples of the lengths, another row has the mean over examples.
+    Where the original test set has unequally many examples of the lengths, another row has the mean over examples. Where some
+    tasks were not learned, another row ranks the others alone.
     """
     tasks = queries(all_results)
     ranks, intervals = mean_reciprocal_rank([query for task in tasks for query in task]), rank_intervals(tasks)
+    known = [task for task, results in zip(tasks, all_results, strict=True) if learned(results)]
     everywhere = set.intersection(*({run["encoding"] for run in results["runs"]} for results in all_results))
     others = [run["encoding"] for run in all_results[0]["runs"] if run["encoding"] in everywhere - {*ranks}]
     others = list(dict.fromkeys(others))
@@ -170,13 +179,24 @@ def rank_table(all_results: list[dict]) -> str:
     figures = {name: f" ({paper.of(name, theirs):.3f})" if comparable else "" for name in ranks}
     blank = [""] * len(others)
     rows.append(["mean reciprocal rank", *(f"{rank:.3f}{figures[name]}" for name, rank in ranks.items()), *blank])
-    rows.append(["95 % interval", *(f"{low:.2f} to {high:.2f}" for low, high in intervals.values()), *blank])
+    rows.append(["95 % interval", *_intervals(intervals), *blank])
+    if 0 < len(known) < len(tasks):
+        of_learned = mean_reciprocal_rank([query for task in known for query in task])
+        rows.append([f"the same, {len(known)} learned tasks", *(f"{rank:.3f}" for rank in of_learned.values()), *blank])
+        rows.append(["95 % interval", *_intervals(rank_intervals(known)), *blank])
     left_out = sorted({short(run["encoding"]) for results in all_results for run in results["runs"]} - {*ranks})
     note = f" Not ranked: {', '.join(left_out)}." if left_out else ""
     over = "these tasks" if public else "17 tasks"
     brackets = f"The paper's numbers are in brackets; its mean reciprocal rank is over {over}."
     interval = " The interval is a bootstrap over tasks and seeds. Ranks are by the mean over lengths."
+    unlearned = [name_of(results) for results in all_results if not learned(results)]
+    if unlearned:
+        note += f" Not learned (below 90 % on the seen lengths, mean of the encodings): {', '.join(unlearned)}."
     return f"{columns(rows)}\n\n{brackets}{interval}{note} {paper.NOTE}"
+
+
+def _intervals(found: dict[str, tuple[float, float]]) -> list[str]:
+    return [f"{low:.2f} to {high:.2f}" for low, high in found.values()]
 
 
 def _beside_the_paper(results: dict, names: list[str], by_example: bool) -> list[str]:
