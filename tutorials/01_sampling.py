@@ -137,7 +137,8 @@ for t in trajectories:
 #     scored by output   -    -    -    2    3    4    5
 #
 # `collate` puts the responses into one table, with a row for each. Shorter rows have padding at their end, which the mask leaves
-# out. (To sample, prompts have it at their start.) Column t of every table belongs to the token at t. Only `response_logprobs` shifts.
+# out. (To sample, prompts have it at their start.) Column t of every table belongs to the token at t. Only `response_logprobs`
+# shifts.
 #
 # The loss of SFT is the mean of -log-prob over the tokens of a solution. Libraries give all other tokens the *label* -100, which
 # means that nothing is learned there. The models of Hugging Face shift the labels themselves.
@@ -160,8 +161,8 @@ print(f"SFT's loss with labels: {found.loss:.4f}; mean of -log-prob: {-scored[ma
 #
 # At temperature 0 the sampler takes the most likely token each time, and all 100 answers are right. At temperature 1 a response
 # is about 40 random draws. One unlucky draw can make the answer wrong, and only about a third of the answers are right. Tutorial
-# 2 shows at which tokens. The policy knows how to calculate. Reinforcement learning will make the right tokens more likely. Tutorial
-# 5 shows how a gradient can do this, although neither a grader nor a random draw has a derivative.
+# 2 shows at which tokens. The policy knows how to calculate. Reinforcement learning will make the right tokens more likely.
+# Tutorial 5 shows how a gradient can do this, although neither a grader nor a random draw has a derivative.
 
 # %%
 temperatures = (0.0, 1.0) if QUICK else (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
@@ -190,8 +191,7 @@ show(figure, "01_sampling")
 # ## Questions
 #
 # 1. Without a cache, the time grows faster than the number of tokens. In the printed times, by what factor does it grow when the
-#    number of tokens doubles? Why is the factor below 4 at first? (The prompt is read each time as well, and each call has a
-#    fixed cost.)
+#    number of tokens doubles? Why is the factor below 4 at first? (The prompt is read each time, and each call has a fixed cost.)
 # 2. At temperature 0 all responses to a prompt are equal. Could a policy learn from its own responses at temperature 0?
 # 3. When a response is scored, the logits must be divided by the temperature at which the response was *sampled*. Why?
 # 4. The cache holds keys and values. Why does it not hold queries?

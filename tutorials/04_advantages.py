@@ -31,7 +31,7 @@ policy, tokenizer, task, sampling = trainer.policy, trainer.tokenizer, trainer.t
 #
 # We take 21 responses. The first one is wrong but starts with three right steps. The other 20 are not selected. Many rollouts
 # from the start of every step give the *truth*. For the first response we also roll out from *every token*. For VinePPO we take
-# $K = 9$ rollouts from every step and give each token the advantage of its step (section 4; tutorial 5 shows why this is allowed).
+# $K = 9$ rollouts from every step and give each token the advantage of its step (section 4; tutorial 5 shows why).
 
 # %%
 n_others, k_tokens, k_steps = (3, 20, 20) if QUICK else (20, 400, 256)
@@ -83,8 +83,8 @@ print(f"\nsum of step advantages (K = 9) against R - V(s_0): largest gap in {len
 #
 # $$B_i = (1 - \mu) V(s_i) + \mu B_{i-1}, \qquad B_0 = V(s_0), \qquad A_i = Q_i - B_i$$
 #
-# $\lambda = \mu = 0$ is the paper's VinePPO. Only there do the advantages sum to $R - V(s_0)$. With $\lambda = \mu = 1$ every step
-# has $R - V(s_0)$. The column *averaged* has $K = 3$ and 0.5 for both.
+# $\lambda = \mu = 0$ is the paper's VinePPO. Only there do the advantages sum to $R - V(s_0)$. With $\lambda = \mu = 1$ every
+# step has $R - V(s_0)$. The column *averaged* has $K = 3$ and 0.5 for both.
 #
 # ## Whitening
 #

@@ -108,12 +108,12 @@ for name, curve in curves.items():
 # $$\nabla \mathbb{E}[R] = \mathbb{E} \sum_t R \nabla \log \pi(y_t | s_t) = \mathbb{E} \sum_t A_t \nabla \log \pi(y_t | s_t)$$
 #
 # The second equation uses two facts. First, each token may have its own baseline. The value $V(s_t)$ is one, because the state is
-# known before the token is drawn. Second, what happens after the token is chance. The mean of $R$ over it is $V(s_{t+1})$. What is
-# left is $A_t = V(s_{t+1}) - V(s_t)$, the advantage of tutorial 4. A step of several tokens may count as one action: its log-prob
-# is the sum of its tokens' log-probs. So all tokens of a step get the advantage of the step.
+# known before the token is drawn. Second, what happens after the token is chance. The mean of $R$ over it is $V(s_{t+1})$. What
+# is left is $A_t = V(s_{t+1}) - V(s_t)$, the advantage of tutorial 4. A step of several tokens may count as one action: its
+# log-prob is the sum of its tokens' log-probs. So all tokens of a step get the advantage of the step.
 #
-# We count again. A response has $n$ tokens. Each token is right with probability 0.8, and a logit sets this probability. One token
-# decides the reward, or all tokens must be right. In the second case each position has its own logit, or all share one.
+# We count again. A response has $n$ tokens. Each token is right with probability 0.8, and a logit sets this probability. One
+# token decides the reward, or all tokens must be right. In the second case each position has its own logit, or all share one.
 
 # %%
 q, longest = 0.8, 4 if QUICK else 10  # the probability of a right token; the length of the longest response
@@ -146,7 +146,7 @@ for (task, name), row in noise.items():
 
 # %% [markdown]
 # All three have the same mean, the exact gradient. Their noise differs. Where one token decides, $R$ gives credit to all tokens,
-# and each of the other tokens adds noise. Subtracting $V(s_0)$ helps from two tokens on. The others have advantage 0 and add none.
+# and each of the other tokens adds noise. Subtracting $V(s_0)$ helps from two tokens on. With advantages the others add none.
 #
 # Where all tokens must be right and each has its own logit, the advantages gain nothing. A wrong token has the largest gradient,
 # -0.8 instead of 0.2. $R$ never uses it, because the reward is then 0. The advantage uses it, so $V$ is not always the best

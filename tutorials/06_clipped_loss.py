@@ -13,9 +13,9 @@
 #
 # $$\max\left(-A_t\, \rho_t,\; -A_t\, \mathrm{clip}(\rho_t,\, 1 - \epsilon,\, 1 + \epsilon)\right)$$
 #
-# The gradient of $\rho_t$ is $\rho_t \nabla \log \pi$. At ratio 1 the loss therefore has the gradient of tutorial 5. The loss takes the
-# larger, that is the more pessimistic, of its two parts. A token has no gradient where its probability has already risen ($A > 0$)
-# or fallen ($A < 0$) by more than $\epsilon$. A token that has moved in the wrong direction counts in full.
+# The gradient of $\rho_t$ is $\rho_t \nabla \log \pi$. At ratio 1 the loss therefore has the gradient of tutorial 5. The loss
+# takes the larger, that is the more pessimistic, of its two parts. A token has no gradient where its probability has already
+# risen ($A > 0$) or fallen ($A < 0$) by more than $\epsilon$. A token that has moved in the wrong direction counts in full.
 
 # %%
 import torch
@@ -142,7 +142,8 @@ for name, trainer in trainers.items():
 # main protection is to take few updates on each batch. This preset makes two passes.
 #
 # The mean ratio shows the same. In any state, a *new* token from the old policy has the expected ratio 1, for any new policy:
-# $\sum_y \pi_{\mathrm{old}}(y)\, \rho(y) = \sum_y \pi(y) = 1$. Here the mean leaves 1, because the policy was fitted to these tokens.
+# $\sum_y \pi_{\mathrm{old}}(y)\, \rho(y) = \sum_y \pi(y) = 1$. Here the mean leaves 1, because the policy was fitted to these
+# tokens.
 
 # %%
 figure, axes = new_figure(2, 4)

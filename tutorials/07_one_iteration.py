@@ -108,8 +108,8 @@ for epoch in range(config.epochs):
         print(f"epoch {epoch}: {len(chosen)} episodes, mean ratio {ratio:.6f}, clipped {clipped:.2%}, gradient norm {norm:.3f}")
 
 # %% [markdown]
-# The first ratio is 1 up to rounding, because the policy is still the one that sampled. Another number would mean that sampler and
-# training code disagree, and no error message would say so.
+# The first ratio is 1 up to rounding, because the policy is still the one that sampled. Another number would mean that sampler
+# and training code disagree, and no error message would say so.
 #
 # ## The package's iteration
 #
@@ -156,8 +156,8 @@ print("\ntime: " + ", ".join(f"{phase} {loop.seconds[phase] / sum(loop.seconds.v
 # | k2 | $d^2 / 2$ | close to the KL if $d$ is small | never negative | the gradient of the KL |
 # | k3 | $e^d - d - 1$ | the KL | never negative | the gradient of $\mathrm{KL}(\pi_{\mathrm{ref}} \Vert \pi)$ |
 #
-# VinePPO uses k3. On new responses of the trained policy, the means of k1 and k3 lie near the exact one. k2 is too low. k3 has the
-# largest deviation: on a few tokens the policy has moved far, and $e^d$ is large. So the loss limits k3 to 10 a token.
+# VinePPO uses k3. On new responses of the trained policy, the means of k1 and k3 lie near the exact one. k2 is too low. k3 has
+# the largest deviation: on a few tokens the policy has moved far, and $e^d$ is large. So the loss limits k3 to 10 a token.
 
 # %%
 fresh = loop.sample_episodes().tokens

@@ -145,9 +145,9 @@ for name, guess in guesses.items():
     print(f"{name:19} error {mean:.3f} ± {spread:.3f}, root mean square {rms:.3f}, by place {chain}   {picked}")
 
 # %% [markdown]
-# Two of the paper's findings hold here as well: the critic's error is the larger one, and it is smallest at the prompt and largest
-# at the end of the chain. The error of Monte Carlo values becomes smaller along the chain. The third finding holds in part. Nine
-# rollouts nearly always find the best step. The critic finds it far less often, but more often than by chance.
+# Two of the paper's findings hold here as well: the critic's error is the larger one, and it is smallest at the prompt and
+# largest at the end of the chain. The error of Monte Carlo values becomes smaller along the chain. The third finding holds in
+# part. Nine rollouts nearly always find the best step. The critic finds it far less often, but more often than by chance.
 #
 # At the prompt, all problems are about equally hard, so one number is a good value. There the critic is even *better* than nine
 # rollouts. Later the value depends on whether a mistake has been made. To know this, the critic must check the calculations. The

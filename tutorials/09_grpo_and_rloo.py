@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 9. GRPO and RLOO as special cases of credit assignment
 #
-# The algorithms in this table use the same loss and differ in the advantage of each token. The advantage always has the same form:
-# an outcome minus its expectation. The expectation is called the *baseline*. The algorithms differ in the state whose value is the
-# baseline, and in how they estimate this value:
+# The algorithms in this table use the same loss and differ in the advantage of each token. The advantage always has the same
+# form: an outcome minus its expectation. The expectation is called the *baseline*. The algorithms differ in the state whose value
+# is the baseline, and in how they estimate this value:
 #
 # | | advantage of a token in step i | the baseline is the value of | it is estimated with |
 # |---|---|---|---|

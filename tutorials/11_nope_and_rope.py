@@ -185,5 +185,5 @@ show(figure, "11_nope_and_rope")
 # 4. The encoding `rope25` rotates a quarter of each head, as in the paper's code. What can the other dimensions express? How many
 #    frequencies does a head of 16 dimensions keep, and one of 64?
 #
-# Exercises: `ex14` (RoPE), `ex15` (ALiBi). Read next: `positions.py`, `table.py` and `model.py` in `vine_mini/decoder/`. The file
-# `later.py` beside them has the encodings that came after the paper.
+# Exercises: `ex14` (RoPE), `ex15` (ALiBi), `ex22` (forgetting attention). Read next: `positions.py`, `table.py` and `model.py` in
+# `vine_mini/decoder/`. The file `later.py` beside them has the encodings that came after the paper.

@@ -175,8 +175,8 @@ show(figure, "13_how_nope_counts")
 # %% [markdown]
 # ## Questions
 #
-# 1. With two `<bos>`, the hidden state holds half of the true position at even positions, and a little more at odd ones. Why? Look
-#    at the points that the piecewise linear function joins.
+# 1. With two `<bos>`, the hidden state holds half of the true position at even positions, and a little more at odd ones. Why?
+#    Look at the points that the piecewise linear function joins.
 # 2. `build(T - 1, large=1e4)` keeps RMSNorm, which the theorem leaves out. How does a large constant make RMSNorm harmless?
 # 3. How does an untrained layer know the position? Multiply its attention to the first token (`output_attentions=True`) by $t$.
 #

@@ -149,6 +149,18 @@ def test_types_of_arguments(tmp_path):
 
 
 @pytest.mark.slow
+def test_train_and_trl_are_compared(tmp_path):
+    pytest.importorskip("trl")
+    arguments = ("benchmarks.trl_learns", "--seeds", "0", "--iterations", "2", "--out", str(tmp_path))
+    out = run(*arguments)
+    here, there = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
+    assert here["way"] == "vine_mini" and there["way"].startswith("TRL") and all(r["way"] in out for r in (here, there))
+    assert here["after"] > 0.35 and there["after"] > 0.35  # 0.29 before
+    assert all(len(r["rewards"]) == 2 and 100 < r["peak"] < 5000 for r in (here, there))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["runs.jsonl", "trl_learns.json", "trl_learns.md"]
+
+
+@pytest.mark.slow
 def test_every_lever_trains(tmp_path):
     pytest.importorskip("bitsandbytes")
     pytest.importorskip("peft")

@@ -64,6 +64,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(parts, "ROWS", ["copy", "sort"])
     monkeypatch.setattr(parts, "SIX", ["copy"])
     monkeypatch.setattr(parts, "LATER", ["fire", "cope"])
+    monkeypatch.setattr(parts, "LONGER", ["copy-v3"])
     monkeypatch.setattr(parts, "SCRATCHPADS", {"addition": parts.SCRATCHPADS["addition"]})
     monkeypatch.setattr(paper, "FORMATS", ("none", "full", "icor"))
     monkeypatch.setattr(paper, "FORMAT_RANKS", {task: row[:3] for task, row in paper.FORMAT_RANKS.items()})
@@ -90,6 +91,8 @@ def test_the_parts_are_what_the_paper_s_claims_need():
     assert all({"nope", "t5", "rope25"} == set(s.encodings) for s in pads[9 : len(pads) // 3])
     wide = decoder_config(sweeps("wide", config)[0][1], "rope25")
     assert wide.head_size == 64  # RoPE's quarter turns eight pairs
+    longer = sweeps("longer", config)[0][1]
+    assert longer.steps == 4 * rows[3][1].steps and longer.task == rows[3][1].task == "copy-v3"
     assert len(folders("later")) == 6 and len(sweeps("later", config)[0][1].encodings) > 10
     assert next(s for _, s in rows if s.task == "scan").by_example
 
@@ -161,6 +164,7 @@ def test_all_parts_leave_their_tables_pictures_and_claims(quick, tmp_path, capsy
     ):
         assert (out / name).stat().st_size > 5000, name
     assert "| fire " in (out / "later" / "encodings.md").read_text() and "| nope " in (out / "later" / "encodings.md").read_text()
+    assert "copy-v3 (11-11): ours - paper + 10, 2 updates" in text  # of the part `longer`
     assert "| addition | icor " in (out / "scratchpad" / "formats.md").read_text()
     assert not (out / "public.md").exists()  # two rows only
     small = [path for path in out.rglob("*") if path.is_file() and "models" not in path.parts]
@@ -252,6 +256,7 @@ def test_the_paper_s_own_figures_reach_its_levels_and_its_order():
     assert found["accuracy", "nope - alibi, mean of 17 tasks"].paper == "+17.8"
     levels = [f for f in found.values() if f.claim == "level: nope"]
     assert len(levels) == 14 and {f.verdict for f in levels} == {"holds"}
+    assert claims.levels(rows[:1], "longer")[0].what == "copy (11-20): ours - paper + 10, 4,500 updates"
     low = claims.levels([*paper_s_results(-0.15)])
     assert {f.verdict for f in low if "copy (" in f.what} == {"does not hold"}
     one = copy.deepcopy(rows)

@@ -789,6 +789,48 @@ def dpo_positive_loss(right, wrong, ref_right, ref_wrong, *, beta, penalty):
         ],
     ),
     (
+        "ex22",
+        """
+def forget_bias(log_f):
+    T = log_f.shape[-1]
+    total = torch.cumsum(log_f, dim=-1)
+    bias = total[..., :, None] - total[..., None, :]
+    later = torch.arange(T)[None, :] > torch.arange(T)[:, None]
+    return bias.masked_fill(later, float("-inf"))
+""",
+        [
+            ("dim=-1)", "dim=1)", "not_summed_over_tokens"),
+            ("dim=-1)", "dim=0)", "not_summed_over_tokens"),
+            ("torch.cumsum(log_f, dim=-1)", "log_f", "not_summed_over_tokens"),
+            ("torch.cumsum(log_f, dim=-1)", "torch.cumsum(log_f.exp(), dim=-1)"),
+            ("torch.cumsum(log_f, dim=-1)", "torch.cumprod(log_f, dim=-1)"),
+            ("torch.cumsum(log_f, dim=-1)", "torch.cumsum(log_f, dim=-1) - log_f"),
+            ("torch.cumsum(log_f, dim=-1)", "torch.logcumsumexp(log_f, dim=-1)"),
+            ("torch.cumsum(log_f, dim=-1)", "torch.cumsum(log_f[:, :1].expand_as(log_f), dim=-1)", "one_gate_for_all_heads"),
+            ("torch.cumsum(log_f, dim=-1)", "torch.cumsum(log_f.flip(-1), dim=-1).flip(-1)"),
+            ("torch.cumsum(log_f, dim=-1)", "torch.cumsum(log_f.mean(dim=-1, keepdim=True).expand_as(log_f), dim=-1)"),
+            ("total[..., :, None] - total[..., None, :]", "total[..., None, :] - total[..., :, None]", "remembered_more"),
+            ("total[..., :, None] - total[..., None, :]", "total[..., :, None] + total[..., None, :]"),
+            ("total[..., None, :]", "total[..., None, :] + log_f[..., None, :]", "gate_of_the_key_too"),
+            ("total[..., None, :]", "total[..., None, :1]"),
+            ("torch.arange(T)[None, :] > torch.arange(T)[:, None]", "torch.arange(T)[None, :] >= torch.arange(T)[:, None]"),
+            ("torch.arange(T)[None, :] > torch.arange(T)[:, None]", "torch.arange(T)[None, :] < torch.arange(T)[:, None]"),
+            ('float("-inf")', "0.0", "zero_for_the_future"),
+            ('float("-inf")', 'float("inf")'),
+            ('float("-inf")', "-1e9"),
+            ('bias.masked_fill(later, float("-inf"))', "bias", "future_visible"),
+            ('bias.masked_fill(later, float("-inf"))', "bias.tril()", "zero_for_the_future"),
+            ('bias.masked_fill(later, float("-inf"))', 'bias.exp().masked_fill(later, float("-inf"))', "product_of_gates"),
+            ('bias.masked_fill(later, float("-inf"))', 'bias.masked_fill(later, float("-inf")).exp()'),
+            (
+                'bias.masked_fill(later, float("-inf"))',
+                'bias.masked_fill(later, float("-inf")).transpose(-1, -2)',
+                "keys_before_queries",
+            ),
+            ('bias.masked_fill(later, float("-inf"))', 'bias.masked_fill(later, float("-inf"))[:, 0]'),
+        ],
+    ),
+    (
         "ex01",
         """
 def choose(logits, uniform, temperature, top_p):
@@ -1106,6 +1148,20 @@ def dpo_positive_loss(right, wrong, ref_right, ref_wrong, *, beta, penalty):
     margin = d[0] - d[1] + penalty * d[0].clamp(max=0)
     zero = torch.zeros_like(margin)
     return torch.logaddexp(zero, -beta * margin).mean()
+""",
+        [],
+    ),
+    (
+        "ex22",
+        """
+def forget_bias(log_f):
+    B, H, T = log_f.shape
+    rows = []
+    for t in range(T):
+        seen = log_f[..., 1 : t + 1]
+        past = torch.cat([seen.flip(-1).cumsum(-1).flip(-1), torch.zeros(B, H, 1, dtype=log_f.dtype)], dim=-1)
+        rows.append(torch.cat([past, torch.full((B, H, T - t - 1), -torch.inf, dtype=log_f.dtype)], dim=-1))
+    return torch.stack(rows, dim=-2)
 """,
         [],
     ),

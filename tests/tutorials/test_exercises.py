@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -259,6 +260,8 @@ def test_the_printed_example_of_each_docstring_is_right():
     assert run["ex20"]([0.5, 0.75], 1.0, lam=0.5, mu=0.5) == [0.375, 0.375]
     pair = (torch.tensor([x]) for x in (-2.1, -2.0, -2.0, -1.5))
     assert run["ex21"](*pair, beta=1.0, penalty=2.0).item() == pytest.approx(0.59814, abs=1e-5)
+    found = run["ex22"](torch.tensor([[[-1.0, -2.0, -3.0]]]))
+    assert found.tolist() == [[[[0, -inf, -inf], [-2, 0, -inf], [-5, -3, 0]]]]
     assert run["ex18"](torch.tensor([[5, 6, 7, 2, 2, 2]]), [2], 2).tolist() == [[0, 0, 1, 1, 0, 0]]
 
 
@@ -297,7 +300,7 @@ def test_the_command_of_the_readme_grades_one_exercise():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     if "raise NotImplementedError" in BY_NUMBER["ex06"].path.read_text(encoding="utf-8"):
         assert done.returncode == 1 and "not implemented yet: ex06" in done.stdout
-    assert re.search(r"1 (failed|passed), 20 deselected", done.stdout)
+    assert re.search(r"1 (failed|passed), 21 deselected", done.stdout)
     assert "Traceback" not in done.stdout and "engine.py" not in done.stdout
 
 
@@ -311,14 +314,14 @@ def test_the_board_shows_what_is_done_failing_and_next(learner, capsys):
     for exercise in EXERCISES:
         exercise.path.write_text(f"def {exercise.function}(*a, **k):\n    raise NotImplementedError('{exercise.file[:4]}')\n")
     said = shown(capsys)
-    assert "0 of 21 done" in said and "ex01_choose.py" in said.split("next: ")[1]
+    assert "0 of 22 done" in said and "ex01_choose.py" in said.split("next: ")[1]
     text = "def step_advantages(values, reward):\n    return [b - a for a, b in zip(values, [*values[1:], LAST])]\n"
     BY_NUMBER["ex06"].path.write_text(text.replace("LAST", "0.0"))
     said = shown(capsys)
     assert re.search(r"✗ ex06_step_advantages +failing +as if the reward is left out", said) and "ex06" in said.split("fix: ")[1]
     BY_NUMBER["ex06"].path.write_text(text.replace("LAST", "reward"))
     said = shown(capsys)
-    assert re.search(r"✓ ex06_step_advantages +done", said) and "1 of 21 done" in said
+    assert re.search(r"✓ ex06_step_advantages +done", said) and "1 of 22 done" in said
     BY_NUMBER["ex01"].path.write_text("def choose(:\n")
     assert "✗ ex01_choose" in shown(capsys)
 
@@ -475,6 +478,6 @@ def test_the_hints_of_the_command(capsys):
     assert first in said and second not in said and "--second" in said
     assert main(["exercises", "--hint", "7", "--second"]) == 0
     assert second in capsys.readouterr().out
-    for words in (["--hint", "22"], ["--hint", "0"], ["--second"]):
+    for words in (["--hint", "23"], ["--hint", "0"], ["--second"]):
         assert main(["exercises", *words]) == 2
         assert capsys.readouterr().err.count("\n") == 1

@@ -95,7 +95,7 @@ class _Gaps:
         return fmean(row[first] - row[second] for row in self.rows), *report.middle([d[first] - d[second] for d in self.draws])
 
 
-def levels(rows: list[dict]) -> list[Finding]:
+def levels(rows: list[dict], part: str = "rows") -> list[Finding]:
     """Our accuracy - (the paper's - 10 points), for NoPE and T5 on the rows where the paper's NoPE is above 25 %."""
     found = []
     for results in rows:
@@ -106,7 +106,8 @@ def levels(rows: list[dict]) -> list[Finding]:
                 gaps = [100 * (share - figures[name] + WITHIN) for share in shares]
                 lengths = "{}-{}".format(*results["settings"]["test_lengths"])
                 what = f"{report.name_of(results)} ({lengths}): ours - paper + {100 * WITHIN:.0f}"
-                found.append(Finding(f"level: {name}", what, f"{100 * figures[name]:.1f} %", interval(gaps), "points", "rows"))
+                what += f", {results['settings']['steps']:,} updates" if part == "longer" else ""
+                found.append(Finding(f"level: {name}", what, f"{100 * figures[name]:.1f} %", interval(gaps), "points", part))
     return found
 
 

@@ -233,6 +233,7 @@ PARTS = {
     "probe": "three tasks with NoPE alone, for the positions that its first layer writes",
     "scratchpad": "three tasks with eight formats of the scratchpad",
     "wide": "five tasks with heads of 64 dimensions, of which RoPE's quarter turns eight pairs, as in the paper",
+    "longer": "six tasks with four times the updates: does NoPE then reach the paper's level?",
     "later": "six tasks with the encodings that came after the paper",
 }
 

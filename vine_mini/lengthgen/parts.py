@@ -13,6 +13,7 @@ ROWS = list(paper.ACCURACY)
 MAIN = ["nope", "t5", "alibi", "rope25", "rope", "sinusoidal"]
 SIX = ["copy", "copy-v2", "copy-v3", "reverse", "sort", "scan"]
 FEWER = ["nope", "t5", "rope25"]  # for scratchpads without one part; the other formats have all encodings
+LONGER = ["copy-v3", "copy-v3-2x", "reverse-2x", "sum", "scan", "pcfg"]  # the first seed of NoPE is far below the paper
 LATER = [name for name in ENCODINGS if name not in (*MAIN, "coupled", "abacus")]  # these two need answers in reverse order
 DEEP = dict(layers=6)
 WIDE = dict(hidden=128, heads=2)
@@ -44,6 +45,8 @@ def _tasks(part: str) -> list[tuple[str, str, dict]]:
         return [(f"probe/{task}", task, dict(encodings=["nope"])) for task in ("copy", "sort", "parity")]
     if part == "wide":
         return [(f"wide/{task}", task, dict(encodings=["nope", "rope25", "rope"]) | WIDE) for task in SIX if task != "scan"]
+    if part == "longer":
+        return [(f"longer/{task}", task, dict(encodings=["nope", "t5"], steps=4 * TASKS[task].steps)) for task in LONGER]
     if part == "later":
         return [(f"later/{task}", task, dict(encodings=LATER)) for task in SIX]
     return [

@@ -82,6 +82,7 @@ def write_report(folder: Path) -> None:
     if formats:
         write_text(folder / "scratchpad" / "formats.md", report.formats_table(formats) + "\n")
     findings = claims.ranks([*rows.values()]) + claims.levels([*rows.values()]) + claims.scratchpad(formats)
+    findings += claims.levels([*found["longer"].values()], "longer")
     for name, results in found["deep"].items():
         if distances := claims.measured(folder / name, "attention"):
             findings += claims.attention(results, distances)

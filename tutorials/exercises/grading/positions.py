@@ -1,9 +1,10 @@
-"""Exercises on position encodings: RoPE, ALiBi, and the weights of Theorem 1."""
+"""Exercises on position encodings: RoPE, ALiBi, the weights of Theorem 1, and forgetting attention."""
 
 import torch
 
 from grading.engine import Exercise
 from grading.inputs import random
+from vine_mini.decoder import later
 from vine_mini.decoder import positions as encodings
 from vine_mini.lengthgen import theory
 
@@ -239,6 +240,106 @@ def _theorem_cases():
     return {"two tokens after <bos>": dict(length=2), "seven tokens": dict(length=7), "thirty": dict(length=30)}
 
 
+# ex22: forgetting attention
+
+
+def _forget(log_f):
+    return _causal(later.forget_bias(log_f, log_f.shape[-1]))
+
+
+def _causal(bias):
+    return bias.masked_fill(torch.ones_like(bias).triu(1).bool(), float("-inf"))
+
+
+def _distance(log_f):
+    steps = torch.arange(log_f.shape[-1])
+    return steps[:, None] - steps  # [T, T]: t - i
+
+
+def gate_of_the_key_too(log_f):
+    """the gate of the key itself is counted. The sum starts after it, at i + 1, and is empty for i = t."""
+    return _causal(later.forget_bias(log_f, log_f.shape[-1]) + log_f[..., None, :])
+
+
+def without_the_query(log_f):
+    """the gate of the query is missing. The sum goes up to and including t."""
+    return _causal((later.forget_bias(log_f, log_f.shape[-1]) - log_f[..., None]).where(_distance(log_f) > 0, 0.0))
+
+
+def gate_of_the_query_for_all(log_f):
+    """the gate of the query is multiplied by the distance. Each token between key and query has its own gate."""
+    return _causal(_distance(log_f) * log_f[..., None])
+
+
+def gate_of_the_key_for_all(log_f):
+    """the gate of the key is multiplied by the distance. Each token between key and query has its own gate."""
+    return _causal(_distance(log_f) * log_f[..., None, :])
+
+
+def from_the_start(log_f):
+    """the bias sums all gates up to the query, wherever the key is. It is then equal for all keys, and softmax ignores it."""
+    return _causal(log_f.cumsum(dim=-1)[..., None].expand(*log_f.shape, log_f.shape[-1]))
+
+
+def product_of_gates(log_f):
+    """the bias is the product of the gates instead of the sum of their logs. It must be 0 where all gates are 1."""
+    return _causal(later.forget_bias(log_f, log_f.shape[-1]).exp())
+
+
+def remembered_more(log_f):
+    """the sign is wrong. Keys behind small gates are then preferred."""
+    return _causal(-later.forget_bias(log_f, log_f.shape[-1]))
+
+
+def keys_before_queries(log_f):
+    """the result has keys before queries."""
+    return _forget(log_f).transpose(-1, -2)
+
+
+def future_visible(log_f):
+    """keys after the query do not have minus infinity. The query would see them."""
+    return later.forget_bias(log_f, log_f.shape[-1])
+
+
+def zero_for_the_future(log_f):
+    """keys after the query have 0 instead of minus infinity. The query would see them best of all."""
+    return later.forget_bias(log_f, log_f.shape[-1]).tril()
+
+
+def not_summed_over_tokens(log_f):
+    """the gates are not summed over the tokens from the key to the query."""
+    return _causal(log_f[..., None] - log_f[..., None, :])
+
+
+def one_gate_for_all_heads(log_f):
+    """all heads have the gates of the first head."""
+    return _forget(log_f[:, :1].expand_as(log_f))
+
+
+def one_row_for_all(log_f):
+    """all rows of the batch have the gates of the first row."""
+    return _forget(log_f[:1].expand_as(log_f))
+
+
+def log_taken_twice(log_f):
+    """a log-sigmoid is taken again. `log_f` already holds logs."""
+    return _forget(torch.nn.functional.logsigmoid(log_f))
+
+
+def _forget_cases():
+    def gates(*shape, seed):
+        return -random(*shape, seed=seed).abs()
+
+    return {
+        "three tokens": dict(log_f=torch.tensor([[[-1.0, -2.0, -3.0]]], dtype=torch.float64)),
+        "one token": dict(log_f=torch.tensor([[[-1.5]]], dtype=torch.float64)),
+        "a constant gate": dict(log_f=torch.full((1, 1, 4), -0.25, dtype=torch.float64)),
+        "gates of 1": dict(log_f=torch.zeros(1, 2, 3, dtype=torch.float64)),
+        "two rows, three heads": dict(log_f=gates(2, 3, 5, seed=21)),
+        "as many heads as tokens": dict(log_f=gates(2, 4, 4, seed=22)),
+    }
+
+
 EXERCISES = [
     Exercise(
         "ex14_rope",
@@ -285,5 +386,27 @@ EXERCISES = [
             share_not_taken_away,
         ],
         call=_count,
+    ),
+    Exercise(
+        "ex22_forget",
+        "forget_bias",
+        _forget,
+        _forget_cases,
+        [
+            gate_of_the_key_too,
+            without_the_query,
+            gate_of_the_query_for_all,
+            gate_of_the_key_for_all,
+            from_the_start,
+            product_of_gates,
+            remembered_more,
+            keys_before_queries,
+            future_visible,
+            zero_for_the_future,
+            not_summed_over_tokens,
+            one_gate_for_all_heads,
+            one_row_for_all,
+            log_taken_twice,
+        ],
     ),
 ]
