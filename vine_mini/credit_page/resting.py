@@ -3,7 +3,6 @@
 Deviation from training: the token ids of a user's own response are the tokenizer's. The policy might have cut the text otherwise.
 """
 
-import json
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from vine_mini.app.setup import policy_name
 from vine_mini.credit_page.config import CreditConfig
 from vine_mini.credit_page.measure import Resting
 from vine_mini.sampling import sample
+from vine_mini.tasks.gsm8k import read_jsonl
 from vine_mini.types import Episodes, Problem, Trajectory, UserError, derive_seed
 
 CRITIC_RESPONSES = 128  # in an iteration, each to another problem
@@ -33,20 +33,8 @@ class Own:
 
 def read_own(path: Path, task) -> list[Own]:
     """Questions and responses from JSON lines, one response a line. Equal questions are one group. Raises UserError."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path} ({getattr(error, 'strerror', None) or 'not UTF-8'})") from error
     found: dict[str, Own] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}: not JSON ({error})") from error
-        question, answer, response, finished = _fields(row, where)
+    for where, question, answer, response, finished in read_jsonl(path, _fields):
         problem = Problem(question, answer, task.extract_answer(answer) or answer)
         own = found.setdefault(question, Own(problem, []))
         if own.problem != problem:
@@ -58,8 +46,8 @@ def read_own(path: Path, task) -> list[Own]:
     return list(found.values())
 
 
-def _fields(row, where: str) -> tuple[str, str, str | None, bool]:
-    """question, answer, response (None: to be sampled), finished"""
+def _fields(row, where: str) -> tuple[str, str, str, str | None, bool]:
+    """where, question, answer, response (None: to be sampled), finished"""
     if isinstance(row, dict) and type(row.get("answer")) in (int, float):
         row = row | {"answer": str(row["answer"])}
     if not isinstance(row, dict):
@@ -72,7 +60,7 @@ def _fields(row, where: str) -> tuple[str, str, str | None, bool]:
             raise UserError(f"{where}: needs a text field {name!r}")
     if not isinstance(row.get("finished", True), bool):
         raise UserError(f"{where}: 'finished' says whether the response ended by itself, so it is true or false")
-    return row["question"], row["answer"], row.get("response"), row.get("finished", True)
+    return where, row["question"], row["answer"], row.get("response"), row.get("finished", True)
 
 
 def group_of(trainer: Resting, config: CreditConfig, number: int, own: list[Own]) -> Episodes:

@@ -7,8 +7,10 @@ number, and a line with two numbers makes the whole response wrong.
 import json
 import re
 import unicodedata
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from vine_mini.types import Problem, UserError
 
@@ -64,13 +66,14 @@ def text_field(row, name: str, where: str) -> str:
     return row[name]
 
 
-def read_jsonl(path: Path, parse=parse_row) -> list[Problem]:
-    """Problems from a file with one JSON object a line. `parse(row, where)` makes a Problem of one of them."""
+def read_jsonl(path: Path, parse: Callable[..., Any] = parse_row) -> list:
+    """What `parse(row, where)` makes of each row of a file with one JSON object a line; of GSM8K a Problem. Raises UserError."""
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: JSON strings may hold U+2028
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8"
-        raise UserError(f"cannot read {path} ({reason}); a folder for --data holds train.jsonl and test.jsonl") from error
+        hint = "; a folder for --data holds train.jsonl and test.jsonl" if path.name in ("train.jsonl", "test.jsonl") else ""
+        raise UserError(f"cannot read {path} ({reason}){hint}") from error
     rows = []
     for number, line in enumerate(lines, start=1):
         if line.strip():
