@@ -13,8 +13,9 @@ ROWS = list(paper.ACCURACY)
 MAIN = ["nope", "t5", "alibi", "rope25", "rope", "sinusoidal"]
 SIX = ["copy", "copy-v2", "copy-v3", "reverse", "sort", "scan"]
 FEWER = ["nope", "t5", "rope25"]  # for scratchpads without one part; the other formats have all encodings
-LONGER = ["copy-v3", "copy-v3-2x", "reverse-2x", "sum", "scan", "pcfg"]  # the first seed of NoPE is far below the paper
+LONGER = ["copy-v3", "copy-v3-2x", "reverse-2x", "sort", "scan", "pcfg"]  # the first seed of NoPE is far below the paper
 LATER = [name for name in ENCODINGS if name not in (*MAIN, "coupled", "abacus")]  # these two need answers in reverse order
+RATES = (1e-3, 2e-3)  # learning rates
 DEEP = dict(layers=6)
 WIDE = dict(hidden=128, heads=2)
 # Training and test lengths, and updates.
@@ -28,7 +29,8 @@ QUICK = dict(steps=2, hidden=16, heads=2, examples=2, batch_size=4)
 
 def sweeps(part: str, config: StudyConfig) -> list[tuple[str, LengthgenConfig]]:
     """The sweeps of a part: folder, settings. The first seed has all its sweeps before the second one."""
-    return [(folder, _config(config, task, seed, more)) for seed in config.seeds for folder, task, more in _tasks(part)]
+    seeds = config.seeds[:1] if part == "rates" else config.seeds
+    return [(folder, _config(config, task, seed, more)) for seed in seeds for folder, task, more in _tasks(part)]
 
 
 def folders(part: str) -> dict[str, str]:
@@ -37,6 +39,8 @@ def folders(part: str) -> dict[str, str]:
 
 
 def _tasks(part: str) -> list[tuple[str, str, dict]]:
+    if part == "rates":
+        return [(f"rates/{task}-{lr:g}", task, dict(encodings=["nope", "t5"], lr=lr)) for task in ROWS for lr in RATES]
     if part == "rows":
         return [(task, task, dict(encodings=MAIN)) for task in ROWS]
     if part == "deep":

@@ -252,6 +252,26 @@ def encodings_table(all_results: list[dict]) -> str:
     return columns(rows)
 
 
+def rates_table(rates: dict[str, dict[float, dict]]) -> str:
+    """Accuracy on seen lengths in per cent: a row for each task, a column for each encoding and learning rate.
+
+    rates: task -> rate -> results. The last column is `best_rate`.
+    """
+    rows: list[list[str]] = []
+    for task, by_rate in rates.items():
+        every = {rate: {name: fmean(seeds.values()) for name, seeds in seen(by_rate[rate]).items()} for rate in sorted(by_rate)}
+        names = [*next(iter(every.values()))]
+        rows = rows or [["exact match on seen lengths, %", *(f"{short(n)}, {rate:g}" for n in names for rate in every), "chosen"]]
+        rows.append([task, *(f"{100 * every[rate][n]:.1f}" for n in names for rate in every), f"{best_rate(by_rate):g}"])
+    return columns(rows)
+
+
+def best_rate(by_rate: dict[float, dict]) -> float:
+    """The learning rate with the higher accuracy on seen lengths, the mean of the encodings, in tenths of a per cent; the lower one in a tie."""
+    means = {rate: fmean(fmean(seeds.values()) for seeds in seen(results).values()) for rate, results in by_rate.items()}
+    return max(sorted(means), key=lambda rate: round(means[rate], 3))
+
+
 def formats_table(formats: dict[str, dict[str, dict]]) -> str:
     """Accuracy on longer inputs in per cent, for each task, format of the scratchpad, and encoding. formats: task -> format ->
     results

@@ -2,6 +2,7 @@
 
     OUT/TASK, OUT/PART/TASK, OUT/scratchpad/TASK-FORMAT      what `lengthgen` writes; TASK alone: the part `rows`
     OUT/deep/TASK/attention.md, OUT/probe/TASK/probe.md      distances of attention; where NoPE writes positions
+    OUT/rates/rates.md                      accuracy on seen lengths at two learning rates
     OUT/rank.md, rank.png, public.md        mean reciprocal ranks: all tasks; those with public figures by length
     OUT/heatmap.png, later/heatmap.png      accuracy by length and encoding, a panel for each task
     OUT/scratchpad/formats.md               accuracy by format and encoding
@@ -17,7 +18,7 @@ from vine_mini.app.files import locked, write_text
 from vine_mini.app.runs import check_writable
 from vine_mini.lengthgen import claims, commands, paper, pictures, report
 from vine_mini.lengthgen.config import PARTS, AttentionConfig, ProbeConfig, StudyConfig
-from vine_mini.lengthgen.parts import folders, sweeps
+from vine_mini.lengthgen.parts import RATES, folders, sweeps
 from vine_mini.lengthgen.results import load_so_far, merged
 from vine_mini.lengthgen.sweep import sweep
 from vine_mini.lengthgen.train import Diverged
@@ -67,6 +68,11 @@ def write_report(folder: Path) -> None:
     rows = found["rows"]
     both = [merged(rows[r["task"]], r) for r in found["later"].values() if r["task"] in rows]
     later = [results for results in both if results["settings"]["seeds"]]
+    rates: dict[str, dict[float, dict]] = {}
+    for results in found["rates"].values():
+        rates.setdefault(results["task"], {})[results["settings"]["lr"]] = results
+    if whole := {task: by_rate for task, by_rate in rates.items() if len(by_rate) == len(RATES)}:
+        write_text(folder / "rates" / "rates.md", report.rates_table(whole) + "\n")
     if rows:
         write_text(folder / "rank.md", report.rank_table([*rows.values()]) + "\n")
         pictures.plot_rank([*rows.values()], folder / "rank.png")
