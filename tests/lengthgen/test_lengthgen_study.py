@@ -9,7 +9,7 @@ import pytest
 
 from vine_mini import cli
 from vine_mini.decoder.model import Decoder
-from vine_mini.lengthgen import claims, paper, parts, report
+from vine_mini.lengthgen import claims, paper, parts, ranking, report
 from vine_mini.lengthgen import sweep as sweep_module
 from vine_mini.lengthgen.config import PARTS, LengthgenConfig, StudyConfig, decoder_config
 from vine_mini.lengthgen.parts import folders, sweeps
@@ -91,6 +91,8 @@ def test_the_parts_are_what_the_paper_s_claims_need():
     assert all({"nope", "t5", "rope25"} == set(s.encodings) for s in pads[9 : len(pads) // 3])
     wide = decoder_config(sweeps("wide", config)[0][1], "rope25")
     assert wide.head_size == 64  # RoPE's quarter turns eight pairs
+    rates = sweeps("rates", config)
+    assert len(rates) == 2 * 17 and {s.lr for _, s in rates} == {1e-3, 2e-3} and all(s.seeds == [0] for _, s in rates)
     longer = sweeps("longer", config)[0][1]
     assert longer.steps == 4 * rows[3][1].steps and longer.task == rows[3][1].task == "copy-v3"
     assert len(folders("later")) == 6 and len(sweeps("later", config)[0][1].encodings) > 10
@@ -164,6 +166,7 @@ def test_all_parts_leave_their_tables_pictures_and_claims(quick, tmp_path, capsy
     ):
         assert (out / name).stat().st_size > 5000, name
     assert "| fire " in (out / "later" / "encodings.md").read_text() and "| nope " in (out / "later" / "encodings.md").read_text()
+    assert "\n| copy " in (out / "rates" / "rates.md").read_text()
     assert "copy-v3 (11-11): ours - paper + 10, 2 updates" in text  # of the part `longer`
     assert "| addition | icor " in (out / "scratchpad" / "formats.md").read_text()
     assert not (out / "public.md").exists()  # two rows only
@@ -198,7 +201,7 @@ def test_real_quick_runs_of_a_part(tmp_path):
 @pytest.mark.parametrize(
     "words, says",
     [
-        (["--parts", "columns"], "parts = columns: choose from rows"),
+        (["--parts", "columns"], "parts = columns: choose from rates"),
         (["--parts", "rows", "rows"], "each of them once"),
         (["--seeds", "1", "1"], "seeds: name at least one"),
         (["--seeds", "-1"], "seeds = [-1]"),
@@ -268,12 +271,12 @@ def test_the_paper_s_own_figures_reach_its_levels_and_its_order():
 
 def test_tasks_that_were_not_learned_are_ranked_apart():
     rows = [*paper_s_results()]
-    assert "learned" not in report.rank_table(rows) and not any("learned" in f.what for f in claims.ranks(rows))
+    assert "learned" not in ranking.rank_table(rows) and not any("learned" in f.what for f in claims.ranks(rows))
     for results in rows[:3]:
         longest = results["settings"]["train_lengths"][1]
         for run in results["runs"]:
             run["accuracy"] = {n: share if n > longest else 0.89 for n, share in run["accuracy"].items()}
-    table = report.rank_table(rows)
+    table = ranking.rank_table(rows)
     names = ", ".join(results["task"] for results in rows[:3])
     assert f"mean of the encodings): {names}." in table and "| the same, 14 learned tasks |" in table
     both = {f.what: f.ours for f in claims.ranks(rows) if f.claim == "rank"}
@@ -285,19 +288,34 @@ def test_pcfg_and_scan_are_compared_in_the_same_unit():
     rows = {results["task"]: results for results in paper_s_results()}
     assert paper.accuracy("scan")["nope"] == 0.677 and paper.accuracy("scan", by_example=True)["nope"] == 0.797
     assert paper.accuracy("copy")["nope"] == paper.accuracy("copy", by_example=True)["nope"] == 0.986
-    table = report.rank_table([rows["scan"], rows["pcfg"]])
+    table = ranking.rank_table([rows["scan"], rows["pcfg"]])
     assert "(67.7)" in table and "(79.7)" in table and "(19.1)" in table and "(43.3)" not in table
-    public = report.rank_table([rows[task] for task in paper.PUBLIC])
-    assert "(0.739)" in public and "over these tasks" in public and "(0.687)" in report.rank_table([*rows.values()])
+    public = ranking.rank_table([rows[task] for task in paper.PUBLIC])
+    assert "(0.739)" in public and "over these tasks" in public and "(0.687)" in ranking.rank_table([*rows.values()])
     assert len(paper.PUBLIC) == 10
 
 
 def test_the_public_figures_by_length_rank_as_said():
     """The order of .739 .619 .439 .271 .214, from the means over lengths."""
-    ranks = report.mean_reciprocal_rank([paper.accuracy(task) for task in paper.PUBLIC])
+    ranks = ranking.mean_reciprocal_rank([paper.accuracy(task) for task in paper.PUBLIC])
     assert [*ranks.values()] == pytest.approx(paper.PUBLIC_RANK, abs=0.1)  # those of the paper are over single seeds
     assert [*ranks] == sorted(ranks, key=ranks.get, reverse=True)
     assert list(paper.PUBLIC_RANK) == sorted(paper.PUBLIC_RANK, reverse=True)
+
+
+def test_the_rate_is_chosen_by_seen_lengths_alone():
+    def of(seen, new):
+        results = results_of("copy", {"nope": [new], "t5": [new]}, seeds=(0,))
+        for run in results["runs"]:
+            share = seen[run["encoding"]]
+            run["accuracy"] = {n: share if n <= 10 else new for n, new in run["accuracy"].items()}
+        return results
+
+    better_when_seen = {1e-3: of({"nope": 0.9, "t5": 1.0}, 0.1), 2e-3: of({"nope": 0.94, "t5": 0.95}, 0.9)}
+    assert report.best_rate(better_when_seen) == 1e-3
+    assert report.best_rate({2e-3: of({"nope": 1.0, "t5": 1.0}, 0.9), 1e-3: of({"nope": 0.9999, "t5": 1.0}, 0.1)}) == 1e-3
+    row = report.rates_table({"copy": better_when_seen}).splitlines()[-1]
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == ["copy", "90.0", "94.0", "100.0", "95.0", "0.001"]
 
 
 def distances(t5, other, measure="Jensen-Shannon"):

@@ -22,7 +22,7 @@ from vine_mini.app.files import write_text
 from vine_mini.app.setup import build_trainer
 from vine_mini.decoder.model import Decoder, DecoderConfig
 from vine_mini.decoder.table import ENCODINGS
-from vine_mini.lengthgen import languages, own, report, tasks
+from vine_mini.lengthgen import languages, own, ranking, report, tasks
 from vine_mini.lengthgen.config import LengthgenConfig, decoder_config
 from vine_mini.lengthgen.results import load_model, load_results
 from vine_mini.lengthgen.sweep import _run, check_positions, sweep
@@ -634,17 +634,17 @@ def test_foreign_and_unfinished_results_are_refused(run, folder, tmp_path):
 
 def test_mean_reciprocal_rank_by_hand():
     queries = [{"a": 0.9, "b": 0.5, "c": 0.1}, {"a": 0.2, "b": 0.8, "c": 0.0}]
-    assert report.mean_reciprocal_rank(queries) == pytest.approx({"a": 0.75, "b": 0.75, "c": 1 / 3})
+    assert ranking.mean_reciprocal_rank(queries) == pytest.approx({"a": 0.75, "b": 0.75, "c": 1 / 3})
     tied = [{"a": 0.0, "b": 0.9, "c": 0.0}]
-    assert report.mean_reciprocal_rank(tied) == pytest.approx({"a": 1 / 2.5, "b": 1.0, "c": 1 / 2.5})
-    assert report.mean_reciprocal_rank([{"c": 0.0, "b": 0.9, "a": 0.0}]) == pytest.approx(report.mean_reciprocal_rank(tied))
+    assert ranking.mean_reciprocal_rank(tied) == pytest.approx({"a": 1 / 2.5, "b": 1.0, "c": 1 / 2.5})
+    assert ranking.mean_reciprocal_rank([{"c": 0.0, "b": 0.9, "a": 0.0}]) == pytest.approx(ranking.mean_reciprocal_rank(tied))
 
 
 def test_rank_intervals_are_over_tasks_and_seeds():
     first, second = {"a": 1.0, "b": 0.0}, {"a": 0.0, "b": 1.0}
-    assert report.rank_intervals([[first, first], [first]]) == {"a": (1.0, 1.0), "b": (0.5, 0.5)}
-    assert report.rank_intervals([[first], [second]]) == {"a": (0.5, 1.0), "b": (0.5, 1.0)}  # both tasks drawn are the same: 1/2
-    many = report.rank_intervals([[first] * 3, [second] * 3] * 50)  # 100 tasks: 0.75 ± 0.25 / 10 x 1.96
+    assert ranking.rank_intervals([[first, first], [first]]) == {"a": (1.0, 1.0), "b": (0.5, 0.5)}
+    assert ranking.rank_intervals([[first], [second]]) == {"a": (0.5, 1.0), "b": (0.5, 1.0)}  # both tasks drawn are the same: 1/2
+    many = ranking.rank_intervals([[first] * 3, [second] * 3] * 50)  # 100 tasks: 0.75 ± 0.25 / 10 x 1.96
     assert many["a"] == pytest.approx((0.70, 0.80), abs=0.015)
 
 
@@ -666,7 +666,7 @@ def test_the_paper_s_means_rank_as_its_figure_says():
     """0.696, 0.574 and 0.475 are those of the unrounded means; rounded, T5 and RoPE tie on PCFG, which takes 1/3 of 1/17 from T5."""
     from vine_mini.lengthgen.paper import ACCURACY, COLUMNS, MEAN_RECIPROCAL_RANK
 
-    ranks = report.mean_reciprocal_rank([dict(zip(COLUMNS, row, strict=True)) for row in ACCURACY.values()])
+    ranks = ranking.mean_reciprocal_rank([dict(zip(COLUMNS, row, strict=True)) for row in ACCURACY.values()])
     assert ranks["nope"] == pytest.approx(0.696, abs=1e-3) and ranks["t5"] == pytest.approx(0.574 - 1 / 51, abs=1e-3)
     assert ranks["alibi"] == pytest.approx(0.475, abs=1e-3)
     assert [*ranks] == sorted(ranks, key=ranks.get, reverse=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 
 from vine_mini.app.tables import columns
-from vine_mini.lengthgen import paper, report
+from vine_mini.lengthgen import paper, ranking, report
 from vine_mini.lengthgen.own import short
 from vine_mini.study.statistics import interval, verdict
 
@@ -67,11 +67,11 @@ def ranks(rows: list[dict]) -> list[Finding]:
 def _ranks(rows: list[dict], where: str) -> list[Finding]:
     if len(rows) < 2:
         return []
-    tasks = report.queries(rows)
+    tasks = ranking.queries(rows)
     names = list(tasks[0][0])
     theirs = dict(zip(paper.COLUMNS, paper.MEAN_RECIPROCAL_RANK, strict=True))
     levels = {name: fmean(paper.ACCURACY[task][i] for task in paper.ACCURACY) for i, name in enumerate(paper.COLUMNS)}
-    reciprocal = _Gaps([[report.reciprocal_ranks(query) for query in task] for task in tasks])
+    reciprocal = _Gaps([[ranking.reciprocal_ranks(query) for query in task] for task in tasks])
     points = _Gaps([[{name: 100 * share for name, share in query.items()} for query in task] for task in tasks])
     found = []
     for first, second in pairwise(names):
@@ -85,14 +85,14 @@ def _ranks(rows: list[dict], where: str) -> list[Finding]:
 
 
 class _Gaps:
-    """Differences of two encodings' means over tasks and seeds, with bootstrap intervals. tasks: as for `report.redrawn`."""
+    """Differences of two encodings' means over tasks and seeds, with bootstrap intervals. tasks: as for `ranking.redrawn`."""
 
     def __init__(self, tasks: list[list[dict[str, float]]]):
-        self.rows, self.draws = [row for task in tasks for row in task], report.redrawn(tasks)
+        self.rows, self.draws = [row for task in tasks for row in task], ranking.redrawn(tasks)
 
     def of(self, first: str, second: str) -> tuple[float, float, float]:
         """Mean, low, high of the first - the second."""
-        return fmean(row[first] - row[second] for row in self.rows), *report.middle([d[first] - d[second] for d in self.draws])
+        return fmean(row[first] - row[second] for row in self.rows), *ranking.middle([d[first] - d[second] for d in self.draws])
 
 
 def levels(rows: list[dict], part: str = "rows") -> list[Finding]:

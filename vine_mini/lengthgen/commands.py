@@ -8,7 +8,7 @@ from tqdm import tqdm
 from vine_mini.app.cost import check_cost
 from vine_mini.app.files import write_text
 from vine_mini.app.runs import check_writable, new_folder
-from vine_mini.lengthgen import pictures, report
+from vine_mini.lengthgen import pictures, ranking, report
 from vine_mini.lengthgen.attention import distances_to_nope, of_each_seed, summary
 from vine_mini.lengthgen.config import (
     AttentionConfig,
@@ -68,7 +68,7 @@ def rank(config: RankConfig) -> None:
     if config.out:
         check_writable(Path(config.out) / "rank.md")
     all_results = [load_results(folder) for folder in config.results]
-    table = report.rank_table(all_results)
+    table = ranking.rank_table(all_results)
     print(table)
     if config.out:
         folder = Path(config.out)

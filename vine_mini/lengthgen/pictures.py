@@ -6,7 +6,8 @@ from statistics import mean, stdev
 from vine_mini.app.plots import new_figure, save_figure
 from vine_mini.decoder.table import ENCODINGS
 from vine_mini.lengthgen import paper
-from vine_mini.lengthgen.report import by_length, mean_reciprocal_rank, name_of, queries, rank_intervals
+from vine_mini.lengthgen.ranking import mean_reciprocal_rank, queries, rank_intervals
+from vine_mini.lengthgen.report import by_length, name_of
 from vine_mini.lengthgen.tasks import TASKS
 
 COLOURS = ("#0072B2", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#999999", "#000000")

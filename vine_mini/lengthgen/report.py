@@ -1,6 +1,5 @@
-"""Tables of results, and the mean reciprocal rank of encodings over tasks."""
+"""Tables of results."""
 
-from random import Random
 from statistics import fmean, mean, stdev
 
 from vine_mini.app.tables import columns
@@ -8,7 +7,6 @@ from vine_mini.lengthgen import paper
 from vine_mini.lengthgen.attention import SAME_SEED
 from vine_mini.lengthgen.own import short
 from vine_mini.lengthgen.tasks import TASKS
-from vine_mini.types import UserError
 
 LEARNED = 0.9  # accuracy on seen lengths
 
@@ -91,123 +89,6 @@ def accuracy_table(results: dict) -> str:
     return f"{title}, {settings['steps']} updates on {settings['batch_size']} examples each\n\n{columns(rows)}{note}"
 
 
-def reciprocal_ranks(query: dict[str, float]) -> dict[str, float]:
-    """1 / rank by accuracy. A query is one task with one seed: encoding -> accuracy.
-
-    Encodings with equal accuracy share the mean of their ranks, so the order of the encodings does not matter. (The official
-    code gives the better rank to the encoding that comes first in its table.)
-    """
-    ranks = {}
-    for name, accuracy in query.items():
-        better = sum(other > accuracy for other in query.values())
-        equal = sum(other == accuracy for other in query.values())  # itself included
-        ranks[name] = 1 / (better + (equal + 1) / 2)
-    return ranks
-
-
-def mean_reciprocal_rank(queries: list[dict[str, float]]) -> dict[str, float]:
-    """The mean of `reciprocal_ranks` over queries (figure 1)."""
-    rows = [reciprocal_ranks(query) for query in queries]
-    return {name: mean(row[name] for row in rows) for name in rows[0]}
-
-
-def rank_intervals(tasks: list[list[dict[str, float]]], draws: int = 2000) -> dict[str, tuple[float, float]]:
-    """95 % intervals of the mean reciprocal ranks: encoding -> low, high. tasks: the queries of each task, one for each seed."""
-    means = redrawn([[reciprocal_ranks(query) for query in task] for task in tasks], draws)
-    return {name: middle([row[name] for row in means]) for name in means[0]}
-
-
-def redrawn(tasks: list[list[dict[str, float]]], draws: int = 2000) -> list[dict[str, float]]:
-    """A bootstrap over tasks, and over the seeds of each drawn task: the mean of each number in each of the draws.
-
-    tasks: the rows of each task, one for each seed; a row holds a number for each encoding.
-    """
-    rng, means = Random(0), []
-    for _ in range(draws):
-        drawn = [row for task in rng.choices(tasks, k=len(tasks)) for row in rng.choices(task, k=len(task))]
-        means.append({name: fmean(row[name] for row in drawn) for name in drawn[0]})
-    return means
-
-
-def middle(values: list[float]) -> tuple[float, float]:
-    """The ends of the middle 95 % of the values: two quantiles."""
-    ordered, last = sorted(values), len(values) - 1
-    return ordered[round(0.025 * last)], ordered[round(0.975 * last)]
-
-
-def queries(all_results: list[dict]) -> list[list[dict[str, float]]]:
-    """The queries of each task, one for each seed.
-
-    A query ranks the paper's five encodings, as far as all results have them. Where not all results have `rope25`, `rope` takes
-    its place. Raises UserError where nothing can be ranked.
-    """
-    tables = [extrapolation(results) for results in all_results]
-    common = [name for name in (*paper.COLUMNS, "rope") if all(name in table for table in tables)]
-    if "rope25" in common and "rope" in common:
-        common.remove("rope")
-    if len(common) < 2:
-        raise UserError(f"the results have fewer than two of {', '.join(paper.COLUMNS)} (or rope) in common: nothing to rank")
-    names = [name_of(results) for results in all_results]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"two results are of {name}: name each task once")
-    return [[{name: table[name][seed] for name in common} for seed in table[common[0]]] for table in tables]
-
-
-def rank_table(all_results: list[dict]) -> str:
-    """One row for each task: accuracy on test lengths in per cent, ours and (the paper's). Then the mean reciprocal ranks.
-
-    Where the original test set has unequally many examples of the lengths, another row has the mean over examples. Where some
-    tasks were not learned, another row ranks the others alone.
-    """
-    tasks = queries(all_results)
-    ranks, intervals = mean_reciprocal_rank([query for task in tasks for query in task]), rank_intervals(tasks)
-    known = [task for task, results in zip(tasks, all_results, strict=True) if learned(results)]
-    everywhere = set.intersection(*({run["encoding"] for run in results["runs"]} for results in all_results))
-    others = [run["encoding"] for run in all_results[0]["runs"] if run["encoding"] in everywhere - {*ranks}]
-    others = list(dict.fromkeys(others))
-    rows = [["", *ranks, *map(short, others)]]
-    for results in all_results:
-        for by_example in (False, True)[: 1 + uneven(results)]:
-            label = name_of(results) + ", by example" * by_example
-            shares = extrapolation(results, by_example=by_example)
-            unranked = [cell([*shares[name].values()]) for name in others]
-            rows.append([label, *_beside_the_paper(results, list(ranks), by_example), *unranked])
-    public = {results["task"] for results in all_results} == {*paper.PUBLIC}
-    theirs = dict(zip(paper.COLUMNS, paper.PUBLIC_RANK if public else paper.MEAN_RECIPROCAL_RANK, strict=True))
-    comparable = len(ranks) == len(theirs)  # fewer encodings give better ranks
-    figures = {name: f" ({paper.of(name, theirs):.3f})" if comparable else "" for name in ranks}
-    blank = [""] * len(others)
-    rows.append(["mean reciprocal rank", *(f"{rank:.3f}{figures[name]}" for name, rank in ranks.items()), *blank])
-    rows.append(["95 % interval", *_intervals(intervals), *blank])
-    if 0 < len(known) < len(tasks):
-        of_learned = mean_reciprocal_rank([query for task in known for query in task])
-        rows.append([f"the same, {len(known)} learned tasks", *(f"{rank:.3f}" for rank in of_learned.values()), *blank])
-        rows.append(["95 % interval", *_intervals(rank_intervals(known)), *blank])
-    left_out = sorted({short(run["encoding"]) for results in all_results for run in results["runs"]} - {*ranks})
-    note = f" Not ranked: {', '.join(left_out)}." if left_out else ""
-    over = "these tasks" if public else "17 tasks"
-    brackets = f"The paper's numbers are in brackets; its mean reciprocal rank is over {over}."
-    interval = " The interval is a bootstrap over tasks and seeds. Ranks are by the mean over lengths."
-    unlearned = [name_of(results) for results in all_results if not learned(results)]
-    if unlearned:
-        note += f" Not learned (below 90 % on the seen lengths, mean of the encodings): {', '.join(unlearned)}."
-    return f"{columns(rows)}\n\n{brackets}{interval}{note} {paper.NOTE}"
-
-
-def _intervals(found: dict[str, tuple[float, float]]) -> list[str]:
-    return [f"{low:.2f} to {high:.2f}" for low, high in found.values()]
-
-
-def _beside_the_paper(results: dict, names: list[str], by_example: bool) -> list[str]:
-    theirs = paper.accuracy(results["task"], by_example=by_example) if results["settings"]["scratchpad"] == "none" else {}
-    shares, cells = extrapolation(results, by_example=by_example), []
-    for name in names:
-        figure = paper.of(name, theirs)
-        cells.append(cell(list(shares[name].values())) + ("" if figure is None else f" ({100 * figure:.1f})"))
-    return cells
-
-
 def distance_table(means: dict[str, dict[str, dict[str, float]]], results: dict, examples: int) -> str:
     """A table for each measure. Rows are layers and means. Columns are encodings, the nearest to NoPE first.
 
@@ -267,7 +148,10 @@ def rates_table(rates: dict[str, dict[float, dict]]) -> str:
 
 
 def best_rate(by_rate: dict[float, dict]) -> float:
-    """The learning rate with the higher accuracy on seen lengths, the mean of the encodings, in tenths of a per cent; the lower one in a tie."""
+    """The learning rate with the higher accuracy on seen lengths, the mean of the encodings; the lower one in a tie.
+
+    A difference below a tenth of a per cent is a tie.
+    """
     means = {rate: fmean(fmean(seeds.values()) for seeds in seen(results).values()) for rate, results in by_rate.items()}
     return max(sorted(means), key=lambda rate: round(means[rate], 3))
 

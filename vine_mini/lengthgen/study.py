@@ -16,7 +16,7 @@ from pathlib import Path
 
 from vine_mini.app.files import locked, write_text
 from vine_mini.app.runs import check_writable
-from vine_mini.lengthgen import claims, commands, paper, pictures, report
+from vine_mini.lengthgen import claims, commands, paper, pictures, ranking, report
 from vine_mini.lengthgen.config import PARTS, AttentionConfig, ProbeConfig, StudyConfig
 from vine_mini.lengthgen.parts import RATES, folders, sweeps
 from vine_mini.lengthgen.results import load_so_far, merged
@@ -74,11 +74,11 @@ def write_report(folder: Path) -> None:
     if whole := {task: by_rate for task, by_rate in rates.items() if len(by_rate) == len(RATES)}:
         write_text(folder / "rates" / "rates.md", report.rates_table(whole) + "\n")
     if rows:
-        write_text(folder / "rank.md", report.rank_table([*rows.values()]) + "\n")
+        write_text(folder / "rank.md", ranking.rank_table([*rows.values()]) + "\n")
         pictures.plot_rank([*rows.values()], folder / "rank.png")
         pictures.plot_heatmap([*rows.values()], folder / "heatmap.png")
     if {*paper.PUBLIC} <= {*rows}:
-        write_text(folder / "public.md", report.rank_table([rows[task] for task in paper.PUBLIC]) + "\n")
+        write_text(folder / "public.md", ranking.rank_table([rows[task] for task in paper.PUBLIC]) + "\n")
     if later:
         write_text(folder / "later" / "encodings.md", report.encodings_table(later) + "\n")
         pictures.plot_heatmap(later, folder / "later" / "heatmap.png")
