@@ -23,10 +23,12 @@ from vine_mini.app.setup import build_trainer
 from vine_mini.decoder.model import Decoder, DecoderConfig
 from vine_mini.decoder.table import ENCODINGS
 from vine_mini.lengthgen import languages, own, ranking, report, tasks
+from vine_mini.lengthgen import sweep as sweep_module
 from vine_mini.lengthgen.config import LengthgenConfig, decoder_config
 from vine_mini.lengthgen.results import load_model, load_results
 from vine_mini.lengthgen.sweep import _run, check_positions, sweep
 from vine_mini.lengthgen.train import (
+    Diverged,
     collate,
     evaluate,
     evaluation_examples,
@@ -453,6 +455,31 @@ def test_training_that_diverges_is_told(run, tmp_path):
     assert code == 2 and "training diverged at update" in err and "lower --lr" in err and not (tmp_path / "run").exists()
 
 
+def test_a_run_that_diverges_does_not_stop_its_neighbours(run, tmp_path, monkeypatch):
+    whole = sweep_module.train
+
+    def train(config, encoding, *rest):
+        if encoding == "alibi":
+            raise Diverged("alibi, seed 0: training diverged at update 3; lower --lr (now 0.002)")
+        return whole(config, encoding, *rest)
+
+    monkeypatch.setattr(sweep_module, "train", train)
+    words = ("--encodings", "nope", "alibi", "t5", "--seeds", 0, "--steps", 2, "--processes", 1, "--out", tmp_path / "run")
+    code, _, err = run(*words)
+    assert code == 2 and "diverged at update 3" in err
+    made = json.loads((tmp_path / "run" / "results.json").read_text())["runs"]
+    assert [each["encoding"] for each in made] == ["nope", "t5"]
+
+
+def test_lost_results_beside_models_are_made_again(run, tmp_path):
+    words = ("--encodings", "nope", "--seeds", 0, "--steps", 2, "--processes", 1, "--out", tmp_path / "run")
+    assert run(*words)[0] == 0
+    config = load_results(tmp_path / "run")["settings"]
+    (tmp_path / "run" / "results.json").unlink()
+    sweep_module.sweep(LengthgenConfig(**config), tmp_path / "run")
+    assert len(load_results(tmp_path / "run")["runs"]) == 1
+
+
 def test_broken_or_foreign_models_are_refused(run, folder, tmp_path):
     for change in ("truncated", "deeper", "other"):
         copy = tmp_path / change
@@ -633,11 +660,12 @@ def test_foreign_and_unfinished_results_are_refused(run, folder, tmp_path):
 
 
 def test_mean_reciprocal_rank_by_hand():
-    queries = [{"a": 0.9, "b": 0.5, "c": 0.1}, {"a": 0.2, "b": 0.8, "c": 0.0}]
-    assert ranking.mean_reciprocal_rank(queries) == pytest.approx({"a": 0.75, "b": 0.75, "c": 1 / 3})
-    tied = [{"a": 0.0, "b": 0.9, "c": 0.0}]
+    first, second = {"a": 0.9, "b": 0.5, "c": 0.1}, {"a": 0.2, "b": 0.8, "c": 0.0}
+    for tasks_ in ([[first], [second]], [[first, first, first], [second]]):  # a task with more seeds counts as much
+        assert ranking.mean_reciprocal_rank(tasks_) == pytest.approx({"a": 0.75, "b": 0.75, "c": 1 / 3})
+    tied = [[{"a": 0.0, "b": 0.9, "c": 0.0}]]
     assert ranking.mean_reciprocal_rank(tied) == pytest.approx({"a": 1 / 2.5, "b": 1.0, "c": 1 / 2.5})
-    assert ranking.mean_reciprocal_rank([{"c": 0.0, "b": 0.9, "a": 0.0}]) == pytest.approx(ranking.mean_reciprocal_rank(tied))
+    assert ranking.mean_reciprocal_rank([[{"c": 0.0, "b": 0.9, "a": 0.0}]]) == pytest.approx(ranking.mean_reciprocal_rank(tied))
 
 
 def test_rank_intervals_are_over_tasks_and_seeds():
@@ -666,7 +694,7 @@ def test_the_paper_s_means_rank_as_its_figure_says():
     """0.696, 0.574 and 0.475 are those of the unrounded means; rounded, T5 and RoPE tie on PCFG, which takes 1/3 of 1/17 from T5."""
     from vine_mini.lengthgen.paper import ACCURACY, COLUMNS, MEAN_RECIPROCAL_RANK
 
-    ranks = ranking.mean_reciprocal_rank([dict(zip(COLUMNS, row, strict=True)) for row in ACCURACY.values()])
+    ranks = ranking.mean_reciprocal_rank([[dict(zip(COLUMNS, row, strict=True))] for row in ACCURACY.values()])
     assert ranks["nope"] == pytest.approx(0.696, abs=1e-3) and ranks["t5"] == pytest.approx(0.574 - 1 / 51, abs=1e-3)
     assert ranks["alibi"] == pytest.approx(0.475, abs=1e-3)
     assert [*ranks] == sorted(ranks, key=ranks.get, reverse=True)

@@ -54,7 +54,8 @@ def coupled_ids(is_digit, is_answer):
 def shifted(ids, largest: int, generator=None):
     """Adds one random number to all ids but 0, such that they stay below `largest`. [B, T] -> [B, T]
 
-    Training then meets the ids of longer numbers (both papers of ids by digits). Raises ValueError where the ids do not fit.
+    Training then meets the ids of longer numbers (both papers of ids by digits). Deviation: tests draw a start as well, where the
+    abacus code has none. Raises ValueError where the ids do not fit.
     """
     room = largest - int(ids.max())
     if room < 1:

@@ -198,7 +198,7 @@ def check_shapes(encoding: Encoding, config) -> None:
         "content_bias": {"[B, H, Q, K]": [1, H, T, T]},
     }
     for place, shapes in wanted.items():
-        shape = None if found[place] is None else list(getattr(found[place], "shape", ()))
-        if shape is not None and shape not in shapes.values():
+        shape = list(getattr(found[place], "shape", ()))
+        if getattr(encoding, place) is not None and shape not in shapes.values():
             says = " or ".join(f"{letters} = {numbers}" for letters, numbers in shapes.items())
             raise ValueError(f"{place} of {encoding.label} returns the shape {shape}: must be {says}")

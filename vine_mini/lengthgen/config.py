@@ -35,7 +35,10 @@ class LengthgenConfig:
     )
     train_lengths: list[int] | None = knob(None, "Shortest and longest length in training. Left out: the task's own.")
     test_lengths: list[int] | None = knob(None, "Shortest and longest length in the test. Left out: up to about twice as long.")
-    by_example: bool = knob(False, "scan: draw training lengths by the number of their commands. Left out: all equally often.")
+    by_example: bool = knob(
+        False,
+        "scan, addition: draw training lengths by their number of examples in the paper. Left out: all equally often.",
+    )
     steps: Count | None = knob(None, "Updates in a run. Left out: the task's own.")
     lr: Positive | None = knob(None, "Peak learning rate of AdamW. Left out: the task's own.")
     batch_size: Count = knob(32, "Examples in an update, all of one length.")

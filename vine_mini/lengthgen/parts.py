@@ -1,7 +1,8 @@
 """The runs of `lengthgen study`: for each part, the folders of its sweeps and their settings.
 
-A deviation from the paper: scratchpads are trained on shorter inputs than plain answers. A full one makes sequences up to ten
-times as long. The format `none` then has these lengths too. `train.py` and `tasks.py` name the other deviations.
+Deviations from the paper: scratchpads are trained on shorter inputs than plain answers. A full one makes sequences up to ten
+times as long. The format `none` then has these lengths too. Training lengths are drawn by their number of examples in SCAN alone.
+`train.py` and `tasks.py` name the other deviations. The part `rates` chooses each `Task.lr` with two encodings and one seed.
 """
 
 from vine_mini.decoder.table import ENCODINGS
@@ -46,7 +47,7 @@ def _tasks(part: str) -> list[tuple[str, str, dict]]:
     if part == "deep":
         return [(f"deep/{task}", task, dict(encodings=MAIN) | DEEP) for task in ("sort", "scan")]
     if part == "probe":
-        return [(f"probe/{task}", task, dict(encodings=["nope"])) for task in ("copy", "sort", "parity")]
+        return [(f"probe/{task}", task, dict(encodings=["nope"])) for task in ("copy-v3", "sort", "sum")]
     if part == "wide":
         return [(f"wide/{task}", task, dict(encodings=["nope", "rope25", "rope"]) | WIDE) for task in SIX if task != "scan"]
     if part == "longer":

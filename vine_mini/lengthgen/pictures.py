@@ -51,8 +51,7 @@ def plot_rank(all_results: list[dict], path: Path) -> None:
     Whiskers are 95 % intervals.
     """
     tasks = queries(all_results)
-    rows = [query for task in tasks for query in task]
-    ranks, intervals = mean_reciprocal_rank(rows), rank_intervals(tasks)
+    ranks, intervals = mean_reciprocal_rank(tasks), rank_intervals(tasks)
     theirs = dict(zip(paper.COLUMNS, paper.MEAN_RECIPROCAL_RANK, strict=True))
     names = sorted(ranks, key=ranks.get, reverse=True)
     figure, ((axis,),) = new_figure(1)
@@ -64,7 +63,7 @@ def plot_rank(all_results: list[dict], path: Path) -> None:
         axis.bar(i - 0.2, ranks[name], 0.38, color=colour, label=ours, yerr=whisker, ecolor="0.3", capsize=3)
         axis.bar(i + 0.2, paper.of(name, theirs), 0.38, color="none", edgecolor=colour, label=other)
     axis.set_xticks(range(len(names)), [style(name)[0].replace(", ", ",\n") for name in names])
-    axis.set(ylabel="mean reciprocal rank", ylim=(0, 1), title=f"{len(all_results)} results, {len(rows)} queries")
+    axis.set(ylabel="mean reciprocal rank", ylim=(0, 1), title=f"{len(all_results)} results, {sum(map(len, tasks))} queries")
     axis.legend(frameon=False)
     save_figure(figure, path)
 

@@ -1,7 +1,7 @@
 """The mean reciprocal rank of encodings over tasks (figure 1), with bootstrap intervals, and its table."""
 
 from random import Random
-from statistics import fmean, mean
+from statistics import fmean
 
 from vine_mini.app.tables import columns
 from vine_mini.lengthgen import paper
@@ -24,28 +24,29 @@ def reciprocal_ranks(query: dict[str, float]) -> dict[str, float]:
     return ranks
 
 
-def mean_reciprocal_rank(queries: list[dict[str, float]]) -> dict[str, float]:
-    """The mean of `reciprocal_ranks` over queries (figure 1)."""
-    rows = [reciprocal_ranks(query) for query in queries]
-    return {name: mean(row[name] for row in rows) for name in rows[0]}
+def mean_reciprocal_rank(tasks: list[list[dict[str, float]]]) -> dict[str, float]:
+    """The mean of `reciprocal_ranks` over tasks (figure 1). tasks: the queries of each task, one for each seed."""
+    return task_means([[reciprocal_ranks(query) for query in task] for task in tasks])
 
 
 def rank_intervals(tasks: list[list[dict[str, float]]], draws: int = 2000) -> dict[str, tuple[float, float]]:
     """95 % intervals of the mean reciprocal ranks: encoding -> low, high. tasks: the queries of each task, one for each seed."""
-    means = redrawn([[reciprocal_ranks(query) for query in task] for task in tasks], draws)
+    means = bootstrap_means([[reciprocal_ranks(query) for query in task] for task in tasks], draws)
     return {name: middle([row[name] for row in means]) for name in means[0]}
 
 
-def redrawn(tasks: list[list[dict[str, float]]], draws: int = 2000) -> list[dict[str, float]]:
-    """A bootstrap over tasks, and over the seeds of each drawn task: the mean of each number in each of the draws.
+def task_means(tasks: list[list[dict[str, float]]]) -> dict[str, float]:
+    """The mean over tasks of the mean over seeds, so that a task with more seeds counts as much as the others.
 
     tasks: the rows of each task, one for each seed; a row holds a number for each encoding.
     """
-    rng, means = Random(0), []
-    for _ in range(draws):
-        drawn = [row for task in rng.choices(tasks, k=len(tasks)) for row in rng.choices(task, k=len(task))]
-        means.append({name: fmean(row[name] for row in drawn) for name in drawn[0]})
-    return means
+    return {name: fmean(fmean(row[name] for row in task) for task in tasks) for name in tasks[0][0]}
+
+
+def bootstrap_means(tasks: list[list[dict[str, float]]], draws: int = 2000) -> list[dict[str, float]]:
+    """A bootstrap over tasks, and over the seeds of each drawn task: `task_means` of each draw."""
+    rng = Random(0)
+    return [task_means([rng.choices(task, k=len(task)) for task in rng.choices(tasks, k=len(tasks))]) for _ in range(draws)]
 
 
 def middle(values: list[float]) -> tuple[float, float]:
@@ -80,7 +81,7 @@ def rank_table(all_results: list[dict]) -> str:
     tasks were not learned, another row ranks the others alone.
     """
     tasks = queries(all_results)
-    ranks, intervals = mean_reciprocal_rank([query for task in tasks for query in task]), rank_intervals(tasks)
+    ranks, intervals = mean_reciprocal_rank(tasks), rank_intervals(tasks)
     known = [task for task, results in zip(tasks, all_results, strict=True) if learned(results)]
     everywhere = set.intersection(*({run["encoding"] for run in results["runs"]} for results in all_results))
     others = [run["encoding"] for run in all_results[0]["runs"] if run["encoding"] in everywhere - {*ranks}]
@@ -100,7 +101,7 @@ def rank_table(all_results: list[dict]) -> str:
     rows.append(["mean reciprocal rank", *(f"{rank:.3f}{figures[name]}" for name, rank in ranks.items()), *blank])
     rows.append(["95 % interval", *_intervals(intervals), *blank])
     if 0 < len(known) < len(tasks):
-        of_learned = mean_reciprocal_rank([query for task in known for query in task])
+        of_learned = mean_reciprocal_rank(known)
         rows.append([f"the same, {len(known)} learned tasks", *(f"{rank:.3f}" for rank in of_learned.values()), *blank])
         rows.append(["95 % interval", *_intervals(rank_intervals(known)), *blank])
     left_out = sorted({short(run["encoding"]) for results in all_results for run in results["runs"]} - {*ranks})

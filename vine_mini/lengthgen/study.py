@@ -18,7 +18,7 @@ from vine_mini.app.files import locked, write_text
 from vine_mini.app.runs import check_writable
 from vine_mini.lengthgen import claims, commands, paper, pictures, ranking, report
 from vine_mini.lengthgen.config import PARTS, AttentionConfig, ProbeConfig, StudyConfig
-from vine_mini.lengthgen.parts import RATES, folders, sweeps
+from vine_mini.lengthgen.parts import QUICK, RATES, folders, sweeps
 from vine_mini.lengthgen.results import load_so_far, merged
 from vine_mini.lengthgen.sweep import sweep
 from vine_mini.lengthgen.train import Diverged
@@ -30,7 +30,8 @@ def study(config: StudyConfig) -> None:
     folder = Path(config.out or "")
     check_writable(folder / "claims.md")
     folder.mkdir(parents=True, exist_ok=True)
-    diverged = []
+    failed: list[str] = []
+    _check_quick(config, folder)
     with locked(folder):
         try:
             for part in config.parts:
@@ -39,21 +40,29 @@ def study(config: StudyConfig) -> None:
                     print(f"{part}, sweep {i + 1} of {len(todo)}: {name}, seed {settings.seeds[0]}", flush=True)
                     try:
                         sweep(settings, folder / name, again=folder)
-                    except Diverged as error:  # hours of other runs do not wait for this one
-                        diverged.append(f"{name}: {error}")
-                    if load_so_far(folder / name):
+                    except (Diverged, UserError) as error:  # hours of other runs do not wait for this folder
+                        failed.append(f"{name}: {error}")
+                    if _read(folder / name):
                         commands.write_tables(folder / name)
                 measure(part, folder)
         finally:  # whatever happens, the runs that have finished are judged
             write_report(folder)
-    print(*diverged, f"everything is in {folder}", sep="\n")
+    print(*failed, f"everything is in {folder}", sep="\n")
+
+
+def _check_quick(config: StudyConfig, folder: Path) -> None:
+    """Tiny runs and real ones would be merged into one table."""
+    for part in PARTS:
+        for results in _so_far(part, folder).values():
+            if (results["settings"]["steps"] == QUICK["steps"]) != config.quick:
+                raise UserError(f"{folder} holds {'real' if config.quick else 'quick'} runs: choose another --out")
 
 
 def measure(part: str, folder: Path) -> None:
     """Distances of attention and probes of positions, where they are not there yet and the models of all seeds are."""
     name = {"deep": "attention", "probe": "probe"}.get(part)
     for path in (folder / name for name in folders(part)):
-        results = load_so_far(path)
+        results = _read(path)
         if not name or not results or (claims.measured(path, name) or {}).get("seeds") == results["settings"]["seeds"]:
             continue
         try:
@@ -89,12 +98,13 @@ def write_report(folder: Path) -> None:
         write_text(folder / "scratchpad" / "formats.md", report.formats_table(formats) + "\n")
     findings = claims.ranks([*rows.values()]) + claims.levels([*rows.values()]) + claims.scratchpad(formats)
     findings += claims.levels([*found["longer"].values()], "longer")
-    for name, results in found["deep"].items():
-        if distances := claims.measured(folder / name, "attention"):
-            findings += claims.attention(results, distances)
-    for name, results in found["probe"].items():
-        if probed := claims.measured(folder / name, "probe"):
-            findings += claims.positions(results, probed)
+    for results in found["wide"].values():
+        findings += claims.frequencies(rows[results["task"]], results) if results["task"] in rows else []
+    for part, name, judge in (("deep", "attention", claims.attention), ("probe", "probe", claims.positions)):
+        for path, results in found[part].items():
+            measured = claims.measured(folder / path, name)
+            if measured and {*measured["seeds"]} <= {*results["settings"]["seeds"]}:
+                findings += judge(results, measured)
     if findings:
         table = claims.claims_table(findings)
         write_text(folder / "claims.md", table + "\n")
@@ -102,5 +112,13 @@ def write_report(folder: Path) -> None:
 
 
 def _so_far(part: str, folder: Path) -> dict[str, dict]:
-    found = {name: load_so_far(folder / name) for name in folders(part)}
+    found = {name: _read(folder / name) for name in folders(part)}
     return {name: results for name, results in found.items() if results}
+
+
+def _read(path: Path) -> dict | None:
+    try:
+        return load_so_far(path)
+    except UserError as error:  # one broken file does not keep the others from the report
+        print(f"left out: {error}")
+        return None

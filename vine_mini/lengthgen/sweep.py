@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from vine_mini.app.files import discard, whole
+from vine_mini.app.files import discard, locked, whole
 from vine_mini.decoder.model import word_tokenizer
 from vine_mini.decoder.table import ENCODINGS
 from vine_mini.lengthgen import results
@@ -31,7 +31,7 @@ def sweep(config: LengthgenConfig, folder: Path, again: Path | None = None) -> d
 
     results.json is written after each run. In a folder where the same sweep was interrupted, only the missing runs are made. A
     sweep with other seeds adds its runs. `again` is the --out with which the user's command goes on; left out: `folder`. Raises
-    UserError, and Diverged where training diverges; other runs then stop as well.
+    UserError, and Diverged where a run has diverged, after the other runs.
     """
     check_positions(config)
     device = pick_device(config.device)
@@ -40,26 +40,32 @@ def sweep(config: LengthgenConfig, folder: Path, again: Path | None = None) -> d
     asked = [(name, seed) for seed in config.seeds for name in config.encodings]
     jobs = [(config, name, seed, str(device), folder) for name, seed in asked if (name, seed) not in done]
     workers = min(config.processes or ((os.cpu_count() or 1) if device.type == "cpu" else 1), len(jobs))
-    if not (folder / "results.json").exists():
+    if folder.exists():  # perhaps with models whose results.json is lost
+        results.write_json(found, folder / "results.json")
+    else:
         with whole(folder) as fresh:  # the folder appears with the file, so the same command always continues in it
             results.write_json(found, fresh / "results.json")
+    diverged: list[str] = []
     total = len(jobs) * (config.steps + len(config.lengths()))
     try:
         bar = tqdm(total=total, desc=f"{short(config.task)}: {len(jobs)} runs", dynamic_ncols=True)
-        with bar, closing(_in_order_of_arrival(jobs, workers, bar)) as rows:
+        with locked(folder), bar, closing(_in_order_of_arrival(jobs, workers, bar)) as rows:
             for row in rows:
+                if "diverged" in row:  # the other runs go on
+                    diverged.append(row["diverged"])
+                    continue
                 found["runs"].append(row)
                 found["runs"].sort(key=lambda r: (config.encodings.index(r["encoding"]), seeds.index(r["seed"])))
                 results.write_json(found, folder / "results.json")
     except BrokenProcessPool as error:
         lost = "the system ended a process, perhaps for lack of memory: try fewer --processes"
         raise UserError(f"{lost}. {_kept(found, asked, folder, again or folder)}") from error
-    except Diverged as error:
-        _kept(found, asked, folder, again or folder)
-        raise Diverged(f"{error}, and choose another --out") from error
     except KeyboardInterrupt:
         print(f"\n{_kept(found, asked, folder, again or folder)}", file=sys.stderr)
         raise
+    if diverged:
+        _kept(found, asked, folder, again or folder)
+        raise Diverged(f"{'; '.join(diverged)}, and choose another --out")
     return found
 
 
@@ -125,7 +131,10 @@ def _run(job: tuple[LengthgenConfig, str, int, str, Path], progress) -> dict:
     find_task(config.task)  # a new process does not know a task of one's own
     torch.set_num_threads(1)  # more threads do not speed up such small models
     start = time.perf_counter()
-    model = train(config, encoding, seed, device, progress)
+    try:
+        model = train(config, encoding, seed, device, progress)
+    except Diverged as error:
+        return {"encoding": encoding, "seed": seed, "diverged": str(error)}
     seconds = time.perf_counter() - start
     accuracy = evaluate(model, config, progress)
     target = folder / "models" / f"{short(encoding)}-{seed}"
