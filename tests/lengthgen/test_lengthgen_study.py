@@ -9,13 +9,15 @@ import pytest
 
 from vine_mini import cli
 from vine_mini.decoder.model import Decoder
-from vine_mini.lengthgen import claims, paper, parts, ranking, report
+from vine_mini.lengthgen import claims, paper, parts, ranking, report, tasks
 from vine_mini.lengthgen import sweep as sweep_module
 from vine_mini.lengthgen.config import PARTS, LengthgenConfig, StudyConfig, decoder_config
 from vine_mini.lengthgen.parts import folders, sweeps
 from vine_mini.lengthgen.results import load_results, load_so_far, merged
 from vine_mini.lengthgen.sweep import sweep
 from vine_mini.lengthgen.train import Diverged
+
+STUDY = Path(__file__).parents[2] / "results" / "lengthgen" / "study"
 
 
 def results_of(task, accuracy, seeds=(0, 1, 2), **more):
@@ -327,6 +329,17 @@ def test_the_public_figures_by_length_rank_as_said():
     assert [*ranks.values()] == pytest.approx(paper.PUBLIC_RANK, abs=0.1)  # those of the paper are over single seeds
     assert [*ranks] == sorted(ranks, key=ranks.get, reverse=True)
     assert list(paper.PUBLIC_RANK) == sorted(paper.PUBLIC_RANK, reverse=True)
+
+
+def test_each_task_has_the_rate_that_the_committed_runs_choose():
+    by_task = {}
+    for name, task in folders("rates").items():
+        if results := load_so_far(STUDY / name):
+            by_task.setdefault(task, {})[results["settings"]["lr"]] = results
+    whole = {task: by_rate for task, by_rate in by_task.items() if len(by_rate) == 2}
+    assert len(whole) >= 14 and {task: report.best_rate(by_rate) for task, by_rate in whole.items()} == {
+        task: tasks.TASKS[task].lr for task in whole
+    }
 
 
 def test_the_rate_is_chosen_by_seen_lengths_alone():
