@@ -58,12 +58,10 @@ def layer_distance(p, q, lengths, measure: str = PAPER):
         [B], the minimum over the pairs of heads of the mean over positions.
     """
     counted = (torch.arange(p.shape[2]) < lengths[:, None]).to(p.dtype)  # [B, T]
-    divergence, first = (jensen_shannon, 0) if measure == PAPER else (swapped, 1)
-    pairs = []
-    for i in range(p.shape[1]):  # all pairs at once would need H times the memory
-        distance = divergence(p[:, i, None], q[:, (i + 1) * first :])  # [B, heads, T]
-        pairs.append((distance * counted[:, None]).sum(dim=-1) / lengths[:, None])  # [B, heads]
-    return torch.cat(pairs, dim=1).amin(dim=1)
+    divergence = jensen_shannon if measure == PAPER else swapped
+    pairs = [(i, j) for i in range(p.shape[1]) for j in range(q.shape[1]) if measure == PAPER or i < j]
+    means = [(divergence(p[:, i], q[:, j]) * counted).sum(dim=-1) / lengths for i, j in pairs]  # [B] each
+    return torch.stack(means).amin(dim=0)
 
 
 @torch.no_grad()
