@@ -64,8 +64,10 @@ def test_all_processes_have_the_same_weights_after_their_updates(ranks):
 @needs_trl
 @pytest.mark.slow
 def test_the_processes_had_different_numbers_of_states(ranks):
-    states = [[iteration["unique_states"] for iteration in r["seen"]] for r in ranks]
+    states = [[len(iteration["ends"]) for iteration in r["seen"]] for r in ranks]
     assert len(ranks) == 1 or states[0] != states[1], states
+    for r in ranks:  # the metrics count the states of all processes
+        assert [iteration["unique_states"] for iteration in r["seen"]] == [sum(row) for row in zip(*states, strict=True)]
 
 
 @needs_trl
@@ -157,6 +159,38 @@ def test_a_killed_process_ends_the_run_with_one_line_and_the_run_resumes(tmp_pat
 
 
 @needs_trl
+@pytest.mark.slow
+def test_a_stop_saves_the_iteration_and_a_finished_run_says_so(tmp_path):
+    run, log = tmp_path / "run", (tmp_path / "log").open("w+")
+    start = [sys.executable, *RUN, "--save_every", "1000", "--iterations", "500", "--out", str(run)]
+    process = subprocess.Popen(start, cwd=ROOT, env=environment(), stdout=log, stderr=log)
+    try:
+        limit = time.monotonic() + 120
+        while len(read_rows(run / "metrics.jsonl")) < 2 and time.monotonic() < limit and process.poll() is None:
+            time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
+    log.seek(0)
+    assert f"saved; --resume {run} goes on" in log.read()
+    done = read_rows(run / "metrics.jsonl")[-1]["iteration"]
+    assert (run / "policy" / "model.safetensors").exists() and (run / "vllm.txt").read_text() == "none\n"
+    before = (run / "metrics.jsonl").read_text()
+    more = [sys.executable, "-m", "vine_mini.integrations.trl", "--resume", str(run), "--iterations"]
+    ended = subprocess.run(
+        [*more, str(done)], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ended.returncode == 2 and f"{run} has its {done} iterations already" in ended.stderr
+    assert (run / "metrics.jsonl").read_text() == before
+    ended = subprocess.run(
+        [*more, str(done + 1)], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert [row["iteration"] for row in read_rows(run / "metrics.jsonl")] == list(range(1, done + 2))
+
+
+@needs_trl
 def test_other_signatures_are_refused(monkeypatch):
     trl.check_trl()
     monkeypatch.setattr(trl.GRPOTrainer, "_tokenize_prompts", lambda self, prompts, images: None)
@@ -180,8 +214,11 @@ def test_without_the_tested_trl_there_is_one_line(monkeypatch, capsys, version):
         (dict(algorithm="grpo"), "algorithm does not exist on TRL"),
         (dict(max_ratio=3.0), "max_ratio does not exist on TRL: set it to 10.0"),
         (dict(eval_every=5), "eval_every does not exist"),
-        (dict(group=1, minibatch_size=32), "group is at least 2"),
-        (dict(device="cuda:1"), "device is auto or cpu"),
+        (dict(adam_8bit=True), "adam_8bit does not exist on TRL: set it to False"),
+        (dict(importance_cap=2.0, bf16=True), "importance_cap does not exist on TRL"),
+        (dict(vllm="colocated"), "vllm = colocated: give colocate, or the address"),
+        (dict(group=1, minibatch_size=32), "a group has at least 2"),
+        (dict(device="cuda:1"), "on TRL it is auto or cpu"),
     ],
 )
 def test_fields_that_do_not_carry_over_are_refused(changes, message):
@@ -230,6 +267,7 @@ def test_a_server_that_is_lost_or_late_is_an_error_of_seconds(monkeypatch, answe
 
 def test_a_lost_process_ends_with_one_line(monkeypatch, tmp_path):
     lines = []
+    (tmp_path / "policy").mkdir()
     monkeypatch.setattr(os, "write", lambda _, line: lines.append(line.decode()))
     monkeypatch.setattr(os, "_exit", lambda code: sys.exit(code))
     before = signal.getsignal(signal.SIGTERM)
@@ -241,11 +279,15 @@ def test_a_lost_process_ends_with_one_line(monkeypatch, tmp_path):
         ):
             with pytest.raises(SystemExit), command._lost(tmp_path):
                 raise error
-        with pytest.raises(ZeroDivisionError), command._lost(tmp_path):  # a defect keeps its traceback
-            raise ZeroDivisionError
+        for defect in (ZeroDivisionError, FileNotFoundError):  # a defect, also of the user's task, keeps its traceback
+            with pytest.raises(defect), command._lost(tmp_path):
+                raise defect
+        with pytest.raises(SystemExit), command._lost(tmp_path / "new"):
+            raise ConnectionError("refused")
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert lines[0] == f"process 0 ends: refused by host; go on with --resume {tmp_path}\n" and len(lines) == 3
+    assert lines[0] == f"process 0 ends: refused by host; go on with --resume {tmp_path}\n" and len(lines) == 4
+    assert lines[3] == f"process 0 ends: refused; {tmp_path / 'new'} has no checkpoint yet\n"
 
 
 def test_the_plan_is_close_to_the_measured_iteration_of_one_device():
@@ -273,3 +315,6 @@ def test_the_plan_names_its_assumptions_and_halves_with_the_gpus():
     ]
     assert [row[1] for row in rows[:7]] == ["1", "2", "4", "8", "16", "32", "64"] and len(rows) == 21
     assert float(rows[0][6]) == pytest.approx(2 * float(rows[1][6]), rel=0.05)
+    # 64 GPUs cannot write 200 tokens one after the other in less than the time of 200 steps: 2 bytes of each weight per step.
+    fewest = 200 * 2 * 1.1e9 / 3.35e12 / 0.6
+    assert float(rows[6][5]) >= round(fewest, 1) > 0.1

@@ -13,7 +13,7 @@ PRESETS = Path(__file__).parent / "presets"
 PRESET_NAMES = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
 # What a resumed run may change: its length, its machine and, not listed here, its evaluation.
 MAY_CHANGE = "resume device data iterations max_seconds save_every keep_every gradient_checkpointing"
-MAY_CHANGE += " sample_batch_size micro_batch_tokens yes"
+MAY_CHANGE += " sample_batch_size micro_batch_tokens yes vllm"
 OF_A_CALL = ("out", "resume", "yes")  # no preset may choose where a run writes
 
 

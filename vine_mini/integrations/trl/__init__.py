@@ -8,6 +8,9 @@ looks at the tokens of all processes.
 Deviations from `vine_mini.trainer`:
 - TRL divides the loss of a minibatch by the mean number of tokens of the iteration's minibatches, not by its own number.
 - Its KL (k3) has no upper bound for a token, and no minibatch is skipped. Its warm-up begins at a learning rate of 0.
+- It shuffles the minibatches of an iteration once, not anew in each epoch.
+- Problems with equal questions are one problem. The last one's answer counts.
+- Several processes save every `save_every` iterations and not after Ctrl-C. One process does both, as `train` does.
 - Random numbers come from the engine. The same seed gives other tokens than `train`, and other ones for another number of
   processes.
 """
@@ -64,7 +67,7 @@ class VinePPOTrainer(GRPOTrainer):
         policy, tokenizer: as `models.load_policy` returns them. With a KL penalty, TRL reads the reference from the folder or
             the Hub name that the policy was loaded from.
         problems: the training problems.
-        args: a `GRPOConfig`; `command.grpo_arguments` makes it from the config.
+        args: a `GRPOConfig`; `grpo_arguments` in `__main__.py` makes it from the config.
         more: other arguments of GRPOTrainer, such as callbacks.
     Raises UserError for another TRL, for prompts that do not fit, and where a process would have a part of a group.
     """
@@ -74,8 +77,11 @@ class VinePPOTrainer(GRPOTrainer):
         from datasets import Dataset
 
         local = args.per_device_train_batch_size * args.steps_per_generation  # responses of a process in an iteration
-        if local % config.group or (args.num_generations, args.max_completion_length) != (config.group, config.max_new_tokens):
-            raise UserError(f"{local} responses to a process: it needs whole groups of {config.group}, with limits as in args")
+        if local % config.group:
+            raise UserError(f"each process has {local} responses, which is no multiple of group = {config.group}")
+        for ours, theirs in (("group", "num_generations"), ("max_new_tokens", "max_completion_length")):
+            if (one := getattr(config, ours)) != (other := getattr(args, theirs)):
+                raise UserError(f"config.{ours} = {one}, and args.{theirs} = {other}: make them equal")
         if args.mask_truncated_completions:
             raise UserError("mask_truncated_completions: a response that the limit cuts has reward 0 and is trained")
         if args.beta and not policy.name_or_path:
@@ -113,7 +119,8 @@ class VinePPOTrainer(GRPOTrainer):
             self.task,
             self.processing_class,
         )
-        self.advantages, _, self.stats = vineppo(self.episodes, None, self.roll_out, self.config)
+        self.advantages, _, stats = vineppo(self.episodes, None, self.roll_out, self.config)
+        self.stats = self._of_all_processes(stats)
         out["advantages"] = self._whiten(self.advantages, mask)
         self.stats |= {"seconds_sample": sampled - start, "seconds_rollouts": time.perf_counter() - sampled}
         return out
@@ -157,6 +164,15 @@ class VinePPOTrainer(GRPOTrainer):
     def _trajectory(self, prompt_ids, response_ids) -> Trajectory:
         ids = list(response_ids)  # log-probs are TRL's matter, so there are none here
         return Trajectory(prompt_ids, ids, [0.0] * len(ids), bool(ids) and ids[-1] in self.eos_token_ids)
+
+    def _of_all_processes(self, stats: dict) -> dict:
+        """Counts are summed over the processes; the share of truncated rollouts is one of all rollouts."""
+        counts = [name for name in stats if name != "rollouts_truncated"]
+        local = [*(float(stats[name]) for name in counts), stats["rollouts_truncated"] * stats["rollouts"]]
+        every = self.accelerator.gather(torch.tensor([local], device=self.accelerator.device))  # [ranks, counts + 1]
+        *sums, cut = every.double().sum(dim=0).tolist()
+        totals = dict(zip(counts, map(round, sums), strict=True))
+        return totals | {"rollouts_truncated": cut / max(totals["rollouts"], 1)}
 
     def _whiten(self, advantages, mask):
         """Whitens over the response tokens of all processes. [b, T] each"""

@@ -15,6 +15,7 @@ import sys
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from transformers import TrainerCallback
 from vine_mini import models, tasks
 from vine_mini.app.checkpoint import point
 from vine_mini.app.config import TrainConfig, knob
-from vine_mini.app.files import locked
+from vine_mini.app.files import locked, write_text
 from vine_mini.app.flags import parse
 from vine_mini.app.plots import plot_run
 from vine_mini.app.runs import Run, new_folder
@@ -33,7 +34,9 @@ from vine_mini.integrations.trl import VinePPOTrainer, check_trl
 from vine_mini.integrations.trl.plan import plan
 from vine_mini.types import UserError
 
-ABSENT = "algorithm max_seconds with_replacement divisor kl_per_response kl_kind max_ratio eval_every keep_every"
+ABSENT = "algorithm max_seconds with_replacement divisor kl_per_response kl_kind max_ratio eval_every keep_every adam_8bit"
+ABSENT += " importance_cap"
+SAVE_SECONDS = 120.0  # of training, at most, between two checkpoints of a single process
 RANK, RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # the launcher sets them
 
 LOGS = {name: name for name in ("reward", "kl", "entropy", "loss", "grad_norm")} | {  # our name -> TRL's
@@ -59,8 +62,12 @@ class TrlConfig(TrainConfig):
                 raise UserError(
                     f"{field.name} does not exist on TRL: set it to {field.default}, or use `python -m vine_mini train`"
                 )
-        if self.device not in ("auto", "cpu") or self.group < 2:
-            raise UserError("on TRL, group is at least 2, and device is auto or cpu: the launcher gives each process its GPU")
+        if self.group < 2:
+            raise UserError("group = 1: on TRL, a group has at least 2 responses")
+        if self.device not in ("auto", "cpu"):
+            raise UserError(f"device = {self.device}: on TRL it is auto or cpu; the launcher gives each process its GPU")
+        if self.vllm and self.vllm != "colocate" and not self.vllm.startswith(("http://", "https://")):
+            raise UserError(f"vllm = {self.vllm}: give colocate, or the address of a server that begins with http://")
 
 
 def grpo_arguments(config, ranks: int, longest_prompt: int) -> dict[str, Any]:
@@ -74,8 +81,11 @@ def grpo_arguments(config, ranks: int, longest_prompt: int) -> dict[str, Any]:
     part, most = config.minibatch_size // ranks, config.micro_batch_tokens // (longest_prompt + config.max_new_tokens)
     rows = max(n for n in range(1, part + 1) if part % n == 0 and n <= max(most, 1))
     updates = config.epochs * config.prompts * config.group // config.minibatch_size  # of an iteration
-    server = dict(vllm_mode="server", vllm_server_base_url=config.vllm, vllm_server_timeout=60.0)
-    vllm: dict = {"use_vllm": True} | (dict(vllm_mode="colocate") if config.vllm == "colocate" else server) if config.vllm else {}
+    vllm: dict[str, Any] = {}
+    if config.vllm:  # without TRL's correction: a response whose weight is above its cap would be left out
+        vllm = dict(use_vllm=True, vllm_mode="colocate", vllm_importance_sampling_correction=False)
+        if config.vllm != "colocate":
+            vllm |= dict(vllm_mode="server", vllm_server_base_url=config.vllm, vllm_server_timeout=60.0)
     return vllm | dict(
         per_device_train_batch_size=rows, gradient_accumulation_steps=part // rows, num_iterations=config.epochs,
         steps_per_generation=config.prompts * config.group // (ranks * rows), num_generations=config.group,
@@ -95,19 +105,27 @@ class Folder(TrainerCallback):
 
     def __init__(self, run: Run, updates: int):
         self.run, self.updates, self.start = run, updates, time.monotonic()
+        self.saved, self.stop = time.monotonic(), False
         self.before = run.rows[-1]["seconds"] if run.rows else 0.0  # of the run that is resumed
 
     def on_log(self, args, state, control, logs, **_):
         """One line for each iteration, with the names of `train`."""
-        if "reward" in logs:
+        if "reward" in logs and "loss" in logs:  # the summary at the end has no loss
             iteration, config = state.global_step // self.updates, self.run.config
             row = {"iteration": iteration, "episodes": iteration * config.prompts * config.group}
             row |= {"seconds": self.before + time.monotonic() - self.start}
             row |= {ours: logs[theirs] for ours, theirs in LOGS.items() if theirs in logs} | self.trainer.stats
             self.run.log(row, self.trainer.episodes, self.trainer.advantages)
 
+    def on_step_end(self, args, state, control, **_):
+        """A single process saves after a stop and every two minutes. Several processes could not agree on a moment."""
+        if RANKS == 1 and state.global_step % self.updates == 0:
+            control.should_training_stop |= self.stop
+            control.should_save |= self.stop or time.monotonic() - self.saved > SAVE_SECONDS
+
     def on_save(self, args, state, control, **_):
         """Points RUN/policy to the new checkpoint. The old one is still there."""
+        self.saved = time.monotonic()
         point(self.run.folder / "policy", self.run.folder / "checkpoints" / f"checkpoint-{state.global_step}")
         plot_run(self.run.rows, self.run.folder / "curves.png", f"VinePPO on {task_name(self.run.config)}, on TRL")
 
@@ -127,6 +145,8 @@ def train(config: TrlConfig, folder: Path) -> None:
         raise UserError(f"{folder} has no checkpoint of TRL to go on from")
     done = json.loads((saved / "trainer_state.json").read_text())["global_step"] if saved else 0
     updates = arguments["logging_steps"]  # of an iteration
+    if done >= arguments["max_steps"]:
+        raise UserError(f"{folder} has its {done // updates} iterations already: raise --iterations to go on")
     args = GRPOConfig(output_dir=str(folder / "checkpoints"), **arguments)  # this connects the processes
     args.distributed_state.wait_for_everyone()  # each of them has looked at the folder before the first one writes
     if RANK == 0:
@@ -136,13 +156,37 @@ def train(config: TrlConfig, folder: Path) -> None:
         if RANK == 0:
             plain = TrainConfig(**{f.name: getattr(config, f.name) for f in fields(TrainConfig)})
             callbacks = [Folder(Run(folder, plain, done // updates), updates)]
+            write_text(folder / "vllm.txt", f"{config.vllm or 'none'}\n")
         trainer = VinePPOTrainer(config, policy, tokenizer, problems, args, callbacks=callbacks)
         for callback in callbacks:
             callback.trainer = trainer
-        trainer.train(resume_from_checkpoint=str(saved) if saved else None)
+        with _stopping(callbacks):
+            trainer.train(resume_from_checkpoint=str(saved) if saved else None)
         trainer.accelerator.wait_for_everyone()  # a process that leaves early breaks the connections of the others
         if config.vllm != "colocate":  # vLLM in this process closes the connections itself, and needs them for that
             trainer.accelerator.end_training()
+
+
+@contextmanager
+def _stopping(callbacks: list[Folder]):
+    """In a single process, Ctrl-C and SIGTERM end the iteration and save it. A second one ends at once."""
+
+    def stop(number, _):
+        if callbacks[0].stop:
+            raise KeyboardInterrupt
+        callbacks[0].stop = True
+        print("\nending this iteration, then saving", file=sys.stderr)
+
+    signals = (signal.SIGINT, signal.SIGTERM) if RANKS == 1 else ()
+    before = {number: signal.signal(number, stop) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if RANKS == 1 and callbacks[0].stop:
+        print(f"saved; --resume {callbacks[0].run.folder} goes on", file=sys.stderr)
+        raise KeyboardInterrupt
 
 
 @contextmanager
@@ -150,15 +194,16 @@ def _lost(folder: Path):
     """A process that has lost another one or the vLLM server ends with one line, and at once: cleaning up would wait for it."""
 
     def end(why) -> None:
-        line = f"process {RANK} ends: {' '.join(str(why).split())[:300]}; go on with --resume {folder}\n"
-        os.write(2, line.encode())
+        after = f"go on with --resume {folder}" if (folder / "policy").exists() else f"{folder} has no checkpoint yet"
+        os.write(2, f"process {RANK} ends: {' '.join(str(why).split())[:300]}; {after}\n".encode())
         os._exit(1)
 
     signal.signal(signal.SIGTERM, lambda *_: end("SIGTERM, which a launcher sends where another process was lost"))
     try:
         yield
     except Exception as error:
-        if isinstance(error, (torch.distributed.DistError, OSError)) or re.search("gloo|Request failed", str(error)):
+        lost = isinstance(error, (torch.distributed.DistError, ConnectionError)) or re.search("gloo|Request failed", str(error))
+        if lost or type(error).__module__.startswith(("requests.", "urllib3.")):
             end(error)
         raise
 
@@ -171,6 +216,11 @@ def main(argv: list[str] | None = None) -> int:
             print(plan(config))
             return 0
         check_trl()
+        if config.resume and config.vllm is None and (Path(config.resume) / "vllm.txt").is_file():
+            config.vllm = (Path(config.resume) / "vllm.txt").read_text(encoding="utf-8").strip()
+            config.vllm = None if config.vllm == "none" else config.vllm
+        if config.vllm and find_spec("vllm") is None:
+            raise UserError(f"vllm = {config.vllm} needs vLLM in this environment: pip install vllm")
         folder = Path(config.resume) if config.resume else new_folder(config.out, f"{task_name(config)}-trl")
         with _lost(folder):
             train(config, folder)

@@ -1,7 +1,7 @@
 """What an iteration of VinePPO would take on 1 to 64 GPUs: tokens, seconds and memory, counted from shapes and assumptions.
 
-The assumptions are the constants of this file. Prefixes are read once, and the engine's batch is full until its last responses.
-Arithmetic and memory each take seconds, and the slower of the two counts. The time of communication and of waiting does not.
+The assumptions are the constants of this file. Reading prompts and prefixes for sampling takes no time. Arithmetic and memory
+each take seconds, and the slower of the two counts. Communication and waiting take none.
 """
 
 from typing import Any, NamedTuple
@@ -49,13 +49,19 @@ def seconds(weights, cached, config, device=GPU, *, gpus=1, engine=1, batch=None
         shape: tokens of a prompt, tokens of a response, steps.
     """
     prompt, response, steps = shape
-    batch = batch or config.sample_batch_size
-    moved = weights * device.number + batch * cached * (prompt + response / 2)  # bytes of a decoding step
-    step = max(moved / device.bandwidth, 2 * weights * batch / device.flops) / device.decoding / engine
-    sampling = [n / batch * step * engine / gpus for n in tokens(config, response, steps)]
+    episodes, most = config.prompts * config.group, batch or config.sample_batch_size
+
+    def sampling(requests: int, n: float) -> float:
+        """n tokens of so many responses. The batch of an engine is full, or holds its share of them all."""
+        batch = min(most, max(1.0, requests * engine / gpus))
+        moved = weights * device.number + batch * cached * (prompt + response / 2)  # bytes of a decoding step
+        step = max(moved / device.bandwidth, 2 * weights * batch / device.flops) / device.decoding / engine
+        return max(n / batch * step * engine / gpus, response * step)  # one token after the other
+
+    sampled, rolled = tokens(config, response, steps)
     passes = (8 if config.gradient_checkpointing else 6) * config.epochs + 2 * (1 + (config.kl_coef > 0))  # old and reference
-    read = config.prompts * config.group * (prompt + response)
-    return *sampling, passes * weights * read / gpus / device.flops / device.training
+    updates = passes * weights * episodes * (prompt + response) / gpus / device.flops / device.training
+    return sampling(episodes, sampled), sampling(episodes * steps * config.k, rolled), updates
 
 
 def plan(config, device=GPU) -> str:
@@ -86,7 +92,8 @@ def plan(config, device=GPU) -> str:
             f"assumed: prompts of {PROMPT} tokens, responses of {RESPONSE} in {STEPS} steps, no equal states",
             f"a GPU: {device.memory / 1e9:.0f} GB, {device.flops / 1e12:.0f} TFLOP/s, {device.bandwidth / 1e12:.2f} TB/s; "
             f"{device.training:.0%} of that in updates, {device.decoding:.0%} in sampling; no time for communication",
-            "held: float32 weights, gradients, AdamW and reference on all GPUs together; bfloat16 weights that sample on 1 to 8",
+            "held: float32 weights, gradients, AdamW and reference on all GPUs together; bfloat16 weights on each engine",
+            "not counted: memory of the host; an engine of several GPUs needs a vLLM server, which this command does not start",
             f"update: activations of {config.micro_batch_tokens} tokens; batch: responses that one engine decodes at once",
             columns(rows),
         ]
