@@ -215,7 +215,7 @@ def test_without_the_tested_trl_there_is_one_line(monkeypatch, capsys, version):
         (dict(max_ratio=3.0), "max_ratio does not exist on TRL: set it to 10.0"),
         (dict(eval_every=5), "eval_every does not exist"),
         (dict(adam_8bit=True), "adam_8bit does not exist on TRL: set it to False"),
-        (dict(importance_cap=2.0, bf16=True), "importance_cap does not exist on TRL"),
+        (dict(importance_cap=2.0, bf16=True), "importance_cap needs --vllm"),
         (dict(vllm="colocated"), "vllm = colocated: give colocate, or the address"),
         (dict(group=1, minibatch_size=32), "a group has at least 2"),
         (dict(device="cuda:1"), "on TRL it is auto or cpu"),
@@ -240,7 +240,12 @@ def test_an_update_has_the_same_responses_on_any_number_of_processes():
         command.grpo_arguments(config, 3, 40)
     vllm = command.grpo_arguments(command.TrlConfig(vllm="http://host:8000"), 1, 40)
     assert vllm["use_vllm"] and vllm["vllm_mode"] == "server" and vllm["vllm_server_base_url"] == "http://host:8000"
-    assert command.grpo_arguments(command.TrlConfig(vllm="colocate"), 1, 40)["vllm_mode"] == "colocate"
+    here = command.grpo_arguments(command.TrlConfig(vllm="colocate"), 1, 40)
+    assert here["vllm_mode"] == "colocate" and here["vllm_importance_sampling_mode"] == "token_truncate"
+    low, high = here["vllm_importance_sampling_clip_min"], here["vllm_importance_sampling_clip_max"]
+    assert low < high and low == pytest.approx(1, abs=1e-5) and high == pytest.approx(1, abs=1e-5)  # all weigh 1
+    capped = command.grpo_arguments(command.TrlConfig(vllm="colocate", bf16=True, importance_cap=2.0), 1, 40)
+    assert (capped["vllm_importance_sampling_clip_min"], capped["vllm_importance_sampling_clip_max"]) == (None, 2.0)
 
 
 @pytest.mark.parametrize("answers", [False, True])

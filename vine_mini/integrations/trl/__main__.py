@@ -35,7 +35,6 @@ from vine_mini.integrations.trl.plan import plan
 from vine_mini.types import UserError
 
 ABSENT = "algorithm max_seconds with_replacement divisor kl_per_response kl_kind max_ratio eval_every keep_every adam_8bit"
-ABSENT += " importance_cap"
 SAVE_SECONDS = 120.0  # of training, at most, between two checkpoints of a single process
 RANK, RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # the launcher sets them
 
@@ -66,6 +65,8 @@ class TrlConfig(TrainConfig):
             raise UserError("group = 1: on TRL, a group has at least 2 responses")
         if self.device not in ("auto", "cpu"):
             raise UserError(f"device = {self.device}: on TRL it is auto or cpu; the launcher gives each process its GPU")
+        if self.importance_cap and not self.vllm:
+            raise UserError("importance_cap needs --vllm: Hugging Face generation samples with the trainer's own weights")
         if self.vllm and self.vllm != "colocate" and not self.vllm.startswith(("http://", "https://")):
             raise UserError(f"vllm = {self.vllm}: give colocate, or the address of a server that begins with http://")
 
@@ -82,8 +83,11 @@ def grpo_arguments(config, ranks: int, longest_prompt: int) -> dict[str, Any]:
     rows = max(n for n in range(1, part + 1) if part % n == 0 and n <= max(most, 1))
     updates = config.epochs * config.prompts * config.group // config.minibatch_size  # of an iteration
     vllm: dict[str, Any] = {}
-    if config.vllm:  # without TRL's correction: a response whose weight is above its cap would be left out
-        vllm = dict(use_vllm=True, vllm_mode="colocate", vllm_importance_sampling_correction=False)
+    if config.vllm:  # importance weights as in `train`: at most the cap; without a cap all are 1, and the gap is still measured
+        cap = config.importance_cap
+        vllm = dict(use_vllm=True, vllm_mode="colocate", vllm_importance_sampling_mode="token_truncate")
+        low, high = (None, cap) if cap else (1.0, 1.0 + 1e-6)  # TRL wants two different bounds
+        vllm |= dict(vllm_importance_sampling_clip_min=low, vllm_importance_sampling_clip_max=high)
         if config.vllm != "colocate":
             vllm |= dict(vllm_mode="server", vllm_server_base_url=config.vllm, vllm_server_timeout=60.0)
     return vllm | dict(
