@@ -1,8 +1,8 @@
 """The paper's claims, judged by the results of `lengthgen study`: differences with intervals, and verdicts.
 
 Each finding is a number that the claim says is positive. Its interval has a level of 95 %. It is Student's t over the seeds, or a
-bootstrap over tasks and their seeds. The bootstrap is too narrow for few tasks: with 14 tasks and no difference it excludes zero
-in 8 % of the cases (simulated). Below eight tasks there is no verdict. No finding is corrected for the number of the others.
+bootstrap over tasks and their seeds. A bootstrap of few tasks is too narrow, so there is no verdict below eight tasks. No finding
+is corrected for the number of the others.
 """
 
 import json
@@ -92,7 +92,7 @@ def _ranks(rows: list[dict], where: str) -> list[Finding]:
 
 
 class _Gaps:
-    """Differences of two encodings' means over tasks and seeds, with bootstrap intervals. tasks: as for `ranking.redrawn`."""
+    """Differences of two encodings' means over tasks and seeds, with bootstrap intervals. tasks: as for `ranking.task_means`."""
 
     def __init__(self, tasks: list[list[dict[str, float]]]):
         self.means, self.draws = ranking.task_means(tasks), ranking.bootstrap_means(tasks)
@@ -114,7 +114,7 @@ def levels(rows: list[dict], part: str = "rows") -> list[Finding]:
                 shares = report.extrapolation(results)[name].values()
                 gaps = [100 * (share - figures[name] + WITHIN) for share in shares]
                 lengths = "{}-{}".format(*results["settings"]["test_lengths"])
-                what = f"{report.name_of(results)} ({lengths}): ours - paper + {100 * WITHIN:.0f}"  # by length, PCFG SET too
+                what = f"{report.name_of(results)} ({lengths}): ours - paper + {100 * WITHIN:.0f}"
                 what += f", {results['settings']['steps']:,} updates" if part == "longer" else ""
                 found.append(Finding(f"level: {name}", what, f"{100 * figures[name]:.1f} %", interval(gaps), "points", part))
     return found

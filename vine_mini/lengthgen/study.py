@@ -13,6 +13,7 @@ Everything but the runs is written again after each sweep, from the seeds with w
 """
 
 from pathlib import Path
+from typing import Any
 
 from vine_mini.app.files import locked, write_text
 from vine_mini.app.runs import check_writable
@@ -23,6 +24,11 @@ from vine_mini.lengthgen.results import load_so_far, merged
 from vine_mini.lengthgen.sweep import sweep
 from vine_mini.lengthgen.train import Diverged
 from vine_mini.types import UserError
+
+MEASURED: dict[str, tuple[str, Any, Any]] = {
+    "deep": ("attention", commands.attention, AttentionConfig),
+    "probe": ("probe", commands.probe, ProbeConfig),
+}
 
 
 def study(config: StudyConfig) -> None:
@@ -60,13 +66,15 @@ def _check_quick(config: StudyConfig, folder: Path) -> None:
 
 def measure(part: str, folder: Path) -> None:
     """Distances of attention and probes of positions, where they are not there yet and the models of all seeds are."""
-    name = {"deep": "attention", "probe": "probe"}.get(part)
-    for path in (folder / name for name in folders(part)):
+    if part not in MEASURED:
+        return
+    name, command, config = MEASURED[part]
+    for path in (folder / each for each in folders(part)):
         results = _read(path)
-        if not name or not results or (claims.measured(path, name) or {}).get("seeds") == results["settings"]["seeds"]:
+        if not results or (claims.measured(path, name) or {}).get("seeds") == results["settings"]["seeds"]:
             continue
         try:
-            commands.attention(AttentionConfig([str(path)])) if part == "deep" else commands.probe(ProbeConfig([str(path)]))
+            command(config([str(path)]))
         except UserError as error:  # a single seed; or models of another machine, which the repository does not have
             print(f"{name}: {error}")
 

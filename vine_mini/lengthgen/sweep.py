@@ -40,11 +40,11 @@ def sweep(config: LengthgenConfig, folder: Path, again: Path | None = None) -> d
     asked = [(name, seed) for seed in config.seeds for name in config.encodings]
     jobs = [(config, name, seed, str(device), folder) for name, seed in asked if (name, seed) not in done]
     workers = min(config.processes or ((os.cpu_count() or 1) if device.type == "cpu" else 1), len(jobs))
-    if folder.exists():  # perhaps with models whose results.json is lost
-        results.write_json(found, folder / "results.json")
-    else:
+    if not folder.exists():
         with whole(folder) as fresh:  # the folder appears with the file, so the same command always continues in it
             results.write_json(found, fresh / "results.json")
+    elif not (folder / "results.json").exists():  # lost, perhaps beside models
+        results.write_json(found, folder / "results.json")
     diverged: list[str] = []
     total = len(jobs) * (config.steps + len(config.lengths()))
     try:
