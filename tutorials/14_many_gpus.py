@@ -20,7 +20,7 @@ from vine_mini.app.flags import read_preset
 from vine_mini.app.memory import estimate
 from vine_mini.app.plots import new_figure
 from vine_mini.app.setup import SHIPPED
-from vine_mini.integrations.trl.plan import plan
+from vine_mini.integrations.trl.plan import plan, rows as plan_rows
 from vine_mini.logprobs import response_logprobs
 from vine_mini.losses import clipped_policy_loss
 from vine_mini.sampling import rollouts
@@ -165,30 +165,30 @@ tokens, rate = 512 * T * (1 + 9 * (n + 1) / 2), metrics["rollout_tokens"] / metr
 print(f"with T = {T} and n = {n}: {tokens / 1e6:.1f} million tokens an iteration, {650 * tokens / 1e9:.1f} billion in all 650")
 print(f"this machine, {small:,} parameters: {rate:,.0f} tokens a second, {tokens / rate / 60:.1f} minutes an iteration")
 print(f"1.1 billion parameters, if the time grew with them: {tokens / rate * 1.1e9 / small / 86400:.1f} days an iteration")
-print(plan(TrainConfig(**read_preset("gsm8k-rho1b"))))  # operations and bytes, for the data sheet of a GPU
+paper_run = TrainConfig(**read_preset("gsm8k-rho1b"))
+print(plan(paper_run))  # seconds from the data sheet of a GPU
 
 # %%
-figure, ((axis,),) = new_figure(1)
-figure.set_size_inches(8, 4)
+figure, ((axis, clock),) = new_figure(2)
 bottom, colours = torch.zeros(len(bars)), ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7")
 for kind, colour, heights in zip(kinds, colours, torch.tensor(list(bars.values())).T / 2**30, strict=True):
     axis.bar(list(bars), heights, 0.6, bottom, color=colour, edgecolor="white", label=kind, zorder=2)
     bottom = bottom + heights
 axis.axhline(80e9 / 2**30, color="0.3", zorder=3, linestyle="--", label="memory of a GPU with 80 GB")
 axis.set(title=f"Memory of each of {gpus} GPUs, an estimate", ylabel="GiB a GPU")
-axis.legend(frameon=False, fontsize=8)
+axis.tick_params(axis="x", labelsize=7)
+for name, colour, marker in zip(("1B", "7B", "70B"), colours, "os^", strict=False):
+    line = [(str(row.gpus), sum(row.times)) for row in plan_rows(paper_run) if row.model == name and row.times]
+    clock.semilogy(*zip(*line, strict=True), marker=marker, color=colour, label=f"{name} parameters")
+clock.set(title="Seconds of an iteration, as planned", xlabel="GPUs", ylabel="seconds")
+for each in (axis, clock):
+    each.legend(frameon=False, fontsize=8)
 show(figure, "14_many_gpus")
 
 # %% [markdown]
-# ## What takes over
+# On the right, a line starts at the fewest GPUs into which the model fits. More GPUs divide the time, as long as each of them has
+# enough responses to decode at once. The plan counts no communication. [beyond_one_gpu.md](beyond_one_gpu.md) says when to move.
 #
-# | here | on many GPUs | look up |
-# |---|---|---|
-# | `sampling/fast/` reads a shared prefix once | an engine that shares prefixes and receives new weights | vLLM: prefix caching |
-# | `whiten`, one denominator | sums over ranks | `torchrun`, `all_reduce`, accelerate's `gather` |
-# | `trainer`, all weights in one place | divided weights; a trainer that takes advantages [B, T] | FSDP2; TRL's `GRPOTrainer` |
-
-# %% [markdown]
 # ## Questions
 #
 # 1. DistributedDataParallel averages gradients. By what must each rank multiply its loss to keep one denominator?

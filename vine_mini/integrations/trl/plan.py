@@ -64,9 +64,20 @@ def seconds(weights, cached, config, device=GPU, *, gpus=1, engine=1, batch=None
     return sampling(episodes, sampled), sampling(episodes * steps * config.k, rolled), updates
 
 
-def plan(config, device=GPU) -> str:
-    """The table of `--plan`, with its assumptions."""
-    rows = [["model", "GPUs", "GiB held", "GiB update", "batch", "sample, s", "rollouts, s", "update, s", "total, s"]]
+class Row(NamedTuple):
+    """The plan of one model on so many GPUs. `times`: seconds of responses, rollouts, updates; empty where it does not fit."""
+
+    model: str
+    gpus: int
+    held: float  # bytes on a GPU, in the whole iteration
+    update: float  # bytes of an update's activations
+    batch: int  # responses that one engine decodes at once
+    times: tuple[float, ...]
+
+
+def rows(config, device=GPU) -> list[Row]:
+    """Each model of `SHAPES` on 1 to 64 GPUs."""
+    found = []
     for name, shape in SHAPES.items():
         with torch.device("meta"):
             model = LlamaForCausalLM(LlamaConfig(**dict(num_attention_heads=32) | shape))
@@ -79,12 +90,18 @@ def plan(config, device=GPU) -> str:
             held = weights * ((16 + 4 * (config.kl_coef > 0)) / gpus + device.number / engine)
             free = engine * (device.memory - held) / cached / (PROMPT + config.max_new_tokens)
             batch = int(min(config.sample_batch_size, max(0, free)))
-            row = [name, str(gpus), f"{held / 2**30:,.1f}", f"{update / 2**30:,.1f}", str(batch)]
-            if engine < smallest or batch < 1 or held + update > device.memory:
-                rows.append([*row, "", "", "", "does not fit"])
-                continue
-            times = seconds(weights, cached, config, device, gpus=gpus, engine=engine, batch=batch)
-            rows.append([*row, *(f"{t:,.1f}" for t in (*times, sum(times)))])
+            fits = engine == smallest and batch >= 1 and held + update <= device.memory
+            times = seconds(weights, cached, config, device, gpus=gpus, engine=engine, batch=batch) if fits else ()
+            found.append(Row(name, gpus, held, update, batch, times))
+    return found
+
+
+def plan(config, device=GPU) -> str:
+    """The table of `--plan`, with its assumptions."""
+    table = [["model", "GPUs", "GiB held", "GiB update", "batch", "sample, s", "rollouts, s", "update, s", "total, s"]]
+    for row in rows(config, device):
+        times = [f"{t:,.1f}" for t in (*row.times, sum(row.times))] if row.times else ["", "", "", "does not fit"]
+        table.append([row.model, str(row.gpus), f"{row.held / 2**30:,.1f}", f"{row.update / 2**30:,.1f}", str(row.batch), *times])
     sampled, rolled = tokens(config)
     return "\n".join(
         [
@@ -95,6 +112,6 @@ def plan(config, device=GPU) -> str:
             "held: float32 weights, gradients, AdamW and reference on all GPUs together; bfloat16 weights on each engine",
             "not counted: memory of the host; an engine of several GPUs needs a vLLM server, which this command does not start",
             f"update: activations of {config.micro_batch_tokens} tokens; batch: responses that one engine decodes at once",
-            columns(rows),
+            columns(table),
         ]
     )
