@@ -20,7 +20,8 @@ from vine_mini.app.flags import read_preset
 from vine_mini.app.memory import estimate
 from vine_mini.app.plots import new_figure
 from vine_mini.app.setup import SHIPPED
-from vine_mini.integrations.trl.plan import plan, rows as plan_rows
+from vine_mini.integrations.trl.plan import plan
+from vine_mini.integrations.trl.plan import rows as plan_rows
 from vine_mini.logprobs import response_logprobs
 from vine_mini.losses import clipped_policy_loss
 from vine_mini.sampling import rollouts

@@ -65,14 +65,14 @@ def seconds(weights, cached, config, device=GPU, *, gpus=1, engine=1, batch=None
 
 
 class Row(NamedTuple):
-    """The plan of one model on so many GPUs. `times`: seconds of responses, rollouts, updates; empty where it does not fit."""
+    """The plan of one model on so many GPUs."""
 
     model: str
     gpus: int
     held: float  # bytes on a GPU, in the whole iteration
     update: float  # bytes of an update's activations
     batch: int  # responses that one engine decodes at once
-    times: tuple[float, ...]
+    times: tuple[float, ...]  # seconds of responses, rollouts and updates; empty where the model does not fit
 
 
 def rows(config, device=GPU) -> list[Row]:
@@ -101,7 +101,8 @@ def plan(config, device=GPU) -> str:
     table = [["model", "GPUs", "GiB held", "GiB update", "batch", "sample, s", "rollouts, s", "update, s", "total, s"]]
     for row in rows(config, device):
         times = [f"{t:,.1f}" for t in (*row.times, sum(row.times))] if row.times else ["", "", "", "does not fit"]
-        table.append([row.model, str(row.gpus), f"{row.held / 2**30:,.1f}", f"{row.update / 2**30:,.1f}", str(row.batch), *times])
+        sizes = [f"{size / 2**30:,.1f}" for size in (row.held, row.update)]
+        table.append([row.model, str(row.gpus), *sizes, str(row.batch), *times])
     sampled, rolled = tokens(config)
     return "\n".join(
         [
