@@ -45,7 +45,7 @@ class Finding:
         paper: the paper's number, or "".
         ours: mean, and both ends of the 95 % interval.
         unit: such as "points"; scales nothing.
-        part: the part of `lengthgen study` whose runs it needs.
+        part: the part or parts of `lengthgen study` whose runs it needs.
     """
 
     claim: str
@@ -61,16 +61,19 @@ class Finding:
         return verdict(self.ours)
 
 
-def ranks(rows: list[dict]) -> list[Finding]:
+def ranks(rows: list[dict], parts: str = "rows") -> list[Finding]:
     """The order of the mean reciprocal ranks, and NoPE's mean accuracy against the others'. rows: results of several tasks.
+
+    `parts` of the study have made them.
 
     Tasks that were not learned rank encodings by chance. Where there are some, the tasks that were learned are judged as well.
     """
     known = [results for results in rows if report.learned(results)]
-    return _ranks(rows, f"{len(rows)} tasks") + (_ranks(known, f"{len(known)} learned tasks") if len(known) < len(rows) else [])
+    of_learned = _ranks(known, f"{len(known)} learned tasks", parts) if len(known) < len(rows) else []
+    return _ranks(rows, f"{len(rows)} tasks", parts) + of_learned
 
 
-def _ranks(rows: list[dict], where: str) -> list[Finding]:
+def _ranks(rows: list[dict], where: str, parts: str) -> list[Finding]:
     if len(rows) < 2:
         return []
     tasks = ranking.queries(rows)
@@ -83,11 +86,11 @@ def _ranks(rows: list[dict], where: str) -> list[Finding]:
     found = []
     for first, second in pairwise(names):
         figure = f"{paper.of(first, theirs) - paper.of(second, theirs):+.3f} (17 tasks)"
-        found.append(Finding("rank", f"{first} - {second}, {where}", figure, reciprocal.of(first, second), "", "rows"))
+        found.append(Finding("rank", f"{first} - {second}, {where}", figure, reciprocal.of(first, second), "", parts))
     for other in names[1:] if names[0] == "nope" else []:
         figure = f"{100 * (mean['nope'] - paper.of(other, mean)):+.1f}" if mean else ""
         what = f"nope - {other}, mean of {where}"
-        found.append(Finding("accuracy", what, figure, points.of("nope", other), "points", "rows"))
+        found.append(Finding("accuracy", what, figure, points.of("nope", other), "points", parts))
     return found
 
 

@@ -236,8 +236,8 @@ PARTS = {
     "deep": "two tasks with twice the layers, for distances of attention",
     "probe": "three tasks with NoPE alone, for the positions that its first layer writes",
     "scratchpad": "three tasks with eight formats of the scratchpad",
-    "wide": "five tasks with heads of 64 dimensions, of which RoPE's quarter turns eight pairs, as in the paper",
-    "longer": "six tasks with four times the updates: does NoPE then reach the paper's level?",
+    "wide": "heads of 64 dimensions, of which RoPE's quarter turns eight pairs, as in the paper; five tasks also with NoPE and RoPE",
+    "longer": "ten tasks with four times the updates, NoPE and T5: do they then reach the paper's level?",
     "later": "six tasks with the encodings that came after the paper",
 }
 

@@ -16,6 +16,7 @@ from vine_mini.lengthgen.config import LengthgenConfig, decoder_config
 from vine_mini.lengthgen.own import short
 from vine_mini.types import UserError
 
+NARROW = "rope25 (narrow heads)"
 WHOLE = ("steps", "batch_size", "layers", "hidden", "heads", "nope_every", "max_positions", "examples")
 
 
@@ -64,6 +65,21 @@ def merged(one: dict, other: dict) -> dict:
     encodings = one["settings"]["encodings"] + other["settings"]["encodings"]
     runs = [run for run in one["runs"] + other["runs"] if run["seed"] in seeds]
     return one | {"settings": one["settings"] | {"seeds": seeds, "encodings": encodings}, "runs": runs}
+
+
+def with_wide_rope(one: dict, wide: dict) -> dict:
+    """The results of a sweep with `rope25` from another one, whose heads are as wide as the paper's; the seeds that both have.
+
+    The sweep's own runs of `rope25` are kept under the name NARROW.
+    """
+    own = [run | {"encoding": NARROW if run["encoding"] == "rope25" else run["encoding"]} for run in one["runs"]]
+    own_names = [NARROW if name == "rope25" else name for name in one["settings"]["encodings"]]
+    own_results = one | {"settings": one["settings"] | {"encodings": own_names}, "runs": own}
+    only = wide | {
+        "settings": wide["settings"] | {"encodings": ["rope25"]},
+        "runs": [run for run in wide["runs"] if run["encoding"] == "rope25"],
+    }
+    return merged(own_results, only)
 
 
 def _read(folder: Path) -> dict:
