@@ -22,8 +22,8 @@ from vine_mini.lengthgen.train import collate, evaluate, evaluation_examples, ta
 from vine_mini.sampling import sample
 from vine_mini.types import Sampling
 
-encodings, seeds, updates = (["nope", "rope"], [0], 20) if QUICK else (["nope", "rope", "alibi"], [0, 1], 500)
-config = LengthgenConfig(task="copy", encodings=encodings, seeds=seeds, steps=updates, lr=1e-3, examples=50)
+encodings, seeds, updates = (["nope", "rope"], [0], 20) if QUICK else (["nope", "t5", "alibi", "rope"], [0, 1], 500)
+config = LengthgenConfig(task="copy", encodings=encodings, seeds=seeds, steps=updates, examples=50)
 prompt, target = evaluation_examples(config, 4, 1)[0]
 print(tokens(prompt), "->", [*tokens(target), "<eos>"])
 print(f"training lengths {config.train_lengths}, test lengths {config.test_lengths}: {TASKS['copy'].length_unit}")
@@ -100,10 +100,10 @@ for (name, seed), model in models.items():
 # The smooth curves look more certain than they are. Two seeds show a range, not an error bar. There are only a few different
 # prompts of each length, so the number of examples says little about the noise. And 500 updates are few.
 #
-# The repository holds longer runs of the same decoder (`results/lengthgen/copy`, three seeds). We compare them with ours.
+# The repository holds longer runs of the same decoder (`results/lengthgen/study/copy`, three seeds). We compare them with ours.
 
 # %%
-longer_run = load_results(ROOT / "results" / "lengthgen" / "copy")
+longer_run = load_results(ROOT / "results" / "lengthgen" / "study" / "copy")
 longer = by_length(longer_run)  # encoding -> length -> exact match of each seed
 print(f"updates: {updates}, in the longer run {longer_run['settings']['steps']}; ", end="")
 print(f"different prompts of length 20: {len(prompts[20])}; ± is the standard deviation between seeds")

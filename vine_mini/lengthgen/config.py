@@ -236,7 +236,7 @@ PARTS = {
     "deep": "two tasks with twice the layers, for distances of attention",
     "probe": "three tasks with NoPE alone, for the positions that its first layer writes",
     "scratchpad": "three tasks with eight formats of the scratchpad",
-    "wide": "heads of 64 dimensions, of which RoPE's quarter turns eight pairs, as in the paper; five tasks also with NoPE and RoPE",
+    "wide": "heads of 64 dimensions, of which RoPE's quarter turns eight pairs, as in the paper; five tasks also with others",
     "longer": "ten tasks with four times the updates, NoPE and T5: do they then reach the paper's level?",
     "later": "six tasks with the encodings that came after the paper",
 }

@@ -84,8 +84,8 @@ def write_report(folder: Path) -> None:
     """Writes what compares several folders, from the runs that have finished, and prints the claims."""
     found = {part: _so_far(part, folder) for part in PARTS}
     rows = found["rows"]
-    both = [merged(rows[r["task"]], r) for r in found["later"].values() if r["task"] in rows]
-    later = [results for results in both if results["settings"]["seeds"]]
+    beside = [merged(rows[r["task"]], r) for r in found["later"].values() if r["task"] in rows]
+    later = [results for results in beside if results["settings"]["seeds"]]
     rates: dict[str, dict[float, dict]] = {}
     for results in found["rates"].values():
         rates.setdefault(results["task"], {})[results["settings"]["lr"]] = results
