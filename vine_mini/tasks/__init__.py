@@ -41,7 +41,8 @@ def grade(task, problem: Problem, response: Trajectory, tokenizer, so_far: Seque
         return 0.0
     known, ids = {} if known is None else known, (*so_far, *response.response_ids)
     if (problem, ids) not in known:
-        reward = known[problem, ids] = task.reward(problem, tokenizer.decode(ids, skip_special_tokens=True))
+        decode = getattr(tokenizer, "backend_tokenizer", tokenizer).decode  # transformers looks at every id first: twice the time
+        reward = known[problem, ids] = task.reward(problem, decode(ids, skip_special_tokens=True))
         if not isinstance(reward, Real) or not 0 <= float(reward) <= 1:  # a NaN fails the comparison
             raise UserError(f"the task's reward() must return a number from 0 to 1, not {reward!r}")
     return float(known[problem, ids])

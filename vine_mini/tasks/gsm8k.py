@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections.abc import Callable
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,7 @@ def answer_lines(text: str) -> list[str]:
     return re.findall(f"{ANSWER_MARK}(.*)", CALCULATOR.sub("", text))
 
 
+@lru_cache(maxsize=10_000)  # the rollouts of an iteration state few different numbers
 def read_number(text: str) -> str | None:
     """The one number in a text, in lowest terms: '$1,000.50' -> '2001/2', '-7.0' -> '-7'. None where there is not exactly one.
 
