@@ -165,7 +165,6 @@ T, n, small = 200, 5, sum(p.numel() for p in policy.parameters())
 tokens, rate = 512 * T * (1 + 9 * (n + 1) / 2), metrics["rollout_tokens"] / metrics["seconds_rollouts"]
 print(f"with T = {T} and n = {n}: {tokens / 1e6:.1f} million tokens an iteration, {650 * tokens / 1e9:.1f} billion in all 650")
 print(f"this machine, {small:,} parameters: {rate:,.0f} tokens a second, {tokens / rate / 60:.1f} minutes an iteration")
-print(f"1.1 billion parameters, if the time grew with them: {tokens / rate * 1.1e9 / small / 86400:.1f} days an iteration")
 paper_run = TrainConfig(**read_preset("gsm8k-rho1b"))
 print(plan(paper_run))  # seconds from the data sheet of a GPU
 
@@ -189,7 +188,8 @@ show(figure, "14_many_gpus")
 # %% [markdown]
 # On the right, a line starts at the fewest GPUs into which the model fits. More GPUs divide the time, as long as each of them has
 # enough responses to decode at once. The plan counts no communication. [beyond_one_gpu.md](beyond_one_gpu.md) says when to move.
-#
+
+# %% [markdown]
 # ## Questions
 #
 # 1. DistributedDataParallel averages gradients. By what must each rank multiply its loss to keep one denominator?
