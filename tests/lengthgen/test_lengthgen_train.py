@@ -249,6 +249,9 @@ ENCODING = Encoding("square root", bias=lambda distance, t, config, w: -distance
 """
 
 
+BIAS = "-distance.clamp(min=0).sqrt()"
+
+
 def test_an_encoding_from_a_file_is_one_of_the_encodings(run, tmp_path):
     mine = tmp_path / "mine.py"
     mine.write_text(OWN)
@@ -263,6 +266,11 @@ def test_an_encoding_from_a_file_is_one_of_the_encodings(run, tmp_path):
         DecoderConfig(encoding=str(mine))
     model = Decoder(decoder_config(LengthgenConfig(), str(mine))).eval()
     assert not torch.equal(model(input_ids=torch.tensor([[1, 2, 3]])).logits, model(input_ids=torch.tensor([[2, 1, 3]])).logits)
+
+
+@pytest.mark.parametrize("name", [name for name in ENCODINGS if not ENCODINGS[name].ids and not name.endswith(".py")])
+def test_every_encoding_of_the_table_passes_the_check_of_ones_own(name):
+    own.check_causal(decoder_config(LengthgenConfig(encodings=[name]), name))
 
 
 def test_a_task_from_a_file_is_one_of_the_tasks(run, tmp_path):
@@ -292,6 +300,9 @@ def test_a_task_from_a_file_is_one_of_the_tasks(run, tmp_path):
             "returns the shape []: must be [B, H",
         ),
         ("ENCODING = (", "line 1: SyntaxError"),
+        (OWN.replace(BIAS, "(-distance / distance.shape[-1])"), "the logits of a token change when other tokens follow it"),
+        (OWN.replace(BIAS, "(0 * distance / 0)"), "its logits are not finite"),
+        (OWN.replace(BIAS, "distance * (distance[:, :1] - distance).sign()"), "with a KV cache its logits differ"),
         (OWN.replace("sqrt", "root"), "has no attribute 'root'"),
     ],
 )

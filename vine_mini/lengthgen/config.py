@@ -6,7 +6,7 @@ from typing import Annotated
 from vine_mini.app.config import Amount, Count, Positive, Range, check_ranges, knob
 from vine_mini.decoder.model import DecoderConfig
 from vine_mini.decoder.table import ENCODINGS, PAPER
-from vine_mini.lengthgen.own import find_encoding, find_task, short
+from vine_mini.lengthgen.own import check_causal, find_encoding, find_task, short
 from vine_mini.lengthgen.paper import COLUMNS
 from vine_mini.lengthgen.scratchpad import STEPS, WITHOUT_VARIABLE, parts_of
 from vine_mini.lengthgen.tasks import COPIES, EOS, PAD, TASKS, VOCABULARY
@@ -82,7 +82,9 @@ class LengthgenConfig:
             if ENCODINGS[name].ids and self.scratchpad != "none":
                 raise UserError(f"{name} computes position ids from whole sequences: it cannot write a scratchpad")
             try:
-                decoder_config(self, name)
+                shape = decoder_config(self, name)
+                if name.endswith(".py") and not ENCODINGS[name].ids:
+                    check_causal(shape)
             except Exception as error:
                 if not isinstance(error, ValueError) and not name.endswith(".py"):
                     raise  # a user's function may fail in any way, ours may not

@@ -5,6 +5,9 @@ An encoding's file sets ENCODING to an `Encoding`, in the form of the lines of `
     from vine_mini.decoder.table import Encoding
     ENCODING = Encoding("square root", bias=lambda distance, t, config, w: -distance.clamp(min=0).sqrt()[:, None])
 
+A token may depend on the tokens up to its own, and not on how many follow. Otherwise a model could read off where its answer ends,
+and its accuracy would be wrong. `check_causal` tries this before any training.
+
 A task's file has two functions, in the form of those in `tasks.py`, and uses tokens of its vocabulary only. This one is addition
 whose answer begins with the lowest digit, as position coupling needs it (`--encodings coupled`):
 
@@ -22,6 +25,9 @@ A file joins the table under its path. A saved model keeps the path as a name, a
 from pathlib import Path
 from random import Random
 
+import torch
+
+from vine_mini.decoder.model import Decoder, DecoderConfig
 from vine_mini.decoder.table import ENCODINGS, Encoding
 from vine_mini.lengthgen.tasks import TASKS, Task, encode
 from vine_mini.loading import load_file
@@ -51,6 +57,29 @@ def find_encoding(name: str) -> None:
     if not isinstance(found, Encoding):
         raise UserError(f"{name}: ENCODING must be an Encoding of vine_mini.decoder.table, not {type(found).__name__}")
     ENCODINGS[name] = found
+
+
+@torch.no_grad()
+def check_causal(config: DecoderConfig) -> None:
+    """Raises ValueError where the logits of a token are no numbers, or change with the tokens after it or with a cache."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Decoder(config).eval()
+        for name, parameter in model.named_parameters():
+            if ".encoding." in name:
+                parameter.normal_()  # some start at zero, which would hide what they multiply
+    ids = torch.arange(12)[None] % config.vocab_size
+    whole = model(ids).logits  # [1, 12, V]
+    if not whole.isfinite().all():
+        raise ValueError("its logits are not finite")
+    if (model(ids[:, :7]).logits - whole[:, :7]).abs().max() > 1e-3:
+        raise ValueError("the logits of a token change when other tokens follow it: use positions, not the length of a sequence")
+    cache, rows = None, []
+    for t in range(12):
+        out = model(ids[:, t : t + 1], past_key_values=cache, use_cache=True)
+        cache, rows = out.past_key_values, [*rows, out.logits]
+    if (torch.cat(rows, dim=1) - whole).abs().max() > 1e-3:
+        raise ValueError("with a KV cache its logits differ: use the positions and distances that it is given")
 
 
 def find_task(name: str) -> None:
