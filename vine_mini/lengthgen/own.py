@@ -5,8 +5,8 @@ An encoding's file sets ENCODING to an `Encoding`, in the form of the lines of `
     from vine_mini.decoder.table import Encoding
     ENCODING = Encoding("square root", bias=lambda distance, t, config, w: -distance.clamp(min=0).sqrt()[:, None])
 
-A token may depend on the tokens up to its own, and not on how many follow. Otherwise a model could read off where its answer ends,
-and its accuracy would be wrong. `check_causal` tries this before any training.
+A token may depend on the tokens up to its own, and not on how many follow. Otherwise a model could read off where its answer
+ends, and its accuracy would be wrong. `check_causal` tries this before any training.
 
 A task's file has two functions, in the form of those in `tasks.py`, and uses tokens of its vocabulary only. This one is addition
 whose answer begins with the lowest digit, as position coupling needs it (`--encodings coupled`):
