@@ -136,7 +136,7 @@ def reference(model, ids):
     """The decoder as loops over positions and heads, in float64, written from the definition. ids [T] -> logits [T, V]"""
     c = model.config
     w = {name: p.double() for name, p in model.state_dict().items()}
-    T, H, d = len(ids), c.num_attention_heads, c.head_size
+    T, H, d = len(ids), c.num_attention_heads, c.head_dim
     norm = lambda x: x / (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()  # noqa: E731
     h = w["model.embed.weight"][ids]
     positions = torch.arange(T)[None]

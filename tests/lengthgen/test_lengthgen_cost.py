@@ -61,7 +61,7 @@ def test_the_full_size_preset_is_the_paper_s_shape():
     assert layers == 84_934_656 and layers + 32_100 * 768 == pytest.approx(
         109_607_040, rel=1e-3
     )  # with T5's embeddings: the paper's
-    assert model.config.head_size == 64
+    assert model.config.head_dim == 64
 
 
 def test_full_size_prints_its_cost_and_trains(capsys, tmp_path):

@@ -92,7 +92,7 @@ def test_the_parts_are_what_the_paper_s_claims_need():
     assert all(set(s.encodings) == {*paper.COLUMNS, "rope"} for s in pads[:9])
     assert all({"nope", "t5", "rope25"} == set(s.encodings) for s in pads[9 : len(pads) // 3])
     wide = decoder_config(sweeps("wide", config)[0][1], "rope25")
-    assert wide.head_size == 64  # RoPE's quarter turns eight pairs
+    assert wide.head_dim == 64  # RoPE's quarter turns eight pairs
     rates = sweeps("rates", config)
     assert len(rates) == 2 * 17 and {s.lr for _, s in rates} == {1e-3, 2e-3} and all(s.seeds == [0] for _, s in rates)
     longer = sweeps("longer", config)[0][1]

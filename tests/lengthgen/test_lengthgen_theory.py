@@ -79,7 +79,7 @@ def test_theorem_2_logits_are_content_minus_distance():
     for length, dtype, tolerance in ((63, torch.float64, 1e-9), (511, torch.float64, 1e-9), (511, torch.float32, 2e-3)):
         ids, _ = sequence(length, batch=1)
         model = theory.build(length)
-        q = model.model.layers[1].attention.qkv.weight.view(3, 4, model.config.head_size, -1)[0]
+        q = model.model.layers[1].attention.qkv.weight.view(3, 4, model.config.head_dim, -1)[0]
         q[:, 2:] = 0
         weights = theory.attention_of_second_layer(model.to(dtype), ids)[0]  # [H, T, T]
         for head, slope in enumerate(alibi_slopes(4).tolist()):

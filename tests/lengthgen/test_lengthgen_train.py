@@ -183,7 +183,7 @@ def test_encodings_become_configurations():
 
 def test_heads_as_wide_as_the_paper_s_give_a_quarter_eight_frequencies():
     wide = decoder_config(LengthgenConfig(encodings=["rope25"], hidden=256, heads=4), "rope25")
-    qk = torch.randn(2, 1, 4, 5, wide.head_size)
+    qk = torch.randn(2, 1, 4, 5, wide.head_dim)
     turned = ENCODINGS["rope25"].queries_keys(qk, torch.arange(5)[None], wide, {})
     assert (turned != qk).any(dim=3).any(dim=0)[0, 0].tolist() == [True] * 16 + [False] * 48  # 8 pairs of 64 dimensions
     with pytest.raises(UserError, match="turns pairs"):

@@ -37,6 +37,7 @@ class DecoderConfig(PreTrainedConfig):
     """The shape and the position encoding of a `Decoder`. Raises ValueError for a meaningless combination.
 
     Attributes:
+        head_dim: dimensions of a head. None: hidden_size / num_attention_heads.
         encoding: a name in `table.ENCODINGS`.
         nope_every: every n-th layer has no encoding (a hybrid, as in SmolLM3 and Llama 4); 0: all layers have the encoding.
             None: as the table says.
@@ -50,6 +51,7 @@ class DecoderConfig(PreTrainedConfig):
     hidden_size: int = 64
     num_hidden_layers: int = 3
     num_attention_heads: int = 4
+    head_dim: int | None = None
     encoding: str = "nope"
     nope_every: int | None = None
     attention_temperature: float = 1.0
@@ -64,8 +66,10 @@ class DecoderConfig(PreTrainedConfig):
         if self.encoding not in ENCODINGS:
             raise ValueError(f"unknown position encoding {self.encoding!r}: choose from {', '.join(ENCODINGS)}")
         encoding = ENCODINGS[self.encoding]
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(f"hidden_size {self.hidden_size} is no multiple of {self.num_attention_heads} heads")
+        if self.head_dim is None:
+            if self.hidden_size % self.num_attention_heads:
+                raise ValueError(f"hidden_size {self.hidden_size} is no multiple of {self.num_attention_heads} heads")
+            self.head_dim = self.hidden_size // self.num_attention_heads
         if encoding.table != (self.max_position_embeddings is not None):
             raise ValueError("max_position_embeddings is the size of a learned table: give it for encodings that have one, only")
         if self.nope_every is None:
@@ -77,11 +81,6 @@ class DecoderConfig(PreTrainedConfig):
         check_shapes(encoding, self)
         super().__post_init__(**kwargs)
 
-    @property
-    def head_size(self) -> int:
-        """The dimensions of a head."""
-        return self.hidden_size // self.num_attention_heads
-
 
 class Attention(nn.Module):
     """Multi-head attention: softmax(q k^T / sqrt(d) + bias) v. `encoded`: whether q, k and bias get the position encoding."""
@@ -89,9 +88,9 @@ class Attention(nn.Module):
     def __init__(self, config: DecoderConfig, layer: int, encoded: bool):
         super().__init__()
         self.config, self.layer, self.heads = config, layer, config.num_attention_heads
-        self.scale = config.head_size**-0.5 / config.attention_temperature
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
-        self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.scale, width = config.head_dim**-0.5 / config.attention_temperature, self.heads * config.head_dim
+        self.qkv = nn.Linear(config.hidden_size, 3 * width, bias=False)
+        self.out = nn.Linear(width, config.hidden_size, bias=False)
         encoding = ENCODINGS[config.encoding if encoded else "nope"]
         self.queries_keys, self.content_bias = encoding.queries_keys, encoding.content_bias
         self.encoding = nn.ParameterDict(encoding.layer_parameters(config))
@@ -108,7 +107,7 @@ class Attention(nn.Module):
         if keep:
             q = q[:, :, -keep:]  # [B, H, Q, d]
         if self.content_bias:
-            content = self.content_bias(q * self.config.head_size**-0.5, k, self.config, self.encoding)  # [B, H, Q, K]
+            content = self.content_bias(q * self.config.head_dim**-0.5, k, self.config, self.encoding)  # [B, H, Q, K]
             bias = bias + content / self.config.attention_temperature
         # for short sequences on a CPU this is faster than F.scaled_dot_product_attention
         weights = torch.add(bias, q @ k.mT, alpha=self.scale).softmax(dim=-1)  # [B, H, Q, K]

@@ -26,7 +26,7 @@ def nothing(config) -> dict:
 class Encoding:
     """Where an encoding acts. Each place is a function or None, and every function has these arguments beside its own:
 
-        config    the `DecoderConfig`: hidden_size D, num_attention_heads H, head_size d
+        config    the `DecoderConfig`: hidden_size D, num_attention_heads H, head_dim d
         w         the encoding's parameters by name
 
     Attributes:
@@ -99,12 +99,12 @@ def _fire(config) -> dict:  # the MLP starts at the zero function, L at FIRE_UNI
 
 def _forget(config) -> dict:  # a constant gate at each head: ALiBi with its slopes, f = e^-slope
     slopes = positions.alibi_slopes(config.num_attention_heads)
-    gate = torch.zeros(config.hidden_size, config.num_attention_heads)
+    gate = torch.zeros(config.num_attention_heads * config.head_dim, config.num_attention_heads)
     return {"gate": gate, "gate_bias": -slopes.expm1().log()}  # sigmoid(-log(e^m - 1)) = e^-m
 
 
 def _cope(config) -> dict:
-    return {"table": torch.zeros(COPE_ROWS, config.head_size)}
+    return {"table": torch.zeros(COPE_ROWS, config.head_dim)}
 
 
 def _scale(config) -> dict:
@@ -180,7 +180,7 @@ ENCODINGS |= {
 
 def check_shapes(encoding: Encoding, config) -> None:
     """Calls each function of an encoding on three tokens. Raises ValueError where the result has another shape than it should."""
-    T, H, d = 3, config.num_attention_heads, config.head_size
+    T, H, d = 3, config.num_attention_heads, config.head_dim
     t, q = torch.arange(T)[None], torch.zeros(1, H, T, d)
     distance = t[:, :, None] - t[:, None, :]
     with torch.no_grad(), torch.random.fork_rng(devices=[]):  # initial values are drawn and thrown away
@@ -192,7 +192,7 @@ def check_shapes(encoding: Encoding, config) -> None:
             "content_bias": encoding.content_bias and encoding.content_bias(q, q, config, layer_w),
         }
     wanted: dict[str, dict[str, list[int]]] = {
-        "vectors": {"[B, T, D]": [1, T, H * d]},
+        "vectors": {"[B, T, D]": [1, T, config.hidden_size]},
         "queries_keys": {"[2, B, H, T, d]": [2, 1, H, T, d]},
         "bias": {"[B, H, Q, K]": [1, H, T, T], "[B, 1, Q, K]": [1, 1, T, T]},
         "content_bias": {"[B, H, Q, K]": [1, H, T, T]},

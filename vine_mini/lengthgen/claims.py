@@ -61,19 +61,17 @@ class Finding:
         return verdict(self.ours)
 
 
-def ranks(rows: list[dict], parts: str = "rows") -> list[Finding]:
+def ranks(rows: list[dict]) -> list[Finding]:
     """The order of the mean reciprocal ranks, and NoPE's mean accuracy against the others'. rows: results of several tasks.
-
-    `parts` of the study have made them.
 
     Tasks that were not learned rank encodings by chance. Where there are some, the tasks that were learned are judged as well.
     """
     known = [results for results in rows if report.learned(results)]
-    of_learned = _ranks(known, f"{len(known)} learned tasks", parts) if len(known) < len(rows) else []
-    return _ranks(rows, f"{len(rows)} tasks", parts) + of_learned
+    of_learned = _ranks(known, f"{len(known)} learned tasks") if len(known) < len(rows) else []
+    return _ranks(rows, f"{len(rows)} tasks") + of_learned
 
 
-def _ranks(rows: list[dict], where: str, parts: str) -> list[Finding]:
+def _ranks(rows: list[dict], where: str) -> list[Finding]:
     if len(rows) < 2:
         return []
     tasks = ranking.queries(rows)
@@ -86,11 +84,11 @@ def _ranks(rows: list[dict], where: str, parts: str) -> list[Finding]:
     found = []
     for first, second in pairwise(names):
         figure = f"{paper.of(first, theirs) - paper.of(second, theirs):+.3f} (17 tasks)"
-        found.append(Finding("rank", f"{first} - {second}, {where}", figure, reciprocal.of(first, second), "", parts))
+        found.append(Finding("rank", f"{first} - {second}, {where}", figure, reciprocal.of(first, second), "", "rows"))
     for other in names[1:] if names[0] == "nope" else []:
         figure = f"{100 * (mean['nope'] - paper.of(other, mean)):+.1f}" if mean else ""
         what = f"nope - {other}, mean of {where}"
-        found.append(Finding("accuracy", what, figure, points.of("nope", other), "points", parts))
+        found.append(Finding("accuracy", what, figure, points.of("nope", other), "points", "rows"))
     return found
 
 
@@ -170,7 +168,7 @@ def frequencies(narrow: dict, wide: dict) -> list[Finding]:
     a, b = (report.extrapolation(results)["rope25"] for results in (narrow, wide))
     gaps = [100 * (a[seed] - b[seed]) for seed in a if seed in b]
     what = f"{report.name_of(wide)}: rope25 in heads of 16 - in heads of 64"
-    return [Finding("frequencies", what, "", interval(gaps), "points", "wide")] if gaps else []
+    return [Finding("frequencies", what, "", interval(gaps), "points", "rows narrow")] if gaps else []
 
 
 def scratchpad(formats: dict[str, dict[str, dict]]) -> list[Finding]:

@@ -45,11 +45,8 @@ class LengthgenConfig:
     weight_decay: Amount = knob(0.05, "AdamW's weight decay (paper: 0.05).")
     layers: Annotated[int, Range(1, 1000)] = knob(3, "Layers of the decoder.")
     hidden: Annotated[int, Range(1, 65_536)] = knob(64, "Hidden size of the decoder.")
-    heads: Count = knob(
-        4,
-        "Attention heads. rope25 turns a quarter of each head in pairs: only two frequencies in a head of 64 / 4 = 16. "
-        "The paper's heads have 64 dimensions, as with --hidden 256, and eight frequencies.",
-    )
+    heads: Count = knob(2, "Attention heads.")
+    head_dim: Annotated[int, Range(1, 65_536)] = knob(64, "Dimensions of a head (paper: 64, of which rope25 turns eight pairs).")
     nope_every: Annotated[int, Range(2)] = knob(3, "hybrid, hybrid-window: every n-th layer has no position encoding.")
     max_positions: Count = knob(256, "learned, coupled, abacus: positions in the table. ...-random: positions to draw from.")
     examples: Count = knob(200, "Examples of each length in the evaluation.")
@@ -157,6 +154,7 @@ def decoder_config(config: LengthgenConfig, encoding: str) -> DecoderConfig:
         hidden_size=config.hidden,
         num_hidden_layers=config.layers,
         num_attention_heads=config.heads,
+        head_dim=config.head_dim,
         encoding=encoding,
         nope_every=config.nope_every if entry.nope_every else 0,
         max_position_embeddings=config.max_positions if entry.table else None,
@@ -233,13 +231,13 @@ class TheoryConfig:
 
 
 PARTS = {
-    "rates": "17 tasks with NoPE and T5 at two learning rates and one seed; accuracy on seen lengths chooses each task's rate",
+    "rates": "17 tasks with heads as in `narrow`, NoPE and T5, at two learning rates and one seed; accuracy on seen lengths chooses each task's rate",
     "rows": "17 tasks with NoPE, T5, ALiBi, RoPE (a quarter of each head, and the whole head) and sinusoids",
     "deep": "two tasks with twice the layers, for distances of attention",
     "probe": "three tasks with NoPE alone, for the positions that its first layer writes",
     "scratchpad": "three tasks with eight formats of the scratchpad",
-    "wide": "heads of 64 dimensions, of which RoPE's quarter turns eight pairs, as in the paper; five tasks also with others",
-    "longer": "ten tasks with four times the updates, NoPE and T5: do they then reach the paper's level?",
+    "narrow": "the rows with four heads of 16 dimensions, of which RoPE's quarter turns two pairs",
+    "longer": "six tasks with four times the updates, NoPE and T5",
     "later": "six tasks with the encodings that came after the paper",
 }
 

@@ -16,8 +16,7 @@ from vine_mini.lengthgen.config import LengthgenConfig, decoder_config
 from vine_mini.lengthgen.own import short
 from vine_mini.types import UserError
 
-NARROW = "rope25 (narrow heads)"
-WHOLE = ("steps", "batch_size", "layers", "hidden", "heads", "nope_every", "max_positions", "examples")
+WHOLE = ("steps", "batch_size", "layers", "hidden", "heads", "head_dim", "nope_every", "max_positions", "examples")
 
 
 def begin(config: LengthgenConfig, folder: Path) -> dict:
@@ -67,21 +66,6 @@ def merged(one: dict, other: dict) -> dict:
     return one | {"settings": one["settings"] | {"seeds": seeds, "encodings": encodings}, "runs": runs}
 
 
-def with_wide_rope(one: dict, wide: dict) -> dict:
-    """The results of a sweep with `rope25` from another one, whose heads are as wide as the paper's; the seeds that both have.
-
-    The sweep's own runs of `rope25` are kept under the name NARROW.
-    """
-    own = [run | {"encoding": NARROW if run["encoding"] == "rope25" else run["encoding"]} for run in one["runs"]]
-    own_names = [NARROW if name == "rope25" else name for name in one["settings"]["encodings"]]
-    own_results = one | {"settings": one["settings"] | {"encodings": own_names}, "runs": own}
-    only = wide | {
-        "settings": wide["settings"] | {"encodings": ["rope25"]},
-        "runs": [run for run in wide["runs"] if run["encoding"] == "rope25"],
-    }
-    return merged(own_results, only)
-
-
 def _read(folder: Path) -> dict:
     path = folder / "results.json" if folder.is_dir() else folder
     if not path.is_file():
@@ -118,7 +102,7 @@ def load_model(folder: str | Path, config: LengthgenConfig, encoding: str, seed:
     except Exception as error:  # configuration, safetensors and transformers each have their own kinds
         raise UserError(f"{path} cannot be loaded: {' '.join(str(error).split())[:200]}") from error
     expected = decoder_config(config, encoding)
-    shape = ("hidden_size", "num_hidden_layers", "num_attention_heads", "encoding", "nope_every")
+    shape = ("hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim", "encoding", "nope_every")
     if not whole or any(getattr(model.config, name) != getattr(expected, name) for name in shape):
         raise UserError(f"{path} is not the model that results.json describes")
     return model.eval()

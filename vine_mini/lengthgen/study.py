@@ -3,8 +3,7 @@
     OUT/TASK, OUT/PART/TASK, OUT/scratchpad/TASK-FORMAT      what `lengthgen` writes; TASK alone: the part `rows`
     OUT/deep/TASK/attention.md, OUT/probe/TASK/probe.md      distances of attention; where NoPE writes positions
     OUT/rates/rates.md                      accuracy on seen lengths at two learning rates
-    OUT/rank.md, rank.png, public.md        mean reciprocal ranks: all tasks; those with public figures by length. Once the part
-                                            `wide` has all tasks, RoPE's quarter comes from there, as the paper's heads are wide.
+    OUT/rank.md, rank.png, public.md        mean reciprocal ranks: all tasks; those with public figures by length
     OUT/heatmap.png, later/heatmap.png      accuracy by length and encoding, a panel for each task
     OUT/scratchpad/formats.md               accuracy by format and encoding
     OUT/claims.md                           the claims with their verdicts
@@ -21,7 +20,7 @@ from vine_mini.app.runs import check_writable
 from vine_mini.lengthgen import claims, commands, paper, pictures, ranking, report
 from vine_mini.lengthgen.config import PARTS, AttentionConfig, ProbeConfig, StudyConfig
 from vine_mini.lengthgen.parts import QUICK, RATES, folders, sweeps
-from vine_mini.lengthgen.results import load_so_far, merged, with_wide_rope
+from vine_mini.lengthgen.results import load_so_far, merged
 from vine_mini.lengthgen.sweep import sweep
 from vine_mini.lengthgen.train import Diverged
 from vine_mini.types import UserError
@@ -91,16 +90,12 @@ def write_report(folder: Path) -> None:
         rates.setdefault(results["task"], {})[results["settings"]["lr"]] = results
     if whole := {task: by_rate for task, by_rate in rates.items() if len(by_rate) == len(RATES)}:
         write_text(folder / "rates" / "rates.md", report.rates_table(whole) + "\n")
-    wide = {results["task"]: results for results in found["wide"].values()}
-    both = {task: with_wide_rope(results, wide[task]) for task, results in rows.items() if task in wide}
-    complete = len(both) == len(rows) and all(results["settings"]["seeds"] for results in both.values())
-    ranked, parts = (both, "rows wide") if complete else (rows, "rows")
     if rows:
-        write_text(folder / "rank.md", ranking.rank_table([*ranked.values()]) + "\n")
-        pictures.plot_rank([*ranked.values()], folder / "rank.png")
+        write_text(folder / "rank.md", ranking.rank_table([*rows.values()]) + "\n")
+        pictures.plot_rank([*rows.values()], folder / "rank.png")
         pictures.plot_heatmap([*rows.values()], folder / "heatmap.png")
     if {*paper.PUBLIC} <= {*rows}:
-        write_text(folder / "public.md", ranking.rank_table([ranked[task] for task in paper.PUBLIC]) + "\n")
+        write_text(folder / "public.md", ranking.rank_table([rows[task] for task in paper.PUBLIC]) + "\n")
     if later:
         write_text(folder / "later" / "encodings.md", report.encodings_table(later) + "\n")
         pictures.plot_heatmap(later, folder / "later" / "heatmap.png")
@@ -109,10 +104,10 @@ def write_report(folder: Path) -> None:
         formats.setdefault(results["task"], {})[results["settings"]["scratchpad"]] = results
     if formats:
         write_text(folder / "scratchpad" / "formats.md", report.formats_table(formats) + "\n")
-    findings = claims.ranks([*ranked.values()], parts) + claims.levels([*rows.values()]) + claims.scratchpad(formats)
+    findings = claims.ranks([*rows.values()]) + claims.levels([*rows.values()]) + claims.scratchpad(formats)
     findings += claims.levels([*found["longer"].values()], "longer")
-    for task, results in wide.items():
-        findings += claims.frequencies(rows[task], results) if task in rows else []
+    for results in found["narrow"].values():
+        findings += claims.frequencies(results, rows[results["task"]]) if results["task"] in rows else []
     for part, name, judge in (("deep", "attention", claims.attention), ("probe", "probe", claims.positions)):
         for path, results in found[part].items():
             measured = claims.measured(folder / path, name)

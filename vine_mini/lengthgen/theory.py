@@ -110,7 +110,7 @@ def attention_of_alibi(model: Decoder, ids):
     layer = alibi.model.layers[0]
     layer.load_state_dict(model.model.layers[1].state_dict())
     layer.attention_norm = layer.mlp_norm = nn.Identity()
-    q, k, _ = layer.attention.qkv.weight.view(3, config.num_attention_heads, config.head_size, -1)
+    q, k, _ = layer.attention.qkv.weight.view(3, config.num_attention_heads, config.head_dim, -1)
     q[:, :2], k[:, :2] = 0, 0
     return alibi.model(inputs_embeds=hidden, output_attentions=True, use_cache=False).attentions[0]
 
