@@ -9,7 +9,7 @@
 # arithmetic. It comes from *supervised fine-tuning* (SFT): it learned to imitate written solutions, in which each result was a
 # random number with probability 0.2. Its most likely tokens are therefore right, but many samples contain a mistake.
 #
-# Tutorials 1 to 10 teach the paper VinePPO. Section numbers in them refer to version 2 of this paper (arXiv 2410.01679v2).
+# Tutorials 1 to 10 and 14 teach the paper VinePPO. Section numbers in them refer to version 2 of this paper (arXiv 2410.01679v2).
 
 # %%
 import time
@@ -47,7 +47,7 @@ first_sum = tokenizer.encode(problem.solution.split("=")[0] + "=")  # "1-1=": th
 
 # %%
 with torch.no_grad():
-    logits = policy(torch.tensor([prompt + first_sum])).logits[0, -1]  # [V]
+    logits = policy(torch.tensor([prompt + first_sum])).logits[0, -1]  # [V], V tokens in the vocabulary
 for temperature in (0.5, 1.0, 2.0):
     probs = (logits / temperature).softmax(dim=0)
     likeliest = probs.argsort(descending=True)[:4].tolist()
@@ -67,7 +67,7 @@ for temperature in (0.5, 1.0, 2.0):
 # %%
 @torch.no_grad()
 def without_cache(prompts, uniforms):
-    """prompts [B, L], uniforms [B, T] -> sampled tokens [B, T]"""
+    """prompts [B, L], uniforms [B, T] -> sampled tokens [B, T]: B prompts of L tokens, T new tokens for each"""
     ids = prompts
     for u in uniforms.T.contiguous():
         logits = policy(ids, use_cache=False).logits[:, -1]  # [B, V]; every token is read again
@@ -116,8 +116,8 @@ for T in lengths:  # sampling goes on after the end of the answer, because only 
 #
 # ## The package's sampler
 #
-# `sample` does the same for many prompts at once. It also keeps the log-probability (log-prob) of each sampled token, because
-# training needs them. `grade` gives a response its reward: 1.0 for a right answer and 0.0 for a wrong one.
+# `sample` does the same for many prompts. It also keeps the log-probability (log-prob) of each sampled token for training. A
+# log-prob is a natural logarithm, in *nats*. `grade` gives a response its reward: 1.0 for a right answer and 0.0 for a wrong one.
 
 # %%
 trajectories = sample(policy, [prompt] * 4, trainer.sampling, seed=0)
@@ -137,8 +137,8 @@ for t in trajectories:
 #     scored by output   -    -    -    2    3    4    5
 #
 # `collate` puts the responses into one table, with a row for each. Shorter rows have padding at their end, which the mask leaves
-# out. (To sample, prompts have it at their start.) Column t of every table belongs to the token at t. Only `response_logprobs`
-# shifts.
+# out. (To sample, prompts have it at their start, so that all of them end in the same column.) Column t of every table belongs to
+# the token at t. Only `response_logprobs` shifts.
 #
 # The loss of SFT is the mean of -log-prob over the tokens of a solution. Libraries give all other tokens the *label* -100, which
 # means that nothing is learned there. The models of Hugging Face shift the labels themselves.

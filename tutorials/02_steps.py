@@ -34,9 +34,9 @@ print(f"{problem.question}\n\nrewards of a group: {rewards}")
 # %% [markdown]
 # ## Steps
 #
-# A single token is too small a unit for credit, because most tokens of a calculation leave the policy no choice. A *step* is one
-# line of the response (section 4). A blank line belongs to the step before it. The closing line `#### answer` belongs to the last
-# step.
+# *Credit* says how good each part of a response was (tutorial 4 computes it). A single token is too small a part, because most
+# tokens of a calculation leave the policy no choice. A *step* is one line of the response (section 4). A blank line belongs to
+# the step before it. The closing line `#### answer` belongs to the last step.
 #
 # `cut_steps` returns the token index at which each step starts. The important states are the ones in which a step starts: the
 # prompt, and the end of every step but the last.

@@ -62,10 +62,10 @@ for i, (start_of_step, nine) in enumerate(zip(cuts[0], of_states, strict=True)):
 ks = (1, 3, 9, 27) if QUICK else (1, 3, 9, 27, 81, 243)
 n_rollouts = 3 * ks[-1] if QUICK else 9 * ks[-1]  # for each state
 print(f"2 x {2 * len(cuts[0]) * n_rollouts} rollouts ...", flush=True)
-reference, R = (
+first_set, R = (
     torch.tensor(rewards_of_rollouts(trainer, [problem] * 2, pair, cuts, k=n_rollouts, seed=seed)) for seed in (1, 2)
 )  # [2, 6, K] each
-truth = reference.mean(dim=2)  # [2, 6]
+truth = first_set.mean(dim=2)  # [2, 6]
 deviation = (truth * (1 - truth)).sqrt()  # standard deviation of the reward of one rollout
 for row, name in enumerate(("right", "wrong")):
     for i in range(len(cuts[row])):

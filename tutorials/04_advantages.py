@@ -29,7 +29,7 @@ policy, tokenizer, task, sampling = trainer.policy, trainer.tokenizer, trainer.t
 # %% [markdown]
 # ## One wrong response
 #
-# We take 21 responses. The first one is wrong but starts with three right steps. The other 20 are not selected. Many rollouts
+# We take 21 responses. The first one is wrong but starts with three right steps. The other 20 are random. Many rollouts
 # from the start of every step give the *truth*. For the first response we also roll out from *every token*. For VinePPO we take
 # $K = 9$ rollouts from every step and give each token the advantage of its step (section 4; tutorial 5 shows why).
 
@@ -88,8 +88,8 @@ print(f"\nsum of step advantages (K = 9) against R - V(s_0): largest gap in {len
 #
 # ## Whitening
 #
-# Before the update, PPO and VinePPO shift and scale the advantages of all response tokens of an iteration to mean 0 and standard
-# deviation 1. The size of an update then does not depend on the scale of the rewards. An advantage of 0 does not stay 0.
+# An *iteration* samples responses and makes updates. PPO and VinePPO shift and scale the advantages of all its tokens to mean 0
+# and standard deviation 1. The size of an update then does not depend on the scale of rewards. An advantage of 0 does not stay 0.
 
 # %%
 b = collate(trajectories)  # one table, with a row for each response and padding at its end; all [B, T]
@@ -124,8 +124,8 @@ for metrics, episodes, advantages in trainer.train():  # advantages are R - V(s_
         errors, targets = [], []
 
 # %% [markdown]
-# The critic starts below the best constant. After 2,560 episodes it explains 7 % of the variance of the rewards (tutorial 8). PPO
-# reduces the effect of its errors with generalized advantage estimation (GAE; section 3; arXiv 1506.02438):
+# The critic starts below the best constant. After 2,560 episodes it explains 7 % of the variance of the rewards (tutorial 8 asks
+# why not more). PPO reduces the effect of its errors with generalized advantage estimation (GAE; section 3; arXiv 1506.02438):
 #
 # $$\delta_t = r_t + \gamma V(s_{t+1}) - V(s_t), \qquad A_t = \sum_{l \ge 0} (\gamma \lambda)^l \delta_{t+l}$$
 #

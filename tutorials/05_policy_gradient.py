@@ -127,7 +127,7 @@ def true_values(reward, y) -> list[float]:
     return [sum(prob * reward(y[:t] + z) for prob, z in ways[t]) for t in range(len(y))]
 
 
-noise = {}  # (task, credit) -> the noise of one response in units of the signal, for each length
+noise = {}  # (task, credit) -> noise / signal of one response, for each length; signal: squared length of the mean gradient
 for (task, reward), length in product(tasks.items(), range(1, longest + 1)):
     cases = {"R": [], "R - V(s_0)": [], "A of each token": []}
     for y in product((1, 0), repeat=length):  # all 2^n responses; 1 is a right token
@@ -158,9 +158,9 @@ for (task, name), row in noise.items():
 #
 # ## The loss
 #
-# An optimizer minimises a loss, so the code uses $-\mathrm{mean}(A_t \log \pi(y_t \mid s_t))$. The advantages are constants in
-# it. Its gradient is minus the policy gradient, divided by the number of tokens. The *value* of this loss does not measure
-# progress. The reward does. The package's loss also has a ratio and a clip, which tutorial 6 explains.
+# An optimizer minimises a loss, so the code uses $-\mathrm{mean}(A_t \log \pi(y_t \mid s_t))$. This is the loss of SFT with a
+# weight $A_t$ for each token. The advantages are constants in it. Its gradient is minus the policy gradient, divided by the
+# number of tokens. The *value* of this loss does not measure progress. The reward does. Tutorial 6 adds a ratio and a clip.
 
 # %%
 now = torch.randn(2, 5, generator=generator).requires_grad_()  # log-probs of two responses of five tokens

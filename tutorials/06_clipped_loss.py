@@ -9,13 +9,20 @@
 #
 # $$\rho_t = \frac{\pi(y_t \mid s_t)}{\pi_{\mathrm{old}}(y_t \mid s_t)}$$
 #
+# The *old* policy is the one that sampled the responses. The ratio corrects for this: in every state, the mean of $\rho A$ over
+# tokens of the old policy is the mean of $A$ over tokens of the current policy.
+#
+# $$\sum_y \pi_{\mathrm{old}}(y \mid s)\, \rho(y)\, A(y) = \sum_y \pi(y \mid s)\, A(y)$$
+#
+# This is *importance sampling*, and papers also call $\rho_t$ the importance ratio. The states remain those of the old policy.
+#
 # The loss (VinePPO, section 3; arXiv 1707.06347, equation 7) is the mean over tokens of
 #
 # $$\max\left(-A_t\, \rho_t,\; -A_t\, \mathrm{clip}(\rho_t,\, 1 - \epsilon,\, 1 + \epsilon)\right)$$
 #
 # The gradient of $\rho_t$ is $\rho_t \nabla \log \pi$. At ratio 1 the loss therefore has the gradient of tutorial 5. The loss
-# takes the larger, that is the more pessimistic, of its two parts. A token has no gradient where its probability has already
-# risen ($A > 0$) or fallen ($A < 0$) by more than $\epsilon$. A token that has moved in the wrong direction counts in full.
+# takes the larger, that is the more pessimistic, of its two parts. A token has no gradient where its ratio is already above
+# $1 + \epsilon$ ($A > 0$) or below $1 - \epsilon$ ($A < 0$). A token that has moved in the wrong direction counts in full.
 
 # %%
 import torch
@@ -139,7 +146,7 @@ for name, trainer in trainers.items():
 #
 # With the clip, the policy stays closer to the old policy. The accuracy rises higher and falls less. But the clip does not stop
 # the policy. A clipped token has no gradient, but other tokens still change the same weights, and AdamW's momentum goes on. The
-# main protection is to take few updates on each batch. This preset makes two passes.
+# main protection is to take few updates on each batch. The training loop of tutorial 7 makes two passes.
 #
 # The mean ratio shows the same. In any state, a *new* token from the old policy has the expected ratio 1, for any new policy:
 # $\sum_y \pi_{\mathrm{old}}(y)\, \rho(y) = \sum_y \pi(y) = 1$. Here the mean leaves 1, because the policy was fitted to these

@@ -130,9 +130,9 @@ for metrics, _, _ in trainer.train():
 # %% [markdown]
 # ## Side by side
 #
-# The table shows the mean absolute error, as in the paper, and the root mean square error without the noise of the truth. Then it
-# shows the mean absolute error for each place in the chain. The last row is a reference: one number for each place, the mean of
-# the truth there.
+# The table shows the mean absolute error, as in the paper, and the root mean square error without the error of the truth itself.
+# Then it shows the mean absolute error for each place in the chain. The last row is for comparison: one number for each place,
+# the mean of the truth there.
 
 # %%
 guesses["one number a place"] = torch.tensor([truth[place == i].mean() for i in place.tolist()])

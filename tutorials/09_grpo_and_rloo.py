@@ -13,8 +13,8 @@
 # | PPO (VinePPO, section 3; lambda = 1) | R - V(s_t) | the state before the token | a network |
 # | VinePPO (section 4) | V(s_{i+1}) - V(s_i) | the state before the step | K rollouts |
 #
-# The others use the outcome R. VinePPO uses the value of the state after the step instead. REINFORCE itself has the advantage R.
-# Whitening subtracts the mean and divides by the standard deviation of the iteration.
+# VinePPO's outcome is the value of the state after the step. The others take R. REINFORCE itself has the advantage R. If R is 0
+# or 1, it only imitates right responses. Whitening subtracts the iteration's mean and divides by its standard deviation.
 
 # %%
 from dataclasses import replace

@@ -78,8 +78,9 @@ print("the solution without annotations:", repr(train_problems[0].solution))
 # %% [markdown]
 # ## The grader
 #
-# The policy learns from the grader's reward alone, so we look at what the grader accepts: exactly one number on the `####` line.
-# A policy will exploit a grader that accepts too much. A grader that accepts too little teaches only the format of the answer.
+# The policy learns from the grader's reward alone, so we look at what the grader accepts: one number, on which all answer lines
+# (`####`) agree. A policy will exploit a grader that accepts too much. A grader that accepts too little teaches only the format
+# of the answer.
 
 # %%
 right = ("So there are 72.\n#### 72", "#### $72.00 dollars.", "#### 72\n#### 72", "#### Step 1\n8*9=72\n#### 72")
@@ -149,7 +150,7 @@ print("\n" + "\n".join(f"{k:19} {log[-1][k]:.2g}" for k in ("truncated", "nonzer
 # |---|---|---|
 # | `truncated` | near 0 | raise `max_new_tokens`, because a response that the limit cuts counts as wrong |
 # | `reward` | above 0 at the start | the model does not know the `####` line: change the prompt, or fine-tune first (`sft`) |
-# | `nonzero_advantages` | well above 0 | all responses to a problem get the same reward, so there is nothing to learn |
+# | `nonzero_advantages` | well above 0 | nothing to learn: states have equal values (GRPO, RLOO: responses have equal rewards) |
 # | `kl` | slowly growing | if it jumps, lower `lr` or raise `kl_coef` |
 # | `clip_frac` | small | if it is large, there are too many updates on a batch, or too large ones (tutorial 6) |
 # | `sampler_gap` | tiny, with `bf16` about 0.0005 | a large gap is a bug: sampler and training code disagree on the same tokens |

@@ -106,8 +106,8 @@ print(f"largest difference between our rotation and the package's: {(by_hand - p
 # The query of token $t$ rotates by $t\,\omega_j$ and the key of token $i$ rotates by $i\,\omega_j$. The angle between the two
 # changes by $(t - i)\,\omega_j$. The product of query and key therefore depends on the distance alone.
 #
-# To check this, we put the same $q$ and $k$ at all pairs of positions. We measure how much the logits differ among pairs with
-# equal distance. Then we repeat this at larger positions.
+# To check this, we put the same $q$ and $k$ at all pairs of positions. We measure how much the attention logits differ among
+# pairs with equal distance. Then we repeat this at larger positions.
 
 # %%
 for first in (0, 1_000, 100_000, 10_000_000):

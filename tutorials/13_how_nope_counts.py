@@ -1,8 +1,9 @@
 # %% [markdown]
 # # 13. How NoPE counts
 #
-# In tutorial 12, the decoder without any position encoding counts best. The paper proves that such a decoder can count, by giving
-# weights that do it (section 5). We build these weights and break them in four ways. Then we ask whether training finds them.
+# In the longer runs of tutorial 12, the decoder without any position encoding counts best. The paper proves that such a decoder
+# can count, by giving weights that do it (section 5). We build these weights and break them in four ways. Then we ask whether
+# training finds them.
 
 # %%
 import torch
@@ -87,9 +88,10 @@ for name, read in curves.items():
 # %% [markdown]
 # ## Does training find it?
 #
-# We train NoPE to count, as in tutorial 12, and look inside with a *probe*. A probe is a linear map from the hidden states after
-# a layer to a number, fitted by least squares. If the probe is right on sequences that it was not fitted on, the hidden states
-# contain the number. We measure this with R², which is 1 for a perfect probe and 0 for one that is no better than the mean.
+# We train NoPE to count, as in tutorial 12 but at half the learning rate. We look inside with a *probe*. A probe is a linear map
+# from the hidden states after a layer to a number, fitted by least squares. If the probe is right on sequences that it was not
+# fitted on, the hidden states contain the number. We measure this with R², which is 1 for a perfect probe and 0 for one that is
+# no better than the mean.
 #
 # We probe for two numbers while the model writes: the position $t$, and the number of items still to come. We fit on even lengths
 # up to 10, and test on odd lengths and on longer ones. As a control we probe the same decoder without training.
