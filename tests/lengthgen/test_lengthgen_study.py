@@ -13,7 +13,7 @@ from vine_mini.lengthgen import claims, paper, parts, ranking, report, tasks
 from vine_mini.lengthgen import sweep as sweep_module
 from vine_mini.lengthgen.config import PARTS, LengthgenConfig, StudyConfig, decoder_config
 from vine_mini.lengthgen.parts import folders, sweeps
-from vine_mini.lengthgen.results import NARROW, load_results, load_so_far, merged, with_wide_rope
+from vine_mini.lengthgen.results import load_results, load_so_far, merged
 from vine_mini.lengthgen.sweep import sweep
 from vine_mini.lengthgen.train import Diverged
 
@@ -91,12 +91,12 @@ def test_the_parts_are_what_the_paper_s_claims_need():
     assert [s.scratchpad for s in pads[:9]] == ["none"] * 3 + ["full"] * 3 + ["minimal"] * 3
     assert all(set(s.encodings) == {*paper.COLUMNS, "rope"} for s in pads[:9])
     assert all({"nope", "t5", "rope25"} == set(s.encodings) for s in pads[9 : len(pads) // 3])
-    wide = decoder_config(sweeps("wide", config)[0][1], "rope25")
-    assert wide.head_dim == 64  # RoPE's quarter turns eight pairs
+    assert decoder_config(rows[0][1], "rope25").head_dim == 64  # RoPE's quarter turns eight pairs, as in the paper
+    assert decoder_config(sweeps("narrow", config)[0][1], "rope25").head_dim == 16
     rates = sweeps("rates", config)
     assert len(rates) == 2 * 17 and {s.lr for _, s in rates} == {1e-3, 2e-3} and all(s.seeds == [0] for _, s in rates)
     longer = sweeps("longer", config)[0][1]
-    assert longer.task == "sort" and longer.steps == 4 * tasks.TASKS["sort"].steps
+    assert longer.task == "copy-v3" and longer.steps == 4 * tasks.TASKS["copy-v3"].steps
     assert len(folders("later")) == 6 and len(sweeps("later", config)[0][1].encodings) > 10
     assert next(s for _, s in rows if s.task == "scan").by_example
 
@@ -273,28 +273,6 @@ def test_two_sweeps_of_a_task_merge_by_their_seeds():
 
 
 # --- verdicts --------------------------------------------------------------------------------------------------------------
-
-
-def test_ropes_quarter_is_ranked_in_heads_as_wide_as_the_paper_s():
-    row = results_of("copy", {"nope": [0.9, 0.8], "rope25": [1.0, 0.95], "rope": [0.0, 0.1]}, seeds=(0, 1))
-    wide = results_of("copy", {"nope": [0.7], "rope25": [0.2]}, seeds=(1,), hidden=128, heads=2)
-    both = with_wide_rope(row, wide)
-    assert both["settings"]["seeds"] == [1] and both["settings"]["hidden"] == 64
-    assert report.extrapolation(both) == {"nope": {1: 0.8}, NARROW: {1: 0.95}, "rope": {1: 0.1}, "rope25": {1: 0.2}}
-    assert set(report.extrapolation(row)) == {"nope", "rope25", "rope"}  # unchanged
-    assert ranking.queries([both, both | {"task": "copy-2x"}]) == [[{"nope": 0.8, "rope25": 0.2}]] * 2
-    table = ranking.rank_table([both])
-    assert f"Not ranked: rope, {NARROW}." in table and "| 20.0 (0.0) " in table
-
-
-@pytest.mark.slow
-def test_the_order_waits_for_all_wide_heads(quick, tmp_path):
-    out = tmp_path / "study"
-    assert study(out, "--parts", "rows", "wide") == 0
-    assert NARROW in (out / "rank.md").read_text() and "--parts rows wide`" in (out / "claims.md").read_text()
-    shutil.rmtree(out / "wide" / "sort")
-    assert study(out, "--parts", "rows") == 0
-    assert NARROW not in (out / "rank.md").read_text() and "--parts rows wide`" not in (out / "claims.md").read_text()
 
 
 def test_the_paper_s_own_figures_reach_its_levels_and_its_order():

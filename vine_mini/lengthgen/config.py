@@ -86,7 +86,8 @@ class LengthgenConfig:
                 if not isinstance(error, ValueError) and not name.endswith(".py"):
                     raise  # a user's function may fail in any way, ours may not
                 says = " ".join(str(error).split())
-                raise UserError(f"{name}, hidden = {self.hidden}, heads = {self.heads}: {says}") from error
+                sizes = f"hidden = {self.hidden}, heads = {self.heads}, head_dim = {self.head_dim}"
+                raise UserError(f"{name}, {sizes}: {says}") from error
         self._fill_in()
 
     def _fill_in(self):
@@ -231,7 +232,8 @@ class TheoryConfig:
 
 
 PARTS = {
-    "rates": "17 tasks with heads as in `narrow`, NoPE and T5, at two learning rates and one seed; accuracy on seen lengths chooses each task's rate",
+    "rates": "17 tasks with NoPE and T5 at two learning rates and one seed, with heads as in `narrow`; accuracy on seen "
+    "lengths chooses each task's rate",
     "rows": "17 tasks with NoPE, T5, ALiBi, RoPE (a quarter of each head, and the whole head) and sinusoids",
     "deep": "two tasks with twice the layers, for distances of attention",
     "probe": "three tasks with NoPE alone, for the positions that its first layer writes",
