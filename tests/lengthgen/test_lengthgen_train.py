@@ -294,7 +294,7 @@ def test_a_task_from_a_file_is_one_of_the_tasks(run, tmp_path):
         (None, "there is no position encoding file"),
         ("x = 1", "lacks ENCODING: a position encoding needs ENCODING"),
         ("ENCODING = 3", "must be an Encoding of vine_mini.decoder.table, not int"),
-        (OWN.replace("[:, None])", ")"), "returns the shape [1, 3, 3]: must be [B, H, Q, K] = [1, 2, 3, 3]"),
+        (OWN.replace("[:, None])", ")"), "returns the shape [1, 3, 3]: must be [B, H, Q, K] = [1, 4, 3, 3]"),
         (
             OWN.replace("bias=lambda distance, t, config, w: -", "bias=lambda *_: None and "),
             "returns the shape []: must be [B, H",

@@ -45,7 +45,7 @@ class LengthgenConfig:
     weight_decay: Amount = knob(0.05, "AdamW's weight decay (paper: 0.05).")
     layers: Annotated[int, Range(1, 1000)] = knob(3, "Layers of the decoder.")
     hidden: Annotated[int, Range(1, 65_536)] = knob(64, "Hidden size of the decoder.")
-    heads: Count = knob(2, "Attention heads.")
+    heads: Count = knob(4, "Attention heads.")
     head_dim: Annotated[int, Range(1, 65_536)] = knob(64, "Dimensions of a head (paper: 64, of which rope25 turns eight pairs).")
     nope_every: Annotated[int, Range(2)] = knob(3, "hybrid, hybrid-window: every n-th layer has no position encoding.")
     max_positions: Count = knob(256, "learned, coupled, abacus: positions in the table. ...-random: positions to draw from.")
