@@ -64,7 +64,7 @@ def llama(config: LengthgenConfig, fused: bool):
     """
     torch.manual_seed(0)
     shape = dict(hidden_size=config.hidden, intermediate_size=round(8 / 3 * config.hidden), num_hidden_layers=config.layers)
-    heads = dict(num_attention_heads=config.heads, num_key_value_heads=config.heads)
+    heads = dict(num_attention_heads=config.heads, num_key_value_heads=config.heads, head_dim=config.head_dim)
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(VOCABULARY), **shape, **heads)).train()
     plain = torch.optim.AdamW(model.parameters(), config.lr, (0.9, 0.98), weight_decay=config.weight_decay)
     optimizer = make_optimizer(model, config) if fused else plain
