@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from vine_mini import models, tasks
+from vine_mini import cli, models, tasks
 from vine_mini.advantages import whiten
 from vine_mini.algorithms import vineppo
 from vine_mini.app.config import TrainConfig
@@ -188,6 +189,31 @@ def test_a_stop_saves_the_iteration_and_a_finished_run_says_so(tmp_path):
     )
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert [row["iteration"] for row in read_rows(run / "metrics.jsonl")] == list(range(1, done + 2))
+    # the other commands read the run folder as they read one of `train`
+    policy = ["--preset", str(run / "config.yaml"), "--policy", str(run / "policy")]
+    assert cli.main(["evaluate", *policy, "--problems", "4", "--n", "1", "--out", str(tmp_path / "pass.json")]) == 0
+    assert cli.main(["sample", *policy, "--n", "1"]) == 0
+    small = ["--group", "2", "--k", "1", "--fresh", "2", "--critic_iterations", "0", "--out", str(tmp_path / "credit")]
+    assert cli.main(["credit", "--run", str(run), *small]) == 0
+    assert (tmp_path / "pass.json").stat().st_size and list((tmp_path / "credit").glob("*.html"))
+
+
+@needs_trl
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "vine_mini/integrations/trl/accelerate").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_accelerate_reads_the_example_configurations(path):
+    from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+
+    config = load_config_from_file(str(path))
+    assert isinstance(config, ClusterConfig)
+    assert config.num_processes == int(re.findall(r"\d+", path.read_text())[0]) and config.mixed_precision == "bf16"
+    if config.fsdp_config:
+        from accelerate import FullyShardedDataParallelPlugin
+
+        fields = {name.removeprefix("fsdp_") for name in config.fsdp_config} - {"version", "offload_params"}
+        assert fields <= {"auto_wrap_policy", "reshard_after_forward", "state_dict_type"}
+        FullyShardedDataParallelPlugin(fsdp_version=2, **{name: config.fsdp_config[f"fsdp_{name}"] for name in fields})
 
 
 @needs_trl
