@@ -207,7 +207,7 @@ def test_accelerate_reads_the_example_configurations(path):
 
     config = load_config_from_file(str(path))
     assert isinstance(config, ClusterConfig)
-    assert config.num_processes == int(re.findall(r"\d+", path.read_text())[0]) and config.mixed_precision == "bf16"
+    assert config.num_processes == int(re.findall(r"\d+", path.read_text())[0]) and config.mixed_precision == "no"
     if config.fsdp_config:
         from accelerate import FullyShardedDataParallelPlugin
 
