@@ -102,6 +102,8 @@ def test_the_space_before_a_word_is_seen_where_the_tokenizer_drops_it():
 def test_fixed_number_of_tokens():
     assert cut_steps([5] * 7, None, every=3) == [0, 3, 6]
     assert cut_steps([5] * 6, None, every=3) == [0, 3]
+    assert cut_steps([5] * 3, None, every=1) == [0, 1, 2]
+    assert cut_steps([5], None, every=1) == cut_steps([], None, every=1) == cut_steps([5], None, every=3) == [0]
     with pytest.raises(ValueError, match="every = 0"):
         cut_steps([5], None, every=0)
 

@@ -1,0 +1,202 @@
+"""Puts one small mistake after the other into the mathematics, and counts those that the tests notice.
+
+    python -m benchmarks.mutants --out results/reliability
+
+A mutant is a module with one change: another comparison, operator, number, truth value, text or returned value. The tests of the
+module run until the first failure. A mutant that no test notices is listed with its line. Some of these are *equivalent*: they
+compute the same for every input. EQUIVALENT names each of them with the reason. Results are kept in mutants.json after each
+module, and a second call makes what is missing. A mutant that computes for more than a minute counts as noticed.
+"""
+
+import argparse
+import ast
+import importlib.abc
+import importlib.machinery
+import json
+import os
+import resource
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from tqdm import tqdm
+
+from benchmarks.common import command, count, machine, writable
+from vine_mini.app.files import write_text
+from vine_mini.app.tables import columns
+
+ROOT = Path(__file__).parents[1]
+TESTS = {  # module -> its tests
+    "steps": "test_steps.py",
+    "values": "test_values.py",
+    "advantages": "test_advantages.py",
+    "losses": "test_losses.py",
+    "logprobs": "test_logprobs.py",
+    "divisors": "test_divisors.py",
+    "decoder.positions": "decoder",
+    "decoder.later": "decoder",
+    "tasks.gsm8k": "tasks/test_gsm8k.py",
+    "tasks.math_equal": "tasks/test_math.py",
+}
+EQUIVALENT: dict[tuple[str, str], str] = {}  # (module, description) -> why no test can tell it from the module
+LIMIT = 60  # seconds of processor time
+OPERATORS = {
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
+    ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.And: ast.Or, ast.Or: ast.And,
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult,
+    ast.Pow: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd,
+}  # fmt: skip
+PAIRS = ("min", "max"), ("minimum", "maximum"), ("sum", "mean"), ("any", "all")
+NAMES = dict(PAIRS) | {second: first for first, second in PAIRS}
+
+
+def mutants(source: str) -> Iterator[tuple[str, str]]:
+    """(description, source) of each mutant. The description has the line's number, the line's change and nothing else."""
+    for index, node in enumerate(ast.walk(ast.parse(source))):
+        for variant in range(2):
+            tree = ast.parse(source)
+            target = [*ast.walk(tree)][index]
+            if not _change(target, variant, tree):
+                break
+            before, after = ast.unparse(node), ast.unparse(target)
+            yield f"line {getattr(node, 'lineno', '?')}: {before} -> {after}", ast.unparse(tree)
+
+
+def _change(node: ast.AST, variant: int, tree: ast.Module) -> bool:
+    """Makes the change with this number to a node. -> whether there is one"""
+    if isinstance(node, ast.Compare | ast.BoolOp | ast.BinOp | ast.AugAssign) and variant == 0:
+        operator = node.ops[0] if isinstance(node, ast.Compare) else node.op
+        other = OPERATORS.get(type(operator))
+        if other is None:
+            return False
+        if isinstance(node, ast.Compare):
+            node.ops[0] = other()
+        else:
+            node.op = other()
+        return True
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.USub) and variant == 0:
+        node.op = ast.UAdd() if isinstance(node.op, ast.USub) else node.op
+        if isinstance(node.op, ast.Not):
+            node.operand = ast.UnaryOp(ast.Not(), node.operand)
+        return True
+    if isinstance(node, ast.Constant) and not _is_text(node, tree):
+        if isinstance(node.value, bool):
+            node.value = not node.value
+            return variant == 0
+        if isinstance(node.value, int | float):
+            node.value += (1, -1)[variant]
+            return True
+        if isinstance(node.value, str):
+            node.value += "XX"
+            return variant == 0
+    if isinstance(node, ast.Return) and node.value is not None and not isinstance(node.value, ast.Constant) and variant == 0:
+        node.value = ast.Constant(None)
+        return True
+    if isinstance(node, ast.Attribute | ast.Name) and variant == 0:
+        name = "attr" if isinstance(node, ast.Attribute) else "id"
+        if getattr(node, name) in NAMES and isinstance(node.ctx, ast.Load):
+            setattr(node, name, NAMES[getattr(node, name)])
+            return True
+    return False
+
+
+def _is_text(node: ast.Constant, tree: ast.Module) -> bool:
+    """Whether a constant is a docstring, a part of a message, an annotation, or the size of a cache in a decorator."""
+    for parent in ast.walk(tree):
+        if any(n is node for each in getattr(parent, "decorator_list", []) for n in ast.walk(each)):
+            return True
+        if isinstance(parent, ast.Expr) and parent.value is node:
+            return True
+        if isinstance(parent, ast.Raise | ast.JoinedStr | ast.AnnAssign | ast.arg) and any(n is node for n in ast.walk(parent)):
+            return not (isinstance(parent, ast.AnnAssign) and parent.value and any(n is node for n in ast.walk(parent.value)))
+    return False
+
+
+class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Gives one module another source."""
+
+    def __init__(self, name: str, source: str):
+        self.name, self.source = name, source
+
+    def find_spec(self, fullname, path=None, target=None):
+        return importlib.machinery.ModuleSpec(fullname, self) if fullname == self.name else None
+
+    def exec_module(self, module):
+        module.__file__ = str(ROOT / f"{self.name.replace('.', '/')}.py")
+        exec(compile(self.source, module.__file__, "exec"), module.__dict__)
+
+
+def noticed(module: str, source: str, tests: str) -> bool:
+    """Whether a test fails with this source. The tests run in a process of their own, which forks from this one."""
+    process = os.fork()
+    if not process:
+        resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT))
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1), os.dup2(null, 2)
+        for name in [name for name in sys.modules if name.split(".")[0] == "vine_mini"]:
+            del sys.modules[name]  # they are imported again, with the change
+        sys.meta_path.insert(0, _Finder(f"vine_mini.{module}", source))
+        code = 1
+        try:
+            code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(ROOT / "tests" / tests)])
+        finally:
+            os._exit(int(code))
+    return os.waitpid(process, 0)[1] != 0
+
+
+def measure(module: str, tests: str, processes: int, is_noticed: Callable = noticed) -> dict:
+    """-> {"mutants": how many, "survived": descriptions}. Raises RuntimeError where the tests fail without a mistake."""
+    source = (ROOT / "vine_mini" / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
+    if is_noticed(module, ast.unparse(ast.parse(source)), tests):
+        raise RuntimeError(f"the tests of {module} fail without any change")
+    every = [*mutants(source)]
+    with ThreadPoolExecutor(processes) as pool:
+        found = pool.map(lambda mutant: is_noticed(module, mutant[1], tests), every)
+        shown = tqdm(zip(every, found, strict=True), desc=module, total=len(every), dynamic_ncols=True)
+        survived = [what for (what, _), caught in shown if not caught]
+    return {"mutants": len(every), "survived": survived}
+
+
+def table(results: dict) -> str:
+    """Mutants by module, then every one that survived and is not equivalent."""
+    rows = [["module", "mutants", "noticed", "equivalent", "neither", "noticed of those that are not equivalent, %"]]
+    totals, left = [0, 0, 0], []
+    for module, found in results.items():
+        same = [what for what in found["survived"] if (module, what) in EQUIVALENT]
+        left += [f"- {module}, {what}" for what in found["survived"] if what not in same]
+        numbers = [found["mutants"], found["mutants"] - len(found["survived"]), len(same)]
+        totals = [a + b for a, b in zip(totals, numbers, strict=True)]
+        rows.append([module, *_cells(*numbers)])
+    rows.append(["all", *_cells(*totals)])
+    return "\n".join([columns(rows), "", "Not noticed, and not equivalent:", "", *(left or ["- none"])])
+
+
+def _cells(made: int, caught: int, same: int) -> list[str]:
+    return [str(made), str(caught), str(same), str(made - caught - same), f"{100 * caught / max(1, made - same):.1f}"]
+
+
+def main():
+    """Measures the modules that are not in mutants.json yet, and writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--modules", nargs="+", choices=list(TESTS), default=list(TESTS), help="names of modules")
+    parser.add_argument("--processes", type=count, default=2, help="mutants at the same time")
+    parser.add_argument("--out", type=writable, required=True, help="folder for mutants.json and mutants.md")
+    arguments = parser.parse_args()
+    path = arguments.out / "mutants.json"
+    results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    import transformers  # noqa: F401 (each forked process then has it already)
+
+    for module in arguments.modules:
+        if module not in results:
+            results[module] = measure(module, TESTS[module], arguments.processes)
+            arguments.out.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(results, indent=1) + "\n")
+    text = f"{table(results)}\n\n{machine('cpu', 1)}\n"
+    print(text)
+    write_text(arguments.out / "mutants.md", text)
+
+
+if __name__ == "__main__":
+    command(main)
