@@ -2,10 +2,11 @@
 
     python -m benchmarks.mutants --out results/reliability
 
-A mutant is a module with one change: another comparison, operator, number, truth value, text or returned value. The tests of the
-module run until the first failure. A mutant that no test notices is listed with its line. Some of these are *equivalent*: they
-compute the same for every input. EQUIVALENT names each of them with the reason. Results are kept in mutants.json after each
-module, and a second call makes what is missing. A mutant that computes for more than a minute counts as noticed.
+A mutant is a module with one change: another comparison, operator, function, number, truth value, text or returned value. The
+tests of the module run until the first failure. A mutant that no test notices is listed with its line. Some of these are
+*equivalent*: they compute the same for every input. EQUIVALENT names each of them with the reason. Results are kept in
+mutants.json after each module, and a second call makes what is missing. A mutant counts as noticed where it computes for more
+than a minute, waits for more than ten, or needs more than MEMORY.
 """
 
 import argparse
@@ -15,7 +16,9 @@ import importlib.machinery
 import json
 import os
 import resource
+import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -42,6 +45,7 @@ TESTS = {  # module -> its tests
 }
 EQUIVALENT: dict[tuple[str, str], str] = {}  # (module, description) -> why no test can tell it from the module
 LIMIT = 60  # seconds of processor time
+MEMORY = 8 * 2**30  # bytes of address space
 OPERATORS = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.And: ast.Or, ast.Or: ast.And,
@@ -53,15 +57,17 @@ NAMES = dict(PAIRS) | {second: first for first, second in PAIRS}
 
 
 def mutants(source: str) -> Iterator[tuple[str, str]]:
-    """(description, source) of each mutant. The description has the line's number, the line's change and nothing else."""
+    """(description, source) of each mutant: the line's number and what changes. Equal descriptions are numbered."""
+    seen: Counter[str] = Counter()
     for index, node in enumerate(ast.walk(ast.parse(source))):
         for variant in range(2):
             tree = ast.parse(source)
             target = [*ast.walk(tree)][index]
             if not _change(target, variant, tree):
                 break
-            before, after = ast.unparse(node), ast.unparse(target)
-            yield f"line {getattr(node, 'lineno', '?')}: {before} -> {after}", ast.unparse(tree)
+            what = f"line {getattr(node, 'lineno', '?')}: {ast.unparse(node)} -> {ast.unparse(target)}"
+            seen[what] += 1
+            yield what if seen[what] == 1 else f"{what} ({seen[what]})", ast.unparse(tree)
 
 
 def _change(node: ast.AST, variant: int, tree: ast.Module) -> bool:
@@ -133,10 +139,13 @@ def noticed(module: str, source: str, tests: str) -> bool:
     process = os.fork()
     if not process:
         resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT))
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        signal.alarm(10 * LIMIT)
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1), os.dup2(null, 2)
-        for name in [name for name in sys.modules if name.split(".")[0] == "vine_mini"]:
-            del sys.modules[name]  # they are imported again, with the change
+        for name, loaded in [*sys.modules.items()]:
+            if (getattr(loaded, "__file__", None) or "").startswith((f"{ROOT / 'vine_mini'}/", f"{ROOT / 'tests'}/")):
+                del sys.modules[name]  # the package and the tests are imported again, with the change
         sys.meta_path.insert(0, _Finder(f"vine_mini.{module}", source))
         code = 1
         try:

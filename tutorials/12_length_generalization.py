@@ -98,7 +98,7 @@ for (name, seed), model in models.items():
 #
 # ## How certain is this?
 #
-# The smooth curves look more certain than they are. Two seeds show a range, not an error bar. There are only a few different
+# The curves look more certain than they are. Two seeds show a range, not an error bar. There are only a few different
 # prompts of each length, so the number of examples says little about the noise. And 500 updates are few.
 #
 # The repository holds longer runs of the same decoder (`results/lengthgen/study/narrow/copy`, three seeds). We compare them
@@ -155,7 +155,7 @@ show(figure, "12_length_generalization")
 # ## Questions
 #
 # 1. All seeds of RoPE agree. Does this make the result certain? What could all seeds have in common?
-# 2. At length 10 RoPE already makes some mistakes. Could they alone explain its 0 at length 11? Compare the formula.
+# 2. At length 10 RoPE already makes some mistakes. Could they alone explain its 0 at length 11? Compare with the formula.
 # 3. Suppose a model never errs in the items. Which token must it get right to be exact, and why does it have no second chance?
 # 4. Try `"rope25"`, `"hybrid"` or `"rope-random"` in `encodings`. What do you expect, and what comes out? All encodings are lines
 #    of `vine_mini/decoder/table.py`. An encoding of your own is one such line in a file: `lengthgen --encodings nope mine.py`.

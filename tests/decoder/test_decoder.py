@@ -25,6 +25,8 @@ VARIANTS = {
     "alibi hybrid": {"encoding": "alibi", "nope_every": 3},
     "sharp": {"encoding": "t5", "attention_temperature": 0.7},
     "sharp fox": {"encoding": "fox", "attention_temperature": 0.7},
+    "wide heads": {"encoding": "rope25", "head_dim": 16},  # 4 x 16 = 64 dimensions in 32
+    "wide fox": {"encoding": "fox", "head_dim": 16},
 }
 DEFINED_HERE = [
     name for name, variant in VARIANTS.items() if variant["encoding"] in (*PAPER, "rope25", "hybrid")

@@ -35,7 +35,7 @@ def test_the_memory_is_that_of_a_real_update(encoding):
 def test_operations_are_about_six_for_each_weight_and_token():
     config = LengthgenConfig(encodings=["nope"], **SMALL)
     ids, _ = collate(evaluation_examples(config, 5, 16), "cpu")
-    matrices = 2 * 12 * 64**2  # two layers; the head has few tokens, and the last layer leaves some out
+    matrices = 2 * (4 * 64 * 256 + 8 * 64**2)  # two layers; the head has few tokens, and the last layer leaves some out
     by_hand = 10 * 6 * matrices * ids.numel()
     assert 0.7 * by_hand < cost(config, "nope").operations < 1.3 * by_hand
 
@@ -98,4 +98,5 @@ def test_full_size_prints_its_cost_and_trains(capsys, tmp_path):
     assert cli.main(["lengthgen", "full-size", *small, *more]) == 0
     out = capsys.readouterr().out
     assert "nope: 0.0M parameters; memory of an update" in out and "hours at 10e12 a second" in out and "| nope" in out
-    assert cli.main(["lengthgen", "full-size", "--heads", "7"]) == 2
+    assert cli.main(["lengthgen", "full-size", "--head_dim", "7"]) == 2
+    assert "turns pairs" in capsys.readouterr().err

@@ -398,6 +398,13 @@ def test_the_scratchpad_is_judged_by_the_mean_over_encodings():
     assert "| addition | full " in text and claims.scratchpad({"addition": {"none": by_format["none"]}}) == []
 
 
+def test_rope_s_quarter_is_compared_between_heads_of_16_and_of_64_dimensions():
+    narrow, wide = (results_of("copy", {"rope25": shares}) for shares in ([0.3, 0.4, 0.5], [0.0, 0.1, 0.1]))
+    [found] = claims.frequencies(narrow, wide)
+    assert found.claim == "frequencies" and found.part == "rows narrow"
+    assert found.ours[0] == pytest.approx(100 / 3) and found.verdict == "holds"
+
+
 def test_the_probe_is_judged_against_an_untrained_network():
     def network(x):
         return {"after layer 1": {"t": {"seen": x, "longer": x - 1}}}

@@ -21,7 +21,7 @@ from vine_mini.app.config import TrainConfig
 from vine_mini.app.files import write_text
 from vine_mini.app.setup import build_trainer
 from vine_mini.decoder.model import Decoder, DecoderConfig
-from vine_mini.decoder.table import ENCODINGS
+from vine_mini.decoder.table import ENCODINGS, Encoding
 from vine_mini.lengthgen import languages, own, ranking, report, tasks
 from vine_mini.lengthgen import sweep as sweep_module
 from vine_mini.lengthgen.config import LengthgenConfig, decoder_config
@@ -182,18 +182,18 @@ def test_encodings_become_configurations():
 
 
 def test_heads_as_wide_as_the_paper_s_give_a_quarter_eight_frequencies():
-    wide = decoder_config(LengthgenConfig(encodings=["rope25"], hidden=256, heads=4), "rope25")
+    wide = decoder_config(LengthgenConfig(encodings=["rope25"]), "rope25")
     qk = torch.randn(2, 1, 4, 5, wide.head_dim)
     turned = ENCODINGS["rope25"].queries_keys(qk, torch.arange(5)[None], wide, {})
     assert (turned != qk).any(dim=3).any(dim=0)[0, 0].tolist() == [True] * 16 + [False] * 48  # 8 pairs of 64 dimensions
     with pytest.raises(UserError, match="turns pairs"):
-        LengthgenConfig(encodings=["rope25"], hidden=16, heads=4)
-    LengthgenConfig(encodings=["nope", "rope", "rope25"], hidden=24, heads=4)  # heads of 6 dimensions, 2 of them turned
+        LengthgenConfig(encodings=["rope25"], head_dim=4)
+    LengthgenConfig(encodings=["nope", "rope", "rope25"], head_dim=6)  # 2 of 6 dimensions are turned
 
 
 def test_numbers_on_logits_learn_slowly_and_without_weight_decay():
     config = LengthgenConfig(lr=1e-3, weight_decay=0.05)
-    for name, small in {"nope": 0, "t5": 32 * 4, "fire": 2 * 32 + 32 * 4 + 2, "fox": 3 * (64 * 4 + 4), "learned": 0}.items():
+    for name, small in {"nope": 0, "t5": 32 * 4, "fire": 2 * 32 + 32 * 4 + 2, "fox": 3 * (256 * 4 + 4), "learned": 0}.items():
         model = Decoder(decoder_config(config, name))
         matrices, numbers = make_optimizer(model, config).param_groups
         sizes = [sum(p.numel() for p in group["params"]) for group in (matrices, numbers)]
@@ -268,9 +268,29 @@ def test_an_encoding_from_a_file_is_one_of_the_encodings(run, tmp_path):
     assert not torch.equal(model(input_ids=torch.tensor([[1, 2, 3]])).logits, model(input_ids=torch.tensor([[2, 1, 3]])).logits)
 
 
-@pytest.mark.parametrize("name", [name for name in ENCODINGS if not ENCODINGS[name].ids and not name.endswith(".py")])
+@pytest.mark.parametrize("name", [name for name in ENCODINGS if not name.endswith(".py")])
 def test_every_encoding_of_the_table_passes_the_check_of_ones_own(name):
     own.check_causal(decoder_config(LengthgenConfig(encodings=[name]), name))
+    if ENCODINGS[name].table:
+        own.check_causal(decoder_config(LengthgenConfig(encodings=["nope"], max_positions=3), name))  # a short table
+
+
+def test_the_check_of_ones_own_keeps_the_signs_of_parameters(monkeypatch):
+    slope = {"slope": torch.ones(1), "zero": torch.zeros(1)}
+
+    def bias(distance, t, config, w):
+        return (w["slope"].log() * w["zero"] * distance)[:, None]
+
+    monkeypatch.setitem(ENCODINGS, "mine.py", Encoding("mine", bias=bias, parameters=lambda config: slope))
+    shape = decoder_config(LengthgenConfig(encodings=["nope"]), "mine.py")
+    own.check_causal(shape)
+
+    def sees_the_length(distance, t, config, w):
+        return bias(distance / distance.shape[-1], t, config, w)
+
+    monkeypatch.setitem(ENCODINGS, "mine.py", Encoding("mine", bias=sees_the_length, parameters=lambda config: slope))
+    with pytest.raises(ValueError, match="when other tokens follow it"):
+        own.check_causal(shape)
 
 
 def test_a_task_from_a_file_is_one_of_the_tasks(run, tmp_path):
@@ -627,6 +647,7 @@ def test_theory_command(run, tmp_path):
         (["--out", ""], "--out is empty"),
         (["--heads", "0"], "heads = 0"),
         (["--head_dim", "7"], "head_dim = 7: RoPE turns pairs"),
+        (["--heads", "64", "--head_dim", "65536"], "days and"),
         (["rank"], "name at least one folder"),
         (["rank", "nowhere"], "nowhere has no results.json"),
         (["attention", "nowhere"], "nowhere has no results.json"),

@@ -33,7 +33,8 @@ from vine_mini.types import UserError
 def train(config: LengthgenConfig) -> None:
     """The `lengthgen` command."""
     of_a_run = 3 * config.steps * config.batch_size + len(config.lengths()) * config.examples  # a backward pass counts twice
-    parameters, length = 12 * config.layers * config.hidden**2, 8 * max(config.test_lengths)
+    matrices = 4 * config.hidden * config.heads * config.head_dim + 8 * config.hidden**2  # of a layer: attention and MLP
+    parameters, length = config.layers * matrices, 8 * max(config.test_lengths)
     runs = len(config.encodings) * len(config.seeds)
     check_cost(config, parameters, runs * of_a_run, max(config.batch_size, config.examples), length)
     pad = "" if config.scratchpad == "none" else f"-{config.scratchpad}"

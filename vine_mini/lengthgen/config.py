@@ -80,7 +80,7 @@ class LengthgenConfig:
                 raise UserError(f"{name} computes position ids from whole sequences: it cannot write a scratchpad")
             try:
                 shape = decoder_config(self, name)
-                if name.endswith(".py") and not ENCODINGS[name].ids:
+                if name.endswith(".py"):
                     check_causal(shape)
             except Exception as error:
                 if not isinstance(error, ValueError) and not name.endswith(".py"):

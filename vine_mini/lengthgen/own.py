@@ -6,7 +6,8 @@ An encoding's file sets ENCODING to an `Encoding`, in the form of the lines of `
     ENCODING = Encoding("square root", bias=lambda distance, t, config, w: -distance.clamp(min=0).sqrt()[:, None])
 
 A token may depend on the tokens up to its own, and not on how many follow. Otherwise a model could read off where its answer
-ends, and its accuracy would be wrong. `check_causal` tries this before any training.
+ends, and its accuracy would be wrong. An encoding must also compute the same with a KV cache, where `queries_keys` is given new
+tokens only. `check_causal` tries both on a few tokens before any training. It does not try `ids`, which sees whole sequences.
 
 A task's file has two functions, in the form of those in `tasks.py`, and uses tokens of its vocabulary only. This one is addition
 whose answer begins with the lowest digit, as position coupling needs it (`--encodings coupled`):
@@ -22,6 +23,7 @@ whose answer begins with the lowest digit, as position coupling needs it (`--enc
 A file joins the table under its path. A saved model keeps the path as a name, and nothing runs a file that only a model names.
 """
 
+from copy import copy
 from pathlib import Path
 from random import Random
 
@@ -61,21 +63,25 @@ def find_encoding(name: str) -> None:
 
 @torch.no_grad()
 def check_causal(config: DecoderConfig) -> None:
-    """Raises ValueError where the logits of a token are no numbers, or change with the tokens after it or with a cache."""
+    """Raises ValueError where the logits of a token are not finite, or change with the tokens after it or with a cache."""
+    config = copy(config)
+    config.num_hidden_layers = min(config.num_hidden_layers, 2)  # more layers show no more
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = Decoder(config).eval()
         for name, parameter in model.named_parameters():
-            if ".encoding." in name:
-                parameter.normal_()  # some start at zero, which would hide what they multiply
-    ids = torch.arange(12)[None] % config.vocab_size
-    whole = model(ids).logits  # [1, 12, V]
+            if ".encoding." in name:  # a zero would hide what it multiplies; the others keep their signs
+                changed = parameter * (0.5 + torch.rand_like(parameter))
+                parameter.copy_(torch.where(parameter == 0, torch.randn_like(parameter), changed))
+    T = min(12, config.max_position_embeddings or 12)
+    ids, part = torch.arange(T)[None] % config.vocab_size, T // 2 + 1
+    whole = model(ids).logits  # [1, T, V]
     if not whole.isfinite().all():
         raise ValueError("its logits are not finite")
-    if (model(ids[:, :7]).logits - whole[:, :7]).abs().max() > 1e-3:
+    if (model(ids[:, :part]).logits - whole[:, :part]).abs().max() > 1e-3:
         raise ValueError("the logits of a token change when other tokens follow it: use positions, not the length of a sequence")
     cache, rows = None, []
-    for t in range(12):
+    for t in range(T):
         out = model(ids[:, t : t + 1], past_key_values=cache, use_cache=True)
         cache, rows = out.past_key_values, [*rows, out.logits]
     if (torch.cat(rows, dim=1) - whole).abs().max() > 1e-3:
