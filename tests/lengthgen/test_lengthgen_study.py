@@ -400,9 +400,13 @@ def test_the_scratchpad_is_judged_by_the_mean_over_encodings():
 
 def test_rope_s_quarter_is_compared_between_heads_of_16_and_of_64_dimensions():
     narrow, wide = (results_of("copy", {"rope25": shares}) for shares in ([0.3, 0.4, 0.5], [0.0, 0.1, 0.1]))
-    [found] = claims.frequencies(narrow, wide)
+    [found] = claims.frequencies([(narrow, wide)])
     assert found.claim == "frequencies" and found.part == "rows narrow"
     assert found.ours[0] == pytest.approx(100 / 3) and found.verdict == "holds"
+    mean, *tasks = claims.frequencies([(narrow, wide)] * 8)
+    assert mean.what.startswith("mean of 8 tasks") and mean.ours[0] == pytest.approx(100 / 3) and mean.verdict == "holds"
+    assert tasks == [found] * 8
+    assert claims.frequencies([(narrow, wide)] * 7)[0].verdict == "not shown"  # too few tasks for a bootstrap
 
 
 def test_the_probe_is_judged_against_an_untrained_network():

@@ -163,12 +163,23 @@ def positions(results: dict, probed: dict) -> list[Finding]:
     return found
 
 
-def frequencies(narrow: dict, wide: dict) -> list[Finding]:
-    """Accuracy of RoPE's quarter on longer inputs with heads of 16 - with heads of 64 dimensions, of one task."""
-    a, b = (report.extrapolation(results)["rope25"] for results in (narrow, wide))
-    gaps = [100 * (a[seed] - b[seed]) for seed in a if seed in b]
-    what = f"{report.name_of(wide)}: rope25 in heads of 16 - in heads of 64"
-    return [Finding("frequencies", what, "", interval(gaps), "points", "rows narrow")] if gaps else []
+def frequencies(pairs: list[tuple[dict, dict]]) -> list[Finding]:
+    """Accuracy of RoPE's quarter on longer inputs: heads of 16 - heads of 64 dimensions, the mean of the tasks, then each task.
+
+    pairs: the results of a task with narrow and with wide heads.
+    """
+    found, every = [], []
+    for narrow, wide in pairs:
+        a, b = (report.extrapolation(results)["rope25"] for results in (narrow, wide))
+        gaps = [100 * (a[seed] - b[seed]) for seed in a if seed in b]
+        if gaps:
+            what = f"{report.name_of(wide)}: rope25 in heads of 16 - in heads of 64"
+            found.append(Finding("frequencies", what, "", interval(gaps), "points", "rows narrow"))
+            every.append([{"narrow": gap, "wide": 0.0} for gap in gaps])
+    if len(every) > 1:
+        what = f"mean of {len(every)} tasks: rope25 in heads of 16 - in heads of 64"
+        found.insert(0, Finding("frequencies", what, "", _Gaps(every).of("narrow", "wide"), "points", "rows narrow"))
+    return found
 
 
 def scratchpad(formats: dict[str, dict[str, dict]]) -> list[Finding]:

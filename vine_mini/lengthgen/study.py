@@ -106,8 +106,8 @@ def write_report(folder: Path) -> None:
         write_text(folder / "scratchpad" / "formats.md", report.formats_table(formats) + "\n")
     findings = claims.ranks([*rows.values()]) + claims.levels([*rows.values()]) + claims.scratchpad(formats)
     findings += claims.levels([*found["longer"].values()], "longer")
-    for results in found["narrow"].values():
-        findings += claims.frequencies(results, rows[results["task"]]) if results["task"] in rows else []
+    narrow = found["narrow"].values()
+    findings += claims.frequencies([(results, rows[results["task"]]) for results in narrow if results["task"] in rows])
     for part, name, judge in (("deep", "attention", claims.attention), ("probe", "probe", claims.positions)):
         for path, results in found[part].items():
             measured = claims.measured(folder / path, name)
