@@ -2,14 +2,14 @@
 # # 1. Sampling, and what a KV cache saves
 #
 # A language model gives a probability to every token that could come next. To *sample* a response, we draw a token from these
-# probabilities and append it to the text. We repeat this until the model draws the token that ends a response. All data in this
-# course are samples, so in this tutorial we draw some by hand.
+# probabilities and append it to the text. We repeat this until the model draws the token that ends a response. We draw by hand.
 #
-# In reinforcement learning the model that draws is called the *policy*. Our policy is a small Llama that solves chains of
-# arithmetic. It comes from *supervised fine-tuning* (SFT): it learned to imitate written solutions, in which each result was a
-# random number with probability 0.2. Its most likely tokens are therefore right, but many samples contain a mistake.
+# In reinforcement learning the model that draws is called the *policy*. Ours is a small Llama that solves chains of arithmetic.
+# It comes from *supervised fine-tuning* (SFT): it imitated written solutions, in which each result was a random number with
+# probability 0.2. Its most likely tokens are right, but many samples contain a mistake. A policy that is never right would get
+# no reward and learn nothing.
 #
-# Tutorials 1 to 10 and 14 teach the paper VinePPO. Section numbers in them refer to version 2 of this paper (arXiv 2410.01679v2).
+# Tutorials 1 to 10 and 14 teach the paper VinePPO. Their section numbers are those of version 2 (arXiv 2410.01679v2).
 
 # %%
 import time

@@ -111,8 +111,8 @@ for limit in (36, 38, 39, 40, 44, 64):
 # %% [markdown]
 # ## Where is the policy uncertain?
 #
-# $-\log \pi(y_t \mid s_t)$ is the *surprise* of a token. The surprise is 0 where the policy had no choice. We sort the tokens by
-# their place in a line.
+# $-\log \pi(y_t \mid s_t)$ is the *surprise* of a token. The surprise is 0 where the policy had no choice. Its mean over
+# samples is the *entropy* of the policy, which training metrics show. We sort the tokens by their place in a line.
 #
 # The solution of each problem is known. For each response we therefore also find the first step that differs from it.
 
