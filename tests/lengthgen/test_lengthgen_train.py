@@ -714,7 +714,7 @@ def test_rank_intervals_are_over_tasks_and_seeds():
 
 
 def test_scan_is_averaged_over_lengths_and_over_its_commands(run):
-    path = Path(__file__).parents[2] / "results" / "lengthgen"
+    path = Path(__file__).parents[2] / "results" / "lengthgen" / "study" / "narrow"
     results = load_results(path / "scan")
     for each in results["runs"]:
         each["accuracy"] = {n: float(n == 26 or n <= 25) for n in each["accuracy"]}
