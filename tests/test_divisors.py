@@ -89,6 +89,7 @@ def test_importance_weights_correct_for_another_sampler():
     mask[:, 1:] = 0
     assert importance(p[tokens], q[tokens], mask, 1.5)[0].count_nonzero() == 1
     assert importance(p[tokens], q[tokens], mask, 0.0)[0] is None
+    assert importance(p[tokens], p[tokens], mask, 1.0)[1]["importance_capped"] == 0.0  # a weight of exactly the cap is not cut
 
 
 def test_importance_weights_are_factors_of_the_loss():
