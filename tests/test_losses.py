@@ -144,3 +144,27 @@ def test_the_masked_mean():
     logprobs, mask = torch.tensor([[-1.0, -3.0, -100.0]]), torch.tensor([[1.0, 1.0, 0.0]])
     assert masked_mean(-logprobs, mask).item() == 2.0
     assert masked_mean(-logprobs, mask, denominator=8).item() == 0.5
+    assert masked_mean(torch.ones(2, 3), torch.zeros(2, 3)).item() == 0.0  # without tokens
+
+
+def test_the_value_loss_equals_its_formula_for_each_token():
+    generator = torch.Generator().manual_seed(0)
+    values, old, returns = torch.randn(3, 4, 6, generator=generator, dtype=torch.float64)
+    mask = torch.rand(4, 6, generator=generator) > 0.3
+    expected, n = 0.0, int(mask.sum())
+    for v, o, r in zip(values[mask].tolist(), old[mask].tolist(), returns[mask].tolist(), strict=True):
+        near = min(max(v, o - 0.2), o + 0.2)
+        expected += max((v - r) ** 2, (near - r) ** 2) / 2 / n
+    loss, stats = value_loss(values, old, returns, mask.double())  # the default clip is 0.2
+    assert loss.item() == pytest.approx(expected, abs=1e-12)
+    assert stats["value_error"] == pytest.approx((values - returns)[mask].abs().mean().item(), abs=1e-12)
+
+
+def test_the_statistics_of_the_policy_loss():
+    ratios, mask = torch.tensor([[0.7, 1.0, 1.5, 9.0]], dtype=torch.float64), torch.tensor([[1.0, 1.0, 1.0, 0.0]])
+    advantages = torch.tensor([[-1.0, 1.0, 1.0, 1.0]], dtype=torch.float64)
+    loss, stats = clipped_policy_loss(ratios.log(), torch.zeros(1, 4, dtype=torch.float64), advantages, mask)
+    assert loss.item() == pytest.approx((0.8 - 1.0 - 1.2) / 3)  # the default clip is 0.2
+    assert stats["ratio"] == pytest.approx(3.2 / 3) and stats["clip_frac"] == pytest.approx(2 / 3)
+    kept = [0.7, 1.0, 1.5]
+    assert stats["approx_kl"] == pytest.approx(sum(r - 1 - math.log(r) for r in kept) / 3)
