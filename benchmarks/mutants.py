@@ -83,8 +83,9 @@ def _change(node: ast.AST, variant: int, tree: ast.Module) -> bool:
             node.op = other()
         return True
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.USub) and variant == 0:
-        node.op = ast.UAdd() if isinstance(node.op, ast.USub) else node.op
-        if isinstance(node.op, ast.Not):
+        if isinstance(node.op, ast.USub):
+            node.op = ast.UAdd()
+        else:
             node.operand = ast.UnaryOp(ast.Not(), node.operand)
         return True
     if isinstance(node, ast.Constant) and not _is_text(node, tree):

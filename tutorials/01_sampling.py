@@ -9,7 +9,7 @@
 # probability 0.2. Its most likely tokens are right, but many samples contain a mistake. A policy that is never right would get
 # no reward and learn nothing.
 #
-# Tutorials 1 to 10 and 14 teach the paper VinePPO. Their section numbers are those of version 2 (arXiv 2410.01679v2).
+# Tutorials 1 to 10 and 14 teach the paper VinePPO. Section numbers refer to its version 2 (arXiv 2410.01679v2).
 
 # %%
 import time

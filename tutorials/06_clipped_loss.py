@@ -14,7 +14,7 @@
 #
 # $$\sum_y \pi_{\mathrm{old}}(y \mid s)\, \rho(y)\, A(y) = \sum_y \pi(y \mid s)\, A(y)$$
 #
-# This is *importance sampling*, and papers also call $\rho_t$ the importance ratio. The states remain those of the old policy.
+# This is *importance sampling*, and papers also call $\rho_t$ the importance ratio. The old policy still chose the states.
 #
 # The loss (VinePPO, section 3; arXiv 1707.06347, equation 7) is the mean over tokens of
 #

@@ -171,11 +171,12 @@ def frequencies(pairs: list[tuple[dict, dict]]) -> list[Finding]:
     found, every = [], []
     for narrow, wide in pairs:
         a, b = (report.extrapolation(results)["rope25"] for results in (narrow, wide))
-        gaps = [100 * (a[seed] - b[seed]) for seed in a if seed in b]
-        if gaps:
+        points = [{"narrow": 100 * a[seed], "wide": 100 * b[seed]} for seed in a if seed in b]
+        if points:
             what = f"{report.name_of(wide)}: rope25 in heads of 16 - in heads of 64"
+            gaps = [each["narrow"] - each["wide"] for each in points]
             found.append(Finding("frequencies", what, "", interval(gaps), "points", "rows narrow"))
-            every.append([{"narrow": gap, "wide": 0.0} for gap in gaps])
+            every.append(points)
     if len(every) > 1:
         what = f"mean of {len(every)} tasks: rope25 in heads of 16 - in heads of 64"
         found.insert(0, Finding("frequencies", what, "", _Gaps(every).of("narrow", "wide"), "points", "rows narrow"))
