@@ -43,7 +43,8 @@ TESTS = {  # module -> its tests
     "tasks.gsm8k": "tasks/test_gsm8k.py",
     "tasks.math_equal": "tasks/test_math.py",
 }
-EQUIVALENT: dict[tuple[str, str], str] = {}  # (module, description) -> why no test can tell it from the module
+# (module, description without the line) -> why no test can tell it from the module
+EQUIVALENT: dict[tuple[str, str], str] = {}
 LIMIT = 60  # seconds of processor time
 MEMORY = 8 * 2**30  # bytes of address space
 OPERATORS = {
@@ -57,17 +58,20 @@ NAMES = dict(PAIRS) | {second: first for first, second in PAIRS}
 
 
 def mutants(source: str) -> Iterator[tuple[str, str]]:
-    """(description, source) of each mutant: the line's number and what changes. Equal descriptions are numbered."""
+    """(description, source) of each mutant: line, function, and what changes. Equal ones of a function are numbered."""
     seen: Counter[str] = Counter()
-    for index, node in enumerate(ast.walk(ast.parse(source))):
+    original = ast.parse(source)
+    functions = {n: f.name for f in ast.walk(original) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}  # the innermost
+    for index, node in enumerate(ast.walk(original)):
         for variant in range(2):
             tree = ast.parse(source)
             target = [*ast.walk(tree)][index]
             if not _change(target, variant, tree):
                 break
-            what = f"line {getattr(node, 'lineno', '?')}: {ast.unparse(node)} -> {ast.unparse(target)}"
+            what = f"{functions.get(node, 'module')}: {ast.unparse(node)} -> {ast.unparse(target)}"
             seen[what] += 1
-            yield what if seen[what] == 1 else f"{what} ({seen[what]})", ast.unparse(tree)
+            number = "" if seen[what] == 1 else f" ({seen[what]})"
+            yield f"line {getattr(node, 'lineno', '?')}, {what}{number}", ast.unparse(tree)
 
 
 def _change(node: ast.AST, variant: int, tree: ast.Module) -> bool:
@@ -174,7 +178,7 @@ def table(results: dict) -> str:
     rows = [["module", "mutants", "noticed", "equivalent", "neither", "noticed of those that are not equivalent, %"]]
     totals, left = [0, 0, 0], []
     for module, found in results.items():
-        same = [what for what in found["survived"] if (module, what) in EQUIVALENT]
+        same = [what for what in found["survived"] if (module, what.split(", ", 1)[1]) in EQUIVALENT]
         left += [f"- {module}, {what}" for what in found["survived"] if what not in same]
         numbers = [found["mutants"], found["mutants"] - len(found["survived"]), len(same)]
         totals = [a + b for a, b in zip(totals, numbers, strict=True)]

@@ -175,3 +175,28 @@ def test_whiten():
 
 def test_whiten_of_equal_numbers_is_zero():
     assert torch.equal(whiten(torch.full((2, 3), 4.0), torch.ones(2, 3)), torch.zeros(2, 3))
+
+
+def test_whiten_without_tokens_or_with_one_is_zero():
+    x = torch.tensor([[3.0, 5.0]])
+    for mask in ([[0.0, 0.0]], [[0.0, 1.0]]):
+        assert torch.equal(whiten(x, torch.tensor(mask)), torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize("gap, equal", [(1e-7, True), (4e-6, False), (1.0, False)])
+def test_deviations_below_rounding_count_as_zero(gap, equal):
+    x = torch.tensor([[0.0, gap]], dtype=torch.float64)
+    std = gap / 2**0.5
+    expected = torch.tensor([[-gap / 2, gap / 2]], dtype=torch.float64) / (std + 1e-8) * (0.0 if equal else 1.0)
+    for got in (group_relative(x), whiten(x, torch.ones_like(x))):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=0)
+
+
+def test_two_responses_are_a_group():
+    pair = torch.tensor([[1.0, 0.0]])
+    assert leave_one_out(pair).tolist() == [[1.0, -1.0]] and group_relative(pair, scale_by_std=False).tolist() == [[0.5, -0.5]]
+
+
+def test_a_response_without_steps_has_no_advantages():
+    with pytest.raises(ValueError, match="at least one step"):
+        step_advantages([], 1.0)

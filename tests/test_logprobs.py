@@ -147,6 +147,44 @@ def test_dropout_is_off_in_a_loaded_policy(tmp_path, tokenizer):
     torch.testing.assert_close(scored(model, batch), scored(model, batch), rtol=0, atol=0)
 
 
+def test_positions_count_from_the_first_real_token():
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0]])
+    assert module.position_ids(mask).tolist() == [[0, 0, 0, 1], [0, 1, 2, 2]]
+
+
+def test_greedy_tokens_are_scored_at_temperature_one(llama):
+    batch = collate(sample(llama, ragged_prompts(3), Sampling(5, (VOCAB,), temperature=0.0), seed=0))
+    torch.testing.assert_close(scored(llama, batch, temperature=0.0), scored(llama, batch), rtol=0, atol=0)
+
+
+def test_soft_capped_logits_are_those_of_the_model():
+    """Gemma 2's logits are cap * tanh(logits / cap)."""
+    torch.manual_seed(0)
+    head, hidden = torch.nn.Linear(8, 5, bias=False), 30 * torch.randn(7, 8)
+    policy = SimpleNamespace(config=SimpleNamespace(final_logit_softcapping=4.0), get_output_embeddings=lambda: head)
+    expected = 4.0 * torch.tanh(head(hidden) / 4.0)
+    assert expected.abs().max() > 3.9  # the cap matters here
+    torch.testing.assert_close(logits_of(policy, hidden), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("pieces, gradients, computed", [(1, True, 1), (1, False, 1), (5, True, 10), (5, False, 5)])
+def test_logits_are_computed_again_where_they_were_dropped(llama, monkeypatch, pieces, gradients, computed):
+    batch = collate(sample(llama, ragged_prompts(4), Sampling(5, (VOCAB,)), seed=0))  # 20 response tokens
+    monkeypatch.setattr(module, "logits_at_once", lambda device: 20 // pieces * VOCAB)
+    calls, logits_of = [], module.logits_of
+    monkeypatch.setattr(module, "logits_of", lambda model, hidden: calls.append(len(hidden)) or logits_of(model, hidden))
+    with torch.set_grad_enabled(gradients):
+        total = scored(llama, batch).sum()
+        if gradients:
+            total.backward()
+    assert calls == [20 // pieces] * computed
+
+
+def test_one_row_is_scored_where_the_vocabulary_is_larger_than_the_limit(llama, monkeypatch):
+    monkeypatch.setattr(module, "logits_at_once", lambda device: VOCAB - 1)
+    assert module.rows_of_logits(llama) == 1
+
+
 def test_a_large_gpu_scores_more_tokens_at_once(monkeypatch):
     """At a vocabulary of 152 thousand tokens, 220 rows are too few for a large GPU."""
     head = SimpleNamespace(weight=SimpleNamespace(device=torch.device("cuda"), __len__=None))

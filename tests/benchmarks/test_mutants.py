@@ -22,24 +22,24 @@ def f(a: "int", b=2):
 def test_each_mutant_has_one_change():
     made = dict(mutants.mutants(SOURCE))
     assert set(made) == {
-        "line 4: 2 -> 3",
-        "line 4: 2 -> 1",
-        "line 6: not a < 1 and b in (True, 'x') -> not a < 1 or b in (True, 'x')",
-        "line 6: not a < 1 -> not not a < 1",
-        "line 6: a < 1 -> a <= 1",
-        "line 6: 1 -> 2",
-        "line 6: 1 -> 0",
-        "line 6: b in (True, 'x') -> b not in (True, 'x')",
-        "line 6: True -> False",
-        "line 6: 'x' -> 'xXX'",
-        "line 8: b += -a.min() -> b -= -a.min()",
-        "line 8: -a.min() -> +a.min()",
-        "line 8: a.min -> a.max",
-        "line 9: return a[0] @ b[0] -> return None",
-        "line 9: 0 -> 1",
-        "line 9: 0 -> -1",
-        "line 9: 0 -> 1 (2)",
-        "line 9: 0 -> -1 (2)",
+        "line 4, f: 2 -> 3",
+        "line 4, f: 2 -> 1",
+        "line 6, f: not a < 1 and b in (True, 'x') -> not a < 1 or b in (True, 'x')",
+        "line 6, f: not a < 1 -> not not a < 1",
+        "line 6, f: a < 1 -> a <= 1",
+        "line 6, f: 1 -> 2",
+        "line 6, f: 1 -> 0",
+        "line 6, f: b in (True, 'x') -> b not in (True, 'x')",
+        "line 6, f: True -> False",
+        "line 6, f: 'x' -> 'xXX'",
+        "line 8, f: b += -a.min() -> b -= -a.min()",
+        "line 8, f: -a.min() -> +a.min()",
+        "line 8, f: a.min -> a.max",
+        "line 9, f: return a[0] @ b[0] -> return None",
+        "line 9, f: 0 -> 1",
+        "line 9, f: 0 -> -1",
+        "line 9, f: 0 -> 1 (2)",
+        "line 9, f: 0 -> -1 (2)",
     }
     plain = ast.unparse(ast.parse(SOURCE)).splitlines()
     for source in made.values():
@@ -55,7 +55,7 @@ def test_mutants_are_counted_and_the_equivalent_ones_apart(monkeypatch):
 
     found = mutants.measure("values", "test_values.py", 1, noticed)
     assert found == {"mutants": len(sources), "survived": [what for what in sources if what in (first, second)]}
-    monkeypatch.setitem(mutants.EQUIVALENT, ("values", first), "a reason")
+    monkeypatch.setitem(mutants.EQUIVALENT, ("values", first.split(", ", 1)[1]), "a reason")
     text = mutants.table({"values": found})
     assert f"- values, {second}" in text and first not in text
     n = len(sources)

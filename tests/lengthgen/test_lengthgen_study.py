@@ -10,6 +10,7 @@ import pytest
 from vine_mini import cli
 from vine_mini.decoder.model import Decoder
 from vine_mini.lengthgen import claims, paper, parts, ranking, report, tasks
+from vine_mini.lengthgen import study as study_module
 from vine_mini.lengthgen import sweep as sweep_module
 from vine_mini.lengthgen.config import PARTS, LengthgenConfig, StudyConfig, decoder_config
 from vine_mini.lengthgen.parts import folders, sweeps
@@ -64,6 +65,7 @@ def quick(monkeypatch):
     monkeypatch.setattr("vine_mini.lengthgen.sweep.train", train)
     monkeypatch.setattr("vine_mini.lengthgen.sweep.evaluate", evaluate)
     monkeypatch.setattr(parts, "ROWS", ["copy", "sort"])
+    monkeypatch.setattr(parts, "RATED", ["copy", "sort"])
     monkeypatch.setattr(parts, "SIX", ["copy"])
     monkeypatch.setattr(parts, "LATER", ["fire", "cope"])
     monkeypatch.setattr(parts, "LONGER", ["copy-v3"])
@@ -94,9 +96,9 @@ def test_the_parts_are_what_the_paper_s_claims_need():
     assert decoder_config(rows[0][1], "rope25").head_dim == 64  # RoPE's quarter turns eight pairs, as in the paper
     assert decoder_config(sweeps("narrow", config)[0][1], "rope25").head_dim == 16
     rates = sweeps("rates", config)
-    assert len(rates) == 2 * 17 and {s.lr for _, s in rates} == {1e-3, 2e-3} and all(s.seeds == [0] for _, s in rates)
+    assert len(rates) == 11 and all(s.seeds == [0] and {s.lr, tasks.TASKS[s.task].lr} == {1e-3, 2e-3} for _, s in rates)
     longer = sweeps("longer", config)[0][1]
-    assert longer.task == "copy-v3" and longer.steps == 4 * tasks.TASKS["copy-v3"].steps
+    assert longer.task == "sum" and longer.steps == 4 * tasks.TASKS["sum"].steps
     assert len(folders("later")) == 6 and len(sweeps("later", config)[0][1].encodings) > 10
     assert next(s for _, s in rows if s.task == "scan").by_example
 
@@ -332,14 +334,9 @@ def test_the_public_figures_by_length_rank_as_said():
 
 
 def test_each_task_has_the_rate_that_the_committed_runs_choose():
-    by_task = {}
-    for name, task in folders("rates").items():
-        if results := load_so_far(STUDY / name):
-            by_task.setdefault(task, {})[results["settings"]["lr"]] = results
-    whole = {task: by_rate for task, by_rate in by_task.items() if len(by_rate) == 2}
-    assert len(whole) >= 14 and {task: report.best_rate(by_rate) for task, by_rate in whole.items()} == {
-        task: tasks.TASKS[task].lr for task in whole
-    }
+    rates = study_module.rates_so_far(STUDY)
+    assert len(rates) >= 4
+    assert {task: report.best_rate(by_rate) for task, by_rate in rates.items()} == {task: tasks.TASKS[task].lr for task in rates}
 
 
 def test_the_rate_is_chosen_by_seen_lengths_alone():

@@ -232,14 +232,13 @@ class TheoryConfig:
 
 
 PARTS = {
-    "rates": "17 tasks with NoPE and T5 at two learning rates and one seed, with heads as in `narrow`; accuracy on seen "
-    "lengths chooses each task's rate",
+    "rates": "11 tasks with NoPE, T5, one seed and another learning rate; accuracy on seen lengths chooses each task's rate",
     "rows": "17 tasks with NoPE, T5, ALiBi, RoPE (a quarter of each head, and the whole head) and sinusoids",
     "deep": "two tasks with twice the layers, for distances of attention",
     "probe": "three tasks with NoPE alone, for the positions that its first layer writes",
     "scratchpad": "three tasks with eight formats of the scratchpad",
     "narrow": "the rows with four heads of 16 dimensions, of which RoPE's quarter turns two pairs",
-    "longer": "six tasks with four times the updates, NoPE and T5",
+    "longer": "nine tasks with four times the updates, NoPE and T5",
     "later": "six tasks with the encodings that came after the paper",
 }
 

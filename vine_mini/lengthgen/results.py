@@ -58,6 +58,13 @@ def load_so_far(folder: str | Path) -> dict | None:
     return results if settings["seeds"] else None
 
 
+def only(results: dict, encodings: list[str], seeds: list[int]) -> dict | None:
+    """The runs with these encodings and seeds; None unless all of them are there."""
+    runs = [run for run in results["runs"] if run["encoding"] in encodings and run["seed"] in seeds]
+    settings = results["settings"] | {"encodings": encodings, "seeds": seeds}
+    return results | {"settings": settings, "runs": runs} if len(runs) == len(encodings) * len(seeds) else None
+
+
 def merged(one: dict, other: dict) -> dict:
     """The results of two sweeps of a task with different encodings as one, with the seeds that both have."""
     seeds = [seed for seed in one["settings"]["seeds"] if seed in other["settings"]["seeds"]]

@@ -19,8 +19,8 @@ from vine_mini.app.files import locked, write_text
 from vine_mini.app.runs import check_writable
 from vine_mini.lengthgen import claims, commands, paper, pictures, ranking, report
 from vine_mini.lengthgen.config import PARTS, AttentionConfig, ProbeConfig, StudyConfig
-from vine_mini.lengthgen.parts import QUICK, RATES, folders, sweeps
-from vine_mini.lengthgen.results import load_so_far, merged
+from vine_mini.lengthgen.parts import QUICK, folders, sweeps
+from vine_mini.lengthgen.results import load_so_far, merged, only
 from vine_mini.lengthgen.sweep import sweep
 from vine_mini.lengthgen.train import Diverged
 from vine_mini.types import UserError
@@ -85,11 +85,8 @@ def write_report(folder: Path) -> None:
     rows = found["rows"]
     beside = [merged(rows[r["task"]], r) for r in found["later"].values() if r["task"] in rows]
     later = [results for results in beside if results["settings"]["seeds"]]
-    rates: dict[str, dict[float, dict]] = {}
-    for results in found["rates"].values():
-        rates.setdefault(results["task"], {})[results["settings"]["lr"]] = results
-    if whole := {task: by_rate for task, by_rate in rates.items() if len(by_rate) == len(RATES)}:
-        write_text(folder / "rates" / "rates.md", report.rates_table(whole) + "\n")
+    if rates := rates_so_far(folder):
+        write_text(folder / "rates" / "rates.md", report.rates_table(rates) + "\n")
     if rows:
         write_text(folder / "rank.md", ranking.rank_table([*rows.values()]) + "\n")
         pictures.plot_rank([*rows.values()], folder / "rank.png")
@@ -117,6 +114,18 @@ def write_report(folder: Path) -> None:
         table = claims.claims_table(findings)
         write_text(folder / "claims.md", table + "\n")
         print(table)
+
+
+def rates_so_far(folder: Path) -> dict[str, dict[float, dict]]:
+    """Task -> learning rate -> results of the part `rates` and of the same encodings and seed in `rows`, where both are there."""
+    rates, rows = _so_far("rates", folder), _so_far("rows", folder)
+    found = {}
+    for other in rates.values():
+        settings = other["settings"]
+        row = only(rows[other["task"]], settings["encodings"], settings["seeds"]) if other["task"] in rows else None
+        if row:
+            found[other["task"]] = {each["settings"]["lr"]: each for each in (other, row)}
+    return found
 
 
 def _so_far(part: str, folder: Path) -> dict[str, dict]:

@@ -9,6 +9,7 @@ Deviations, with the paper's numbers in brackets:
 - Copy and reverse have lengths 2 to 10, then 11 to 20. `--train_lengths 2 20 --test_lengths 21 40` gives the paper's.
 - PCFG SET is tested on 9 to 16 functions. `--test_lengths 9 35` gives the paper's. It has 26 letters (520).
 - The tasks that repeat one item have 16 items (about 6,000; copy-v2: 78). More tokens make a small model slower.
+- LEGO is trained on 2 to 8 variables; the paper's curves start at 4. From 4 on, small models stayed at chance.
 - The 100 items of copy and reverse are not the paper's, which are tokens of T5's tokenizer.
 - `Task.weight` knows the shares of lengths in the paper's data for all tasks except PCFG SET, whose lengths weigh the same here.
 """
@@ -277,7 +278,7 @@ TASKS = {
     "sort-numbers": Task(make_sort_numbers, check_sort, (2, 8), (9, 16), "numbers"),
     "sum": Task(make_sum, check_sum, (2, 8), (9, 16), "digits added", lr=1e-3),
     "parity": Task(make_parity, check_parity, (4, 8), (9, 16), "bits", lr=1e-3),
-    "lego": Task(make_lego, check_lego, (4, 8), (9, 16), "variables in the chain", possible_lengths=tuple(range(2, 27))),
+    "lego": Task(make_lego, check_lego, (2, 8), (9, 16), "variables in the chain", lr=1e-3, possible_lengths=tuple(range(2, 27))),
     "scan": Task(make_scan, check_scan, (1, 25), (26, 48), "actions", 8000, possible_lengths=SCAN_LENGTHS, weight=count_scan),
     "pcfg": Task(make_pcfg, check_pcfg, (1, 8), (9, 16), "functions", 8000, possible_lengths=tuple(range(1, 36))),
 }
