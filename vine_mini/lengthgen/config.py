@@ -232,7 +232,7 @@ class TheoryConfig:
 
 
 PARTS = {
-    "rates": "11 tasks with NoPE, T5, one seed and another learning rate; accuracy on seen lengths chooses each task's rate",
+    "rates": "14 tasks with NoPE, T5, one seed and another learning rate; accuracy on seen lengths chooses each task's rate",
     "rows": "17 tasks with NoPE, T5, ALiBi, RoPE (a quarter of each head, and the whole head) and sinusoids",
     "deep": "two tasks with twice the layers, for distances of attention",
     "probe": "three tasks with NoPE alone, for the positions that its first layer writes",
