@@ -21,6 +21,7 @@ from benchmarks.common import command, count, machine, report, writable
 from vine_mini.decoder.model import Decoder
 from vine_mini.decoder.table import PAPER
 from vine_mini.lengthgen.config import LengthgenConfig, decoder_config
+from vine_mini.lengthgen.parts import SHORT
 from vine_mini.lengthgen.tasks import TASKS, VOCABULARY
 from vine_mini.lengthgen.train import collate, example, make_optimizer, target_logits
 
@@ -84,7 +85,7 @@ def main():
     parser.add_argument("--out", type=writable, help="folder for the table and its numbers as JSON")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    config = LengthgenConfig(task="copy")
+    config = LengthgenConfig(task="copy", **SHORT["copy"])
     data = batches(config, arguments.steps)
     models = {
         "llama": llama(config, False),

@@ -24,7 +24,9 @@ from vine_mini.sampling import sample
 from vine_mini.types import Sampling
 
 encodings, seeds, updates = (["nope", "rope"], [0], 20) if QUICK else (["nope", "t5", "alibi", "rope"], [0, 1], 500)
-config = LengthgenConfig(task="copy", encodings=encodings, seeds=seeds, steps=updates, examples=50, head_dim=16)
+config = LengthgenConfig(
+    task="copy", train_lengths=[2, 10], encodings=encodings, seeds=seeds, steps=updates, examples=50, head_dim=16
+)
 prompt, target = evaluation_examples(config, 4, 1)[0]
 print(tokens(prompt), "->", [*tokens(target), "<eos>"])
 print(f"training lengths {config.train_lengths}, test lengths {config.test_lengths}: {TASKS['copy'].length_unit}")

@@ -66,6 +66,7 @@ def quick(monkeypatch):
     monkeypatch.setattr("vine_mini.lengthgen.sweep.evaluate", evaluate)
     monkeypatch.setattr(parts, "ROWS", ["copy", "sort"])
     monkeypatch.setattr(parts, "RATED", ["copy", "sort"])
+    monkeypatch.setattr(parts, "SHORT", {"copy": parts.SHORT["copy"]})
     monkeypatch.setattr(parts, "SIX", ["copy"])
     monkeypatch.setattr(parts, "LATER", ["fire", "cope"])
     monkeypatch.setattr(parts, "LONGER", ["copy-v3"])
@@ -171,7 +172,7 @@ def test_all_parts_leave_their_tables_pictures_and_claims(quick, tmp_path, capsy
         assert (out / name).stat().st_size > 5000, name
     assert "| fire " in (out / "later" / "encodings.md").read_text() and "| nope " in (out / "later" / "encodings.md").read_text()
     assert "\n| copy " in (out / "rates" / "rates.md").read_text()
-    assert "copy-v3 (11-11): ours - paper + 10, 2 updates" in text  # of the part `longer`
+    assert "copy-v3 (21-21): ours - paper + 10, 2 updates" in text  # of the part `longer`
     assert "| addition | icor " in (out / "scratchpad" / "formats.md").read_text()
     assert not (out / "public.md").exists()  # two rows only
     small = [path for path in out.rglob("*") if path.is_file() and "models" not in path.parts]
@@ -289,7 +290,7 @@ def test_the_paper_s_own_figures_reach_its_levels_and_its_order():
     assert {f.verdict for f in few} == {"not shown"} and few[0].paper.endswith("(17 tasks)")
     levels = [f for f in found.values() if f.claim == "level: nope"]
     assert len(levels) == 14 and {f.verdict for f in levels} == {"holds"}
-    assert claims.levels(rows[:1], "longer")[0].what == "copy (11-20): ours - paper + 10, 4,500 updates"
+    assert claims.levels(rows[:1], "longer")[0].what == "copy (21-40): ours - paper + 10, 4,500 updates"
     low = claims.levels([*paper_s_results(-0.15)])
     assert {f.verdict for f in low if "copy (" in f.what} == {"does not hold"}
     one = copy.deepcopy(rows)
@@ -344,7 +345,7 @@ def test_the_rate_is_chosen_by_seen_lengths_alone():
         results = results_of("copy", {"nope": [new], "t5": [new]}, seeds=(0,))
         for run in results["runs"]:
             share = seen[run["encoding"]]
-            run["accuracy"] = {n: share if n <= 10 else new for n, new in run["accuracy"].items()}
+            run["accuracy"] = {n: share if n <= 20 else new for n, new in run["accuracy"].items()}
         return results
 
     better_when_seen = {1e-3: of({"nope": 0.9, "t5": 1.0}, 0.1), 2e-3: of({"nope": 0.9, "t5": 0.95}, 0.9)}
@@ -398,7 +399,7 @@ def test_the_scratchpad_is_judged_by_the_mean_over_encodings():
 def test_rope_s_quarter_is_compared_between_heads_of_16_and_of_64_dimensions():
     narrow, wide = (results_of("copy", {"rope25": shares}) for shares in ([0.3, 0.4, 0.5], [0.0, 0.1, 0.1]))
     [found] = claims.frequencies([(narrow, wide)])
-    assert found.claim == "frequencies" and found.part == "rows narrow"
+    assert found.claim == "frequencies" and found.part == "rows short narrow"
     assert found.ours[0] == pytest.approx(100 / 3) and found.verdict == "holds"
     mean, *tasks = claims.frequencies([(narrow, wide)] * 8)
     assert mean.what.startswith("mean of 8 tasks") and mean.ours[0] == pytest.approx(100 / 3) and mean.verdict == "holds"

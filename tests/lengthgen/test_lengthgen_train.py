@@ -599,8 +599,8 @@ def test_attention_temperature_and_rank_read_a_run(run, folder, tmp_path):
 def test_defaults_fit_the_task():
     assert LengthgenConfig(task="scan", train_lengths=[1, 30]).test_lengths == [31, 48]
     assert LengthgenConfig(task="lego", train_lengths=[2, 14]).test_lengths == [15, 26]
-    assert LengthgenConfig(train_lengths=[2, 20]).test_lengths == [21, 40]
-    assert LengthgenConfig(test_lengths=[11, 13]).lengths() == list(range(2, 14))
+    assert LengthgenConfig(train_lengths=[2, 10]).test_lengths == [11, 20]
+    assert LengthgenConfig(test_lengths=[21, 23]).lengths() == list(range(2, 24))
 
 
 @pytest.mark.parametrize("more", [{"task": "copy"}, {"task": "parity", "scratchpad": "co"}])
@@ -631,7 +631,7 @@ def test_theory_command(run, tmp_path):
         (["--train_lengths", "9", "3"], "train_lengths = 9 3: the shortest"),
         (["--train_lengths", "5"], "two numbers"),
         (["--test_lengths", "20", "11"], "test_lengths = 20 11"),
-        (["--test_lengths", "8", "20"], "above the longest train length, 10"),
+        (["--test_lengths", "8", "20"], "above the longest train length, 20"),
         (["--task", "scan", "--test_lengths", "34", "35"], "no example of such a length"),
         (["--task", "lego", "--test_lengths", "9", "27"], "lego ends at 26"),
         (["--max_positions", "30"], "past the 30 of learned"),

@@ -175,11 +175,11 @@ def frequencies(pairs: list[tuple[dict, dict]]) -> list[Finding]:
         if points:
             what = f"{report.name_of(wide)}: rope25 in heads of 16 - in heads of 64"
             gaps = [each["narrow"] - each["wide"] for each in points]
-            found.append(Finding("frequencies", what, "", interval(gaps), "points", "rows narrow"))
+            found.append(Finding("frequencies", what, "", interval(gaps), "points", "rows short narrow"))
             every.append(points)
     if len(every) > 1:
         what = f"mean of {len(every)} tasks: rope25 in heads of 16 - in heads of 64"
-        found.insert(0, Finding("frequencies", what, "", _Gaps(every).of("narrow", "wide"), "points", "rows narrow"))
+        found.insert(0, Finding("frequencies", what, "", _Gaps(every).of("narrow", "wide"), "points", "rows short narrow"))
     return found
 
 

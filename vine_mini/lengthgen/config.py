@@ -9,7 +9,7 @@ from vine_mini.decoder.table import ENCODINGS, PAPER
 from vine_mini.lengthgen.own import check_causal, find_encoding, find_task, short
 from vine_mini.lengthgen.paper import COLUMNS
 from vine_mini.lengthgen.scratchpad import STEPS, WITHOUT_VARIABLE, parts_of
-from vine_mini.lengthgen.tasks import COPIES, EOS, PAD, TASKS, VOCABULARY
+from vine_mini.lengthgen.tasks import EOS, PAD, TASKS, VOCABULARY
 from vine_mini.types import UserError
 
 
@@ -140,11 +140,6 @@ class FullSizeConfig(LengthgenConfig):
     examples: Count = knob(1000, "Examples of each length in the evaluation.")
     device: str = knob("auto", "auto, cpu, cuda, cuda:1, ...")
 
-    def __post_init__(self):
-        if self.train_lengths is None and self.task in COPIES:
-            self.train_lengths = [2, 20]
-        super().__post_init__()
-
 
 def decoder_config(config: LengthgenConfig, encoding: str) -> DecoderConfig:
     """The configuration of the decoder for one encoding. Raises ValueError where the encoding does not fit the decoder's size."""
@@ -237,7 +232,8 @@ PARTS = {
     "deep": "two tasks with twice the layers, for distances of attention",
     "probe": "three tasks with NoPE alone, for the positions that its first layer writes",
     "scratchpad": "three tasks with eight formats of the scratchpad",
-    "narrow": "the rows with four heads of 16 dimensions, of which RoPE's quarter turns two pairs",
+    "short": "copy and reverse on half the lengths",
+    "narrow": "the rows and `short` with four heads of 16 dimensions, of which RoPE's quarter turns two pairs",
     "longer": "nine tasks with four times the updates, NoPE and T5",
     "later": "six tasks with the encodings that came after the paper",
 }

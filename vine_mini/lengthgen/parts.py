@@ -3,13 +3,13 @@
 Deviations from the paper: scratchpads are trained on shorter inputs than plain answers. A full one makes sequences up to ten
 times as long. The format `none` then has these lengths too. Training lengths are drawn by their number of examples in SCAN alone.
 `train.py` and `tasks.py` name the other deviations. The part `rates` chooses each `Task.lr` with two encodings and one seed. It
-has the rate that the part `rows` does not have.
+has the rate that `rows` and `short` do not have. `rates` and `narrow` have the lengths of `short` where it has a task.
 """
 
 from vine_mini.decoder.table import ENCODINGS
 from vine_mini.lengthgen import paper
 from vine_mini.lengthgen.config import LengthgenConfig, StudyConfig
-from vine_mini.lengthgen.tasks import TASKS
+from vine_mini.lengthgen.tasks import COPIES, TASKS
 
 LAST = ("scan", "lego", "polynomial", "sort-numbers", "addition", "pcfg")  # the longest runs, and what narrow heads do not learn
 ROWS = [*(task for task in paper.ACCURACY if task not in LAST), *LAST]
@@ -22,6 +22,7 @@ RATES = (1e-3, 2e-3)  # learning rates
 RATED = [task for task in ROWS if task not in ("copy-2x", "copy-v3", "reverse")]  # these have 99 % at 2e-3
 DEEP = dict(layers=6)
 NARROW = dict(head_dim=16)
+SHORT = {task: dict(train_lengths=[2, 10], test_lengths=[11, 20]) for task in COPIES}
 # Training and test lengths, and updates.
 SCRATCHPADS = {
     "addition": dict(train_lengths=[1, 4], test_lengths=[5, 8], steps=3000, examples=100),
@@ -45,7 +46,9 @@ def folders(part: str) -> dict[str, str]:
 def _tasks(part: str) -> list[tuple[str, str, dict]]:
     if part == "rates":
         others = [(task, lr) for task in RATED for lr in RATES if lr != TASKS[task].lr]
-        return [(f"rates/{task}-{lr:g}", task, dict(encodings=["nope", "t5"], lr=lr)) for task, lr in others]
+        return [
+            (f"rates/{task}-{lr:g}", task, dict(encodings=["nope", "t5"], lr=lr) | SHORT.get(task, {})) for task, lr in others
+        ]
     if part == "rows":
         return [(task, task, dict(encodings=MAIN)) for task in ROWS]
     if part == "deep":
@@ -53,7 +56,9 @@ def _tasks(part: str) -> list[tuple[str, str, dict]]:
     if part == "probe":
         return [(f"probe/{task}", task, dict(encodings=["nope"])) for task in ("copy-v3", "sort", "sum")]
     if part == "narrow":
-        return [(f"narrow/{task}", task, dict(encodings=MAIN) | NARROW) for task in ROWS]
+        return [(f"narrow/{task}", task, dict(encodings=MAIN) | NARROW | SHORT.get(task, {})) for task in ROWS]
+    if part == "short":
+        return [(f"short/{task}", task, dict(encodings=MAIN) | lengths) for task, lengths in SHORT.items()]
     if part == "longer":
         return [(f"longer/{task}", task, dict(encodings=["nope", "t5"], steps=4 * TASKS[task].steps)) for task in LONGER]
     if part == "later":

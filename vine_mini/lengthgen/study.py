@@ -103,8 +103,7 @@ def write_report(folder: Path) -> None:
         write_text(folder / "scratchpad" / "formats.md", report.formats_table(formats) + "\n")
     findings = claims.ranks([*rows.values()]) + claims.levels([*rows.values()]) + claims.scratchpad(formats)
     findings += claims.levels([*found["longer"].values()], "longer")
-    narrow = found["narrow"].values()
-    findings += claims.frequencies([(results, rows[results["task"]]) for results in narrow if results["task"] in rows])
+    findings += claims.frequencies(beside_rows("narrow", folder))
     for part, name, judge in (("deep", "attention", claims.attention), ("probe", "probe", claims.positions)):
         for path, results in found[part].items():
             measured = claims.measured(folder / path, name)
@@ -117,15 +116,18 @@ def write_report(folder: Path) -> None:
 
 
 def rates_so_far(folder: Path) -> dict[str, dict[float, dict]]:
-    """Task -> learning rate -> results of the part `rates` and of the same encodings and seed in `rows`, where both are there."""
-    rates, rows = _so_far("rates", folder), _so_far("rows", folder)
+    """Task -> learning rate -> results: of the part `rates`, and of the same encodings and seeds among the rows."""
     found = {}
-    for other in rates.values():
-        settings = other["settings"]
-        row = only(rows[other["task"]], settings["encodings"], settings["seeds"]) if other["task"] in rows else None
-        if row:
+    for other, row in beside_rows("rates", folder):
+        if row := only(row, other["settings"]["encodings"], other["settings"]["seeds"]):
             found[other["task"]] = {each["settings"]["lr"]: each for each in (other, row)}
     return found
+
+
+def beside_rows(part: str, folder: Path) -> list[tuple[dict, dict]]:
+    """The results of `rates` or `narrow`, each with the results that have the same lengths: of `short`, or else of `rows`."""
+    rows = {results["task"]: results for name in ("rows", "short") for results in _so_far(name, folder).values()}
+    return [(results, rows[results["task"]]) for results in _so_far(part, folder).values() if results["task"] in rows]
 
 
 def _so_far(part: str, folder: Path) -> dict[str, dict]:
