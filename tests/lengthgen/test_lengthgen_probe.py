@@ -2,7 +2,7 @@
 
 import torch
 
-from vine_mini.lengthgen import theory
+from vine_mini.lengthgen import pictures, theory
 from vine_mini.lengthgen.config import LengthgenConfig, decoder_config
 from vine_mini.lengthgen.probe import RIDGE, fit, means, places, probe
 from vine_mini.lengthgen.train import Decoder
@@ -61,3 +61,15 @@ def test_places_are_those_of_a_forward_pass():
 def test_means_are_over_seeds():
     table = {"trained": [{"place": {"t": {"seen": a}, "1/t": {"seen": 0.0}}} for a in (0.2, 0.4)]}
     assert abs(means(table)["trained"]["place"]["t"]["seen"] - 0.3) < 1e-12
+
+
+def test_each_point_of_the_picture_stands_above_its_place(monkeypatch, tmp_path):
+    """The construction has four heads, and its "after layer 1" stood above another network's fifth head."""
+    shares = {"t": {"seen": 0.5, "longer": 0.1}, "1/t": {"seen": 0.5, "longer": 0.1}}
+    heads = [f"layer 1, head {k + 1}" for k in range(8)]
+    trained = {place: shares for place in ("embeddings", *heads, "after layer 1")}
+    built = {place: shares for place in ("embeddings", *heads[:4], "after layer 1")}
+    drawn = []
+    monkeypatch.setattr(pictures, "save_figure", lambda figure, path: drawn.extend(figure.axes[0].get_lines()))
+    pictures.plot_probe({"trained": trained, "constructed": built}, {"task": "sum", "settings": {"scratchpad": "none"}}, tmp_path)
+    assert [list(line.get_xdata()) for line in drawn[:4]] == [[*range(10)]] * 2 + [[0, 1, 2, 3, 4, 9]] * 2

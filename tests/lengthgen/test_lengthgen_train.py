@@ -28,6 +28,7 @@ from vine_mini.lengthgen.config import LengthgenConfig, decoder_config
 from vine_mini.lengthgen.results import load_model, load_results
 from vine_mini.lengthgen.sweep import _run, check_positions, sweep
 from vine_mini.lengthgen.train import (
+    EVAL_SEED,
     Diverged,
     collate,
     evaluate,
@@ -100,6 +101,27 @@ def test_training_never_meets_a_held_out_prompt(task):
     assert all(mixed) if task == "copy" else sum(mixed) < len(mixed) / 2  # 16 prompts a length cannot spare a tenth
     if task == "addition":
         assert sum(mixed) <= 1  # one digit: a hundred prompts
+
+
+def test_few_examples_are_held_out_where_many_are():
+    """`lengthgen attention` has ten sequences of each length, and two of them were often equal."""
+    for task, length in (("scan", 12), ("copy-v2", 5), ("parity", 8)):
+        prompts = [prompt for prompt, _ in evaluation_examples(LengthgenConfig(task=task), length, 10)]
+        assert len(prompts) == 10 and all(zlib.crc32(prompt.encode()) % 10 == 0 for prompt in prompts), task
+    assert evaluation_examples(LengthgenConfig(task="scan"), 12, 300)[:10] == evaluation_examples(
+        LengthgenConfig(task="scan"), 12, 10
+    )
+
+
+def test_prompts_that_cannot_be_held_out_do_not_count_as_held_out():
+    """None of the 16 prompts of length 2 is held out. The last of 200 draws was taken for one."""
+    prompts = {prompt for prompt, _ in evaluation_examples(LengthgenConfig(task="copy"), 2, 200)}
+    rng = Random(EVAL_SEED + 2)
+    for _ in range(200):
+        example(LengthgenConfig(task="copy"), 2, rng, held_out=True)
+    assert [p for p, _ in evaluation_examples(LengthgenConfig(task="copy"), 2, 3)] == [
+        example(LengthgenConfig(task="copy"), 2, rng, held_out=None)[0] for _ in range(3)
+    ] and len(prompts) > 10
 
 
 def test_collate_marks_target_and_end():
@@ -273,6 +295,23 @@ def test_every_encoding_of_the_table_passes_the_check_of_ones_own(name):
     own.check_causal(decoder_config(LengthgenConfig(encodings=[name]), name))
     if ENCODINGS[name].table:
         own.check_causal(decoder_config(LengthgenConfig(encodings=["nope"], max_positions=3), name))  # a short table
+
+
+def test_an_encoding_of_ones_own_chooses_its_nope_layers(monkeypatch):
+    mine = Encoding("mine", bias=lambda distance, t, config, w: -distance[:, None].float(), nope_every=2)
+    monkeypatch.setitem(ENCODINGS, "mine.py", mine)
+    shape = decoder_config(LengthgenConfig(encodings=["mine.py"], layers=4), "mine.py")
+    assert [layer.nope for layer in Decoder(shape).model.layers] == [False, True, False, True]
+    with pytest.raises(UserError, match=r"mine\.py with nope_every = 2 needs as many layers; there are 1"):
+        LengthgenConfig(encodings=["mine.py"], layers=1)
+
+
+def test_two_parameters_of_one_name_are_refused(monkeypatch):
+    """One of them took the other's initial values."""
+    both = dict(parameters=lambda config: {"scale": torch.zeros(1)}, layer_parameters=lambda config: {"scale": torch.ones(1)})
+    monkeypatch.setitem(ENCODINGS, "mine.py", Encoding("mine", **both))
+    with pytest.raises(UserError, match="mine has two parameters of the name scale: rename one of them"):
+        LengthgenConfig(encodings=["mine.py"])
 
 
 def test_the_check_of_ones_own_keeps_the_signs_of_parameters(monkeypatch):
@@ -714,16 +753,16 @@ def test_rank_intervals_are_over_tasks_and_seeds():
 
 
 def test_scan_is_averaged_over_lengths_and_over_its_commands(run):
-    path = Path(__file__).parents[2] / "results" / "lengthgen" / "study" / "narrow"
+    path = Path(__file__).parents[2] / "results" / "lengthgen" / "study"
     results = load_results(path / "scan")
     for each in results["runs"]:
         each["accuracy"] = {n: float(n == 26 or n <= 25) for n in each["accuracy"]}
     assert report.extrapolation(results)["nope"][0] == pytest.approx(1 / 9)
     assert report.extrapolation(results, by_example=True)["nope"][0] == pytest.approx(512 / 3136)  # of the paper's test set
     assert "| 26-48, by example" in report.accuracy_table(results) and "by example" not in report.accuracy_table(
-        load_results(path / "copy")
+        load_results(path / "sort")
     )
-    code, text, _ = run("rank", path / "scan", path / "copy")
+    code, text, _ = run("rank", path / "scan", path / "sort")
     assert code == 0 and "| scan, by example " in text and "95 % interval" in text
 
 

@@ -1,7 +1,7 @@
 """The position encodings that came after the paper's. Each is one function on tensors, named as the field names it.
 
     position ids        random, coupled or digit-wise ids for any encoding         randomized, coupled_ids, abacus_ids
-    queries and keys    q_t times a temperature                                    head_scale, log_length
+    queries and keys    q_t times a number                                    head_scale, log_length
     attention logits    a bias from the distance                                   kerple_log, fire, window
     attention logits    a bias from the content of the keys in between             forget_bias (FoX), cope_bias
 

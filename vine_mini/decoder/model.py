@@ -71,7 +71,7 @@ class DecoderConfig(PreTrainedConfig):
                 raise ValueError(f"hidden_size {self.hidden_size} is no multiple of {self.num_attention_heads} heads")
             self.head_dim = self.hidden_size // self.num_attention_heads
         if encoding.table != (self.max_position_embeddings is not None):
-            raise ValueError("max_position_embeddings is the size of a learned table: give it for encodings that have one, only")
+            raise ValueError("max_position_embeddings is the size of a learned table: give it only for encodings with a table")
         if self.nope_every is None:
             self.nope_every = encoding.nope_every
         if self.nope_every and not (encoding.queries_keys or encoding.bias or encoding.content_bias):

@@ -41,7 +41,7 @@ def learned(positions, table):
 
     positions [B, T], table [rows, width] -> [B, T, width]. Raises ValueError for a position past the table.
     """
-    if int(positions.max()) >= len(table):
+    if not positions.is_meta and int(positions.max()) >= len(table):
         raise ValueError(f"the learned table ends at {len(table)} positions; the sequence is longer")
     return table[positions]
 

@@ -185,6 +185,8 @@ def check_shapes(encoding: Encoding, config) -> None:
     distance = t[:, :, None] - t[:, None, :]
     with torch.no_grad(), torch.random.fork_rng(devices=[]):  # initial values are drawn and thrown away
         w, layer_w = encoding.parameters(config), encoding.layer_parameters(config)
+        if both := {*w} & {*layer_w}:
+            raise ValueError(f"{encoding.label} has two parameters of the name {both.pop()}: rename one of them")
         found = {
             "vectors": encoding.vectors and encoding.vectors(t, config, w),
             "queries_keys": encoding.queries_keys and encoding.queries_keys(torch.stack([q, q]), t, config, layer_w),

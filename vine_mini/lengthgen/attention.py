@@ -9,9 +9,8 @@ code" is what the paper's figures show. That code calls the KL divergence with s
 / 2 with M the average. This quantity has no upper bound: it weighs most the keys that one of the two heads hardly attends to.
 The code also takes only the pairs whose first head has the lower index.
 
-NoPE with one seed is compared with the other encoding's next seed. With the same seed the two models would share initial weights
-and training examples, which two NoPE models do not. The official code compares models of the same seed. So does "official code,
-same seed".
+NoPE with one seed is compared with the other encoding's next seed. Two models of one seed share initial weights and training
+examples, and two NoPE models cannot. The official code compares models of one seed. So does "official code, same seed".
 
 Deviation: a weight that underflows to zero counts as 1e-38. The official code gets infinity there.
 """

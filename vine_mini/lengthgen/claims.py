@@ -1,8 +1,8 @@
 """The paper's claims, judged by the results of `lengthgen study`: differences with intervals, and verdicts.
 
 Each finding is a number that the claim says is positive. Its interval has a level of 95 %. It is Student's t over the seeds, or a
-bootstrap over tasks and their seeds. A bootstrap of few tasks is too narrow, so there is no verdict below eight tasks. No finding
-is corrected for the number of the others.
+bootstrap over tasks and their seeds. A bootstrap of few tasks is too narrow: below eight tasks the interval is infinite and the
+verdict "not shown". No finding is corrected for the number of the others.
 """
 
 import json
@@ -25,7 +25,7 @@ CLAIMS = {
     "level: nope": "NoPE is at most 10 points below the paper, on the rows where the paper's NoPE is above 25 %",
     "level: t5": "T5 is at most 10 points below the paper, on the same rows",
     "attention": "NoPE's attention is nearer to T5's than to that of the others (section 5.2)",
-    "attention, learned": "the same with models only that have learned the seen lengths",
+    "attention, learned": "the same, only with models that have learned the seen lengths",
     "positions": "a trained NoPE writes positions in its first layer (Theorem 1); what training adds to random weights",
     "frequencies": "RoPE's quarter is worse in heads of 64 dimensions, the paper's size, where it turns eight pairs and not two",
     "scratchpad": "the full scratchpad helps or hurts as in the paper: it helps on addition, and not in general (section 6)",
@@ -106,12 +106,12 @@ class _Gaps:
 
 
 def levels(rows: list[dict], part: str = "rows") -> list[Finding]:
-    """Our accuracy - (the paper's - 10 points), for NoPE and T5 on the rows where the paper's NoPE is above 25 %."""
+    """Our accuracy - (the paper's - 10 points), for NoPE and T5 on the rows where the paper's NoPE is above 25 % over lengths."""
     found = []
     for results in rows:
         figures = paper.accuracy(results["task"])
         for name in ("nope", "t5"):
-            if paper.ACCURACY.get(results["task"], (0,))[0] > ABOVE and name in results["settings"]["encodings"]:
+            if figures.get("nope", 0) > ABOVE and name in results["settings"]["encodings"]:
                 shares = report.extrapolation(results)[name].values()
                 gaps = [100 * (share - figures[name] + WITHIN) for share in shares]
                 lengths = "{}-{}".format(*results["settings"]["test_lengths"])
@@ -131,8 +131,9 @@ def attention(results: dict, measured: dict) -> list[Finding]:
         for name in [name for name in ("nope", "alibi", "rope25", "sinusoidal") if name in distances]:
             seeds = measured["seeds"]
             pairs = zip(seeds, [*seeds[1:], seeds[0]], strict=True)  # as in `attention.distances_to_nope`
-            known = [  # NoPE of the first seed, the others of the second, or of the same one
-                min(right["nope"][a], *(right[of][a if measure == SAME_SEED else b] for of in ("t5", name))) >= report.LEARNED
+            known = [  # NoPE of the first seed, the others of the second, or of the same one; another NoPE has another seed
+                min(right["nope"][a], *(right[of][a if measure == SAME_SEED and of != "nope" else b] for of in ("t5", name)))
+                >= report.LEARNED
                 for a, b in pairs
             ]
             gaps = [other - t5 for other, t5 in zip(distances[name], distances["t5"], strict=True)]
@@ -173,7 +174,8 @@ def frequencies(pairs: list[tuple[dict, dict]]) -> list[Finding]:
         a, b = (report.extrapolation(results)["rope25"] for results in (narrow, wide))
         points = [{"narrow": 100 * a[seed], "wide": 100 * b[seed]} for seed in a if seed in b]
         if points:
-            what = f"{report.name_of(wide)}: rope25 in heads of 16 - in heads of 64"
+            lengths = "{}-{}".format(*wide["settings"]["test_lengths"])
+            what = f"{report.name_of(wide)} ({lengths}): rope25 in heads of 16 - in heads of 64"
             gaps = [each["narrow"] - each["wide"] for each in points]
             found.append(Finding("frequencies", what, "", interval(gaps), "points", "rows short narrow"))
             every.append(points)
@@ -201,7 +203,7 @@ def scratchpad(formats: dict[str, dict[str, dict]]) -> list[Finding]:
             ours = interval([100 * sign * gap for gap in gaps])
             found.append(Finding("scratchpad", what, f"{100 * sign * theirs:+.1f}", ours, "points", "scratchpad"))
         ranks_of = dict(zip(paper.FORMATS, paper.FORMAT_RANKS[task], strict=True))
-        for without in [name for name in by_format if name in ("covr", "iovr", "icvr", "icor", "icov")]:
+        for without in [name for name in by_format if name in paper.WITHOUT_ONE]:
             [missing] = set("icovr") - set(without)
             sign = 1 if ranks_of["full"] > ranks_of[without] else -1
             gaps = [100 * sign * gap for gap in _gaps_of_seeds(by_format["full"], by_format[without])]

@@ -74,8 +74,8 @@ class LengthgenConfig:
             raise UserError(f"the scratchpad of {self.task} keeps no variable: v alone would write nothing")
         check_ranges(self)
         for name in self.encodings:
-            if ENCODINGS[name].nope_every > 0 and self.nope_every > self.layers:
-                raise UserError(f"{name} with nope_every = {self.nope_every} needs as many layers; there are {self.layers}")
+            if (every := _nope_every(self, name)) > self.layers:
+                raise UserError(f"{name} with nope_every = {every} needs as many layers; there are {self.layers}")
             if ENCODINGS[name].ids and self.scratchpad != "none":
                 raise UserError(f"{name} computes position ids from whole sequences: it cannot write a scratchpad")
             try:
@@ -152,11 +152,17 @@ def decoder_config(config: LengthgenConfig, encoding: str) -> DecoderConfig:
         num_attention_heads=config.heads,
         head_dim=config.head_dim,
         encoding=encoding,
-        nope_every=config.nope_every if entry.nope_every else 0,
+        nope_every=_nope_every(config, encoding),
         max_position_embeddings=config.max_positions if entry.table else None,
         eos_token_id=EOS,
         pad_token_id=PAD,
     )
+
+
+def _nope_every(config: LengthgenConfig, encoding: str) -> int:
+    """A file's encoding has its own number. The settings choose it for an encoding of the table; 0: it has no NoPE layers."""
+    every = ENCODINGS[encoding].nope_every
+    return config.nope_every if every and not encoding.endswith(".py") else every
 
 
 def _check_range(name: str, ends: list[int]):
@@ -227,15 +233,17 @@ class TheoryConfig:
 
 
 PARTS = {
-    "rates": "14 tasks with NoPE, T5, one seed and another learning rate; accuracy on seen lengths chooses each task's rate",
+    "rates": "14 tasks (copy and reverse on half the lengths) with NoPE, T5, one seed and another learning rate; accuracy on "
+    "seen lengths chooses each task's rate",
     "rows": "17 tasks with NoPE, T5, ALiBi, RoPE (a quarter of each head, and the whole head) and sinusoids",
     "deep": "two tasks with twice the layers, for distances of attention",
     "probe": "three tasks with NoPE alone, for the positions that its first layer writes",
     "scratchpad": "three tasks with eight formats of the scratchpad",
     "short": "copy and reverse on half the lengths",
-    "narrow": "the rows and `short` with four heads of 16 dimensions, of which RoPE's quarter turns two pairs",
+    "narrow": "17 tasks (copy and reverse on half the lengths) with four heads of 16 dimensions, of which RoPE's quarter turns "
+    "two pairs",
     "longer": "nine tasks with four times the updates, NoPE and T5",
-    "later": "six tasks with the encodings that came after the paper",
+    "later": "six tasks with learned positions and the encodings that came after the paper",
 }
 
 

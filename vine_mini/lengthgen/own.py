@@ -20,7 +20,7 @@ whose answer begins with the lowest digit, as position coupling needs it (`--enc
         a, b = prompt.removeprefix("Compute ").removesuffix(" ? ").replace(" ", "").split("+")
         return answer.replace(" ", "") == str(int(a) + int(b))[::-1]
 
-A file joins the table under its path. A saved model keeps the path as a name, and nothing runs a file that only a model names.
+A file joins the table under its path. A saved model keeps the path as a name. Loading the model never runs the file.
 """
 
 from copy import copy

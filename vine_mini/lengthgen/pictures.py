@@ -52,31 +52,38 @@ def plot_rank(all_results: list[dict], path: Path) -> None:
     """
     tasks = queries(all_results)
     ranks, intervals = mean_reciprocal_rank(tasks), rank_intervals(tasks)
-    theirs = dict(zip(paper.COLUMNS, paper.MEAN_RECIPROCAL_RANK, strict=True))
+    theirs, over = paper.ranks({results["task"] for results in all_results}, len(ranks))
     names = sorted(ranks, key=ranks.get, reverse=True)
     figure, ((axis,),) = new_figure(1)
     for i, name in enumerate(names):
         colour = style(name)[1]
-        ours, other = ("here", "paper (17 tasks)") if i == 0 else (None, None)  # one legend entry each
+        ours, other = ("here", f"paper ({over})") if i == 0 else (None, None)  # one legend entry each
         low, high = intervals[name]
         whisker = [[ranks[name] - low], [high - ranks[name]]]
         axis.bar(i - 0.2, ranks[name], 0.38, color=colour, label=ours, yerr=whisker, ecolor="0.3", capsize=3)
-        axis.bar(i + 0.2, paper.of(name, theirs), 0.38, color="none", edgecolor=colour, label=other)
+        if theirs:
+            axis.bar(i + 0.2, paper.of(name, theirs), 0.38, color="none", edgecolor=colour, label=other)
     axis.set_xticks(range(len(names)), [style(name)[0].replace(", ", ",\n") for name in names])
     axis.set(ylabel="mean reciprocal rank", ylim=(0, 1), title=f"{len(all_results)} results, {sum(map(len, tasks))} queries")
     axis.legend(frameon=False)
     save_figure(figure, path)
 
 
+def _panels(n: int):
+    """-> a figure, its n axes in rows of three, and how many stand in a row"""
+    across = min(3, n)
+    figure, axes = new_figure(across, -(-n // across))
+    for axis in axes.flatten()[n:]:
+        axis.remove()
+    return figure, axes.flatten()[:n], across
+
+
 def plot_heatmap(all_results: list[dict], path: Path) -> None:
     """Draws accuracy by length and encoding, a panel for each task. A line stands at the end of training."""
-    across = min(3, len(all_results))
-    figure, axes = new_figure(across, -(-len(all_results) // across))
+    figure, axes, across = _panels(len(all_results))
     most = max(len(by_length(results)) for results in all_results)
-    figure.set_size_inches(4.6 * across, (0.9 + 0.2 * most) * len(axes))
-    for axis in axes.flatten()[len(all_results) :]:
-        axis.remove()
-    for axis, results in zip(axes.flatten(), all_results, strict=False):
+    figure.set_size_inches(4.6 * across, (0.9 + 0.2 * most) * -(-len(axes) // across))
+    for axis, results in zip(axes, all_results, strict=True):
         table = by_length(results)
         lengths = list(next(iter(table.values())))
         shares = [[mean(curve[length]) for length in lengths] for curve in table.values()]
@@ -87,7 +94,7 @@ def plot_heatmap(all_results: list[dict], path: Path) -> None:
         axis.set_yticks(range(len(table)), [style(name)[0] for name in table], fontsize=8)
         axis.set_title(f"{name_of(results)}: {TASKS[results['task']].length_unit}", fontsize=9)
         axis.grid(False)
-    figure.colorbar(image, ax=list(axes.flatten()[: len(all_results)]), label="exact match", shrink=0.4)
+    figure.colorbar(image, ax=list(axes), label="exact match", shrink=0.4)
     save_figure(figure, path)
 
 
@@ -117,12 +124,8 @@ def plot_temperatures(curves: dict[str, dict[float, dict[int, list[float]]]], re
     temperatures = sorted(next(iter(curves.values())))
     sharper, softer = [t for t in temperatures if t < 1][::-1], [t for t in temperatures if t > 1]
     shades = {1: "black"} | dict(zip(sharper, BLUES, strict=False)) | dict(zip(softer, ORANGES, strict=False))
-    across = min(3, len(curves))
-    figure, axes = new_figure(across, -(-len(curves) // across))
-    axes = axes.flatten()
-    for axis in axes[len(curves) :]:
-        axis.remove()
-    for axis, (name, by_temperature) in zip(axes, curves.items(), strict=False):
+    figure, axes, _ = _panels(len(curves))
+    for axis, (name, by_temperature) in zip(axes, curves.items(), strict=True):
         for temperature, curve in by_temperature.items():
             middle = [mean(shares) for shares in curve.values()]  # bands would hide each other
             axis.plot(
@@ -144,9 +147,17 @@ def plot_probe(means: dict, results: dict, path: Path) -> None:
     for axis, target in zip(axes, ("t", "1/t"), strict=True):
         for (network, table), colour in zip(means.items(), COLOURS, strict=False):
             for lengths, fill in (("seen", colour), ("longer", "none")):
-                shown = [max(table[place][target][lengths], -1) for place in names if place in table]
+                shown = {i: max(table[place][target][lengths], -1) for i, place in enumerate(names) if place in table}
                 label = f"{network}, {lengths} lengths"
-                axis.plot(shown, "o-", color=colour, markerfacecolor=fill, alpha=1 if lengths == "seen" else 0.6, label=label)
+                axis.plot(
+                    shown.keys(),
+                    shown.values(),
+                    "o-",
+                    color=colour,
+                    markerfacecolor=fill,
+                    alpha=1 if lengths == "seen" else 0.6,
+                    label=label,
+                )
         axis.axhline(0, color="0.4", linewidth=1)
         axis.set_xticks(range(len(names)), names, rotation=60, ha="right")
         axis.set(title=f"probe of {target}", ylabel="R² (values below -1 are drawn at -1)", ylim=(-1.08, 1.08))

@@ -6,8 +6,8 @@ probe asks both of each place in the network: how well does a linear function of
     places    the embeddings, the output of each head of the first layer, the residual stream after each layer
     R²        1 - (squared error / variance of the target), at most 1; 0 is as good as the mean
 
-The probe is fitted on sequences of the seen lengths. It is tested on other sequences of these lengths, and on longer ones. On
-longer ones R² falls far below 0 where the network's positions end with training. Constant words tell their position by
+The probe is fitted on sequences of the seen lengths. It is tested on other draws of these lengths, and on longer ones. On
+longer ones R² is far below 0 if the network writes positions for the trained lengths only. Constant words tell their position by
 themselves. Therefore only those tokens of the prompts count at whose places the prompts of a length differ. An untrained network
 stands beside the trained one.
 """
@@ -111,7 +111,7 @@ def _gather(model, batches) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
 def probe_folder(results: dict, folder: str | Path, n: int, progress=None) -> dict[str, list[dict]]:
     """Probes the NoPE models of a `lengthgen` folder. -> network -> for each seed, what `probe` returns
 
-    The untrained network has the same shape and its own random weights. The construction of Theorem 1 reads random tokens after
+    The untrained network has the weights with which training began. The construction of Theorem 1 reads random tokens after
     its <bos>, as many as the task's sequences have; it has one entry. n: sequences of each length, once to fit and once to test.
     """
     config = LengthgenConfig(**results["settings"])

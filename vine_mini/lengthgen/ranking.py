@@ -29,9 +29,9 @@ def mean_reciprocal_rank(tasks: list[list[dict[str, float]]]) -> dict[str, float
     return task_means([[reciprocal_ranks(query) for query in task] for task in tasks])
 
 
-def rank_intervals(tasks: list[list[dict[str, float]]], draws: int = 2000) -> dict[str, tuple[float, float]]:
+def rank_intervals(tasks: list[list[dict[str, float]]]) -> dict[str, tuple[float, float]]:
     """95 % intervals of the mean reciprocal ranks: encoding -> low, high. tasks: the queries of each task, one for each seed."""
-    means = bootstrap_means([[reciprocal_ranks(query) for query in task] for task in tasks], draws)
+    means = bootstrap_means([[reciprocal_ranks(query) for query in task] for task in tasks])
     return {name: middle([row[name] for row in means]) for name in means[0]}
 
 
@@ -43,10 +43,10 @@ def task_means(tasks: list[list[dict[str, float]]]) -> dict[str, float]:
     return {name: fmean(fmean(row[name] for row in task) for task in tasks) for name in tasks[0][0]}
 
 
-def bootstrap_means(tasks: list[list[dict[str, float]]], draws: int = 2000) -> list[dict[str, float]]:
+def bootstrap_means(tasks: list[list[dict[str, float]]]) -> list[dict[str, float]]:
     """A bootstrap over tasks, and over the seeds of each drawn task: `task_means` of each draw."""
     rng = Random(0)
-    return [task_means([rng.choices(task, k=len(task)) for task in rng.choices(tasks, k=len(tasks))]) for _ in range(draws)]
+    return [task_means([rng.choices(task, k=len(task)) for task in rng.choices(tasks, k=len(tasks))]) for _ in range(2000)]
 
 
 def middle(values: list[float]) -> tuple[float, float]:
@@ -83,9 +83,8 @@ def rank_table(all_results: list[dict]) -> str:
     tasks = queries(all_results)
     ranks, intervals = mean_reciprocal_rank(tasks), rank_intervals(tasks)
     known = [task for task, results in zip(tasks, all_results, strict=True) if learned(results)]
-    everywhere = set.intersection(*({run["encoding"] for run in results["runs"]} for results in all_results))
-    others = [run["encoding"] for run in all_results[0]["runs"] if run["encoding"] in everywhere - {*ranks}]
-    others = list(dict.fromkeys(others))
+    tables = [extrapolation(results) for results in all_results]
+    others = [name for name in tables[0] if name not in ranks and all(name in table for table in tables)]
     rows = [["", *ranks, *map(short, others)]]
     for results in all_results:
         for by_example in (False, True)[: 1 + uneven(results)]:
@@ -93,10 +92,8 @@ def rank_table(all_results: list[dict]) -> str:
             shares = extrapolation(results, by_example=by_example)
             unranked = [cell([*shares[name].values()]) for name in others]
             rows.append([label, *_beside_the_paper(results, list(ranks), by_example), *unranked])
-    public = {results["task"] for results in all_results} == {*paper.PUBLIC}
-    theirs = dict(zip(paper.COLUMNS, paper.PUBLIC_RANK if public else paper.MEAN_RECIPROCAL_RANK, strict=True))
-    comparable = len(ranks) == len(theirs)  # fewer encodings give better ranks
-    figures = {name: f" ({paper.of(name, theirs):.3f})" if comparable else "" for name in ranks}
+    theirs, over = paper.ranks({results["task"] for results in all_results}, len(ranks))
+    figures = {name: f" ({paper.of(name, theirs):.3f})" if theirs else "" for name in ranks}
     blank = [""] * len(others)
     rows.append(["mean reciprocal rank", *(f"{rank:.3f}{figures[name]}" for name, rank in ranks.items()), *blank])
     rows.append(["95 % interval", *_intervals(intervals), *blank])
@@ -106,7 +103,6 @@ def rank_table(all_results: list[dict]) -> str:
         rows.append(["95 % interval", *_intervals(rank_intervals(known)), *blank])
     left_out = sorted({short(run["encoding"]) for results in all_results for run in results["runs"]} - {*ranks})
     note = f" Not ranked: {', '.join(left_out)}." if left_out else ""
-    over = "these tasks" if public else "17 tasks"
     brackets = f"The paper's numbers are in brackets; its mean reciprocal rank is over {over}."
     interval = " The interval is a bootstrap over tasks and seeds. Ranks are by the mean over lengths."
     unlearned = [name_of(results) for results in all_results if not learned(results)]

@@ -66,7 +66,7 @@ def only(results: dict, encodings: list[str], seeds: list[int]) -> dict | None:
 
 
 def merged(one: dict, other: dict) -> dict:
-    """The results of two sweeps of a task with different encodings as one, with the seeds that both have."""
+    """Joins two sweeps of one task with different encodings. Only the seeds that both have are kept."""
     seeds = [seed for seed in one["settings"]["seeds"] if seed in other["settings"]["seeds"]]
     encodings = one["settings"]["encodings"] + other["settings"]["encodings"]
     runs = [run for run in one["runs"] + other["runs"] if run["seed"] in seeds]

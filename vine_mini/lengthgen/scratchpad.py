@@ -38,7 +38,7 @@ def expand(task: str, prompt: str, target: str, parts: str) -> str:
 
 
 def final_answer(text: str, parts: str) -> str:
-    """The text after the steps, or "" where the steps do not end exactly once."""
+    """The text after the steps, or "" unless the end of the steps, `Thus`, occurs exactly once."""
     if not parts:
         return text
     words = tokens(text)

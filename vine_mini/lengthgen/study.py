@@ -2,14 +2,16 @@
 
     OUT/TASK, OUT/PART/TASK, OUT/scratchpad/TASK-FORMAT      what `lengthgen` writes; TASK alone: the part `rows`
     OUT/deep/TASK/attention.md, OUT/probe/TASK/probe.md      distances of attention; where NoPE writes positions
-    OUT/rates/rates.md                      accuracy on seen lengths at two learning rates
+    OUT/rates/TASK-RATE, rates/rates.md     accuracy on seen lengths at two learning rates
     OUT/rank.md, rank.png, public.md        mean reciprocal ranks: all tasks; those with public figures by length
     OUT/heatmap.png, later/heatmap.png      accuracy by length and encoding, a panel for each task
+    OUT/later/encodings.md                  all encodings: exact match on longer inputs
     OUT/scratchpad/formats.md               accuracy by format and encoding
     OUT/claims.md                           the claims with their verdicts
     OUT/.../models                          the trained models; all other files are small
 
-Everything but the runs is written again after each sweep, from the seeds with which all encodings of a folder have run.
+A folder's table and picture are written after each of its sweeps, measurements after a part, and everything else at the end. They
+use the seeds with which all encodings of a folder have run.
 """
 
 from pathlib import Path
@@ -58,8 +60,8 @@ def study(config: StudyConfig) -> None:
 
 def _check_quick(config: StudyConfig, folder: Path) -> None:
     """Tiny runs and real ones would be merged into one table."""
-    for part in PARTS:
-        for results in _so_far(part, folder).values():
+    for of in so_far(folder).values():
+        for results in of.values():
             if (results["settings"]["steps"] == QUICK["steps"]) != config.quick:
                 raise UserError(f"{folder} holds {'real' if config.quick else 'quick'} runs: choose another --out")
 
@@ -81,11 +83,11 @@ def measure(part: str, folder: Path) -> None:
 
 def write_report(folder: Path) -> None:
     """Writes what compares several folders, from the runs that have finished, and prints the claims."""
-    found = {part: _so_far(part, folder) for part in PARTS}
+    found = so_far(folder)
     rows = found["rows"]
     beside = [merged(rows[r["task"]], r) for r in found["later"].values() if r["task"] in rows]
     later = [results for results in beside if results["settings"]["seeds"]]
-    if rates := rates_so_far(folder):
+    if rates := rates_of(found):
         write_text(folder / "rates" / "rates.md", report.rates_table(rates) + "\n")
     if rows:
         write_text(folder / "rank.md", ranking.rank_table([*rows.values()]) + "\n")
@@ -103,7 +105,7 @@ def write_report(folder: Path) -> None:
         write_text(folder / "scratchpad" / "formats.md", report.formats_table(formats) + "\n")
     findings = claims.ranks([*rows.values()]) + claims.levels([*rows.values()]) + claims.scratchpad(formats)
     findings += claims.levels([*found["longer"].values()], "longer")
-    findings += claims.frequencies(beside_rows("narrow", folder))
+    findings += claims.frequencies(beside_rows(found, "narrow", "head_dim"))
     for part, name, judge in (("deep", "attention", claims.attention), ("probe", "probe", claims.positions)):
         for path, results in found[part].items():
             measured = claims.measured(folder / path, name)
@@ -115,24 +117,33 @@ def write_report(folder: Path) -> None:
         print(table)
 
 
-def rates_so_far(folder: Path) -> dict[str, dict[float, dict]]:
-    """Task -> learning rate -> results: of the part `rates`, and of the same encodings and seeds among the rows."""
-    found = {}
-    for other, row in beside_rows("rates", folder):
+def rates_of(found: dict[str, dict[str, dict]]) -> dict[str, dict[float, dict]]:
+    """Task -> learning rate -> results: of the part `rates`, and of the same encodings and seeds at the task's own rate."""
+    rates = {}
+    for other, row in beside_rows(found, "rates", "lr"):
         if row := only(row, other["settings"]["encodings"], other["settings"]["seeds"]):
-            found[other["task"]] = {each["settings"]["lr"]: each for each in (other, row)}
-    return found
+            rates[other["task"]] = {each["settings"]["lr"]: each for each in (other, row)}
+    return rates
 
 
-def beside_rows(part: str, folder: Path) -> list[tuple[dict, dict]]:
-    """The results of `rates` or `narrow`, each with the results that have the same lengths: of `short`, or else of `rows`."""
-    rows = {results["task"]: results for name in ("rows", "short") for results in _so_far(name, folder).values()}
-    return [(results, rows[results["task"]]) for results in _so_far(part, folder).values() if results["task"] in rows]
+def beside_rows(found: dict[str, dict[str, dict]], part: str, differs: str) -> list[tuple[dict, dict]]:
+    """The results of a part, each with the results of `rows` or `short` that have the same settings but this one.
+
+    Seeds and encodings may differ as well. found: `so_far`.
+    """
+    free = {differs, "seeds", "encodings"}
+    rows = [*found["rows"].values(), *found["short"].values()]
+
+    def fixed(results):
+        return {name: value for name, value in results["settings"].items() if name not in free}
+
+    return [(results, row) for results in found[part].values() for row in rows if fixed(row) == fixed(results)]
 
 
-def _so_far(part: str, folder: Path) -> dict[str, dict]:
-    found = {name: _read(folder / name) for name in folders(part)}
-    return {name: results for name, results in found.items() if results}
+def so_far(folder: Path) -> dict[str, dict[str, dict]]:
+    """Part -> folder -> results, of the runs that have finished."""
+    every = {part: {name: _read(folder / name) for name in folders(part)} for part in PARTS}
+    return {part: {name: results for name, results in of.items() if results} for part, of in every.items()}
 
 
 def _read(path: Path) -> dict | None:

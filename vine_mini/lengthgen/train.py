@@ -23,7 +23,7 @@ from vine_mini.sampling import sample
 from vine_mini.types import Sampling
 
 EVAL_SEED = 1_000_003  # the examples of an evaluation are the same for every run
-FEWEST_HELD_OUT = 10  # prompts
+FEWEST_HELD_OUT, DRAWS = 10, 200  # different prompts, and among how many draws
 EVAL_ROWS = 500  # sequences in a forward pass
 SLOW = 0.1  # learning rate of an encoding's numbers, as a share of the matrices
 SPARE = 16  # a written scratchpad may be so many tokens longer than the longest right one
@@ -64,7 +64,7 @@ def make_optimizer(model, config: LengthgenConfig):
     """AdamW in two groups: matrices, and the numbers of an encoding that act on attention logits.
 
     The second group has a tenth of the learning rate and no weight decay. AdamW moves a number by at most about the sum of the
-    learning rates. That is lr x steps / 2 with this schedule: 0.6 in the paper (3e-5 and 40,000 updates), and 2 to 4.5 here. Such
+    learning rates. That is lr x steps / 2 with this schedule: 0.6 in the paper (3e-5 and 40,000 updates), and 2 to 8 here. Such
     large biases would let T5's table become a code for the positions that training has. Vectors that are added to the embeddings
     (the learned table) are matrices.
     """
@@ -146,32 +146,37 @@ def evaluation_examples(config: LengthgenConfig, length: int, n: int) -> list[tu
     """
     rng = Random(EVAL_SEED + length)
     if config.seen(length):
-        held_out = [example(config, length, rng, held_out=True) for _ in range(n)]
-        if len({prompt for prompt, _ in held_out}) >= min(n, FEWEST_HELD_OUT):
-            return held_out
+        drawn = [example(config, length, rng, held_out=True) for _ in range(max(n, DRAWS))]
+        if len({prompt for prompt, _ in drawn if _is_held_out(prompt)}) >= FEWEST_HELD_OUT:
+            return drawn[:n]
     return [example(config, length, rng, held_out=None) for _ in range(n)]
 
 
 def example(config: LengthgenConfig, length: int, rng: Random, held_out: bool | None) -> tuple[str, str]:
     """A random prompt and its target. A checksum holds out a tenth of all prompts.
 
-    held_out: True takes one of the held-out prompts, False one of the other prompts, None one of all prompts.
+    held_out: True takes one of the held-out prompts, False one of the other prompts, None one of all prompts. Where 200 draws
+    find no such prompt, the last one is taken.
     """
     for _ in range(200):
         prompt, target = TASKS[config.task].make(length, rng)
-        if held_out is None or held_out == (zlib.crc32(prompt.encode()) % 10 == 0):
+        if held_out is None or held_out == _is_held_out(prompt):
             break
     return prompt, expand(config.task, prompt, target, parts_of(config.scratchpad))
+
+
+def _is_held_out(prompt: str) -> bool:
+    return zlib.crc32(prompt.encode()) % 10 == 0
 
 
 def longest_sequence(config: LengthgenConfig) -> int:
     """The tokens of the longest sequence in the evaluation."""
     longest = 0
     for length in config.lengths():
-        rows = [(encode(p), encode(t)) for p, t in evaluation_examples(config, length, config.examples)]
-        if parts_of(config.scratchpad):
-            longest = max(longest, max(len(p) for p, _ in rows) + max(len(t) for _, t in rows) + SPARE)
-        longest = max(longest, max(len(p) + len(t) + 1 for p, t in rows))
+        rows = [(len(encode(p)), len(encode(t))) for p, t in evaluation_examples(config, length, config.examples)]
+        prompts, targets = zip(*rows, strict=True)
+        written = max(prompts) + max(targets) + SPARE if parts_of(config.scratchpad) else max(map(sum, rows)) + 1
+        longest = max(longest, written)
     return longest
 
 
