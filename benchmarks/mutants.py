@@ -44,12 +44,20 @@ TESTS = {  # module -> its tests
     "tasks.math_equal": "tasks/test_math.py",
 }
 # (module, description without the line) -> why no test can tell it from the module
+ONE_COLUMN = "there is only one column"
 PADDING = "padding may hold any finite number here, because masked_mean leaves it out"
 EQUIVALENT: dict[tuple[str, str], str] = {
     ("losses", "clipped_policy_loss: 0.0 -> 1.0"): PADDING,
     ("losses", "clipped_policy_loss: 0.0 -> -1.0"): PADDING,
     ("losses", "value_loss: 0.0 -> 1.0"): PADDING,
     ("losses", "value_loss: 0.0 -> -1.0"): PADDING,
+    ("logprobs", "response_logprobs: 1.0 -> 0.0"): "temperature 0 is scored at 1",
+    ("logprobs", "score: 0 -> -1"): ONE_COLUMN,
+    ("logprobs", "response_values: 0 -> -1"): ONE_COLUMN,
+    ("logprobs", "score: -1 -> +1"): "the last dimension of a matrix is dimension 1",
+    ("logprobs", "response_logprobs: True -> False"): "both are split into equally many pieces",
+    ("logprobs", "hidden_before: False -> True"): "a cache that nobody reads costs memory only",
+    ("logprobs", "response_logprobs: False -> True"): "both kinds of checkpoint compute the same here",
 }
 LIMIT = 60  # seconds of processor time
 MEMORY = 8 * 2**30  # bytes of address space

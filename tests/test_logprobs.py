@@ -76,9 +76,9 @@ def test_logits_of_more_than_a_chunk_never_exist(llama, monkeypatch):
 
 
 def test_a_response_needs_something_before_it(llama):
-    ids = torch.tensor([[1, 2]], device=DEVICE)
+    ids = torch.tensor([[1, 2], [3, 4]], device=DEVICE)
     with pytest.raises(ValueError, match="column 0"):
-        response_logprobs(llama, ids, torch.ones_like(ids), torch.ones_like(ids))
+        response_logprobs(llama, ids, torch.ones_like(ids), torch.tensor([[0, 1], [1, 1]], device=DEVICE))
 
 
 def test_values_are_of_the_state_before_the_token(any_model):
@@ -167,7 +167,7 @@ def test_soft_capped_logits_are_those_of_the_model():
     torch.testing.assert_close(logits_of(policy, hidden), expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("pieces, gradients, computed", [(1, True, 1), (1, False, 1), (5, True, 10), (5, False, 5)])
+@pytest.mark.parametrize("pieces, gradients, computed", [(1, True, 1), (1, False, 1), (2, True, 4), (5, True, 10), (5, False, 5)])
 def test_logits_are_computed_again_where_they_were_dropped(llama, monkeypatch, pieces, gradients, computed):
     batch = collate(sample(llama, ragged_prompts(4), Sampling(5, (VOCAB,)), seed=0))  # 20 response tokens
     monkeypatch.setattr(module, "logits_at_once", lambda device: 20 // pieces * VOCAB)
