@@ -45,12 +45,22 @@ TESTS = {  # module -> its tests
 }
 # (module, description without the line) -> why no test can tell it from the module
 ONE_COLUMN = "there is only one column"
+BOUNDARY = "differs only where a deviation is exactly the limit"
+SAME_LENGTH = "the lists have the same length at this place"
 PADDING = "padding may hold any finite number here, because masked_mean leaves it out"
 EQUIVALENT: dict[tuple[str, str], str] = {
     ("losses", "clipped_policy_loss: 0.0 -> 1.0"): PADDING,
     ("losses", "clipped_policy_loss: 0.0 -> -1.0"): PADDING,
     ("losses", "value_loss: 0.0 -> 1.0"): PADDING,
     ("losses", "value_loss: 0.0 -> -1.0"): PADDING,
+    ("advantages", "whiten: 0.0 -> 1.0"): "padding may hold any finite number here, because it is multiplied by the mask",
+    ("advantages", "whiten: 0.0 -> -1.0"): "padding may hold any finite number here, because it is multiplied by the mask",
+    ("advantages", "gae: 0 -> -1"): "any column has the shape that is needed",
+    ("advantages", "group_relative: std > ROUNDING -> std >= ROUNDING"): BOUNDARY,
+    ("advantages", "whiten: std > ROUNDING -> std >= ROUNDING"): BOUNDARY,
+    ("advantages", "step_advantages: True -> False"): SAME_LENGTH,
+    ("advantages", "spread_to_tokens: True -> False"): SAME_LENGTH,
+    ("advantages", "spread_to_tokens: True -> False (2)"): SAME_LENGTH,
     ("logprobs", "response_logprobs: 1.0 -> 0.0"): "temperature 0 is scored at 1",
     ("logprobs", "score: 0 -> -1"): ONE_COLUMN,
     ("logprobs", "response_values: 0 -> -1"): ONE_COLUMN,

@@ -47,6 +47,12 @@ def test_gae_with_lambda_1_is_return_minus_value():
     torch.testing.assert_close(advantages, to_go - values * mask, rtol=0, atol=1e-12)
 
 
+def test_gae_of_a_single_token():
+    one = torch.ones(2, 1, dtype=torch.float64)
+    advantages, returns = gae(3 * one, 0.5 * one, one)
+    assert advantages.tolist() == [[2.5], [2.5]] and returns.tolist() == [[3.0], [3.0]]
+
+
 def test_gae_ignores_what_is_outside_the_mask_and_leaves_its_inputs_alone():
     rewards, values, mask = random_rows(2)
     kept = rewards.clone(), values.clone(), mask.clone()

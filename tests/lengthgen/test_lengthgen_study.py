@@ -352,7 +352,7 @@ def test_the_rate_is_chosen_by_seen_lengths_alone():
     assert report.best_rate(better_when_seen) == 1e-3
     assert report.best_rate({2e-3: of({"nope": 0.99, "t5": 1.0}, 0.9), 1e-3: of({"nope": 1.0, "t5": 1.0}, 0.1)}) == 2e-3
     row = report.rates_table({"copy": better_when_seen}).splitlines()[-1]
-    assert [cell.strip() for cell in row.split("|")[1:-1]] == ["copy", "90.0", "90.0", "100.0", "95.0", "0.001"]
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == ["copy (2-20)", "90.0", "90.0", "100.0", "95.0", "0.001"]
 
 
 def distances(t5, other, measure="Jensen-Shannon"):

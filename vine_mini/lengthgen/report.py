@@ -143,7 +143,10 @@ def rates_table(rates: dict[str, dict[float, dict]]) -> str:
         every = {rate: {name: fmean(seeds.values()) for name, seeds in seen(by_rate[rate]).items()} for rate in sorted(by_rate)}
         names = [*next(iter(every.values()))]
         rows = rows or [["exact match on seen lengths, %", *(f"{short(n)}, {rate:g}" for n in names for rate in every), "chosen"]]
-        rows.append([task, *(f"{100 * every[rate][n]:.1f}" for n in names for rate in every), f"{best_rate(by_rate):g}"])
+        lengths = "{}-{}".format(*by_rate[min(by_rate)]["settings"]["train_lengths"])
+        rows.append(
+            [f"{task} ({lengths})", *(f"{100 * every[rate][n]:.1f}" for n in names for rate in every), f"{best_rate(by_rate):g}"]
+        )
     return columns(rows)
 
 

@@ -7,6 +7,7 @@ fixed ones. The last weights are used instead of the weights with the best valid
 """
 
 import zlib
+from functools import cache
 from random import Random
 
 import torch
@@ -146,9 +147,9 @@ def evaluation_examples(config: LengthgenConfig, length: int, n: int) -> list[tu
     """
     rng = Random(EVAL_SEED + length)
     if config.seen(length):
-        drawn = [example(config, length, rng, held_out=True) for _ in range(max(n, DRAWS))]
-        if len({prompt for prompt, _ in drawn if _is_held_out(prompt)}) >= FEWEST_HELD_OUT:
-            return drawn[:n]
+        held_out = [example(config, length, rng, held_out=True) for _ in range(n)]
+        if _can_hold_out(config.task, length):
+            return held_out
     return [example(config, length, rng, held_out=None) for _ in range(n)]
 
 
@@ -158,15 +159,31 @@ def example(config: LengthgenConfig, length: int, rng: Random, held_out: bool | 
     held_out: True takes one of the held-out prompts, False one of the other prompts, None one of all prompts. Where 200 draws
     find no such prompt, the last one is taken.
     """
+    prompt, target = _draw(config.task, length, rng, held_out)
+    return prompt, expand(config.task, prompt, target, parts_of(config.scratchpad))
+
+
+def _draw(task: str, length: int, rng: Random, held_out: bool | None) -> tuple[str, str]:
     for _ in range(200):
-        prompt, target = TASKS[config.task].make(length, rng)
+        prompt, target = TASKS[task].make(length, rng)
         if held_out is None or held_out == _is_held_out(prompt):
             break
-    return prompt, expand(config.task, prompt, target, parts_of(config.scratchpad))
+    return prompt, target
 
 
 def _is_held_out(prompt: str) -> bool:
     return zlib.crc32(prompt.encode()) % 10 == 0
+
+
+@cache
+def _can_hold_out(task: str, length: int) -> bool:
+    """Whether a length has enough different prompts that are held out."""
+    rng, found = Random(EVAL_SEED + length), set[str]()
+    for _ in range(DRAWS):
+        found.add(_draw(task, length, rng, held_out=True)[0])
+        if len(found) >= FEWEST_HELD_OUT:
+            return all(map(_is_held_out, found))
+    return False
 
 
 def longest_sequence(config: LengthgenConfig) -> int:
