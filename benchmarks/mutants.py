@@ -43,18 +43,18 @@ TESTS = {  # module -> its tests
     "tasks.gsm8k": "tasks/test_gsm8k.py",
     "tasks.math_equal": "tasks/test_math.py",
 }
-# (module, description without the line) -> why no test can tell it from the module
 ONE_COLUMN = "there is only one column"
 BOUNDARY = "differs only where a deviation is exactly the limit"
 SAME_LENGTH = "the lists have the same length at this place"
-PADDING = "padding may hold any finite number here, because masked_mean leaves it out"
+PADDING = "padding may hold any finite number here, because it is left out later"
+# (module, description without the line) -> why no test can tell it from the module
 EQUIVALENT: dict[tuple[str, str], str] = {
     ("losses", "clipped_policy_loss: 0.0 -> 1.0"): PADDING,
     ("losses", "clipped_policy_loss: 0.0 -> -1.0"): PADDING,
     ("losses", "value_loss: 0.0 -> 1.0"): PADDING,
     ("losses", "value_loss: 0.0 -> -1.0"): PADDING,
-    ("advantages", "whiten: 0.0 -> 1.0"): "padding may hold any finite number here, because it is multiplied by the mask",
-    ("advantages", "whiten: 0.0 -> -1.0"): "padding may hold any finite number here, because it is multiplied by the mask",
+    ("advantages", "whiten: 0.0 -> 1.0"): PADDING,
+    ("advantages", "whiten: 0.0 -> -1.0"): PADDING,
     ("advantages", "gae: 0 -> -1"): "any column has the shape that is needed",
     ("advantages", "group_relative: std > ROUNDING -> std >= ROUNDING"): BOUNDARY,
     ("advantages", "whiten: std > ROUNDING -> std >= ROUNDING"): BOUNDARY,

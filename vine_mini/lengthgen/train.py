@@ -147,6 +147,7 @@ def evaluation_examples(config: LengthgenConfig, length: int, n: int) -> list[tu
     """
     rng = Random(EVAL_SEED + length)
     if config.seen(length):
+        # drawn before the question whether it can be: other draws would change the examples of the committed runs
         held_out = [example(config, length, rng, held_out=True) for _ in range(n)]
         if _can_hold_out(config.task, length):
             return held_out
