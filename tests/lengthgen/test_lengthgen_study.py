@@ -160,13 +160,13 @@ def test_all_parts_leave_their_tables_pictures_and_claims(quick, tmp_path, capsy
     for claim in claims.CLAIMS:
         assert f"| {claim} " in text, claim
     printed = capsys.readouterr().out
-    assert text.strip() in printed and printed.count("table, numbers and picture") == 2 + 3  # deep and probe
+    assert text.strip() in printed and printed.count("table, numbers and picture") == 1 + 2  # attention of sort; positions of copy and sort
     for name in (
         "rank.png",
         "heatmap.png",
         "later/heatmap.png",
-        "deep/sort/attention.png",
-        "probe/sum/probe.png",
+        "sort/attention.png",
+        "sort/probe.png",
         "copy/accuracy.png",
     ):
         assert (out / name).stat().st_size > 5000, name
@@ -186,20 +186,20 @@ def test_all_parts_leave_their_tables_pictures_and_claims(quick, tmp_path, capsy
 @pytest.mark.slow
 def test_a_part_whose_models_are_on_another_machine_does_not_stop_the_study(quick, tmp_path, capsys):
     out = tmp_path / "study"
-    assert study(out, "--parts", "probe", "--seeds", "0") == 0
-    shutil.rmtree(out / "probe" / "sum" / "models")
-    before = (out / "probe" / "sum" / "probe.json").read_text()
-    assert study(out, "--parts", "probe", "--seeds", "0", "1") == 0
+    assert study(out, "--parts", "rows", "--seeds", "0") == 0
+    shutil.rmtree(out / "copy" / "models")
+    before = (out / "copy" / "probe.json").read_text()
+    assert study(out, "--parts", "rows", "--seeds", "0", "1") == 0
     assert "results in a repository come without models" in capsys.readouterr().out
-    assert (out / "probe" / "sum" / "probe.json").read_text() == before
-    assert json.loads((out / "probe" / "sort" / "probe.json").read_text())["seeds"] == [0, 1]
+    assert (out / "copy" / "probe.json").read_text() == before
+    assert json.loads((out / "sort" / "probe.json").read_text())["seeds"] == [0, 1]
 
 
 @pytest.mark.slow
 def test_one_broken_file_does_not_keep_the_others_from_the_report(quick, tmp_path, capsys):
     out = tmp_path / "study"
-    assert study(out, "--parts", "rows", "deep", "--seeds", "0", "1") == 0
-    path = out / "deep" / "sort" / "attention.json"
+    assert study(out, "--parts", "rows", "--seeds", "0", "1") == 0
+    path = out / "sort" / "attention.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"seeds": [0, 7]}))  # of a seed that is no longer there
     (out / "sort" / "results.json").write_text("{")
     assert study(out, "--parts", "rows", "--seeds", "0", "1") == 0
@@ -220,9 +220,10 @@ def test_quick_runs_and_real_ones_do_not_share_a_folder(quick, tmp_path, capsys)
 
 
 @pytest.mark.slow
-def test_real_quick_runs_of_a_part(tmp_path):
-    assert study(tmp_path / "study", "--parts", "deep") == 0
-    measured = json.loads((tmp_path / "study" / "deep" / "scan" / "attention.json").read_text())
+def test_real_quick_runs_of_a_part(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "ROWS", ["scan"])
+    assert study(tmp_path / "study", "--parts", "rows") == 0
+    measured = json.loads((tmp_path / "study" / "scan" / "attention.json").read_text())
     assert set(measured["means"]) == {"Jensen-Shannon", "official code", "official code, same seed"}
     assert measured["seeds"] == [0, 1] and len(measured["of each seed"]["official code"]["t5"]) == 2
 

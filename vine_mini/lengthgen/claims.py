@@ -148,7 +148,7 @@ def attention(results: dict, measured: dict) -> list[Finding]:
             }.items():
                 if kept:
                     what = f"{label} - t5, {measure}, {report.name_of(results)}, {len(kept)} seeds"
-                    found.append(Finding(claim, what, says, interval(kept), "nats", "deep"))
+                    found.append(Finding(claim, what, says, interval(kept), "nats", "rows"))
     return found
 
 
@@ -160,7 +160,7 @@ def positions(results: dict, probed: dict) -> list[Finding]:
         gaps = [one["after layer 1"]["t"][lengths] - other["after layer 1"]["t"][lengths] for one, other in pairs]
         level = fmean(one["after layer 1"]["t"][lengths] for one, _ in pairs)
         what = f"trained - untrained, {report.name_of(results)}, {lengths} lengths (R² of trained: {level:.2f})"
-        found.append(Finding("positions", what, "", interval(gaps), "R²", "probe"))
+        found.append(Finding("positions", what, "", interval(gaps), "R²", "rows"))
     return found
 
 

@@ -235,9 +235,8 @@ class TheoryConfig:
 PARTS = {
     "rates": "14 tasks (copy and reverse on half the lengths) with NoPE, T5, one seed and another learning rate; accuracy on "
     "seen lengths chooses each task's rate",
-    "rows": "17 tasks with NoPE, T5, ALiBi, RoPE (a quarter of each head, and the whole head) and sinusoids",
-    "deep": "two tasks with twice the layers, for distances of attention",
-    "probe": "three tasks with NoPE alone, for the positions that its first layer writes",
+    "rows": "17 tasks with NoPE, T5, ALiBi, RoPE (a quarter of each head, and the whole head) and sinusoids; then distances of "
+    "attention (sort, SCAN) and the positions that NoPE's first layer writes (copy, copy-v3, sort)",
     "scratchpad": "three tasks with eight formats of the scratchpad",
     "short": "copy and reverse on half the lengths",
     "narrow": "17 tasks (copy and reverse on half the lengths) with four heads of 16 dimensions, of which RoPE's quarter turns "

@@ -20,7 +20,6 @@ LONGER = ["sum", "sort", "copy-v3-2x", "reverse-2x", "lego", "polynomial", "sort
 LATER = [name for name in ENCODINGS if name not in (*MAIN, "coupled", "abacus")]  # these two need answers in reverse order
 RATES = (1e-3, 2e-3)  # learning rates
 RATED = [task for task in ROWS if task not in ("copy-2x", "copy-v3", "reverse")]  # these have 99 % on 2 to 10 items at 2e-3
-DEEP = dict(layers=6)
 NARROW = dict(head_dim=16)
 SHORT = {task: dict(train_lengths=[2, 10], test_lengths=[11, 20]) for task in COPIES}
 # Training and test lengths, and updates.
@@ -51,10 +50,6 @@ def _tasks(part: str) -> list[tuple[str, str, dict]]:
         ]
     if part == "rows":
         return [(task, task, dict(encodings=MAIN)) for task in ROWS]
-    if part == "deep":
-        return [(f"deep/{task}", task, dict(encodings=MAIN) | DEEP) for task in ("sort", "scan")]
-    if part == "probe":
-        return [(f"probe/{task}", task, dict(encodings=["nope"])) for task in ("copy-v3", "sort", "sum")]
     if part == "narrow":
         return [(f"narrow/{task}", task, dict(encodings=MAIN) | NARROW | SHORT.get(task, {})) for task in ROWS]
     if part == "short":

@@ -1,7 +1,7 @@
 """The `lengthgen study` command: all runs, then tables, pictures, and claims.md with a verdict for each claim of the paper.
 
     OUT/TASK, OUT/PART/TASK, OUT/scratchpad/TASK-FORMAT      what `lengthgen` writes; TASK alone: the part `rows`
-    OUT/deep/TASK/attention.md, OUT/probe/TASK/probe.md      distances of attention; where NoPE writes positions
+    OUT/TASK/attention.md, OUT/TASK/probe.md                 distances of attention; where NoPE writes positions
     OUT/rates/TASK-RATE, rates/rates.md     accuracy on seen lengths at two learning rates
     OUT/rank.md, rank.png, public.md        mean reciprocal ranks: all tasks; those with public figures by length
     OUT/heatmap.png, later/heatmap.png      accuracy by length and encoding, a panel for each task
@@ -10,8 +10,8 @@
     OUT/claims.md                           the claims with their verdicts
     OUT/.../models                          the trained models; all other files are small
 
-A folder's table and picture are written after each of its sweeps, measurements after a part, and everything else at the end. They
-use the seeds with which all encodings of a folder have run.
+A folder's table and picture are written after each of its sweeps, distances and probes after the part `rows`, and everything
+else at the end. They use the seeds with which all encodings of a folder have run.
 """
 
 from pathlib import Path
@@ -27,9 +27,9 @@ from vine_mini.lengthgen.sweep import sweep
 from vine_mini.lengthgen.train import Diverged
 from vine_mini.types import UserError
 
-MEASURED: dict[str, tuple[str, Any, Any]] = {
-    "deep": ("attention", commands.attention, AttentionConfig),
-    "probe": ("probe", commands.probe, ProbeConfig),
+MEASURED: dict[str, tuple[Any, Any, Any, list[str]]] = {  # command, its settings, judge, tasks of `rows` with the models
+    "attention": (commands.attention, AttentionConfig, claims.attention, ["sort", "scan"]),
+    "probe": (commands.probe, ProbeConfig, claims.positions, ["copy", "copy-v3", "sort"]),
 }
 
 
@@ -52,7 +52,8 @@ def study(config: StudyConfig) -> None:
                         failed.append(f"{name}: {error}")
                     if _read(folder / name):
                         commands.write_tables(folder / name)
-                measure(part, folder)
+                if part == "rows":
+                    measure(folder)
         finally:  # whatever happens, the runs that have finished are judged
             write_report(folder)
     print(*failed, f"everything is in {folder}", sep="\n")
@@ -66,19 +67,17 @@ def _check_quick(config: StudyConfig, folder: Path) -> None:
                 raise UserError(f"{folder} holds {'real' if config.quick else 'quick'} runs: choose another --out")
 
 
-def measure(part: str, folder: Path) -> None:
+def measure(folder: Path) -> None:
     """Distances of attention and probes of positions, where they are not there yet and the models of all seeds are."""
-    if part not in MEASURED:
-        return
-    name, command, config = MEASURED[part]
-    for path in (folder / each for each in folders(part)):
-        results = _read(path)
-        if not results or (claims.measured(path, name) or {}).get("seeds") == results["settings"]["seeds"]:
-            continue
-        try:
-            command(config([str(path)]))
-        except UserError as error:  # a single seed; or models of another machine, which the repository does not have
-            print(f"{name}: {error}")
+    for name, (command, config, _, tasks) in MEASURED.items():
+        for path in (folder / task for task in tasks):
+            results = _read(path)
+            if not results or (claims.measured(path, name) or {}).get("seeds") == results["settings"]["seeds"]:
+                continue
+            try:
+                command(config([str(path)]))
+            except UserError as error:  # a single seed; or models of another machine, which the repository does not have
+                print(f"{name}: {error}")
 
 
 def write_report(folder: Path) -> None:
@@ -106,11 +105,11 @@ def write_report(folder: Path) -> None:
     findings = claims.ranks([*rows.values()]) + claims.levels([*rows.values()]) + claims.scratchpad(formats)
     findings += claims.levels([*found["longer"].values()], "longer")
     findings += claims.frequencies(beside_rows(found, "narrow", "head_dim"))
-    for part, name, judge in (("deep", "attention", claims.attention), ("probe", "probe", claims.positions)):
-        for path, results in found[part].items():
-            measured = claims.measured(folder / path, name)
-            if measured and {*measured["seeds"]} <= {*results["settings"]["seeds"]}:
-                findings += judge(results, measured)
+    for name, (_, _, judge, tasks) in MEASURED.items():
+        for task in tasks:
+            measured = claims.measured(folder / task, name)
+            if task in rows and measured and {*measured["seeds"]} <= {*rows[task]["settings"]["seeds"]}:
+                findings += judge(rows[task], measured)
     if findings:
         table = claims.claims_table(findings)
         write_text(folder / "claims.md", table + "\n")
