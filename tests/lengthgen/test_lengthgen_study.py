@@ -160,7 +160,7 @@ def test_all_parts_leave_their_tables_pictures_and_claims(quick, tmp_path, capsy
     for claim in claims.CLAIMS:
         assert f"| {claim} " in text, claim
     printed = capsys.readouterr().out
-    assert text.strip() in printed and printed.count("table, numbers and picture") == 1 + 2  # attention of sort; positions of copy and sort
+    assert text.strip() in printed and printed.count("table, numbers and picture") == 3  # sort twice, copy
     for name in (
         "rank.png",
         "heatmap.png",
