@@ -21,8 +21,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.common import command, count, machine, report, writable
+from vine_mini.app.config import SHIPPED
 from vine_mini.app.files import read_rows
-from vine_mini.app.setup import SHIPPED
 from vine_mini.models import load_policy
 from vine_mini.types import UserError
 

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from vine_mini import models
-from vine_mini.app.setup import SHIPPED
+from vine_mini.app.config import SHIPPED
 from vine_mini.sampling import way
 from vine_mini.tasks import arithmetic
 

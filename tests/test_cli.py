@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vine_mini.app.setup import SHIPPED
+from vine_mini.app.config import SHIPPED
 from vine_mini.cli import main
 
 

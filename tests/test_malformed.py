@@ -14,7 +14,7 @@ import pytest
 from conftest import slow
 from safetensors.torch import load_file, save_file
 
-from vine_mini.app.setup import SHIPPED
+from vine_mini.app.config import SHIPPED
 from vine_mini.cli import COMMANDS, main
 
 FREE = "prompt question date task data model out run resume reference scratchpad".split()  # texts that are checked on their own

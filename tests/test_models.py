@@ -24,12 +24,12 @@ from transformers import (
 )
 
 from vine_mini import models
-from vine_mini.app import setup
+from vine_mini.app import config as app_config
 from vine_mini.app.config import TrainConfig
 from vine_mini.logprobs import response_logprobs
 from vine_mini.types import UserError
 
-SHIPPED = setup.SHIPPED / "arithmetic"
+SHIPPED = app_config.SHIPPED / "arithmetic"
 
 
 def test_the_shipped_policy_is_small_and_standard():
@@ -277,3 +277,12 @@ def test_a_reference_in_bfloat16_is_the_start_policy_and_shares_nothing_with_it(
         policy, reference = (response_logprobs(m, ids, torch.ones_like(ids), response) for m in (model, low))
     assert torch.equal(policy, reference)
     assert {p.dtype for p in models.reference_copy(model, bf16=False).parameters()} == {torch.float32}
+
+
+def test_to_refresh_a_copy_leaves_the_policy_as_it_is():
+    """A run tells by its weights' versions whether it can be saved. The head, which both share, was written over with itself."""
+    model, _ = models.load_policy(str(SHIPPED), "cpu")
+    low = models.bfloat16_copy(model)
+    before = [parameter._version for parameter in model.parameters()]
+    models.refresh(low, model)
+    assert [parameter._version for parameter in model.parameters()] == before

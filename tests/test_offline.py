@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from vine_mini.app.config import TrainConfig
+from vine_mini.app.plots import PHASES
 from vine_mini.app.setup import build_trainer
 from vine_mini.cli import main
 from vine_mini.losses import masked_mean
-from vine_mini.offline import dpo_positive_loss, example_batches, imitation_loss, pairs, right_responses
-from vine_mini.types import UserError
+from vine_mini.offline import dpo_positive_loss, imitation_loss, pairs, right_responses
+from vine_mini.types import Trajectory, UserError, collate
 
 SMALL = TrainConfig(steps=2, prompts=4, group=4, minibatch_size=4, epochs=2, iterations=2, eval_problems=4, eval_samples=2)
 REWARDS = torch.tensor([[1.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0], [0.0, 0.5, 1.0, 0.0]])
@@ -88,7 +89,8 @@ def test_the_imitation_loss_is_minus_the_mean_logprob():
 def test_parts_hold_each_example_once_within_the_limit():
     lengths = [3, 9, 4, 4, 20, 5]
     examples = [[0, 1], [2, 3], [4, 5], [0, 3]]
-    parts = example_batches(examples, lengths, 20)
+    tokens = collate([Trajectory([1], [1] * (length - 1), [0.0] * (length - 1), True) for length in lengths])
+    parts = tokens.micro_batches(torch.tensor(examples), 20)
     assert sorted(row for part in parts for row in part.tolist()) == sorted(examples)
     for part in parts:
         assert len(part) == 1 or part.numel() * max(lengths[i] for i in part.flatten()) <= 20
@@ -137,7 +139,8 @@ def test_the_best_epoch_by_validation_is_kept(monkeypatch):
         return {"pass@1": (next(accuracies), 0.0)}
 
     monkeypatch.setattr(trainer, "evaluate", evaluate)
-    list(trainer.train())
+    [(metrics, _, _)] = trainer.train()
+    assert {name.removeprefix("seconds_") for name in metrics if name.startswith("seconds_")} <= {*PHASES}  # all are drawn
     assert len(policies) == 3 and torch.equal(weights(trainer.policy), policies[1])  # it stopped at the first fall
 
 

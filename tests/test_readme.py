@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from vine_mini.app.setup import SHIPPED
+from vine_mini.app.config import SHIPPED
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

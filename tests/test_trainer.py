@@ -10,9 +10,9 @@ from conftest import supports
 
 from vine_mini import algorithms, models
 from vine_mini.algorithms import ALGORITHMS, Algorithm
-from vine_mini.app.config import TrainConfig
+from vine_mini.app.config import SHIPPED, TrainConfig
 from vine_mini.app.memory import memory_estimate
-from vine_mini.app.setup import SHIPPED, build_trainer
+from vine_mini.app.setup import build_trainer
 from vine_mini.losses import masked_mean
 from vine_mini.tasks import arithmetic
 from vine_mini.trainer import Trainer

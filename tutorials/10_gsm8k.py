@@ -20,11 +20,10 @@ from lesson import QUICK, show
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 from vine_mini import tasks
-from vine_mini.app.config import TrainConfig
+from vine_mini.app.config import SHIPPED, TrainConfig
 from vine_mini.app.flags import read_preset
 from vine_mini.app.memory import estimate, format_memory, memory_estimate
 from vine_mini.app.plots import COLOURS, PHASES, new_figure
-from vine_mini.app.setup import SHIPPED
 from vine_mini.evaluate import table
 from vine_mini.models import load_policy, pick_device
 from vine_mini.tasks import arithmetic, gsm8k

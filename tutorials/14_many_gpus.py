@@ -15,11 +15,10 @@ from lesson import QUICK, ROOT, show, start
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from vine_mini.advantages import whiten
-from vine_mini.app.config import TrainConfig
+from vine_mini.app.config import SHIPPED, TrainConfig
 from vine_mini.app.flags import read_preset
 from vine_mini.app.memory import estimate
 from vine_mini.app.plots import new_figure
-from vine_mini.app.setup import SHIPPED
 from vine_mini.integrations.trl.plan import plan
 from vine_mini.integrations.trl.plan import rows as plan_rows
 from vine_mini.logprobs import response_logprobs

@@ -3,8 +3,6 @@
 Deviation: GRPO and whitening divide by the sample standard deviation (n - 1). The papers do not say which one they use.
 """
 
-from itertools import accumulate
-
 import torch
 
 EPS, ROUNDING = 1e-8, 1e-6  # GRPO and whitening divide by deviation + EPS; below ROUNDING the numbers are equal
@@ -42,9 +40,13 @@ def step_advantages(values: list[float], reward: float, *, lam: float = 0.0, mu:
     """
     if not values:
         raise ValueError("a response has at least one step, so at least the value of its prompt is needed")
-    q = accumulate(reversed(values[1:]), lambda later, value: (1 - lam) * value + lam * later, initial=reward)
-    baselines = accumulate(values[1:], lambda earlier, value: (1 - mu) * value + mu * earlier, initial=values[0])
-    return [after - before for before, after in zip(baselines, reversed(list(q)), strict=True)]
+    n = len(values)
+    q, b = [reward] * n, [values[0]] * n
+    for i in reversed(range(n - 1)):
+        q[i] = (1 - lam) * values[i + 1] + lam * q[i + 1]
+    for i in range(1, n):
+        b[i] = (1 - mu) * values[i] + mu * b[i - 1]
+    return [after - before for after, before in zip(q, b, strict=True)]
 
 
 def spread_to_tokens(step_advantages: list[float], cuts: list[int], length: int) -> list[float]:

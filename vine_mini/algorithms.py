@@ -34,24 +34,23 @@ def vineppo(episodes: Episodes, values, roll_out, config):
     # Each response is cut into steps. The state before a step is the problem and the response so far. [B][step]
     rows = zip(episodes.problems, trajectories, cuts, strict=True)
     states = [[(problem, tuple(t.response_ids[:cut])) for cut in starts[: config.max_states]] for problem, t, starts in rows]
-    # Equal states have equal values. Keep each distinct state once, with the row and the cut at which it occurs first.
-    first = {}  # in the order of rows and cuts, which is also the order of the rollouts
-    for row, of_row in enumerate(states):
-        for state, cut in zip(of_row, cuts[row], strict=False):
-            first.setdefault(state, (row, cut))
-    # Roll out each distinct state K times.
+    # Equal states have equal values. Each distinct state is rolled out K times, from the response where it occurs first.
+    distinct: dict = {}  # states, in the order of the rollouts
     distinct_cuts = [[] for _ in trajectories]
-    for row, cut in first.values():
-        distinct_cuts[row].append(cut)
+    for row, of_row in enumerate(states):
+        for state in of_row:
+            if state not in distinct:
+                distinct[state] = None
+                distinct_cuts[row].append(len(state[1]))
     rollouts = [group for of_row in roll_out(trajectories, distinct_cuts, config.k) for group in of_row]  # [state][K]
     # Grade the response that each rollout completes.
     graded: dict = {}
     rewards = [
         [tasks.grade(episodes.task, problem, r, tokenizer, so_far, graded) for r in group]
-        for (problem, so_far), group in zip(first, rollouts, strict=True)
+        for (problem, so_far), group in zip(distinct, rollouts, strict=True)
     ]  # [state][K]
     # The value of a state is the mean of its K rewards. The other responses to a problem are rollouts of its prompt as well.
-    value = dict(zip(first, monte_carlo_values(rewards), strict=True))
+    value = dict(zip(distinct, monte_carlo_values(rewards), strict=True))
     others = (episodes.rewards.sum(dim=1, keepdim=True) - episodes.rewards).flatten().tolist()  # [B]
     # The advantage of a step is the value after it minus the value before it. Every token of the step gets this advantage.
     advantages = []

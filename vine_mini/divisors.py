@@ -21,12 +21,12 @@ def token_weights(batch, denominator, config):
     """
     mask = batch.response_mask  # [b, T]
     mean_length = denominator / config.minibatch_size
-    factors = {
-        "tokens": torch.ones_like(mask[:, :1]),
-        "sequences": mean_length / mask.sum(dim=1, keepdim=True),
-        "constant": torch.ones_like(mask[:, :1]) * mean_length / config.max_new_tokens,
-    }
-    return factors[config.divisor] if batch.weights is None else factors[config.divisor] * batch.weights
+    factor = torch.ones_like(mask[:, :1])  # tokens
+    if config.divisor == "sequences":
+        factor = mean_length / mask.sum(dim=1, keepdim=True)
+    if config.divisor == "constant":
+        factor = factor * mean_length / config.max_new_tokens
+    return factor if batch.weights is None else factor * batch.weights
 
 
 def importance(logprobs, sampler_logprobs, mask, cap: float):

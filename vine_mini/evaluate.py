@@ -6,6 +6,7 @@ standard error is the error of a mean over problems.
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -105,25 +106,30 @@ def table(columns: dict[str, dict[str, tuple[float, float | None]]]) -> str:
 def _cell(measure: str, mean: float, error: float | None) -> str:
     if measure in ("length", "kl"):
         return f"{mean:.3g} ± {'?' if error is None else format(error, '.1g')}"
-    return f"{100 * mean:.1f} ± {'?' if error is None else format(100 * error, '.1f')} %"
+    return percent(mean, error, 1)
 
 
-def clustered_mean(numbers: list[float], problems: list[int]) -> tuple[float, float]:
+def percent(mean: float, error: float | None, digits: int = 0) -> str:
+    """A share with its standard error, such as "25.0 ± 1.2 %"; "?" where the error is not known."""
+    return f"{100 * mean:.{digits}f} ± {'?' if error is None else format(100 * error, f'.{digits}f')} %"
+
+
+def clustered_mean(numbers: list[float], problems: Sequence[int]) -> tuple[float, float | None]:
     """The mean, and its standard error from the differences between problems: numbers of one problem are not independent.
 
-    The error is 0 where there is one problem only.
+    The error is None where there is one problem only.
     """
     mean = sum(numbers) / len(numbers)
     off: dict[int, float] = {}  # of each problem, the sum of its deviations
     for x, problem in zip(numbers, problems, strict=True):
         off[problem] = off.get(problem, 0.0) + x - mean
-    return mean, (sum(x * x for x in off.values()) * len(off) / max(1, len(off) - 1)) ** 0.5 / len(numbers)
+    if len(off) == 1:
+        return mean, None
+    return mean, (sum(x * x for x in off.values()) * len(off) / (len(off) - 1)) ** 0.5 / len(numbers)
 
 
 def _mean(per_problem: list[float]) -> tuple[float, float | None]:
-    x = torch.tensor(per_problem, dtype=torch.float64)
-    error = x.std().item() / len(x) ** 0.5 if len(x) > 1 else None  # one problem does not show the spread
-    return x.mean().item(), error
+    return clustered_mean(per_problem, range(len(per_problem)))
 
 
 def _majority_reward(task, group: list[Trajectory], rewards: list[float], tokenizer) -> float:

@@ -44,7 +44,7 @@ def response_values(critic, input_ids, attention_mask, response_mask):
 def logits_of(model, hidden):
     """Hidden states [n, D] -> logits [n, V] in float32 (float64 for a float64 model)."""
     logits = _linear(model.get_output_embeddings(), hidden)
-    cap = getattr(model.config, "final_logit_softcapping", None)  # Gemma 2 and 3
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)  # Gemma 2 and 3
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 

@@ -130,12 +130,7 @@ def eos_ids(model, tokenizer) -> list[int]:
 
 def context_length(model) -> int | None:
     """The most tokens the model can see at once, where its configuration says so."""
-    return getattr(model.config, "max_position_embeddings", None)
-
-
-def checkpoint_activations(model) -> None:
-    """In train mode, keep one hidden state a layer and compute the rest again in the backward pass."""
-    model.activation_checkpointing_enable({"use_reentrant": False})
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def default_lr(policy) -> float:
@@ -195,7 +190,8 @@ def reference_copy(model, bf16: bool):
 def refresh(low, model):
     """Copies the model's present weights into its bfloat16 copy. -> the copy"""
     for name, parameter in low.named_parameters():
-        parameter.copy_(model.get_parameter(name))
+        if (new := model.get_parameter(name)) is not parameter:  # they share the head
+            parameter.copy_(new)
     return low
 
 

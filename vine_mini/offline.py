@@ -6,7 +6,6 @@ An example is a list of rows of the set: one row for RestEM, a right and a wrong
 
 import random
 
-import torch
 from torch.nn.functional import logsigmoid
 
 from vine_mini.losses import masked_mean
@@ -25,7 +24,8 @@ def pairs(rewards, limit: int, rng: random.Random) -> list[list[int]]:
     """DPO's examples: at most `limit` pairs of a right and a wrong response to each problem. rewards: [N, G] -> [M][2]"""
     chosen = []
     for problem, row in enumerate(rewards.tolist()):
-        right, wrong = ([problem * len(row) + i for i, x in enumerate(row) if (x == 1) == is_right] for is_right in (True, False))
+        right = [problem * len(row) + i for i, reward in enumerate(row) if reward == 1]
+        wrong = [problem * len(row) + i for i, reward in enumerate(row) if reward != 1]
         every = [[i, j] for i in right for j in wrong]
         chosen += rng.sample(every, min(limit, len(every)))
     return chosen
@@ -52,15 +52,3 @@ def dpo_positive_loss(logprobs, ref_logprobs, mask, config, denominator):
     loss = -logsigmoid(config.dpo_beta * margin).sum() / denominator
     stats = {"margin": margin.sum().item() / denominator, "pair_accuracy": (margin > 0).sum().item() / denominator}
     return loss, stats
-
-
-def example_batches(examples: list[list[int]], lengths: list[int], tokens: int) -> list[torch.Tensor]:
-    """Examples in parts of similar length, each of at most `tokens` tokens with padding (or of one example). -> [m, w] each"""
-    parts: list[list[list[int]]] = []
-    for example in sorted(examples, key=lambda rows: max(lengths[row] for row in rows)):
-        width = max(lengths[row] for row in example)
-        if parts and width * len(example) * (len(parts[-1]) + 1) <= tokens:
-            parts[-1].append(example)
-        else:
-            parts.append([example])
-    return [torch.tensor(part) for part in parts]

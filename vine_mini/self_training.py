@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from vine_mini import models
 from vine_mini.health import finite, located
-from vine_mini.offline import example_batches
 from vine_mini.trainer import BAR, Trainer
 from vine_mini.types import Batch, UserError, derive_seed
 
@@ -84,8 +83,7 @@ class SelfTrainer(Trainer):
         """One update. The denominator is fixed first: the tokens of RestEM's examples, or the pairs of DPO-Positive."""
         stats, rows = defaultdict(float), torch.tensor(minibatch)  # [m, w]
         denominator = tokens.response_mask[rows].sum() if rows.shape[1] == 1 else len(rows)
-        lengths = tokens.attention_mask.sum(dim=1).tolist()
-        for part in example_batches(minibatch, lengths, self.config.micro_batch_tokens):
+        for part in tokens.micro_batches(rows, self.config.micro_batch_tokens):
             micro = tokens.rows(part.flatten())
             width, shape = micro.input_ids.shape[1], (*part.shape, -1)
             logprobs = self._forward(self.policy, micro).view(shape)  # [m, w, T]

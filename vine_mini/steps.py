@@ -33,8 +33,9 @@ def cut_steps(token_ids, tokenizer, *, every: int | None = None, answer_mark: st
     offsets = starts(text) if starts else [line.start() for line in lines]
     cuts, end, step = [], 0, None
     for i, piece in enumerate(pieces):
-        visible, end = end + len(piece) - len(piece.lstrip()), end + len(piece)
-        if visible < end and bisect_right(offsets, visible) != step:  # a token is of the step in which its text begins
+        begins = end + len(piece) - len(piece.lstrip())  # of the visible text
+        end += len(piece)
+        if begins < end and (of := bisect_right(offsets, begins)) != step:  # a token is of the step in which its text begins
             cuts.append(i)
-            step = bisect_right(offsets, visible)
-    return [0, *cuts[1:]]
+            step = of
+    return [0, *cuts[1:]]  # the first step also has what stands before its text

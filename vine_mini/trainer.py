@@ -50,7 +50,7 @@ class Trainer:
         if config.prompts > len(self.prompts):
             raise UserError(f"prompts = {config.prompts}, but there are only {len(self.prompts)} training problems")
         if config.gradient_checkpointing:
-            models.checkpoint_activations(policy)
+            policy.activation_checkpointing_enable({"use_reentrant": False})  # in train mode: less memory, computed twice
         with_reference = self.algorithm.needs_reference and config.kl_coef > 0
         self.reference = models.reference_copy(policy, config.bf16 and not self.algorithm.examples) if with_reference else None
         self.low_precision = models.bfloat16_copy(policy) if config.bf16 else None
@@ -90,11 +90,12 @@ class Trainer:
     def sample_episodes(self) -> Episodes:
         """G responses to each of the next N problems, their rewards and steps. No gradient flows through sampling."""
         config, n, size = self.config, self.config.prompts, len(self.prompts)
-        # Problems come in a new random order each epoch, so an iteration never holds one twice; or they are drawn independently.
-        epoch, place = (self.iteration, 0) if config.with_replacement else divmod(self.iteration, size // n)
-        rng = torch.Generator().manual_seed(derive_seed(config.seed, "problems", epoch))
-        order = torch.randint(size, (n,), generator=rng) if config.with_replacement else torch.randperm(size, generator=rng)
-        chosen = [i for i in order[place * n : (place + 1) * n].tolist() for _ in range(config.group)]  # [B]
+        if config.with_replacement:
+            numbers = torch.randint(size, (n,), generator=self._generator("problems", self.iteration))
+        else:  # in a new random order each epoch, so an iteration never holds a problem twice
+            epoch, place = divmod(self.iteration, size // n)
+            numbers = torch.randperm(size, generator=self._generator("problems", epoch))[place * n : (place + 1) * n]
+        chosen = [i for i in numbers.tolist() for _ in range(config.group)]  # [B]
         prompts, seed = [self.prompts[i] for i in chosen], derive_seed(config.seed, self.iteration, "responses")
         with tqdm(total=len(chosen), desc="sample", **BAR) as bar:
             trajectories = sample(self.sampler(), prompts, self.sampling, seed=seed, progress=bar.update)
@@ -133,7 +134,7 @@ class Trainer:
     def update(self, batch: Batch) -> dict:
         """epochs x B / minibatch_size updates, one for each minibatch. -> statistics, means over the updates"""
         config, log = self.config, defaultdict(list)
-        shuffle = torch.Generator().manual_seed(derive_seed(config.seed, self.iteration, "minibatches"))
+        shuffle = self._generator(self.iteration, "minibatches")
         orders = [torch.randperm(len(batch), generator=shuffle) for _ in range(config.epochs)]
         minibatches = [rows for order in orders for rows in order.split(config.minibatch_size)]
         for number, rows in enumerate(tqdm(minibatches, desc="update", **BAR), 1):
@@ -185,9 +186,12 @@ class Trainer:
         prompts, n = tasks.prompt_ids(problems, self.tokenizer, config), config.eval_samples
         sampling = replace(self.sampling, temperature=config.eval_temperature, top_p=1.0)
         parts = self.policy, self.tokenizer, self.task, problems, prompts, sampling
-        more = {"n": n, "greedy": greedy, "seed": config.seed, "reference": self.reference if with_kl else None}
         with models.autocast(self.device, config.bf16), tqdm(total=len(prompts) * (n + greedy), desc="evaluate", **BAR) as bar:
-            return evaluate(*parts, **more, sampler=self.sampler(), progress=bar.update)
+            more = dict(n=n, greedy=greedy, seed=config.seed, sampler=self.sampler(), progress=bar.update)
+            return evaluate(*parts, reference=self.reference if with_kl else None, **more)
+
+    def _generator(self, *purpose) -> torch.Generator:
+        return torch.Generator().manual_seed(derive_seed(self.config.seed, *purpose))
 
     def sampler(self):
         """The model that samples: the policy itself, or its copy in bfloat16, brought up to date."""

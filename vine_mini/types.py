@@ -77,14 +77,15 @@ class Tokens:
         return len(self.input_ids)
 
     def micro_batches(self, rows: torch.Tensor, tokens: int) -> list[torch.Tensor]:
-        """The given rows in parts of similar length, each of at most `tokens` tokens with its padding (or of one row)."""
-        lengths = self.attention_mask.sum(dim=1).tolist()
+        """The given rows [m], or groups of rows [m, w], in parts of similar length: at most `tokens` with padding, or a group."""
+        groups = rows.view(len(rows), -1)  # [m, w]
+        widths = self.attention_mask.sum(dim=1).cpu()[groups].amax(dim=1).tolist()
         parts: list[list[int]] = []
-        for row in sorted(rows.tolist(), key=lambda row: (lengths[row], row)):
-            if not parts or lengths[row] * (len(parts[-1]) + 1) > tokens:
+        for i in sorted(range(len(rows)), key=lambda i: (widths[i], groups[i].tolist())):
+            if not parts or widths[i] * groups.shape[1] * (len(parts[-1]) + 1) > tokens:
                 parts.append([])
-            parts[-1].append(row)
-        return [torch.tensor(part) for part in parts]
+            parts[-1].append(i)
+        return [rows[part] for part in parts]
 
     def rows(self, index: torch.Tensor):
         """The given rows, without the columns that are padding in all of them."""

@@ -14,10 +14,10 @@ import pytest
 import torch
 import yaml
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Gemma3Config
 
-from vine_mini.app.config import TrainConfig
-from vine_mini.app.setup import SHIPPED, build_trainer
+from vine_mini.app.config import SHIPPED, TrainConfig
+from vine_mini.app.setup import build_trainer
 from vine_mini.cli import main
 from vine_mini.models import load_policy, save_policy
 
@@ -329,3 +329,19 @@ def test_a_stop_saves_and_exits_cleanly(number, tmp_path):
     logged = json.loads(metrics.read_text().splitlines()[-1])["iteration"]
     with safe_open(tmp_path / "run" / "policy" / "training_state.safetensors", "pt") as file:
         assert json.loads(file.metadata()["counters"])["iteration"] == logged  # what is saved is what is logged
+
+
+def test_a_model_of_text_and_pictures_trains_on_text(empty_folder, no_pictures, capsys):
+    """Its config holds one for the text and one for the pictures, so the sizes of the text model stand a level deeper."""
+    _, tokenizer = load_policy(str(SHIPPED / "arithmetic"), "cpu")
+    text = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+    text |= dict(vocab_size=len(tokenizer), head_dim=8, max_position_embeddings=60, eos_token_id=tokenizer.eos_token_id)
+    vision = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
+    model = AutoModelForCausalLM.from_config(Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4))
+    save_policy(model, tokenizer, Path("gemma"))
+    common = ["--model", "gemma", "--steps", "2", "--max_new_tokens"]
+    assert main(["train", *QUICK, *common, "16", "--iterations", "1", "--out", "run"]) == 0
+    assert main(["evaluate", *common, "16", "--reference", "run/policy", "--problems", "2", "--n", "1"]) == 0
+    assert "memory estimate" in capsys.readouterr().out
+    assert main(["train", *QUICK, *common, "60", "--iterations", "1", "--out", "other"]) == 2
+    assert "the model sees only 60" in capsys.readouterr().err  # of the text model

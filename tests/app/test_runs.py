@@ -6,14 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from kills import killed_before_change
 
-from vine_mini.app.config import TrainConfig
+from vine_mini.app.config import SFTConfig, TrainConfig
 from vine_mini.app.flags import parse
-from vine_mini.app.runs import Run, new_folder
-from vine_mini.app.setup import build_trainer, task_name
+from vine_mini.app.runs import Run, new_folder, samples_of
+from vine_mini.app.setup import build_trainer, policy_name, task_name
+from vine_mini.app.sft import model_card
 from vine_mini.cli import main
-from vine_mini.types import UserError
+from vine_mini.types import Episodes, Problem, Trajectory, UserError, collate
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -95,6 +99,8 @@ def test_a_model_folder_is_found_from_everywhere(empty_folder, monkeypatch):
         build_trainer(config)
     Path("arithmetic-12").mkdir()  # the policy that ships has the name already
     assert TrainConfig(model="arithmetic-12").model == "arithmetic-12" and TrainConfig(model="a/name").model == "a/name"
+    for own in ("./arithmetic-12", "."):  # a path is the user's own folder, whatever it is called
+        assert policy_name(TrainConfig(model=own)) == str(Path(own).absolute())
 
 
 def test_a_run_can_be_watched(empty_folder, monkeypatch):
@@ -130,3 +136,29 @@ def test_tensorboard_shows_what_metrics_jsonl_says(empty_folder):
         assert [e.value for e in events.Scalars(name)] == pytest.approx([row[name] for row in rows])
     tested = {e.step: e.value for e in events.Scalars("eval/pass@1")}
     assert tested.keys() == {0, 3, 4} and tested[4] == pytest.approx(rows[-1]["eval"]["pass@1"][0])
+
+
+def test_a_task_that_sets_no_length_limit_needs_one(empty_folder):
+    text = (ROOT / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    for given, missing in (("", "max_new_tokens"), ('"max_new_tokens": 16', "eval_temperature")):
+        path = empty_folder / f"{missing}.py"
+        path.write_text(text.replace('"max_new_tokens": 16, "eval_temperature": 1.0', given))
+        with pytest.raises(UserError, match=f"{missing}: the task has no default, so give --{missing}"):
+            TrainConfig(task=str(path))
+        assert TrainConfig(task=str(path), max_new_tokens=8, eval_temperature=1.0).max_new_tokens == 8
+
+
+def test_samples_show_the_mean_advantage_of_each_step(tokenizer):
+    """GAE gives the tokens of a step different advantages; the page of credit shows their mean too."""
+    t = Trajectory([1], [5, 6, 7], [0.0] * 3, True)
+    tokens = collate([t])
+    problem = Problem("q", "", "a")
+    episodes = Episodes([problem], [t], torch.ones(1, 1), [[0, 2]], tokens, None, tokenizer)
+    [sample] = samples_of(episodes, torch.tensor([[0.0, 1.0, 2.0, 4.0]]))
+    assert [step["advantage"] for step in sample["steps"]] == [1.5, 4.0]
+
+
+def test_the_card_of_a_policy_names_only_settings_that_a_command_line_can_have():
+    config = SFTConfig(task="gsm8k")
+    assert config.steps is None and SFTConfig().steps
+    assert "None" not in model_card(config, 1.0, "") and "--task gsm8k" in model_card(config, 1.0, "")

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from vine_mini.app.config import TrainConfig
-from vine_mini.app.setup import SHIPPED, build_trainer
+from vine_mini.app.config import SHIPPED, TrainConfig
+from vine_mini.app.setup import build_trainer
 from vine_mini.cli import main
 from vine_mini.credit_cost import command, noise
 from vine_mini.credit_cost.command import Report, Way

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from vine_mini.advantages import group_relative
+from vine_mini.app.config import SHIPPED
 from vine_mini.app.runs import step_texts
-from vine_mini.app.setup import SHIPPED
 from vine_mini.cli import main
 from vine_mini.credit_page import command as credit
 from vine_mini.credit_page import page, picture, resting
@@ -151,6 +151,17 @@ def test_the_run_of_a_critic_brings_it_along(ppo_run, tmp_path, capsys):
     assert main(["credit", "--run", str(run), *SMALL, "--out", str(tmp_path / "page")]) == 0
     assert "PPO" in capsys.readouterr().out
     assert main(["credit", "--run", str(run), "--policy", "elsewhere", "--out", str(tmp_path / "x")]) == 2
+
+
+def test_a_critic_trained_with_moments_in_8_bits_comes_along(ppo_run, tmp_path, monkeypatch):
+    pytest.importorskip("bitsandbytes")
+    run = shutil.copytree(ppo_run, tmp_path / "run")
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("adam_8bit: false", "adam_8bit: true"))
+    resumed = []
+    monkeypatch.setattr(resting.checkpoint, "resume", lambda trainer, _: resumed.append(trainer.config.adam_8bit))
+    resting.resting_trainer(CreditConfig(run=str(run)), [])
+    assert resumed == [True]
 
 
 def test_the_command_writes_a_page_and_a_picture(tmp_path, capsys):

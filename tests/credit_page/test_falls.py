@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import pytest
 
 from vine_mini.advantages import step_advantages
-from vine_mini.app.setup import SHIPPED
+from vine_mini.app.config import SHIPPED
 from vine_mini.cli import main
 from vine_mini.credit_page import falls, measure, page
 from vine_mini.credit_page.measure import Change, Credit, Rollout
 from vine_mini.credit_page.resting import read_own
 from vine_mini.evaluate import standard_errors
-from vine_mini.tasks import arithmetic
+from vine_mini.tasks import arithmetic, jsonl
 from vine_mini.values import monte_carlo_values
 
 SMALL = ["--k", "3", "--group", "3", "--fresh", "6", "--critic_iterations", "0"]
@@ -240,3 +240,11 @@ def test_what_the_falls_page_says():
         "1 of 2 failed responses have a step at which the value falls by more than two standard errors. "
         "100 % of these falls are at lines with *, which are 25 % of the lines."
     )
+
+
+def test_own_answers_are_graded_as_those_of_the_task(tmp_path):
+    path = tmp_path / "own.jsonl"
+    for answer, response in (("New  York ", "#### New York"), ("1,000", "#### 1000"), ("so\n#### Paris", "#### Paris")):
+        path.write_text(json.dumps({"question": "Which?", "answer": answer, "response": response}))
+        [own] = read_own(path, jsonl)
+        assert jsonl.reward(own.problem, response) == 1.0, answer

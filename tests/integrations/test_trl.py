@@ -17,9 +17,8 @@ import torch
 from vine_mini import cli, models, tasks
 from vine_mini.advantages import whiten
 from vine_mini.algorithms import vineppo
-from vine_mini.app.config import TrainConfig
+from vine_mini.app.config import SHIPPED, TrainConfig
 from vine_mini.app.files import read_rows
-from vine_mini.app.setup import SHIPPED
 from vine_mini.integrations import trl
 from vine_mini.integrations.trl import __main__ as command
 from vine_mini.integrations.trl.plan import Device, plan, seconds

@@ -14,7 +14,7 @@ from trl import GRPOConfig
 from trl.generation.vllm_generation import VLLMGeneration
 
 from vine_mini import models, tasks
-from vine_mini.app.setup import SHIPPED
+from vine_mini.app.config import SHIPPED
 from vine_mini.integrations.trl import VinePPOTrainer
 from vine_mini.integrations.trl.__main__ import RANK, RANKS, TrlConfig, grpo_arguments
 from vine_mini.types import UserError

@@ -381,6 +381,10 @@ def test_a_bad_encoding_file_gets_one_line(run, text, says, tmp_path):
         ("def make(length, rng): return 'Zebra', 'a'\ncheck = None", "make(2) writes 'Zebra', which is no token"),
         ("def make(length, rng): return 'Copy', 'a'\ndef check(p, a): return False", "check does not accept"),
         ("def make(length, rng): return 1 / 0\ncheck = None", "make(2) failed, ZeroDivisionError"),
+        (
+            "def make(length, rng): return 'Copy', 'a'\ndef check(p, a): return p[9]",
+            "check of what make(2) has written failed, IndexError",
+        ),
     ],
 )
 def test_a_bad_task_file_gets_one_line(run, text, says, tmp_path):

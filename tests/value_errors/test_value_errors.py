@@ -14,6 +14,7 @@ from vine_mini.cli import main
 from vine_mini.evaluate import clustered_mean
 from vine_mini.logprobs import response_values
 from vine_mini.value_errors import command
+from vine_mini.value_errors.command import report_of, table
 from vine_mini.value_errors.config import ValuesConfig
 from vine_mini.value_errors.measures import Choice, State, agreement, error_by_place, errors
 
@@ -43,7 +44,7 @@ def test_copies_of_numbers_say_nothing_new():
     numbers, problems = [0.1, 0.4, 0.3, 0.9], [0, 0, 1, 2]
     mean, error = clustered_mean(numbers, problems)
     assert clustered_mean(numbers * 5, problems * 5) == pytest.approx((mean, error)) and error > 0
-    assert clustered_mean([1.0, 2.0], [7, 7]) == (1.5, 0.0)
+    assert clustered_mean([1.0, 2.0], [7, 7]) == (1.5, None)
 
 
 def test_agreement_by_hand():
@@ -182,3 +183,12 @@ def test_what_was_measured_before_ctrl_c_stays(tmp_path, monkeypatch):
         "values.md",
         "values.png",
     }
+
+
+def test_one_problem_does_not_show_its_error():
+    choices = [Choice(0, [0.1, 0.9], {"K = 9": [0.0, 1.0]}, 256)] * 3
+    assert agreement(choices, "K = 9")["top"] == (1.0, None)
+    states = [State(0, 0, 2, 0.5, {"K = 9": 0.25})] * 2
+    assert errors(states, "K = 9")["error"] == (0.25, None)
+    report = report_of(1, states, choices)
+    assert "0.250 ± ?" in table([report]) and "100 ± ? %" in table([report]) and "± 0 " not in table([report])

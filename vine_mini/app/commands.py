@@ -126,8 +126,9 @@ def _prompts_and_sampling(config, model, tokenizer, problems, temperature: float
 
 def _evaluate(config, model, tokenizer, temperature: float, limit: int, n: int, top_p: float = 1.0, reference=None):
     problems = tasks.load_problems(config)[1][: limit or None]
-    if reference is not None and reference.config.vocab_size != model.config.vocab_size:
-        raise UserError(f"--reference has {reference.config.vocab_size} tokens, the policy {model.config.vocab_size}: no KL")
+    theirs, ours = (m and m.config.get_text_config().vocab_size for m in (reference, model))
+    if reference is not None and theirs != ours:
+        raise UserError(f"--reference has {theirs} tokens, the policy {ours}: no KL")
     prompts, sampling = _prompts_and_sampling(config, model, tokenizer, problems, temperature, top_p)
     check_cost(config, model.num_parameters(), len(prompts) * (n + 1), len(prompts) * n)
     parts = model, tokenizer, tasks.get(config.task), problems, prompts, sampling

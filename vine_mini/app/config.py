@@ -15,6 +15,7 @@ from vine_mini.divisors import DIVISORS
 from vine_mini.types import UserError
 
 SHIPPED = Path(__file__).parent / "policies"  # made by `python -m vine_mini sft`
+POLICIES = {path.name: path for path in SHIPPED.iterdir() if path.is_dir()}
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,9 @@ class Common:
         for name, value in tasks.get(self.task).DEFAULTS.items():
             if getattr(self, name, value) is None:
                 setattr(self, name, value)
+        for name in ("max_new_tokens", "eval_temperature"):
+            if getattr(self, name, 0) is None:
+                raise UserError(f"{name}: the task has no default, so give --{name}")
         check_ranges(self)
         if self.prompt is not None and "{question}" not in self.prompt:
             raise UserError("--prompt must contain {question}")
@@ -167,7 +171,7 @@ class TrainConfig(Common):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.model and Path(self.model).is_dir() and not (SHIPPED / self.model).is_dir():
+        if self.model and Path(self.model).is_dir() and self.model not in POLICIES:
             self.model = str(Path(self.model).absolute())  # a run can then be resumed from any folder
         one_of(self, "algorithm", ALGORITHMS)
         one_of(self, "kl_kind", ("k1", "k2", "k3"))

@@ -99,7 +99,7 @@ def format_memory(parts: dict[str, int]) -> str:
 
 
 def _sizes(model, config, device) -> _Sizes:
-    c = model.config
+    c = model.config.get_text_config()  # a model of text and pictures has one for each
     heads, width = c.num_attention_heads, c.hidden_size
     head_dim = getattr(c, "head_dim", None) or width // heads
     inner = getattr(c, "intermediate_size", None) or getattr(c, "n_inner", None) or 4 * width

@@ -13,7 +13,7 @@ COLOURS = {
     "restem": "#56B4E9",
     "dpo": "#999999",
 }
-PHASES = ("sample", "rollouts", "score", "update")
+PHASES = dict(zip(("sample", "rollouts", "score", "update", "validate"), COLOURS.values(), strict=False))  # of an iteration
 
 
 def new_figure(columns: int, rows: int = 1, heights: list[int] | None = None):
@@ -55,8 +55,9 @@ def plot_run(rows: list[dict], path: Path, title: str) -> None:
     length.set(ylabel="tokens", ylim=(0, None))
     kl.plot(x, [row.get("kl", float("nan")) for row in rows], color=COLOURS["ppo"], label="to the reference")
     kl.plot(x, [row.get("approx_kl", float("nan")) for row in rows], color=COLOURS["reinforce"], label="to the sampling policy")
-    stacks = [[row.get(f"seconds_{phase}", 0.0) for row in rows] for phase in PHASES]
-    seconds.stackplot(x, stacks, labels=PHASES, colors=list(COLOURS.values()))
+    phases = [phase for phase in PHASES if phase == "sample" or any(row.get(f"seconds_{phase}") for row in rows)]
+    stacks = [[row.get(f"seconds_{phase}", 0.0) for row in rows] for phase in phases]
+    seconds.stackplot(x, stacks, labels=phases, colors=[PHASES[phase] for phase in phases])
     headings = "Mean reward", "Response length", "KL a token (nats)", "Seconds an iteration"
     for axis, heading in zip((reward, length, kl, seconds), headings, strict=True):
         axis.set(title=heading, xlabel="episodes")

@@ -25,6 +25,7 @@ from vine_mini.app.files import append_row, read_rows, whole, write_rows, write_
 from vine_mini.app.flags import to_yaml
 from vine_mini.app.plots import plot_run
 from vine_mini.app.setup import task_name
+from vine_mini.evaluate import mean_of_steps
 from vine_mini.types import UserError
 
 SAMPLES_AN_ITERATION = 2
@@ -141,14 +142,14 @@ def samples_of(episodes, advantages) -> Iterator[dict]:
     group = episodes.rewards.shape[1]
     for row in range(0, min(SAMPLES_AN_ITERATION * group, len(episodes.trajectories)), group):
         trajectory, cuts, problem = episodes.trajectories[row], episodes.cuts[row], episodes.problems[row]
-        credit = advantages[row][episodes.tokens.response_mask[row].bool()].tolist()
+        credit = mean_of_steps(advantages[row][episodes.tokens.response_mask[row].bool()], cuts)
         texts = step_texts(trajectory.response_ids, cuts, episodes.tokenizer)
         yield {
             "question": problem.question,
             "answer": problem.answer,
             "reward": episodes.rewards.flatten()[row].item(),
             "finished": trajectory.finished,
-            "steps": [{"text": text, "advantage": round(credit[cut], 4)} for text, cut in zip(texts, cuts, strict=True)],
+            "steps": [{"text": text, "advantage": round(A, 4)} for text, A in zip(texts, credit, strict=True)],
         }
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from vine_mini import models, tasks
 from vine_mini.algorithms import ALGORITHMS
-from vine_mini.app.config import SHIPPED, Common, TrainConfig
+from vine_mini.app.config import POLICIES, Common, TrainConfig
 from vine_mini.self_training import SelfTrainer
 from vine_mini.trainer import Trainer
 from vine_mini.types import UserError
@@ -20,10 +20,10 @@ def policy_name(config: Common) -> str:
 
     Raises UserError if no policy ships for the task.
     """
-    shipped = SHIPPED / (config.model or config.task)
-    if config.model is None and not shipped.is_dir():
+    name = config.model or config.task
+    if config.model is None and name not in POLICIES:
         raise UserError(f"no policy ships for {task_name(config)}: give one with --model (a Hub name or a folder)")
-    return str(shipped) if shipped.is_dir() else config.model
+    return str(POLICIES.get(name, name))
 
 
 def build_trainer(config: TrainConfig) -> Trainer:

@@ -107,8 +107,8 @@ def _start(config, train, rng, device):
 def model_card(config, loss: float, results: str) -> str:
     """The README.md in the policy's folder: what the policy is, the command that made it, and its evaluation."""
     default = type(config)()
-    changed = [name for name in vars(config) if name != "out" and getattr(config, name) != getattr(default, name)]
-    flags = " ".join(f"--{name} {shlex.quote(str(getattr(config, name)))}" for name in changed)
+    changed = {name: x for name, x in vars(config).items() if name != "out" and x not in (None, getattr(default, name))}
+    flags = " ".join(f"--{name} {shlex.quote(str(x))}" for name, x in changed.items())
     start = "from scratch" if config.model is None else f"from {config.model}"
     how = f" with mistakes (--error_rate {config.error_rate})" if config.error_rate else ""
     return f"""---

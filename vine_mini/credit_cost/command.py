@@ -224,19 +224,13 @@ def advice(ways: list[Way]) -> str:
     return f"Take {best.name}: it needs {best.relative:.2f} times the seconds of {base.name} for the same learning."
 
 
-def lines_of_largest(report: Report) -> list[str]:
-    """Whether few steps decide; nothing where no response was right."""
-    if not report.largest:
-        return []
-    largest, average = report.largest
-    return [f"right responses gain {largest:.0%} of their value in their largest step, {average:.0%} in an average step"]
-
-
 def table(report: Report) -> str:
     """What was measured, as text."""
-    lines = [
-        "success {:.3f} ± {:.3f}, signal {:.3f} ± {:.3f} a response".format(*report.success, *report.signal),
-        *lines_of_largest(report),
+    lines = ["success {:.3f} ± {:.3f}, signal {:.3f} ± {:.3f} a response".format(*report.success, *report.signal)]
+    if report.largest:  # some response was right
+        largest, average = report.largest
+        lines += [f"right responses gain {largest:.0%} of their value in their largest step, {average:.0%} in an average step"]
+    lines += [
         "",
         f"{'credit':36} {'noise':>15} {'s/iteration':>12} {'of it rollouts':>15} {'time to the same learning':>26}",
     ]

@@ -15,9 +15,9 @@ def plot_cost(report, path: Path) -> None:
     noise.barh(names, [way.noise for way in ways], xerr=[way.error for way in ways], color=colours, capsize=3)
     noise.set(title="noise of the credit", xlabel="squared error, summed over the steps of a response")
     left = [0.0] * len(ways)
-    for phase, colour in zip(PHASES, COLOURS.values(), strict=False):
+    for phase in dict.fromkeys(phase for way in ways for phase in way.seconds):
         widths = [way.seconds.get(phase, 0.0) for way in ways]
-        seconds.barh(names, widths, left=left, label=phase, color=colour)
+        seconds.barh(names, widths, left=left, label=phase, color=PHASES[phase])
         left = [a + b for a, b in zip(left, widths, strict=True)]
     seconds.set(title="seconds of an iteration", xlabel="s")
     seconds.legend(frameon=False)

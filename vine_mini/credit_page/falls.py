@@ -95,10 +95,7 @@ def table(falls: list[Fall], lines: Counter, key: Callable[[Fall], str]) -> list
 
 
 def _mean(falls: list[Fall], numbers: list[float]) -> tuple[float, float | None]:
-    if not falls:
-        return 0.0, None
-    mean, error = clustered_mean(numbers, problems := [fall.problem for fall in falls])
-    return mean, error if len(set(problems)) > 1 else None
+    return clustered_mean(numbers, [fall.problem for fall in falls]) if falls else (0.0, None)
 
 
 def share_of(falls: list[Fall], kind: str) -> tuple[float, float | None]:

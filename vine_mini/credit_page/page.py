@@ -76,7 +76,7 @@ class Report:
     responses: int
     failed: int  # responses with a reward below 1
     problems: int
-    success: tuple[float, float]  # mean reward, and its standard error over problems
+    success: tuple[float, float | None]  # mean reward, and its standard error over problems; None for one problem
     k: int  # rollouts for each state, which choose the step
     fresh: int  # rollouts from before and from after the chosen step
     other: str  # another policy that judges the same steps; "" for none

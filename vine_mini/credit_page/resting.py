@@ -35,7 +35,9 @@ def read_own(path: Path, task) -> list[Own]:
     """Questions and responses from JSON lines, one response a line. Equal questions are one group. Raises UserError."""
     found: dict[str, Own] = {}
     for where, question, answer, response, finished in read_jsonl(path, _fields):
-        problem = Problem(question, answer, task.extract_answer(answer) or answer)
+        marked = f"{task.ANSWER_MARK or ''} {answer}"  # the answer may stand alone, or end a solution
+        right = task.extract_answer(answer) or task.extract_answer(marked) or " ".join(answer.split())
+        problem = Problem(question, answer, right)
         own = found.setdefault(question, Own(problem, []))
         if own.problem != problem:
             raise UserError(f"{where}: the same question has another answer above")
@@ -97,7 +99,7 @@ def resting_trainer(config: CreditConfig, own: list[Own], model: str | None = No
     prompts = min(CRITIC_RESPONSES, len(train))
     settings = {field.name: getattr(config, field.name) for field in fields(Common)}
     settings |= {name: getattr(config, name) for name in ("temperature", "step_tokens")}
-    settings |= {name: getattr(saved, name) for name in ("lam", "gamma", "top_p")}
+    settings |= {name: getattr(saved, name) for name in ("lam", "gamma", "top_p", "adam_8bit")}
     settings |= dict(lr=0.0, critic_lr=10 * models.default_lr(policy), kl_coef=0.0, iterations=max(1, config.critic_iterations))
     settings |= dict(prompts=prompts, group=1, minibatch_size=prompts // 2 if prompts % 2 == 0 else prompts)
     algorithm = "ppo" if with_critic else "reinforce"

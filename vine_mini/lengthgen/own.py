@@ -102,6 +102,11 @@ def find_task(name: str) -> None:
             raise UserError(f"{name}: make({length}) writes {error}, which is no token of lengthgen's vocabulary") from error
         except Exception as error:  # any mistake in a user's file
             raise UserError(f"{name}: make({length}) failed, {type(error).__name__}: {error}") from error
-        if not module.check(prompt, target):
+        try:
+            accepted = module.check(prompt, target)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"{name}: check of what make({length}) has written failed, {reason}") from error
+        if not accepted:
             raise UserError(f"{name}: check does not accept the target that make({length}) has written")
     TASKS[name] = Task(module.make, module.check, TRAIN, TEST, "length", STEPS)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from numbers import Real
 
 from vine_mini.tasks.loading import BUILT_IN, get
-from vine_mini.tasks.prompts import check_prompts, prompt_ids
+from vine_mini.tasks.prompts import check_prompts, demonstration, prompt_ids
 from vine_mini.types import Problem, Trajectory, UserError
 
 __all__ = ["BUILT_IN", "check_prompts", "demonstration", "get", "grade", "load_problems", "prompt_ids"]
@@ -45,12 +45,3 @@ def grade(task, problem: Problem, response: Trajectory, tokenizer, so_far: Seque
         if not isinstance(reward, Real) or not 0 <= float(reward) <= 1:  # a NaN fails the comparison
             raise UserError(f"the task's reward() must return a number from 0 to 1, not {reward!r}")
     return float(known[problem, ids])
-
-
-def demonstration(task, problem: Problem, error_rate: float, rng) -> str:
-    """The text that supervised fine-tuning imitates. Raises UserError for an `error_rate` in a task that makes no errors."""
-    if hasattr(task, "demonstration"):
-        return task.demonstration(problem, error_rate, rng)
-    if error_rate:
-        raise UserError("only a task with its own demonstration() makes errors: this one needs --error_rate 0")
-    return problem.solution

@@ -1,4 +1,4 @@
-"""From problems to the token ids of their prompts, with the same tokens on every day."""
+"""From problems to what a policy reads and imitates: the token ids of prompts, the same on every day, and demonstrations."""
 
 import re
 from datetime import date
@@ -35,6 +35,15 @@ def check_prompts(prompts: list[list[int]], context: int | None, max_new_tokens:
             f"the longest prompt has {longest} tokens and max_new_tokens is {max_new_tokens}, but the model sees only {context}: "
             f"{'lower --max_new_tokens' if longest < context else 'use a model with a longer context'}"
         )
+
+
+def demonstration(task, problem: Problem, error_rate: float, rng) -> str:
+    """The text that supervised fine-tuning imitates. Raises UserError for an `error_rate` in a task that makes no errors."""
+    if hasattr(task, "demonstration"):
+        return task.demonstration(problem, error_rate, rng)
+    if error_rate:
+        raise UserError("only a task with its own demonstration() makes errors: this one needs --error_rate 0")
+    return problem.solution
 
 
 def _user_turns(texts: list[str], tokenizer, day: str) -> list[str]:

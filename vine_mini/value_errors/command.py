@@ -22,6 +22,7 @@ from vine_mini.app.flags import parse
 from vine_mini.app.runs import new_folder
 from vine_mini.app.setup import build_trainer
 from vine_mini.app.tables import columns
+from vine_mini.evaluate import percent
 from vine_mini.trainer import Trainer
 from vine_mini.types import Episodes, Trajectory, UserError, collate
 from vine_mini.value_errors.config import ValuesConfig
@@ -41,9 +42,9 @@ class Report:
     names: list[str]  # of the estimators
     states: list[State]
     choices: list[Choice]
-    errors: dict[str, dict[str, tuple[float, float]]]  # see measures.errors
+    errors: dict[str, dict[str, tuple[float, float | None]]]  # see measures.errors
     by_place: dict[str, list[float | None]]
-    agreement: dict[str, dict[str, tuple[float, float]]]  # see measures.agreement; {} without clear choices
+    agreement: dict[str, dict[str, tuple[float, float | None]]]  # see measures.agreement; {} without clear choices
 
 
 def analyze_values(config: ValuesConfig) -> int:
@@ -203,9 +204,8 @@ def table(reports: list[Report]) -> str:
     for report in reports:
         for name in report.names:
             of, agree = report.errors[name], report.agreement.get(name)
-            cells = [f"{of['error'][0]:.3f} ± {of['error'][1]:.3f}", f"{of['bias'][0]:+.3f} ± {of['bias'][1]:.3f}"]
-            cells += [
-                f"{100 * agree[x][0]:.0f} ± {100 * agree[x][1]:.0f} %" if agree else "-" for x in ("top", "chance", "pairs")
-            ]
+            off = [(*of["error"], ".3f"), (*of["bias"], "+.3f")]
+            cells = [f"{mean:{form}} ± {'?' if error is None else format(error, '.3f')}" for mean, error, form in off]
+            cells += [percent(*agree[x]) if agree else "-" for x in ("top", "chance", "pairs")]
             rows.append([str(report.iteration), name, *cells])
     return columns(rows)

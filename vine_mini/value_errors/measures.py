@@ -51,7 +51,7 @@ def with_constant(states: list[State]) -> list[State]:
     return [replace(s, values=s.values | {CONSTANT: median}) for s in states]
 
 
-def errors(states: list[State], name: str) -> dict[str, tuple[float, float]]:
+def errors(states: list[State], name: str) -> dict[str, tuple[float, float | None]]:
     """The mean absolute error and the bias (mean of value - truth) of an estimator, each with its standard error."""
     off, problems = [s.values[name] - s.truth for s in states], [s.problem for s in states]
     return {"error": clustered_mean([abs(x) for x in off], problems), "bias": clustered_mean(off, problems)}
@@ -65,7 +65,7 @@ def error_by_place(states: list[State], name: str, places: int) -> list[float | 
     return [sum(part) / len(part) if part else None for part in parts]
 
 
-def agreement(choices: list[Choice], name: str) -> dict[str, tuple[float, float]]:
+def agreement(choices: list[Choice], name: str) -> dict[str, tuple[float, float | None]]:
     """How often an estimator agrees with the truth about the next steps, each with its standard error; {} without clear choices.
 
     Clear choices alone count: where no step is the best beyond the error of the truth, any answer is right by chance. `top`: the

@@ -37,7 +37,7 @@ def plot_values(report, run: str, path: Path) -> None:
     for i, name in enumerate(report.agreement):
         for offset, what, alpha in ((-0.2, "top", 1.0), (0.2, "pairs", 0.5)):
             mean, error = report.agreement[name][what]
-            ranking.bar(i + offset, mean, 0.38, yerr=error, color=colour[name], alpha=alpha, capsize=3)
+            ranking.bar(i + offset, mean, 0.38, yerr=error or 0.0, color=colour[name], alpha=alpha, capsize=3)
     chance = report.agreement[names[0]]["chance"][0] if report.agreement else float("nan")
     ranking.axhline(chance, color="0.3", linestyle="--", linewidth=1)
     ranking.axhline(0.5, color="0.3", linestyle=":", linewidth=1)
@@ -63,7 +63,7 @@ def plot_trend(reports: list, path: Path) -> None:
             if not pairs:
                 continue
             x, (means, bars) = [r.iteration for r in shown], zip(*pairs, strict=True)
-            axis.errorbar(x, means, yerr=bars, fmt="o-", capsize=3, color=colour[name], label=name)
+            axis.errorbar(x, means, yerr=[bar or 0.0 for bar in bars], fmt="o-", capsize=3, color=colour[name], label=name)
     chances = [r.agreement[names[0]]["chance"][0] for r in ranked]
     top.plot([r.iteration for r in ranked], chances, "--", color="0.3", label="chance")
     error.set(title="mean absolute error", xlabel="iteration", ylim=(0, None))
