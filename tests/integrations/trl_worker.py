@@ -52,9 +52,13 @@ class FakeClient:
 
     base_url, model, synchronized = "http://fake", "fake", 0
 
-    def __init__(self, tokenizer):
+    def __init__(self, tokenizer, context=1000):
         self.tokenizer = tokenizer
-        answer = lambda url, json: SimpleNamespace(ok=True, json=lambda: {"tokens": tokenizer(json["prompt"])["input_ids"]})  # noqa: E731
+
+        def answer(url, json):  # as vLLM's /tokenize
+            tokens = tokenizer(json["prompt"])["input_ids"]
+            return SimpleNamespace(ok=True, json=lambda: {"tokens": tokens, "count": len(tokens), "max_model_len": context})
+
         retries = SimpleNamespace(max_retries=SimpleNamespace(new=lambda **_: None))
         self.session = SimpleNamespace(request=print, get_adapter=lambda url: retries, post=answer)
 
@@ -114,6 +118,8 @@ def main(folder: Path):
     other = FakeClient(lambda text: {"input_ids": [1]})
     with pytest.raises(UserError, match="another tokenizer"):
         trainer._check_server(other)
+    with pytest.raises(UserError, match=f"--max-model-len {max(map(len, trainer.prompts.values())) + 48} or more"):
+        trainer._check_server(FakeClient(trainer.processing_class, context=60))
     (folder / f"{RANK}.json").write_text(json.dumps(result))
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()

@@ -182,11 +182,14 @@ class VinePPOTrainer(GRPOTrainer):
         return whiten(every[:, 0], every[:, 1])[first : first + len(mask), : mask.shape[1]]
 
     def _check_server(self, client) -> None:
-        """Bounds how long a vLLM server may take to answer, and asks it for the tokens of a question. Raises UserError."""
+        """Bounds how long a vLLM server may take to answer. Compares its tokens and its context with ours. Raises UserError."""
         client.session.request = partial(client.session.request, timeout=ANSWER_SECONDS)
         adapter = client.session.get_adapter(client.base_url)
         adapter.max_retries = adapter.max_retries.new(total=2, connect=2, read=0)  # connect again, but do not ask twice
-        question = self.problems[0].question
-        answer = client.session.post(f"{client.base_url}/tokenize", json={"model": client.model, "prompt": question})
-        if not answer.ok or answer.json().get("tokens") != self.processing_class(question)["input_ids"]:
+        text, longest = max(self.prompts, key=len), max(map(len, self.prompts.values())) + self.config.max_new_tokens
+        answer = client.session.post(f"{client.base_url}/tokenize", json={"model": client.model, "prompt": text})
+        found = answer.json() if answer.ok else {}
+        if found.get("tokens") != self.processing_class(text)["input_ids"]:
             raise UserError(f"the vLLM server has another tokenizer than the policy: start it with {self.model.name_or_path}")
+        if found.get("max_model_len", longest) < longest:
+            raise UserError(f"the vLLM server sees too few tokens: start it with --max-model-len {longest} or more")
