@@ -76,6 +76,17 @@ def quick(monkeypatch):
     return made
 
 
+RANKED = {
+    "nope - t5",
+    "t5 - alibi",
+    "alibi - rope25",
+    "rope25 - sinusoidal",
+    "nope - alibi",
+    "nope - rope25",
+    "nope - sinusoidal",
+}
+
+
 def study(out, *words):
     return cli.main(["lengthgen", "study", "--quick", "--processes", "1", "--out", str(out), *words])
 
@@ -284,6 +295,7 @@ def test_the_paper_s_own_figures_reach_its_levels_and_its_order():
     found = {(f.claim, f.what): f for f in claims.ranks(rows) + claims.levels(rows)}
     gap = found["rank", "nope - t5, 17 tasks"]
     assert gap.ours[0] == pytest.approx(0.696 - 0.574 + 1 / 51, abs=1e-3) and gap.ours[1] < gap.ours[0] < gap.ours[2]
+    assert {what.split(",")[0] for claim, what in found if claim == "rank"} == RANKED
     assert found["accuracy", "nope - sinusoidal, mean of 17 tasks"].verdict == "holds"
     assert found["accuracy", "nope - alibi, mean of 17 tasks"].ours[0] == pytest.approx(17.8, abs=0.1)
     assert found["accuracy", "nope - alibi, mean of 17 tasks"].paper == "+17.9"  # SCAN and PCFG SET over lengths

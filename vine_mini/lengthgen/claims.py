@@ -82,7 +82,7 @@ def _ranks(rows: list[dict], where: str) -> list[Finding]:
     reciprocal = _Gaps([[ranking.reciprocal_ranks(query) for query in task] for task in tasks])
     points = _Gaps([[{name: 100 * share for name, share in query.items()} for query in task] for task in tasks])
     found = []
-    for first, second in pairwise(names):
+    for first, second in [*pairwise(names), *((names[0], other) for other in names[2:])]:  # neighbours; the first and each other
         figure = f"{paper.of(first, theirs) - paper.of(second, theirs):+.3f} (17 tasks)"
         found.append(Finding("rank", f"{first} - {second}, {where}", figure, reciprocal.of(first, second), "", "rows"))
     for other in names[1:] if names[0] == "nope" else []:
