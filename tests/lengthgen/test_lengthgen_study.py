@@ -414,10 +414,16 @@ def test_rope_s_quarter_is_compared_between_heads_of_16_and_of_64_dimensions():
     [found] = claims.frequencies([(narrow, wide)])
     assert found.claim == "frequencies" and found.part == "rows short narrow"
     assert found.ours[0] == pytest.approx(100 / 3) and found.verdict == "holds"
-    mean, *tasks = claims.frequencies([(narrow, wide)] * 8)
+    names = ("copy", "reverse", "scan", "sum", "parity", "sort", "lego", "polynomial")
+    pairs = [tuple(results_of(name, {"rope25": shares}) for shares in ([0.3, 0.4, 0.5], [0.0, 0.1, 0.1])) for name in names]
+    mean, *tasks = claims.frequencies(pairs)
     assert mean.what.startswith("mean of 8 tasks") and mean.ours[0] == pytest.approx(100 / 3) and mean.verdict == "holds"
-    assert tasks == [found] * 8
-    assert claims.frequencies([(narrow, wide)] * 7)[0].verdict == "not shown"  # too few tasks for a bootstrap
+    assert len(tasks) == 8 and tasks[0] == found
+    assert claims.frequencies(pairs[:7])[0].verdict == "not shown"  # too few tasks for a bootstrap
+    variants = [
+        (narrow | {"task": task}, wide | {"task": task}) for task in ("copy", "copy-2x", "copy-v2", "copy-v3", "copy-v3-2x")
+    ]
+    assert claims.frequencies(pairs[:6] + variants[1:])[0].verdict == "not shown"  # ten tasks of six families
 
 
 def test_runs_are_compared_only_where_all_other_settings_agree():

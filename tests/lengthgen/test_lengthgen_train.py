@@ -748,12 +748,19 @@ def test_mean_reciprocal_rank_by_hand():
     assert ranking.mean_reciprocal_rank([[{"c": 0.0, "b": 0.9, "a": 0.0}]]) == pytest.approx(ranking.mean_reciprocal_rank(tied))
 
 
-def test_rank_intervals_are_over_tasks_and_seeds():
+def test_rank_intervals_are_over_families_of_tasks_and_seeds():
     first, second = {"a": 1.0, "b": 0.0}, {"a": 0.0, "b": 1.0}
-    assert ranking.rank_intervals([[first, first], [first]]) == {"a": (1.0, 1.0), "b": (0.5, 0.5)}
-    assert ranking.rank_intervals([[first], [second]]) == {"a": (0.5, 1.0), "b": (0.5, 1.0)}  # both tasks drawn are the same: 1/2
-    many = ranking.rank_intervals([[first] * 3, [second] * 3] * 50)  # 100 tasks: 0.75 ± 0.25 / 10 x 1.96
-    assert many["a"] == pytest.approx((0.70, 0.80), abs=0.015)
+    assert ranking.rank_intervals([[first, first], [first]], ["x", "y"]) == {"a": (1.0, 1.0), "b": (0.5, 0.5)}
+    every = {"a": (0.5, 1.0), "b": (0.5, 1.0)}  # both tasks drawn are the same: 1/2
+    assert ranking.rank_intervals([[first], [second]], ["x", "y"]) == every
+    names = [str(i) for i in range(100)]
+    many = ranking.rank_intervals([[first] * 3, [second] * 3] * 50, names)  # 100 tasks: 0.75 ± 0.25 / 10 x 1.96
+    assert many["a"] == pytest.approx((0.701, 0.799), abs=0.006)  # at 90 % it would be 0.709 to 0.791
+    seeds = ranking.rank_intervals([[first, second] * 50], ["x"])  # one task, whose 100 seeds differ
+    assert seeds["a"] == pytest.approx((0.701, 0.799), abs=0.006)
+    variants = ranking.rank_intervals([[first], [first], [second], [second]], ["x", "x", "y", "y"])
+    assert variants == every  # four variants of two tasks tell no more than two tasks
+    assert [ranking.family(task) for task in ("copy-2x", "copy", "a-b/my-task.py")] == ["copy", "copy", "a-b/my-task.py"]
 
 
 def test_scan_is_averaged_over_lengths_and_over_its_commands(run):

@@ -146,6 +146,21 @@ def test_algorithms_without_a_policy_between_iterations_have_the_one_of_the_last
     assert claims.accuracy_at(run, "episodes", 256) == pytest.approx((0.6 + 0.6 - 0.2 * 25.6 / 128) / 2)
 
 
+def test_at_equal_episodes_restem_is_compared_at_the_end_of_its_own_iteration():
+    """It was compared with a VinePPO that had seen 512 episodes more. Checks are at 0, 128 and 256 episodes, and at 200 for RestEM."""
+    vine = a_run("chains", "vineppo", 0, [0.1, 0.4, 0.6], config=PAPERS["chains"])
+    restem = a_run("chains", "restem", 0, [0.1, 0.3, 0.5], config=BY_EPISODES["chains"].get("restem"))
+    for check, episodes in zip(restem["checks"], (0, 200, 400), strict=True):
+        check["episodes"] = episodes
+    assert claims.common_end((vine, restem), "episodes") == 200
+    assert claims.common_end((restem, vine), "episodes") == 200 and claims.common_end((vine, vine), "episodes") == 256
+    seconds = claims.common_end((vine, restem), "seconds")
+    assert seconds == min(run["checks"][-1]["seconds"] for run in (vine, restem))
+    [found] = [f for f in claims.accuracy([vine, restem]) if f.part == "equal episodes"]
+    expected = (0.4 + 0.2 * 52 / 128 + 0.4 + 0.2 * 72 / 128) / 2 - 0.3  # at 180 and 200 episodes
+    assert found.values == pytest.approx([100 * expected])
+
+
 def test_settings_at_equal_episodes_are_the_best_of_the_grid_there():
     """The grid ran once, with a clock of 60 seconds. Its rewards between 2,048 and 2,560 episodes are those of 512 responses."""
     grid = [run for run in read_rows(Path("results/credit/fight/runs.jsonl")) if run["seed"] == 100]

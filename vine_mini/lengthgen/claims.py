@@ -1,8 +1,8 @@
 """The paper's claims, judged by the results of `lengthgen study`: differences with intervals, and verdicts.
 
 Each finding is a number that the claim says is positive. Its interval has a level of 95 %. It is Student's t over the seeds, or a
-bootstrap over tasks and their seeds. A bootstrap of few tasks is too narrow: below eight tasks the interval is infinite and the
-verdict "not shown". No finding is corrected for the number of the others.
+bootstrap over families of tasks (copy with its variants is one) and their seeds. A bootstrap of few families is too narrow: below
+eight the interval is infinite and the verdict "not shown". No finding is corrected for the number of the others.
 """
 
 import json
@@ -31,7 +31,7 @@ CLAIMS = {
     "scratchpad": "the full scratchpad helps or hurts as in the paper: it helps on addition, and not in general (section 6)",
     "scratchpad parts": "a part helps or hurts as in the paper: which parts matter depends on the task (section 6)",
 }
-FEWEST = 8  # tasks for a verdict by bootstrap
+FEWEST = 8  # families of tasks for a verdict by bootstrap
 ABOVE = 0.25  # accuracy of the paper's NoPE on the rows of `level`
 WITHIN = 0.10
 
@@ -79,8 +79,9 @@ def _ranks(rows: list[dict], where: str) -> list[Finding]:
     theirs = dict(zip(paper.COLUMNS, paper.MEAN_RECIPROCAL_RANK, strict=True))
     figures = [paper.accuracy(results["task"]) for results in rows]
     mean = {name: fmean(figure[name] for figure in figures) for name in figures[0]} if all(figures) else {}
-    reciprocal = _Gaps([[ranking.reciprocal_ranks(query) for query in task] for task in tasks])
-    points = _Gaps([[{name: 100 * share for name, share in query.items()} for query in task] for task in tasks])
+    families = [ranking.family(results["task"]) for results in rows]
+    reciprocal = _Gaps([[ranking.reciprocal_ranks(query) for query in task] for task in tasks], families)
+    points = _Gaps([[{name: 100 * share for name, share in query.items()} for query in task] for task in tasks], families)
     found = []
     for first, second in [*pairwise(names), *((names[0], other) for other in names[2:])]:  # neighbours; the first and each other
         figure = f"{paper.of(first, theirs) - paper.of(second, theirs):+.3f} (17 tasks)"
@@ -93,11 +94,11 @@ def _ranks(rows: list[dict], where: str) -> list[Finding]:
 
 
 class _Gaps:
-    """Differences of two encodings' means over tasks and seeds, with bootstrap intervals. tasks: as for `ranking.task_means`."""
+    """Differences of two encodings' means over tasks and seeds, with bootstrap intervals. Arguments as for `bootstrap_means`."""
 
-    def __init__(self, tasks: list[list[dict[str, float]]]):
-        self.means, self.draws = ranking.task_means(tasks), ranking.bootstrap_means(tasks)
-        self.enough = len(tasks) >= FEWEST
+    def __init__(self, tasks: list[list[dict[str, float]]], families: list[str]):
+        self.means, self.draws = ranking.task_means(tasks), ranking.bootstrap_means(tasks, families)
+        self.enough = len({*families}) >= FEWEST
 
     def of(self, first: str, second: str) -> tuple[float, float, float]:
         """Mean, low, high of the first - the second."""
@@ -169,7 +170,7 @@ def frequencies(pairs: list[tuple[dict, dict]]) -> list[Finding]:
 
     pairs: the results of a task with narrow and with wide heads.
     """
-    found, every = [], []
+    found, every, families = [], [], []
     for narrow, wide in pairs:
         a, b = (report.extrapolation(results)["rope25"] for results in (narrow, wide))
         points = [{"narrow": 100 * a[seed], "wide": 100 * b[seed]} for seed in a if seed in b]
@@ -179,9 +180,11 @@ def frequencies(pairs: list[tuple[dict, dict]]) -> list[Finding]:
             gaps = [each["narrow"] - each["wide"] for each in points]
             found.append(Finding("frequencies", what, "", interval(gaps), "points", "rows short narrow"))
             every.append(points)
+            families.append(ranking.family(wide["task"]))
     if len(every) > 1:
         what = f"mean of {len(every)} tasks: rope25 in heads of 16 - in heads of 64"
-        found.insert(0, Finding("frequencies", what, "", _Gaps(every).of("narrow", "wide"), "points", "rows short narrow"))
+        gap = _Gaps(every, families).of("narrow", "wide")
+        found.insert(0, Finding("frequencies", what, "", gap, "points", "rows short narrow"))
     return found
 
 

@@ -6,7 +6,7 @@ from statistics import mean, stdev
 from vine_mini.app.plots import new_figure, save_figure
 from vine_mini.decoder.table import ENCODINGS
 from vine_mini.lengthgen import paper
-from vine_mini.lengthgen.ranking import mean_reciprocal_rank, queries, rank_intervals
+from vine_mini.lengthgen.ranking import family, mean_reciprocal_rank, queries, rank_intervals
 from vine_mini.lengthgen.report import by_length, name_of
 from vine_mini.lengthgen.tasks import TASKS
 
@@ -51,7 +51,7 @@ def plot_rank(all_results: list[dict], path: Path) -> None:
     Whiskers are 95 % intervals.
     """
     tasks = queries(all_results)
-    ranks, intervals = mean_reciprocal_rank(tasks), rank_intervals(tasks)
+    ranks, intervals = mean_reciprocal_rank(tasks), rank_intervals(tasks, [family(results["task"]) for results in all_results])
     theirs, over = paper.ranks({results["task"] for results in all_results}, len(ranks))
     names = sorted(ranks, key=ranks.get, reverse=True)
     figure, ((axis,),) = new_figure(1)

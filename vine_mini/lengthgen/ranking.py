@@ -29,9 +29,9 @@ def mean_reciprocal_rank(tasks: list[list[dict[str, float]]]) -> dict[str, float
     return task_means([[reciprocal_ranks(query) for query in task] for task in tasks])
 
 
-def rank_intervals(tasks: list[list[dict[str, float]]]) -> dict[str, tuple[float, float]]:
-    """95 % intervals of the mean reciprocal ranks: encoding -> low, high. tasks: the queries of each task, one for each seed."""
-    means = bootstrap_means([[reciprocal_ranks(query) for query in task] for task in tasks])
+def rank_intervals(tasks: list[list[dict[str, float]]], families: list[str]) -> dict[str, tuple[float, float]]:
+    """95 % intervals of the mean reciprocal ranks: encoding -> low, high. Arguments as for `bootstrap_means`."""
+    means = bootstrap_means([[reciprocal_ranks(query) for query in task] for task in tasks], families)
     return {name: middle([row[name] for row in means]) for name in means[0]}
 
 
@@ -43,10 +43,26 @@ def task_means(tasks: list[list[dict[str, float]]]) -> dict[str, float]:
     return {name: fmean(fmean(row[name] for row in task) for task in tasks) for name in tasks[0][0]}
 
 
-def bootstrap_means(tasks: list[list[dict[str, float]]]) -> list[dict[str, float]]:
-    """A bootstrap over tasks, and over the seeds of each drawn task: `task_means` of each draw."""
-    rng = Random(0)
-    return [task_means([rng.choices(task, k=len(task)) for task in rng.choices(tasks, k=len(tasks))]) for _ in range(2000)]
+def family(task: str) -> str:
+    """The name that the variants of a task share: "copy" for copy-2x. The file of a task of one's own is a family by itself."""
+    return task if task.endswith(".py") else task.split("-")[0]
+
+
+def bootstrap_means(tasks: list[list[dict[str, float]]], families: list[str]) -> list[dict[str, float]]:
+    """A bootstrap over families of tasks, and over the seeds of each drawn task: `task_means` of each draw.
+
+    The variants of a task have similar results. Drawn one by one, they would make the intervals too narrow.
+
+    Args:
+        tasks: the rows of each task, one for each seed.
+        families: the family of each task.
+    """
+    rng, of = Random(0), {name: [task for task, other in zip(tasks, families, strict=True) if other == name] for name in families}
+
+    def draw():
+        return [task for drawn in rng.choices([*of.values()], k=len(of)) for task in drawn]
+
+    return [task_means([rng.choices(task, k=len(task)) for task in draw()]) for _ in range(2000)]
 
 
 def middle(values: list[float]) -> tuple[float, float]:
@@ -81,8 +97,9 @@ def rank_table(all_results: list[dict]) -> str:
     tasks were not learned, another row ranks the others alone.
     """
     tasks = queries(all_results)
-    ranks, intervals = mean_reciprocal_rank(tasks), rank_intervals(tasks)
-    known = [task for task, results in zip(tasks, all_results, strict=True) if learned(results)]
+    families = [family(results["task"]) for results in all_results]
+    ranks, intervals = mean_reciprocal_rank(tasks), rank_intervals(tasks, families)
+    known = [i for i, results in enumerate(all_results) if learned(results)]
     tables = [extrapolation(results) for results in all_results]
     others = [name for name in tables[0] if name not in ranks and all(name in table for table in tables)]
     rows = [["", *ranks, *map(short, others)]]
@@ -98,13 +115,14 @@ def rank_table(all_results: list[dict]) -> str:
     rows.append(["mean reciprocal rank", *(f"{rank:.3f}{figures[name]}" for name, rank in ranks.items()), *blank])
     rows.append(["95 % interval", *_intervals(intervals), *blank])
     if 0 < len(known) < len(tasks):
-        of_learned = mean_reciprocal_rank(known)
-        rows.append([f"the same, {len(known)} learned tasks", *(f"{rank:.3f}" for rank in of_learned.values()), *blank])
-        rows.append(["95 % interval", *_intervals(rank_intervals(known)), *blank])
+        of_learned = [tasks[i] for i in known], [families[i] for i in known]
+        row = [f"{rank:.3f}" for rank in mean_reciprocal_rank(of_learned[0]).values()]
+        rows.append([f"the same, {len(known)} learned tasks", *row, *blank])
+        rows.append(["95 % interval", *_intervals(rank_intervals(*of_learned)), *blank])
     left_out = sorted({short(run["encoding"]) for results in all_results for run in results["runs"]} - {*ranks})
     note = f" Not ranked: {', '.join(left_out)}." if left_out else ""
     brackets = f"The paper's numbers are in brackets; its mean reciprocal rank is over {over}."
-    interval = " The interval is a bootstrap over tasks and seeds. Ranks are by the mean over lengths."
+    interval = " The interval is a bootstrap over families of tasks and over seeds. Ranks are by the mean over lengths."
     unlearned = [name_of(results) for results in all_results if not learned(results)]
     if unlearned:
         note += f" Not learned (below 90 % on the seen lengths, mean of the encodings): {', '.join(unlearned)}."
