@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import tiny_model
 
 from vine_mini import evaluate as module
 from vine_mini import tasks
@@ -88,3 +89,25 @@ def test_one_problem_has_no_standard_error(tokenizer, monkeypatch):
     result = evaluate(None, tokenizer, ARITHMETIC, [Problem("a", "", "7")], [[1]], SAMPLING, n=1)
     assert result["pass@1"] == (0.0, None)
     assert "0.0 ± ? %" in table({"a": result})
+
+
+def test_the_kl_is_of_the_policy_to_the_reference_at_the_samples_temperature():
+    """k3 of each sampled token from whole distributions in float64: exp(r) - 1 - r with r = log p_ref - log p_policy."""
+    policy, reference = tiny_model("llama").double(), tiny_model("gpt2").double()
+    trajectories = [Trajectory([1, 2], [3, 4, 5], [0.0] * 3, True), Trajectory([7], [8], [0.0], False)]
+    expected = []
+    for t in trajectories:
+        ids = torch.tensor([t.prompt_ids + t.response_ids])
+        start = len(t.prompt_ids)
+        logs = [(m(ids).logits[0, start - 1 : -1] / 0.7).log_softmax(dim=-1) for m in (policy, reference)]
+        p, q = (x.gather(1, ids[0, start:, None])[:, 0] for x in logs)
+        expected.append(((q - p).exp() - 1 - (q - p)).mean().item())
+    assert module.kl_to_reference(policy, reference, trajectories, 0.7) == pytest.approx(expected, rel=1e-5)
+
+
+def test_lengths_by_hand(tokenizer, monkeypatch):
+    samples = [Trajectory([1], [1] * n, [0.0] * n, True) for n in (2, 4, 5, 7)]
+    monkeypatch.setattr(module, "sample", sampler_that_says(samples, samples[:2]))
+    problems = [Problem("a", "", "7"), Problem("b", "", "1")]
+    result = evaluate(None, tokenizer, ARITHMETIC, problems, [[1], [1]], SAMPLING, n=2)
+    assert result["length"] == (4.5, pytest.approx(1.5))  # 3 and 6

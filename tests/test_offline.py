@@ -194,3 +194,15 @@ def test_it_learns(name, lr):
     list(trainer.train())
     after = trainer.evaluate(with_kl=False)["pass@1"]
     assert after[0] - before[0] > 3 * (after[1] + before[1]), (before, after)
+
+
+def test_each_iteration_has_a_warm_up_where_one_is_asked_for():
+    """By default restem and dpo have none, because an iteration may have few updates."""
+    assert [TrainConfig(algorithm=name).warmup for name in ("restem", "dpo", "vineppo")] == [0, 0, 20]
+    for warmup, rates in ((0, {1e-3}), (1000, {1e-6 * made for made in range(1, 100)})):
+        trainer = build_trainer(replace(SMALL, algorithm="restem", iterations=1, epochs=1, lr=1e-3, warmup=warmup))
+        seen, step = [], trainer._update
+        trainer._update = lambda *args, step=step, seen=seen: seen.append(step(*args)) or seen[-1]
+        list(trainer.train())
+        assert seen and all(any(stats["lr"] == pytest.approx(rate) for rate in rates) for stats in seen)
+        assert [stats["lr"] for stats in seen] == sorted(stats["lr"] for stats in seen)

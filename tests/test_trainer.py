@@ -9,6 +9,7 @@ import torch
 from conftest import supports
 
 from vine_mini import algorithms, models
+from vine_mini import trainer as trainer_module
 from vine_mini.algorithms import ALGORITHMS, Algorithm
 from vine_mini.app.config import SHIPPED, TrainConfig
 from vine_mini.app.memory import memory_estimate
@@ -512,3 +513,48 @@ def test_each_distinct_response_is_graded_once(monkeypatch):
     trainer.sampling = replace(trainer.sampling, temperature=0.0)
     _, _, stats = trainer.algorithm.credit(episodes, None, trainer.roll_out, trainer.config)
     assert len(graded) == len(set(graded)) <= stats["unique_states"] < stats["rollouts"] / 7
+
+
+def test_sampler_and_trainer_agree_at_another_temperature():
+    """Log-probs at temperature 1 would be others by a tenth of a nat and more."""
+    trainer = build_trainer(replace(SMALL, temperature=0.6, iterations=1))
+    metrics, episodes, _ = next(trainer.train())
+    assert metrics["sampler_gap"] < 1e-4 and metrics["first_ratio"] == pytest.approx(1.0, abs=1e-4)
+    logprobs = [x for t in episodes.trajectories for x in t.logprobs]
+    assert metrics["entropy"] == pytest.approx(-sum(logprobs) / len(logprobs), rel=1e-5)
+
+
+def test_settings_reach_the_functions_that_they_are_for(monkeypatch):
+    """Each has another value than its default, so a constant in its place is found."""
+    seen = {}
+
+    def spy(module, name, *keys):
+        whole = getattr(module, name)
+
+        def call(*args, **more):
+            seen[name] = [more[key] for key in keys] if keys else args
+            return whole(*args, **more)
+
+        monkeypatch.setattr(module, name, call)
+
+    spy(algorithms, "clipped_policy_loss", "clip")
+    spy(algorithms, "kl_penalty", "kind")
+    spy(trainer_module, "value_loss", "clip")
+    spy(trainer_module, "clip_grad_norm_")
+    spy(trainer_module, "evaluate")
+    settings = dict(clip=0.11, kl_kind="k2", value_clip=0.13, max_grad_norm=0.7, max_ratio=1e9, iterations=1)
+    trainer = build_trainer(replace(SMALL, algorithm="ppo", eval_temperature=0.35, top_p=0.9, **settings))
+    next(trainer.train())
+    trainer.evaluate()
+    assert seen["clipped_policy_loss"] == [0.11] and seen["kl_penalty"] == ["k2"] and seen["value_loss"] == [0.13]
+    assert seen["clip_grad_norm_"][1] == 0.7
+    sampling = seen["evaluate"][5]
+    assert (sampling.temperature, sampling.top_p) == (0.35, 1.0)  # an evaluation uses no top-p
+
+
+def test_a_minibatch_is_skipped_above_the_limit_of_the_user():
+    for limit, skipped in ((1.5, True), (3.0, False)):
+        trainer = build_trainer(replace(SMALL, max_ratio=limit))
+        for p in trainer.policy.parameters():
+            p.grad = torch.zeros_like(p)
+        assert trainer._step({"ratio": 2.0}) is not skipped

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,9 +18,11 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, Gemma3Config
 
 from vine_mini.app.config import SHIPPED, TrainConfig
+from vine_mini.app.cost import check_cost
 from vine_mini.app.setup import build_trainer
 from vine_mini.cli import main
 from vine_mini.models import load_policy, save_policy
+from vine_mini.types import UserError
 
 ROOT = Path(__file__).parents[2]
 QUICK = "--steps 2 --prompts 2 --group 4 --minibatch_size 4 --k 2 --iterations 2 --eval_problems 4 --eval_samples 2".split()
@@ -345,3 +348,10 @@ def test_a_model_of_text_and_pictures_trains_on_text(empty_folder, no_pictures, 
     assert "memory estimate" in capsys.readouterr().out
     assert main(["train", *QUICK, *common, "60", "--iterations", "1", "--out", "other"]) == 2
     assert "the model sees only 60" in capsys.readouterr().err  # of the text model
+
+
+def test_whoever_says_yes_goes_on(empty_folder):
+    config = TrainConfig(max_new_tokens=1000)
+    with pytest.raises(UserError, match="add --yes to go on"):
+        check_cost(config, 10**9, 10**9, 10)
+    check_cost(replace(config, yes=True), 10**9, 10**9, 10)

@@ -255,3 +255,15 @@ def test_two_processes_do_not_go_on_with_the_same_run(capsys):
             go_on(iterations=6)
         Path("run/lock").unlink()
     assert state() == expected
+
+
+def test_without_validation_problems_the_test_problems_are_measured_on_the_way(monkeypatch):
+    class Without(TinyTrainer):
+        def __init__(self, config):
+            super().__init__(config)
+            self.validation_problems = []
+
+    monkeypatch.setattr(commands, "build_trainer", Without)
+    assert commands.train(TrainConfig(**SETTINGS | dict(eval_every=2), validation=0, out="run")) == 0
+    rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert [row["iteration"] for row in rows if "eval" in row] == [0, 2, 4, 5]

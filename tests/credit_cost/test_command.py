@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from vine_mini.app.config import SHIPPED, TrainConfig
+from vine_mini.app.config import SHIPPED, CreditCostConfig, TrainConfig
 from vine_mini.app.setup import build_trainer
 from vine_mini.cli import main
 from vine_mini.credit_cost import command, noise
 from vine_mini.credit_cost.command import Report, Way
+from vine_mini.credit_cost.noise import Pool
 from vine_mini.models import load_policy, save_policy
 
 QUICK = "--steps 3 --prompts 4 --group 4 --minibatch_size 8 --problems 4 --pool 8 --ks 1 3".split()
@@ -142,3 +143,35 @@ def test_bad_input(flags, said, empty_folder, capsys):
 def test_the_report_of_a_policy_without_right_responses():
     report = Report([Way("GRPO, RLOO", 1.0, 0.1, 1.0, {"update": 1.0})], (0.1, 0.01), (0.0, 0.0), None, [0.1] * 10, "advice")
     assert "right responses" not in command.table(report) and command.table(report).endswith("advice")
+
+
+def test_the_weight_of_a_step_is_how_unsure_the_policy_is_in_it():
+    pools = [
+        Pool(torch.zeros(2, 4, dtype=torch.float64), 1.0, i, [0.0, 0.5], torch.tensor(free, dtype=torch.float64))
+        for i, free in enumerate(FREE)
+    ]
+    found = command.way("x", pools, [torch.tensor([2.0, 4.0], dtype=torch.float64)] * 2, {})
+    assert found.noise == 6.0 and found.in_gradient == pytest.approx((1 * 2 + 3 * 4 + 0 * 2 + 4 * 4) / (2 + 2))
+
+
+def test_the_time_to_the_same_learning_by_hand(monkeypatch):
+    """Seconds of an iteration, times the root of noise + signal, relative to GRPO. K = 2 lies between K = 1 and 3."""
+    monkeypatch.setattr(command, "seconds_of_training", lambda trainer: {"sample": 1.0, "score": 1.0, "update": 2.0})
+    monkeypatch.setattr(command, "seconds_of_rollouts", lambda trainer, k: 2.0 * k)
+    config = CreditCostConfig(steps=3, prompts=4, minibatch_size=8, problems=4, pool=8, ks=[1, 2], k=2)
+    report = command.measure(config)
+    signal = report.signal[0]
+    base = report.ways[0]
+    assert base.name == "GRPO, RLOO" and base.relative == 1.0 and report.ways[1].name == "VinePPO, K = 1"
+    seconds = {way.name.split(",")[1].strip(): sum(way.seconds.values()) for way in report.ways[1:]}
+    assert seconds == {"K = 1": 6.0, "K = 2": 8.0} and signal > 0
+    pools, _ = command.sample_pools(
+        build_trainer(TrainConfig(algorithm="grpo", steps=3, prompts=4, minibatch_size=8, lr=0.0)), 4, 8
+    )
+    weighted = command.way("signal", pools, [noise.signal(p) for p in pools], {}).in_gradient
+    for way in report.ways:
+        more = sum(way.seconds.values()) / 4.0
+        assert way.relative == pytest.approx(more * ((way.in_gradient + weighted) / (base.in_gradient + weighted)) ** 0.5)
+
+
+FREE = [[1.0, 3.0], [0.0, 4.0]]

@@ -11,7 +11,8 @@ import pytest
 from vine_mini.advantages import step_advantages
 from vine_mini.app.config import SHIPPED
 from vine_mini.cli import main
-from vine_mini.credit_page import falls, measure, page
+from vine_mini.credit_page import falls, measure, page, resting
+from vine_mini.credit_page.config import CreditConfig
 from vine_mini.credit_page.measure import Change, Credit, Rollout
 from vine_mini.credit_page.resting import read_own
 from vine_mini.evaluate import standard_errors
@@ -248,3 +249,13 @@ def test_own_answers_are_graded_as_those_of_the_task(tmp_path):
         path.write_text(json.dumps({"question": "Which?", "answer": answer, "response": response}))
         [own] = read_own(path, jsonl)
         assert jsonl.reward(own.problem, response) == 1.0, answer
+
+
+def test_fresh_rollouts_are_others_than_those_that_chose_the_step():
+    trainer = resting.resting_trainer(CreditConfig(steps=2, critic_iterations=0), [])
+    episodes = resting.group_of(trainer, CreditConfig(steps=2, group=2), 0, [])
+    found = {}
+    for name in ("choice", "fresh", "fresh again"):
+        [(rollouts, _)] = measure.monte_carlo(trainer, episodes, [0], [[0]], 6, name.split()[0], 0)
+        found[name] = [r.text for r in rollouts[0]]
+    assert found["fresh"] == found["fresh again"] != found["choice"]

@@ -796,3 +796,22 @@ def test_tables_average_lengths_and_seeds(folder):
     table = report.accuracy_table(results)
     assert "| nope    | 100.0 ± 0.0 | 60.0 ± 0.0 | 25.0 ± 7.1" in table and "2 seeds, 3 updates on 32 examples each" in table
     assert report.extrapolation(results)["nope"] == pytest.approx({0: 0.2, 1: 0.225})
+
+
+def test_the_recipe_of_training(monkeypatch):
+    """Betas (0.9, 0.98); gradients of norm 1; the rate rises over 6 % of the updates, then falls linearly to 5 %."""
+    rates, norms, step = [], [], torch.optim.AdamW.step
+
+    def record(self, *args, **more):
+        group = self.param_groups[0]
+        rates.append(group["lr"])
+        assert group["betas"] == (0.9, 0.98)
+        norms.append(torch.stack([p.grad.norm() for g in self.param_groups for p in g["params"] if p.grad is not None]).norm())
+        return step(self, *args, **more)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", record)
+    train(LengthgenConfig(encodings=["nope"], train_lengths=[2, 3], **SMALL | {"steps": 50, "lr": 1.0}), "nope", 0)
+    assert rates[:3] == pytest.approx([1 / 3, 2 / 3, 1.0]) and max(rates) == pytest.approx(1.0)
+    assert rates[3] == pytest.approx(1.0) and rates[-1] == pytest.approx(1 - 0.95 * 46 / 47)
+    assert rates[20] == pytest.approx(1 - 0.95 * 17 / 47)
+    assert max(norms) <= 1.0 + 1e-4 and max(norms) > 0.999  # the first gradients are larger

@@ -1,9 +1,10 @@
 """The study: which runs each claim needs, how runs become findings, and the command itself on tiny runs."""
 
 import json
+import math
 import os
 import signal
-from collections import Counter
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,9 +16,10 @@ from vine_mini.app.config import TrainConfig
 from vine_mini.app.files import read_rows
 from vine_mini.cli import main
 from vine_mini.study import claims, config
+from vine_mini.study import runs as study_runs
 from vine_mini.study.claims import Finding
 from vine_mini.study.command import pooled
-from vine_mini.study.config import ALGORITHMS, BY_EPISODES, CLAIMS, PAPERS, StudyConfig, jobs, seeds_of
+from vine_mini.study.config import ALGORITHMS, BY_EPISODES, CLAIMS, HOT, PAPERS, StudyConfig, jobs, seeds_of
 from vine_mini.study.prices import Clock, measure_missing, name_of, with_prices
 from vine_mini.study.runs import run_missing
 from vine_mini.tasks import arithmetic
@@ -409,3 +411,49 @@ def test_the_command_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     assert main(["study", "--quick", "--claims", "accuracy", "rollouts", "--workers", "1"]) == 0
     assert Path("runs/claims-quick/runs.jsonl").read_text() == every  # nothing was missing
     assert main(["study", "--claims", "everything"]) == 2 and "unknown claim 'everything'" in capsys.readouterr().err
+
+
+def a_job(**changes):
+    shared = dict(task="arithmetic", steps=2, prompts=4, group=4, eval_samples=1, max_new_tokens=40)
+    job = dict(task="chains", seed=0, limits=dict(episodes=96), evaluations=3, problems=4, shared=shared)
+    return job | dict(config=dict(algorithm="grpo", minibatch_size=16, epochs=1), prices=defaultdict(lambda: 1e-3)) | changes
+
+
+def test_a_run_ends_after_its_episodes_with_checks_at_equal_distances(monkeypatch):
+    monkeypatch.setattr(study_runs, "Clock", FreeClock)
+    run = study_runs.learn(a_job())
+    assert [check["episodes"] for check in run["checks"]] == [0, 32, 64, 96] and run["checks"][0]["train"] is None
+
+
+def test_a_run_on_few_problems_has_no_others(monkeypatch):
+    monkeypatch.setattr(study_runs, "Clock", FreeClock)
+    job = a_job(config=a_job()["config"] | dict(train_size=8), limits=dict(episodes=16), evaluations=1)
+    trainer = study_runs.trainer_of(job)
+    assert len(trainer.prompts) == len(trainer.train_problems) == 8 < 100
+    assert study_runs.learn(job)["checks"][-1]["train"] is not None
+
+
+def test_temperatures_are_compared_at_the_seconds_that_all_runs_have():
+    """PPO's runs go on for 40 s and get better; VinePPO's end after 20 s. At 18 and 20 s all four share the accuracies below."""
+    made, hot = [], dict(temperature=HOT[0])
+    for name, usual, heated in (
+        ("vineppo", [0.1, 0.3, 0.4], [0.1, 0.3, 0.4]),
+        ("ppo", [0.1, 0.3, 0.4, 0.8, 0.8], [0.1, 0.1, 0.2, 0.2, 0.2]),
+    ):
+        made += [a_run("decisive", name, s, usual) for s in range(2)]
+        made += [a_run("decisive", name, s, heated, **hot) for s in range(2)]
+    [found] = [f for f in claims.temperature(made) if f.part == f"temperature {HOT[0]}"]
+    at_20 = math.log((0.38 + 0.4) / 2), math.log((0.18 + 0.2) / 2)
+    assert found.values == pytest.approx([at_20[0] - at_20[1]] * 2)
+
+
+class FreeClock:
+    """Counts no prices."""
+
+    seconds = tokens = 0
+
+    def __init__(self, prices):
+        pass
+
+    def count(self, *_):
+        pass

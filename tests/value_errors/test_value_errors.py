@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -192,3 +193,14 @@ def test_one_problem_does_not_show_its_error():
     assert errors(states, "K = 9")["error"] == (0.25, None)
     report = report_of(1, states, choices)
     assert "0.250 ± ?" in table([report]) and "100 ± ? %" in table([report]) and "± 0 " not in table([report])
+
+
+def test_the_truth_shares_no_rollout_with_the_values_that_it_judges(monkeypatch):
+    """Rollout i of each state has reward i. The first three are K = 3's, the first two K = 2's, and the other four the truth's."""
+    monkeypatch.setattr(command.tasks, "grade", lambda task, problem, r, *_: r)
+    trainer = SimpleNamespace(task=None, tokenizer=None)
+    trainer.roll_out = lambda rows, cuts, k, name: [[list(range(k)) for _ in of_row] for of_row in cuts]
+    config = ValuesConfig(run="", truth=4, ks=[2, 3])
+    response = SimpleNamespace(response_ids=[2, 3])
+    truth, by_k = command.monte_carlo(trainer, ["p"], [response], [[0, 1]], config)
+    assert truth == [[4.5, 4.5]] and by_k == {"K = 2": [[0.5, 0.5]], "K = 3": [[1.0, 1.0]]}
