@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vine_mini.app.config import SHIPPED
-from vine_mini.cli import main
+from vine_mini.cli import COMMANDS, main
 
 
 @pytest.fixture
@@ -108,11 +108,11 @@ def test_exercises_outside_a_clone(empty_folder, monkeypatch, capsys):
     assert "clone the repository and run this command inside the clone" in said and said.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["", "demo", "sft", "train", "evaluate", "sample"])
+@pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_can_be_followed(command, capsys):
     if command:
         with pytest.raises(SystemExit) as end:
-            main([command, "--help"])
+            main([*command.split(), "--help"])
         assert end.value.code == 0
     else:
         assert main(["--help"]) == 0

@@ -38,7 +38,7 @@ first_sum = tokenizer.encode(problem.solution.split("=")[0] + "=")  # "1-1=": th
 # ## One token
 #
 # The model reads the prompt and the first operation up to its equals sign. For each token that it reads, the model returns a row
-# of logits. The last row gives the distribution of the next token:
+# of logits. The last row gives the distribution $\pi$ of the next token:
 #
 # $$\pi(y_t \mid s_t) = \mathrm{softmax}(\mathrm{logits} / \tau)$$
 #
@@ -57,8 +57,8 @@ for temperature in (0.5, 1.0, 2.0):
 # ## A response, without and with a cache
 #
 # To choose token $t$, attention needs the keys and values of all tokens before it. These keys and values do not change when a
-# token is appended. Without a cache, the model computes all keys and values again for every new token. For a response of $T$
-# tokens it then reads $1 + 2 + \dots + T$ tokens. With a cache, the model reads every token once.
+# token is appended. Without a cache, the model computes all keys and values again for every new token. For a prompt of $L$ and a
+# response of $T$ tokens it reads $L + (L + 1) + \dots + (L + T - 1)$ tokens. With a cache, the model reads every token once.
 #
 # The package's function `choose` finds a uniform random number in the cumulative distribution. Equal random numbers therefore
 # give equal tokens, and we can check that the cache changes nothing but the time.
@@ -69,7 +69,7 @@ for temperature in (0.5, 1.0, 2.0):
 def without_cache(prompts, uniforms):
     """prompts [B, L], uniforms [B, T] -> sampled tokens [B, T]: B prompts of L tokens, T new tokens for each"""
     ids = prompts
-    for u in uniforms.T.contiguous():
+    for u in uniforms.T.contiguous():  # u [B]: a number for each prompt
         logits = policy(ids, use_cache=False).logits[:, -1]  # [B, V]; every token is read again
         token, _ = choose(logits, u, temperature=1.0, top_p=1.0)
         ids = torch.cat([ids, token[:, None]], dim=1)
@@ -80,7 +80,7 @@ def without_cache(prompts, uniforms):
 def with_cache(prompts, uniforms):
     """The same with a KV cache."""
     cache, new, tokens = DynamicCache(config=policy.config), prompts, []
-    for u in uniforms.T.contiguous():
+    for u in uniforms.T.contiguous():  # u [B]: a number for each prompt
         logits = policy(new, past_key_values=cache).logits[:, -1]  # only the new tokens are read
         token, _ = choose(logits, u, temperature=1.0, top_p=1.0)
         tokens.append(token)
@@ -138,7 +138,7 @@ for t in trajectories:
 #
 # `collate` puts the responses into one table, with a row for each. Shorter rows have padding at their end, which the mask leaves
 # out. (To sample, prompts have it at their start, so that all of them end in the same column.) Column t of every table belongs to
-# the token at t. Only `response_logprobs` shifts.
+# the token at t. Only `vine_mini/logprobs.py` shifts.
 #
 # The loss of SFT is the mean of -log-prob over the tokens of a solution. Libraries give all other tokens the *label* -100, which
 # means that nothing is learned there. The models of Hugging Face shift the labels themselves.
@@ -160,8 +160,8 @@ print(f"SFT's loss with labels: {found.loss:.4f}; mean of -log-prob: {-scored[ma
 # ## Temperature costs accuracy
 #
 # At temperature 0 the sampler takes the most likely token each time, and all 100 answers are right. At temperature 1 a response
-# is about 40 random draws. One unlucky draw can make the answer wrong, and only about a third of the answers are right. Tutorial
-# 2 shows at which tokens. The policy knows how to calculate. Reinforcement learning will make the right tokens more likely.
+# is about 40 random draws. One unlucky draw can make the answer wrong, and only about 30 % of the answers are right. Tutorial 2
+# shows at which tokens. The policy knows how to calculate. Reinforcement learning will make the right tokens more likely.
 # Tutorial 5 shows how a gradient can do this, although neither a grader nor a random draw has a derivative.
 
 # %%

@@ -57,9 +57,9 @@ print(tokenizer.decode(prompt + example.response_ids[: cuts[2]]))
 #
 # ## Cut the tokens, not the text
 #
-# There is a simpler way that is wrong: decode the response, split the text into lines, and tokenize the lines again. One text can
-# be written with different token sequences. The tokenizer always produces the same sequence for a text. The policy can sample any
-# of them. We count how often the two differ.
+# There is a simpler way that is wrong: decode the response, split the text into lines, and tokenize the lines again. Several
+# token sequences can have the same text. The tokenizer always picks the same one. The policy can sample any of them. We count how
+# often the sampled sequence differs from the tokenizer's.
 
 # %%
 P, n = (20, 8) if QUICK else (200, 20)  # problems, and responses to each of them
@@ -68,6 +68,7 @@ responses = sample(policy, [p for p in trainer.test_prompts[:P] for _ in range(n
 problems = [p for p in trainer.test_problems[:P] for _ in range(n)]
 graded = [grade(task, p, t, tokenizer) for p, t in zip(problems, responses, strict=True)]
 texts = [tokenizer.decode(t.response_ids, skip_special_tokens=True) for t in responses]
+# <eos> is added to a response that ended by itself
 encoded = [tokenizer.encode(text) + [tokenizer.eos_token_id] * t.finished for text, t in zip(texts, responses, strict=True)]
 differs = [ids != t.response_ids for ids, t in zip(encoded, responses, strict=True)]
 other = [i for i, different in enumerate(differs) if different]
@@ -122,6 +123,7 @@ signs = {"#": "answer", "<eos>": "<eos>", "\n": "line end", "=": "="}
 for i, t in enumerate(responses):
     place = "line end"
     for token, logprob in zip(t.response_ids, t.logprobs, strict=True):
+        # a token without a sign of its own follows from the place before it
         after = {"=": "result", "line end": "operation"}.get(place, place)
         place = next((name for sign, name in signs.items() if sign in tokenizer.decode([token])), after)
         surprise[place][i // n].append(-logprob)
@@ -144,8 +146,9 @@ lucky = sum(g for g, x in zip(graded, left_at, strict=True) if x < trainer.confi
 print(f"{sum(graded):.0f} responses are right; in {lucky:.0f} of them, mistakes cancel each other")
 
 # %% [markdown]
-# The policy is uncertain in one place only, the result of a calculation. Every step has about the same chance of a mistake. A
-# response is wrong because at least one result token went wrong. If we knew which one, we could leave all other tokens alone.
+# The policy is uncertain almost only in one place, the result of a calculation. (The token `=-` begins a negative result.) Every
+# step has about the same chance of a mistake. A response is wrong because at least one result token went wrong. If we knew which
+# one, we could leave all other tokens alone.
 
 # %%
 figure, _ = new_figure(2, 2)

@@ -69,6 +69,7 @@ truth = first_set.mean(dim=2)  # [2, 6]
 deviation = (truth * (1 - truth)).sqrt()  # standard deviation of the reward of one rollout
 for row, name in enumerate(("right", "wrong")):
     for i in range(len(cuts[row])):
+        # the pooled mean, and the difference in units of its standard error
         both = (R[row, i].mean() + truth[row, i]) / 2
         gap = (R[row, i].mean() - truth[row, i]) / (both * (1 - both) * 2 / n_rollouts).sqrt().clamp(min=1e-9)
         print(
@@ -106,14 +107,14 @@ for k in ks:
 # An error three times smaller needs nine times as many rollouts. For any $K$, the error is smallest where $V$ is near 0 or 1 and
 # largest where $V = 1/2$.
 #
-# Two results are noisy. The last lines average only a few estimates. Where $V$ is near 0, right answers are so rare that the
-# theory itself uses an uncertain $V$.
+# Two results are noisy. For large $K$ only a few estimates are averaged. Where $V$ is near 0, the $V$ in the theory is itself
+# uncertain.
 #
 # ## What it costs
 #
 # Several responses to one prompt share states. All of them share $s_0$, and responses with equal first steps share more states.
-# The package keeps each distinct state once and rolls it out once. Rollouts from late states are cheap, because few tokens are
-# left to write.
+# The package samples $K$ rollouts from each distinct state only once. Rollouts from late states are cheap, because few tokens
+# are left to write.
 
 # %%
 group_cuts = [cut(t) for t in group]

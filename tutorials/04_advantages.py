@@ -2,8 +2,8 @@
 # # 4. Advantages from rollouts, and from a critic
 #
 # An *advantage* says how much better an action was than what the policy does on average: $A(s, a) = r + V(s') - V(s)$. Here $r$
-# is the reward that the action itself earns, and $s'$ is the state after the action. Only the last action of a response earns a
-# reward. For every other step, the advantage is the change of the value.
+# is the reward that the action itself earns, and $s'$ is the state after the action. Only the last action earns a reward, and
+# $V$ after it is 0. For every other step, the advantage is the change of the value.
 #
 # To compute advantages we need values. VinePPO estimates values with rollouts, as in tutorial 3. PPO (proximal policy
 # optimization, the usual algorithm) estimates them with a second network, the *critic*. This tutorial computes both kinds of
@@ -46,26 +46,26 @@ R = [grade(task, p, t, tokenizer) for p, t in zip(problems, trajectories, strict
 
 cuts = [cut_steps(t.response_ids, tokenizer, answer_mark=task.ANSWER_MARK) for t in trajectories]
 every_token = list(range(len(wrong.response_ids)))
-[of_tokens] = rewards_of_rollouts(trainer, [problem], [wrong], [every_token], k=k_tokens, seed=2)  # [state][K]
+[from_tokens] = rewards_of_rollouts(trainer, [problem], [wrong], [every_token], k=k_tokens, seed=2)  # [state][K]
 nine = rewards_of_rollouts(trainer, problems, trajectories, cuts, k=9, seed=3)  # [response][state][K]
 many = rewards_of_rollouts(trainer, problems, trajectories, cuts, k=k_steps, seed=4)
-true_values, true_of_steps = monte_carlo_values(of_tokens), map(monte_carlo_values, many)
+true_values, true_of_steps = monte_carlo_values(from_tokens), map(monte_carlo_values, many)
 values = list(map(monte_carlo_values, nine))
-steps = {"truth": list(map(step_advantages, true_of_steps, R)), "K = 9": list(map(step_advantages, values, R))}
+of_steps = {"truth": list(map(step_advantages, true_of_steps, R)), "K = 9": list(map(step_advantages, values, R))}
 few = [monte_carlo_values([rewards[:3] for rewards in states]) for states in nine]  # the first three rollouts
-steps["K = 3"] = list(map(step_advantages, few, R))
-steps["averaged"] = [step_advantages(v, reward, lam=0.5, mu=0.5) for v, reward in zip(few, R, strict=True)]  # explained below
+of_steps["K = 3"] = list(map(step_advantages, few, R))
+of_steps["averaged"] = [step_advantages(v, reward, lam=0.5, mu=0.5) for v, reward in zip(few, R, strict=True)]  # explained below
 
-print(f"{problem.question}\n{'':22}" + "".join(f"{name:>10}" for name in steps))
+print(f"{problem.question}\n{'':22}" + "".join(f"{name:>10}" for name in of_steps))
 for i, (a, z) in enumerate(zip(cuts[0], [*cuts[0][1:], len(every_token)], strict=True)):
     text = tokenizer.decode(wrong.response_ids[a:z]).replace("\n", " ")
-    print(f"{text:22}" + "".join(f"{rows[0][i]:+10.2f}" for rows in steps.values()))
-gap = max(abs(sum(row) - (reward - v[0])) for row, reward, v in zip(steps["K = 9"], R, values, strict=True))
+    print(f"{text:22}" + "".join(f"{rows[0][i]:+10.2f}" for rows in of_steps.values()))
+gap = max(abs(sum(row) - (reward - v[0])) for row, reward, v in zip(of_steps["K = 9"], R, values, strict=True))
 print(f"\nsum of step advantages (K = 9) against R - V(s_0): largest gap in {len(trajectories)} responses {gap:.1e}")
 
 # %% [markdown]
-# The true advantage of the step with the mistake is clearly negative. Two of the three right steps before it have a small
-# positive one. With nine rollouts the mistake is visible, and the other steps get some noise.
+# The true advantage of the step with the mistake is clearly negative. The right steps before it have small positive ones
+# (tutorial 3), but noise can hide one of them. With nine rollouts the mistake is visible, and the other steps get some noise.
 #
 # For any values, these advantages sum to $R - V(s_0)$, because all values in between cancel. This sum is a good test for code.
 #
@@ -73,8 +73,8 @@ print(f"\nsum of step advantages (K = 9) against R - V(s_0): largest gap in {len
 #
 # The advantage $V(s_{i+1}) - V(s_i)$ uses the rollouts of two states and forgets all other rollouts. But the later values and the
 # reward $R$ have the same expectation as $V(s_{i+1})$, because a value is the mean over all ways to go on. Each of them is an
-# unbiased estimate of $Q(s_i, a_i)$, the value after step $i$. An average of them is unbiased too, and has less noise where the
-# value hardly moves:
+# unbiased estimate of $Q(s_i, a_i)$, the value after step $i$. Their average is unbiased too, with less noise where the value
+# hardly moves. With $n$ steps and $0 \le \lambda, \mu \le 1$ this average is
 #
 # $$Q_i = (1 - \lambda) V(s_{i+1}) + \lambda Q_{i+1}, \qquad Q_{n-1} = R$$
 #
@@ -93,9 +93,9 @@ print(f"\nsum of step advantages (K = 9) against R - V(s_0): largest gap in {len
 
 # %%
 b = collate(trajectories)  # one table, with a row for each response and padding at its end; all [B, T]
-spread = [spread_to_tokens(row, c, len(t.response_ids)) for row, c, t in zip(steps["K = 9"], cuts, trajectories, strict=True)]
-of_tokens = on_response(spread, b.response_mask)  # [B, T]
-raw, white = (x[b.response_mask.bool()] for x in (of_tokens, whiten(of_tokens, b.response_mask)))
+spread = [spread_to_tokens(row, c, len(t.response_ids)) for row, c, t in zip(of_steps["K = 9"], cuts, trajectories, strict=True)]
+vine = on_response(spread, b.response_mask)  # [B, T]
+raw, white = (x[b.response_mask.bool()] for x in (vine, whiten(vine, b.response_mask)))
 print(f"before: mean {raw.mean():+.3f}, std {raw.std():.3f}; after: mean {white.mean():+.3f}, std {white.std():.3f}")
 print(f"an advantage of 0 becomes {-raw.mean() / raw.std():+.3f}; {(raw == 0).float().mean():.0%} of the tokens have one")
 
@@ -104,8 +104,8 @@ print(f"an advantage of 0 becomes {-raw.mean() / raw.std():+.3f}; {(raw == 0).fl
 #
 # The critic is a copy of the policy with another head, which gives one number for each state. It learns by regression. Its target
 # at every token is the *return*, the sum of all rewards that follow. Here this is $R$ at every token of a response. The loss is
-# the squared error $(V(s_t) - R)^2$, clipped as in PPO (`losses.value_loss`). Tutorial 7 shows what `train` does in an iteration.
-# Here the policy's learning rate is 0, so the critic has a fixed target.
+# the squared error $(V(s_t) - R)^2$. Once a value has moved 0.2 towards $R$, it has no gradient (`losses.value_loss`).
+# Tutorial 7 shows what `train` does in an iteration. Here the policy's learning rate is 0, so the critic has a fixed target.
 #
 # Rewards are 0 or 1, so even the true values have a squared error. We therefore compare the critic with the best constant, which
 # is the mean reward. The *explained share* is 0 for this constant and 1 for no error at all.
@@ -153,10 +153,10 @@ with torch.no_grad():
 token_rewards = torch.zeros_like(critic)
 token_rewards[torch.arange(len(b)), b.attention_mask.sum(dim=1) - 1] = torch.tensor(R)  # paid at the last token
 tokens = {lam: gae(token_rewards, critic, b.response_mask, lam=lam)[0] for lam in lambdas}  # [B, T] each
-for lam, of_tokens in tokens.items():  # the advantage of a step is the mean over its tokens
-    steps[f"GAE {lam}"] = [mean_of_steps(of_tokens[n][b.response_mask[n].bool()], cuts[n]) for n in range(len(b))]
-for name, rows in list(steps.items())[1:]:
-    correlation, error = correlation_and_error(rows, steps["truth"])
+for lam, of_gae in tokens.items():  # the advantage of a step is the mean over its tokens
+    of_steps[f"GAE {lam}"] = [mean_of_steps(of_gae[n][b.response_mask[n].bool()], cuts[n]) for n in range(len(b))]
+for name, rows in list(of_steps.items())[1:]:
+    correlation, error = correlation_and_error(rows, of_steps["truth"])
     print(f"{name:9} {correlation:.2f} ± {error:.2f}; first response " + " ".join(f"{a:+.2f}" for a in rows[0]))
 
 # %% [markdown]
@@ -173,7 +173,7 @@ value_axis.errorbar(cuts[0], values[0], standard_errors(nine[0]), fmt="o", color
 value_axis.plot(every_token, critic[0][here], "s--", markersize=4, color="#D55E00", label="critic")
 axis.bar(every_token, step_advantages(true_values, R[0]), color="0.6", label="truth")
 axis.step(every_token, spread[0], where="mid", color="#0072B2", label="K = 9")
-averaged = spread_to_tokens(steps["averaged"][0], cuts[0], len(every_token))
+averaged = spread_to_tokens(of_steps["averaged"][0], cuts[0], len(every_token))
 axis.step(every_token, averaged, "--", where="mid", color="#56B4E9", label="K = 3, averaged")
 for lam, colour, style in ((1.0, "#D55E00", "s--"), (0.95, "#009E73", "^:"), (0.0, "#CC79A7", "v-.")):
     axis.plot(every_token, tokens[lam][0][here], style, markersize=4, color=colour, label=f"GAE, $\\lambda$ = {lam}")

@@ -8,9 +8,9 @@
 #
 # $$\nabla \mathbb{E}[R] = \sum_a R(a) \nabla \pi(a) = \sum_a \pi(a) R(a)\, \nabla \log \pi(a) = \mathbb{E}[R \nabla \log \pi]$$
 #
-# The first step uses that $R(a)$ does not depend on the weights. The second step uses $\nabla \pi = \pi\, \nabla \log \pi$. The
-# last sum is an expectation, so a mean over samples estimates it. This estimate is called REINFORCE (Williams 1992). We check it
-# where every case can be counted. Then we make it less noisy in two ways.
+# Here $\mathbb{E}[R] = \sum_a \pi(a) R(a)$, and $R(a)$ does not depend on the weights. The second equation uses
+# $\nabla \pi = \pi\, \nabla \log \pi$. The last sum is an expectation, so a mean over samples estimates it. This estimate is
+# called REINFORCE (Williams 1992). We check it where every case can be counted. Then we make it less noisy in two ways.
 
 # %%
 from itertools import product
@@ -34,14 +34,14 @@ logits = torch.tensor([0.0, 0.5, 1.0], requires_grad=True)
 p = logits.softmax(dim=0)  # the policy
 [exact] = torch.autograd.grad((p * R).sum(), logits)  # the gradient of the mean reward
 logprobs = logits.log_softmax(dim=0)
-score = torch.stack([torch.autograd.grad(logprobs[a], logits, retain_graph=True)[0] for a in range(3)])  # [arm, logit]
+grad_log = torch.stack([torch.autograd.grad(logprobs[a], logits, retain_graph=True)[0] for a in range(3)])  # [arm, logit]
 p = p.detach()
-enumerated = sum(p[a] * R[a] * score[a] for a in range(3))
+enumerated = sum(p[a] * R[a] * grad_log[a] for a in range(3))
 value = (p * R).sum()  # the mean reward of this policy
 print("probabilities             ", p.numpy().round(3), f" mean reward {value:.3f}")
 print("gradient of the mean      ", exact.numpy().round(4))
 print("mean of R grad log pi     ", enumerated.numpy().round(4))
-print("grad log pi of each arm   ", *score.numpy().round(3))
+print("grad log pi of each arm   ", *grad_log.numpy().round(3))
 
 # %% [markdown]
 # Both gradients are equal. The last line shows what one sample does. The gradient of $\log \pi(a)$ raises the logit of the
@@ -54,8 +54,8 @@ print("grad log pi of each arm   ", *score.numpy().round(3))
 #
 # $$\mathbb{E}[b\, \nabla \log \pi] = b \sum_a \pi(a)\, \nabla \log \pi(a) = b\, \nabla \sum_a \pi(a) = b\, \nabla 1 = 0$$
 #
-# The mean of the gradient does not change, but its *noise* does. That is the mean squared distance between the gradient of one
-# sample and the mean gradient. We measure both with many samples.
+# The mean of the gradient does not change. Its *noise* changes. The noise is the mean squared distance between the gradient of
+# one sample and the mean gradient. We measure both with many samples.
 
 # %%
 n = 2000 if QUICK else 100_000
@@ -63,7 +63,7 @@ generator = torch.Generator().manual_seed(0)
 drawn = torch.multinomial(p, n, replacement=True, generator=generator)  # [n]
 baselines, measured = [0.0, 0.4, value.item(), 1.2, 1.6], []
 for b in baselines:
-    g = (R[drawn] - b)[:, None] * score[drawn]  # [n, 3], one gradient for each sample
+    g = (R[drawn] - b)[:, None] * grad_log[drawn]  # [n, 3], one gradient for each sample
     off = ((g.mean(dim=0) - exact) / g.std(dim=0)).abs().max() * n**0.5
     measured.append((g - g.mean(dim=0)).square().sum(dim=1).mean())
     shown = f"{g.mean(dim=0).numpy().round(4)}, off by at most {off:.1f} standard errors"
@@ -99,7 +99,7 @@ for name, curve in curves.items():
     print(f"{name:27}: mean reward {curve[-1].mean():.3f} at the end, {(curve[-1] < 0.85).sum()} of 200 policies below 0.85")
 
 # %% [markdown]
-# Without a baseline, some policies settle on a worse arm. The arms that were drawn first became more likely than the best arm.
+# Without a baseline, some policies stay with a worse arm for many updates. Arms drawn first became likelier than the best arm.
 #
 # ## Token by token
 #
@@ -108,11 +108,11 @@ for name, curve in curves.items():
 # $$\nabla \mathbb{E}[R] = \mathbb{E} \sum_t R \nabla \log \pi(y_t | s_t) = \mathbb{E} \sum_t A_t \nabla \log \pi(y_t | s_t)$$
 #
 # The second equation uses two facts. First, each token may have its own baseline. The value $V(s_t)$ is one, because the state is
-# known before the token is drawn. Second, what happens after the token is chance. The mean of $R$ over it is $V(s_{t+1})$. What
-# is left is $A_t = V(s_{t+1}) - V(s_t)$, the advantage of tutorial 4. A step of several tokens may count as one action: its
-# log-prob is the sum of its tokens' log-probs. So all tokens of a step get the advantage of the step.
+# known before the token is drawn. Second, given the state after the token, $R$ has the mean $V(s_{t+1})$, which may replace
+# it. What is left is $A_t = V(s_{t+1}) - V(s_t)$, the advantage of tutorial 4. A step of several tokens may count as one action:
+# its log-prob is the sum of its tokens' log-probs. So all tokens of a step get the advantage of the step.
 #
-# We count again. A response has $n$ tokens. Each token is right with probability 0.8, and a logit sets this probability. One
+# We count again, for each `length` (tokens of a response). Each token is right with probability 0.8, which a logit sets. One
 # token decides the reward, or all tokens must be right. In the second case each position has its own logit, or all share one.
 
 # %%
@@ -122,7 +122,7 @@ tasks["all right, one logit"] = tasks["all right, own logits"]
 
 
 def true_values(reward, y) -> list[float]:
-    """V(s_t) before each token: the mean reward over all ways to go on."""
+    """V(s_t) before each token: the rewards of all 2^(length - t) ways to go on (1: a right token), weighted by probability."""
     ways = [[(q ** sum(z) * (1 - q) ** (len(z) - sum(z)), z) for z in product((1, 0), repeat=len(y) - t)] for t in range(len(y))]
     return [sum(prob * reward(y[:t] + z) for prob, z in ways[t]) for t in range(len(y))]
 
@@ -130,10 +130,10 @@ def true_values(reward, y) -> list[float]:
 noise = {}  # (task, credit) -> noise / signal of one response, for each length; signal: squared length of the mean gradient
 for (task, reward), length in product(tasks.items(), range(1, longest + 1)):
     cases = {"R": [], "R - V(s_0)": [], "A of each token": []}
-    for y in product((1, 0), repeat=length):  # all 2^n responses; 1 is a right token
+    for y in product((1, 0), repeat=length):  # all 2^length responses; 1 is a right token
         r, V, prob = reward(y), true_values(reward, y), q ** sum(y) * (1 - q) ** (length - sum(y))
         for name, credit in zip(cases, ([r] * length, [r - V[0]] * length, step_advantages(V, r)), strict=True):
-            g = torch.tensor(credit) * (torch.tensor(y) - q)  # [n]; grad log pi = y - q
+            g = torch.tensor(credit) * (torch.tensor(y) - q)  # [length]; grad log pi = y - q
             cases[name].append((prob, g.sum() if task == "all right, one logit" else g))
     means = {name: sum(prob * g for prob, g in rows) for name, rows in cases.items()}
     for name, rows in cases.items():
@@ -153,14 +153,14 @@ for (task, name), row in noise.items():
 # baseline. With one logit for all, the advantages have a fifteenth of $R$'s noise at ten tokens: the signals of the tokens add
 # up, and their noise averages out. The tokens of a language model share weights, too.
 #
-# This is the idea of VinePPO, and its limit: advantages of steps do not change the direction of learning. They lower its noise,
-# and how much depends on the task. The true values are not known in practice. They cost rollouts, as tutorial 3 showed.
+# This is the idea of VinePPO, and its limit: advantages of steps do not change the direction of learning. They often lower its
+# noise. How much depends on the task. The true values are not known in practice. They cost rollouts, as tutorial 3 showed.
 #
 # ## The loss
 #
 # An optimizer minimises a loss, so the code uses $-\mathrm{mean}(A_t \log \pi(y_t \mid s_t))$. This is the loss of SFT with a
-# weight $A_t$ for each token. The advantages are constants in it. Its gradient is minus the policy gradient, divided by the
-# number of tokens. The *value* of this loss does not measure progress. The reward does. Tutorial 6 adds a ratio and a clip.
+# weight $A_t$ for each token, a constant. Its gradient is minus the policy gradient, divided by the mean number of tokens of a
+# response. The *value* of this loss does not measure progress. The reward does. Tutorial 6 adds a ratio and a clip.
 
 # %%
 now = torch.randn(2, 5, generator=generator).requires_grad_()  # log-probs of two responses of five tokens
@@ -172,7 +172,7 @@ print("the package's loss has the same gradient:", torch.allclose(plain, torch.a
 # %%
 figure, ((baseline_axis, learn_axis, token_axis),) = new_figure(3)
 b = torch.linspace(0, 1.7, 100)
-theory = (p * (R - b[:, None]) ** 2 * score.square().sum(dim=1)).sum(dim=1) - exact.square().sum()
+theory = (p * (R - b[:, None]) ** 2 * grad_log.square().sum(dim=1)).sum(dim=1) - exact.square().sum()
 baseline_axis.plot(b, theory, color="0.5", label="enumerated")
 baseline_axis.plot(baselines, measured, "o", color="#0072B2", label=f"{n:,} samples")
 baseline_axis.axvline(value, color="#D55E00", linestyle="--", label="V, the mean reward")

@@ -9,12 +9,13 @@
 #
 # $$\rho_t = \frac{\pi(y_t \mid s_t)}{\pi_{\mathrm{old}}(y_t \mid s_t)}$$
 #
-# The *old* policy is the one that sampled the responses. The ratio corrects for this: in every state, the mean of $\rho A$ over
-# tokens of the old policy is the mean of $A$ over tokens of the current policy.
+# The *old* policy is the one that sampled the responses. The ratio lets us use its tokens for the current policy: in every
+# state, the mean of $\rho A$ over tokens of the old policy is the mean of $A$ over tokens of the current policy.
 #
 # $$\sum_y \pi_{\mathrm{old}}(y \mid s)\, \rho(y)\, A(y) = \sum_y \pi(y \mid s)\, A(y)$$
 #
-# This is *importance sampling*, and papers also call $\rho_t$ the importance ratio. The old policy still chose the states.
+# This is *importance sampling*, and papers also call $\rho_t$ the importance ratio. It does not correct for the states, which
+# the old policy chose.
 #
 # The loss (VinePPO, section 3; arXiv 1707.06347, equation 7) is the mean over tokens of
 #
@@ -142,15 +143,15 @@ for name, trainer in trainers.items():
             print(f"KL {stats['approx_kl']:.3f}, mean ratio {stats['ratio']:.3f}, clipped {100 * stats['clip_frac']:4.1f} %")
 
 # %% [markdown]
-# Both policies first improve and then become worse. After a few updates, the batch has nothing left to teach but its accidents.
+# Both policies first improve and then become worse. After 10 to 15 updates, the policy fits accidents of the batch.
 #
 # With the clip, the policy stays closer to the old policy. The accuracy rises higher and falls less. But the clip does not stop
 # the policy. A clipped token has no gradient, but other tokens still change the same weights, and AdamW's momentum goes on. The
 # main protection is to take few updates on each batch. The training loop of tutorial 7 makes two passes.
 #
-# The mean ratio shows the same. In any state, a *new* token from the old policy has the expected ratio 1, for any new policy:
-# $\sum_y \pi_{\mathrm{old}}(y)\, \rho(y) = \sum_y \pi(y) = 1$. Here the mean leaves 1, because the policy was fitted to these
-# tokens.
+# The mean ratio also shows that the policy was fitted to the batch. In any state, a *new* token from the old policy has the
+# expected ratio 1, for any new policy: $\sum_y \pi_{\mathrm{old}}(y)\, \rho(y) = \sum_y \pi(y) = 1$. On this batch the mean
+# leaves 1.
 
 # %%
 figure, axes = new_figure(2, 4)

@@ -109,7 +109,7 @@ for epoch in range(config.epochs):
 
 # %% [markdown]
 # The first ratio is 1 up to rounding, because the policy is still the one that sampled. Another number would mean that sampler
-# and training code disagree, and no error message would say so.
+# and training code disagree (the command `train` then warns).
 #
 # ## The package's iteration
 #
@@ -120,7 +120,7 @@ loop = start(**setting)
 before, training = loop.evaluate(), loop.train()
 metrics, theirs, their_advantages = next(training)
 pairs = list(zip(policy.parameters(), loop.policy.parameters(), trainer.reference.parameters(), strict=True))
-gap, moved = (max((p - others[n]).abs().max().item() for p, *others in pairs) for n in (0, 1))
+gap, moved = (max((p - others[n]).abs().max().item() for p, *others in pairs) for n in (0, 1))  # 0: to the loop; 1: to the start
 print(f"same responses: {[t.response_ids for t in trajectories] == [t.response_ids for t in theirs.trajectories]}")
 print(f"same advantages: {torch.equal(advantages, their_advantages)}")
 print(f"largest difference of a weight: {gap:.0e}; the iteration changed weights by up to {moved:.0e}")
@@ -128,8 +128,8 @@ print(f"largest difference of a weight: {gap:.0e}; the iteration changed weights
 # %% [markdown]
 # ## The loop
 #
-# Every later iteration does the same with new responses, sampled by the current policy. In the last table, `pass@1` counts
-# right samples, `greedy` right responses at temperature 0, `maj@4` right majorities of four, `any@4` at least one right of four.
+# Every later iteration does the same with new responses of the current policy. The last table has shares of right answers:
+# `pass@1` of samples, `greedy` at temperature 0, `maj@4` of the most frequent of four answers, `any@4` of the best of four.
 
 # %%
 print("iteration  reward  distinct states  with advantage  seconds so far")
@@ -150,7 +150,7 @@ print("\ntime: " + ", ".join(f"{phase} {loop.seconds[phase] / sum(loop.seconds.v
 #
 # Training knows only the log-probs of the sampled token. Three estimates use $d = \log \pi_{\mathrm{ref}}(y) - \log \pi(y)$:
 #
-# | | estimate | mean over samples | one sample | mean gradient of the estimate |
+# | | estimate | mean over samples of $\pi$ | one sample | mean gradient over samples of $\pi$ |
 # |---|---|---|---|---|
 # | k1 | $-d$ | the KL | often negative | 0: as a penalty it does nothing |
 # | k2 | $d^2 / 2$ | close to the KL if $d$ is small | never negative | the gradient of the KL |
@@ -191,10 +191,10 @@ show(figure, "07_one_iteration")
 # ## Questions
 #
 # 1. Some tokens have the advantage 0 before whitening. Is it still 0 after whitening? Does an update change these tokens?
-# 2. Cut with `every=64`, so that a response is one step. What does the advantage become? Which algorithm is similar?
+# 2. Cut with `every=64`, and add `step_tokens=64` to `setting` for the loop. A response is then one step. What does the
+#    advantage become? Which algorithm is similar?
 # 3. Add `k=9` to `setting`. Which part of the time grows, and does it grow by 9 / 2? Rollouts of one state share its prefix.
 # 4. The number of distinct states falls while the policy learns. Why? What does this do to the cost of the rollouts?
 # 5. At the first update of a run, what are k1, k2 and k3? Which of them moves the policy there?
 #
-# Exercise: `ex11` (KL).
-# Read next: `vine_mini/trainer.py`, from `train` downwards, and `vine_mini/algorithms.py`.
+# Exercise: `ex11` (KL). Read next: `vine_mini/trainer.py`, from `train` downwards, and `vine_mini/algorithms.py`.

@@ -68,9 +68,9 @@ print(f"{len(truth)} states of {n} responses, mean value {truth.mean():.2f}; sta
 # %% [markdown]
 # ## Which next step is best?
 #
-# From a state we sample next steps until we have five different ones. Then we measure the value after each of them. Only sets
-# with a clear winner count, in which the best value leads by more than 0.2. In states after a mistake, all five values are near
-# 0, so there is no winner.
+# From a state we sample 32 times and keep the first five different next steps, if there are five. Then we measure the value
+# after each of them. Only sets with a clear winner count, in which the best value leads by more than 0.2. In states after a
+# mistake, all five values are near 0, so there is no winner.
 
 # %%
 options, option_problems, option_cuts, set_rows, draws = [], [], [], [], 32
@@ -130,9 +130,9 @@ for metrics, _, _ in trainer.train():
 # %% [markdown]
 # ## Side by side
 #
-# The table shows the mean absolute error, as in the paper, and the root mean square error without the error of the truth itself.
-# Then it shows the mean absolute error for each place in the chain. The last row is for comparison: one number for each place,
-# the mean of the truth there.
+# The table shows the mean absolute error, as in the paper. It also shows the root mean square error, from which the noise of
+# the truth is subtracted. Then it shows the mean absolute error for each place in the chain. The last row is for comparison: one
+# number for each place, the mean of the truth there.
 
 # %%
 guesses["one number a place"] = torch.tensor([truth[place == i].mean() for i in place.tolist()])
@@ -145,9 +145,10 @@ for name, guess in guesses.items():
     print(f"{name:19} error {mean:.3f} ± {spread:.3f}, root mean square {rms:.3f}, by place {chain}   {picked}")
 
 # %% [markdown]
-# Two of the paper's findings hold here as well: the critic's error is the larger one, and it is smallest at the prompt and
-# largest at the end of the chain. The error of Monte Carlo values becomes smaller along the chain. The third finding holds in
-# part. Nine rollouts nearly always find the best step. The critic finds it far less often, but more often than by chance.
+# Two of the paper's findings hold here as well. The critic's error is larger than the error of nine rollouts (but not larger
+# than the error of one). It is smallest at the prompt and largest at the end of the chain. The error of Monte Carlo values
+# becomes smaller along the chain. The third finding holds in part. Nine rollouts nearly always find the best step. The critic
+# finds it far less often, but more often than by chance.
 #
 # At the prompt, all problems are about equally hard, so one number is a good value. There the critic is even *better* than nine
 # rollouts. Later the value depends on whether a mistake has been made. To know this, the critic must check the calculations. The

@@ -77,9 +77,8 @@ for row in (mixed * G + rewards[mixed].argmin().item(), mixed * G + rewards[mixe
         print("   ".join(shown), f"  {truth[row, column]:+5.2f}   {text}")
 
 # %% [markdown]
-# REINFORCE, RLOO and GRPO give every step of a response the same advantage. On average this still favours good steps: they occur
-# in more right responses than bad steps do, and over many responses the rest cancels. In a single response, equal advantages are
-# mostly noise.
+# REINFORCE, RLOO and GRPO give every step of a response the same advantage. A good step occurs in more right responses than a
+# bad step. So its mean advantage over many responses is higher. In one response, equal advantages are mostly noise.
 #
 # The right response above shows how large this noise can be. Two mistakes in this response, 4-3=14 and 17+5=9, cancel each other.
 # The truth gives the first mistake a negative advantage and the second one a positive advantage.
@@ -115,7 +114,7 @@ for groups, alone in zip(graded(3, many, seed=1).view(3, -1, 8), graded(3, many,
 # hard problems therefore count more than without the division. This is a bias: on average the gradient no longer raises the mean
 # reward the fastest. Dr. GRPO leaves the division out (arXiv 2503.20783; here `--no_scale_by_std`).
 #
-# Where all rewards of a group are equal, both algorithms give advantage 0, and the group teaches nothing. We count how often this
+# Where all rewards of a group are equal, GRPO and RLOO give advantage 0, and the group teaches nothing. We count how often this
 # happens. A lower temperature stands for a policy that has already learned something.
 
 # %%
@@ -139,7 +138,8 @@ for temperature in (1.0, 0.7, 0.5):
 # We compute the correlation of each algorithm's advantages with the truth over all tokens, in four parts of the batch that share
 # no problem. A common shift or scale, as in whitening, does not change a correlation. GRPO divides each group by another number.
 #
-# The truth is noisy itself. The correlation between its two halves shows what perfect advantages would reach.
+# The truth is noisy itself. From the correlation $c$ of its halves we compute what perfect advantages would reach,
+# $\sqrt{2c/(1+c)}$.
 
 
 # %%
@@ -157,13 +157,13 @@ print("\n".join(f"{name:19} correlation with the truth {r:.2f} ± {error:.2f}" f
 print(f"perfect advantages would reach {perfect:.2f}")
 
 # %% [markdown]
-# With one rollout from each state, an advantage is the difference of two random bits. Such advantages agree with the truth about
-# as well as the advantages from a group. With three rollouts the agreement is better, and with nine it is clearly better.
+# With K = 1 a value is 0 or 1 (V(s_0) also counts the group), and an advantage is the difference of two values. It agrees with
+# the truth about as well as an advantage from a group. Three rollouts give a better agreement, and nine a clearly better one.
 #
 # The gain is less noise. On average, REINFORCE, RLOO, VinePPO and PPO with lambda = 1 follow the same gradient. Less noise helps
 # where noise limits learning. On chains of six it hardly does: after equal seconds the algorithms end within two points of each
-# other (`results/credit/README.md`). On chains of twelve, VinePPO's mean is above GRPO's after equally many updates, and below it
-# after equal time on a CPU, where rollouts are slow. Five seeds do not prove either difference (`results/claims.md`).
+# other (`results/credit/README.md`). On chains of twelve, VinePPO's mean is above GRPO's with K = 9 after equally many responses,
+# and below it with K = 1 after equal time on a CPU. Five seeds do not prove either difference (`results/claims.md`).
 
 # %%
 figure, ((response_axis, weight_axis, agreement_axis),) = new_figure(3)

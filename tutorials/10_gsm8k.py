@@ -140,7 +140,7 @@ print("\n" + "\n".join(f"{k:19} {log[-1][k]:.2g}" for k in ("truncated", "nonzer
 # | `python -m vine_mini train --preset gsm8k-rho1b` | the paper's run of RhoMath 1.1B |
 # | `python -m vine_mini train --preset gsm8k-qwen0.5b --algorithm grpo` | a flag replaces a field of the preset |
 # | `python -m vine_mini train --resume RUN` | continues a run, for example after Ctrl-C |
-# | `python -m vine_mini evaluate --task gsm8k --model RUN/policy` | measures the trained policy |
+# | `python -m vine_mini evaluate --preset RUN/config.yaml --policy RUN/policy` | measures the policy with its own prompt |
 #
 # These metrics in `metrics.jsonl` show whether a run is healthy. `train` warns where one is far off, for example at `truncated`
 # above 0.5, `nonzero_advantages` below 0.01 or `kl` above 1 (`vine_mini/health.py`).
@@ -154,8 +154,9 @@ print("\n" + "\n".join(f"{k:19} {log[-1][k]:.2g}" for k in ("truncated", "nonzer
 # | `clip_frac` | small | if it is large, there are too many updates on a batch, or too large ones (tutorial 6) |
 # | `sampler_gap` | tiny, with `bf16` about 0.0005 | a large gap is a bug: sampler and training code disagree on the same tokens |
 #
-# The learning rate of these presets is the paper's 1e-6. Fine-tuning often uses a hundred times more. Reinforcement learning
-# takes many more updates, and its gradients are mostly noise. Models below ten million parameters get 1e-4.
+# The learning rate of these presets is the paper's 1e-6. Fine-tuning often uses ten times more or higher (`sft` here: ten
+# times). Reinforcement learning takes many more updates, and its gradients are mostly noise. Models below ten million parameters
+# get 1e-4.
 #
 # The paper's run has 650 iterations of 512 responses with K = 9. The picture shows its accuracy on GSM8K's test problems with
 # RhoMath 1.1B (VinePPO, arXiv 2410.01679). This package has not repeated the run. By the plan in

@@ -27,7 +27,7 @@ ids = torch.randint(V, (1, T), generator=generator)
 #
 # A token's query $q_t$ gives a weight to each key. The result is the weighted mean of the values:
 #
-# $$y_t = \sum_i w_{ti} v_i, \qquad w_{ti} = \mathrm{softmax}_i(q_t \cdot k_i / \sqrt d)$$
+# $$o_t = \sum_i w_{ti} v_i, \qquad w_{ti} = \mathrm{softmax}_i(q_t \cdot k_i / \sqrt d)$$
 #
 # A sum does not depend on the order of its terms. If we shuffle all tokens but the last one, the output at the last token should
 # not change. Only the causal mask depends on order: with this mask, token $t$ sees only the tokens $i \le t$. We shuffle the
@@ -64,7 +64,7 @@ for name, layers in (("nope", 1), ("nope", 2), ("nope", 3), ("rope", 1), ("alibi
 #
 # ## Three places for an encoding
 #
-# An encoding can be added in three places (section 2):
+# An encoding can be added in three places (section 2): a vector $p_t$, rotations $R_t$, or a number $b$:
 #
 # | place | formula | encodings |
 # |---|---|---|
@@ -138,8 +138,7 @@ print(f"pairs that make a full turn within {T} tokens: {(periods <= T).sum()} of
 # - ALiBi subtracts the distance times a slope. Each head has its own slope.
 # - T5 adds a number from a learned table. Several large distances share a row of the table.
 #
-# To draw the logits, we use keys that are *equal* to the query and average over many random queries. A token that looks for
-# tokens like itself has such keys.
+# We draw the mean logit of many random queries. Each key *equals* its query, as if a token looked for tokens like itself.
 
 # %%
 far, n_vectors = 64, 200 if QUICK else 5000
@@ -179,7 +178,7 @@ show(figure, "11_nope_and_rope")
 # ## Questions
 #
 # 1. One causal NoPE layer hides the order from the last token. Does it also hide the order from the token in the middle?
-# 2. RoPE rotates queries and keys. What would $y_t$ be if RoPE rotated the values as well?
+# 2. RoPE rotates queries and keys. What would $o_t$ be if RoPE rotated the values as well?
 # 3. In tutorial 12, training sequences have up to 24 tokens and test sequences up to 44. What does each encoding do at a distance
 #    of 40 that it never did at a distance of 20? Order the four encodings by how new this is.
 # 4. The encoding `rope25` rotates a quarter of each head, as in the paper's code. What can the other dimensions express? How many

@@ -41,8 +41,8 @@ print("attention returns", [round(x, 4) for x in h[:6, 2].tolist()])
 # ## From 1/t to t
 #
 # The MLP must turn $x = 1/t$ into $t$. A sum of ReLUs is a piecewise linear function of $x$. This function must be right only at
-# 1, 1/2, 1/3 and so on. An exact solution therefore exists, with one unit for each position. (The paper only cites that MLPs can
-# approximate any function.)
+# 1, 1/2, 1/3 and so on. An exact solution therefore exists, with one unit for each position after `<bos>`. (The paper only cites
+# that MLPs can approximate any function.)
 #
 # $$x + \sum_j c_j\, \mathrm{relu}(1/j - x) = t \quad \text{at } x = 1/t, \qquad c_1 = 3,\; c_j = 2j$$
 #
@@ -73,8 +73,8 @@ print(f"NoPE's second layer and ALiBi: largest difference of an attention weight
 # ## Broken in four ways
 #
 # These weights do not extrapolate: beyond the length that they were built for, no unit is left to bend the line. Without `<bos>`,
-# the mean over the visible tokens is 0. With two `<bos>` it is twice as large. Without the causal mask, all tokens see the same
-# number of tokens.
+# attention returns 0, which the MLP turns into 63 (3 + 2 · 30). With two `<bos>` attention returns twice as much. Without the
+# causal mask, all tokens see the same number of tokens.
 
 # %%
 no_bos, two = ids.clone(), ids.clone()
@@ -179,7 +179,8 @@ show(figure, "13_how_nope_counts")
 #
 # 1. With two `<bos>`, the hidden state holds half of the true position at even positions, and a little more at odd ones. Why?
 #    Look at the points that the piecewise linear function joins.
-# 2. `build(T - 1, large=1e4)` keeps RMSNorm, which the theorem leaves out. How does a large constant make RMSNorm harmless?
+# 2. Build a second model, `build(T - 1, large=1e4)`. It keeps RMSNorm, which the theorem leaves out. How does a large constant
+#    make RMSNorm harmless?
 # 3. How does an untrained layer know the position? Multiply its attention to the first token (`output_attentions=True`) by $t$.
 #
 # Exercise: `ex16` (the weights of Theorem 1). Read next: `vine_mini/lengthgen/theory.py`.

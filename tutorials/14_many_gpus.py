@@ -44,8 +44,9 @@ t, cuts = episodes.trajectories[0], episodes.cuts[0]
 
 
 def roll_out(cut: int, k: int, seed=None):
-    """-> tokens of k rollouts from the state before token `cut`. The default seed follows from the state."""
-    seed = derive_seed("rollouts", t.prompt_ids, t.response_ids[:cut]) if seed is None else seed
+    """-> tokens of k rollouts from the state before token `cut`. The default seed follows from run, iteration and state."""
+    state = t.prompt_ids, t.response_ids[:cut]
+    seed = derive_seed(trainer.config.seed, trainer.iteration, "rollouts", *state) if seed is None else seed
     ((group,),) = rollouts(policy, [t], [[cut]], trainer.sampling, k=k, seed=seed)
     return [tuple(r.response_ids) for r in group]
 
@@ -75,8 +76,8 @@ print(f"with the three sums over all ranks: error up to {(together - whole).abs(
 # ## One denominator
 #
 # The loss of a minibatch is divided by the number of its response tokens. If each rank divides by the tokens of *all* ranks, the
-# gradients add up to the gradient of one process, as with micro-batches. The usual wrapper, DistributedDataParallel, *averages*
-# gradients. If each rank then divides by its own tokens, a token on a rank with short responses counts more.
+# gradients add up to the gradient of one process, as with micro-batches. The usual wrapper, DistributedDataParallel (DDP),
+# *averages* gradients. If each rank then divides by its own tokens, a token on a rank with short responses counts more.
 
 
 # %%
@@ -127,8 +128,8 @@ print("two processes:", "gloo does not work here" if failed else f"relative erro
 # ## Memory
 #
 # A whole copy of everything on every rank wastes memory. ZeRO (arXiv 1910.02054) divides what training holds. Stage 1 divides
-# AdamW's moments. Stage 3 also divides gradients and weights, which ranks then fetch layer by layer (FSDP has the same idea). Not
-# divided are the activations, the KV cache and the copy that samples. The models here have shapes but no weights ("meta").
+# AdamW's moments. Stage 3 also divides gradients and weights, which ranks then fetch layer by layer (FSDP has the same idea). The
+# activations, the KV cache and the copy that samples are not divided. The models here have shapes but no weights ("meta").
 
 # %%
 shapes = {  # from the published configurations of TinyLlama and DeepSeek; and how many responses a rank samples at once

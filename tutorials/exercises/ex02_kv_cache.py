@@ -20,6 +20,6 @@ def decode_greedily(model, prompt, n):
         list of n token ids. The grader also counts the tokens that the model reads.
 
     Example: the prompt has 3 tokens and n = 3. The model reads the 3 tokens of the prompt, then the first new token, then the
-        second new token. The third new token need not be read. The model reads 5 tokens in all.
+        second new token. The third new token must not be read. The model reads 5 tokens in all.
     """
     raise NotImplementedError("ex02: decode_greedily")

@@ -11,10 +11,12 @@ def cut_steps(token_ids, tokenizer, *, answer_mark=None):
     - The first step starts at token 0, whatever this token is.
     - Every other step starts at the first token with visible text (more than whitespace) after a newline.
       The newline may stand in the same token: a token "\\n7" starts a step.
-    - Blank lines belong to the step before them. Blank lines at the beginning belong to the first step.
+    - Blank lines belong to the step before them. Blank lines at the beginning belong to the first step, with the line
+      after them.
     - A line that begins with the answer mark belongs to the step before it. Whitespace in front of the mark does not count.
     - The end-of-sequence token belongs to the last step.
-    - A token with text on two lines ("5\\n7") belongs to the first of them. The next step starts at the next token with text.
+    - A token with text on two lines ("5\\n7") belongs to the first of them. The next step starts at the next token with text,
+      unless the second line is an answer line (a token "5\\n####" and then " 12": no step starts at " 12").
 
     Args:
         token_ids: list of the response's token ids.

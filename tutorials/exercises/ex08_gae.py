@@ -11,7 +11,7 @@ def gae(rewards, values, mask, *, gamma=1.0, lam=1.0):
 
         delta_t = r_t + gamma V(s_{t+1}) - V(s_t)
         A_t     = delta_t + gamma lam A_{t+1}          0 after the last token
-        returns = A + V                                the targets of the critic
+        returns = A + V                                the targets of the critic (the sum of rewards only if lam = 1)
 
     Args:
         rewards: [B, T] reward of each token.

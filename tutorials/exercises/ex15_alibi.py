@@ -15,7 +15,7 @@ def alibi_bias(distance, heads):
         distance: [B, Q, K] integers t - i, from each of Q queries to each of K keys.
         heads: H, a power of two.
     Returns:
-        [B, H, Q, K].
+        [B, H, Q, K], in PyTorch's default dtype.
 
     Example: distance [[[1, 0]]], heads 2: the slopes are 1/16 and 1/256  ->  [[[[-0.0625, 0]], [[-0.00390625, 0]]]]
     """

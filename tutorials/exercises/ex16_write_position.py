@@ -12,7 +12,7 @@ from vine_mini.lengthgen.theory import IS_BOS, ONE, POSITION  # noqa: F401  0, 1
 def write_position(layer, length):
     """Sets the weights of a layer so that it writes each token's position, without a position encoding.
 
-    Source: arXiv 2305.19466, Theorem 1. The first token is <bos>. The residual stream of every token holds
+    Source: arXiv 2305.19466, Theorem 1. The first token is <bos>. The hidden state of every token holds
 
         coordinate ONE         1
         coordinate IS_BOS      1 for <bos>, 0 for all other tokens
@@ -31,7 +31,7 @@ def write_position(layer, length):
         layer: its weights hold random numbers. Set the needed weights in place, and set those that would disturb them to 0.
             layer.attention.qkv.weight [3D, D]: `.chunk(3)` gives queries, keys and values, [D, D] each. A row computes one
             number of a head.
-            layer.attention.out.weight [D, D]: column i adds number i of the values to the residual stream.
+            layer.attention.out.weight [D, D]: column i adds number i of the values to the hidden state.
             layer.up.weight [4D, D], layer.down.weight [D, 4D]: the MLP is down(relu(up(h))), without biases. The coordinate
             ONE can serve as a bias.
         length: number of tokens after <bos>, at most 4D.

@@ -7,7 +7,7 @@ import torch  # noqa: F401
 
 
 def policy_gradient_loss(logprobs, advantages, mask):
-    """A loss whose gradient is minus the policy gradient.
+    """A loss whose gradient points against the policy gradient.
 
         loss = - mean over the masked tokens of A_t log pi(y_t given s_t)
 
