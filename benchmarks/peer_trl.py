@@ -2,7 +2,8 @@
 
 The file prints one line of JSON: the median seconds of each phase over the measured iterations, the tokens of the rollouts of an
 iteration, and the peak memory of the process. VinePPO is a subclass of TRL's trainer that replaces the advantages. It samples K
-rollouts from a state every 16 tokens, with TRL's own generation.
+rollouts from a state every 16 tokens, with TRL's own generation. As in this package, each distinct state is rolled out once: all
+responses to a prompt share their first state. The states of one length are decoded together, and no token beyond the limit.
 """
 
 import argparse
@@ -19,6 +20,7 @@ parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--no-gc", action="store_true", help="no gradient checkpointing")
 parser.add_argument("--micro", type=int, default=64, help="responses in a micro-batch")
 parser.add_argument("--rollouts", type=int, default=0, help="K of VinePPO; 0: GRPO")
+parser.add_argument("--chunk", type=int, default=512, help="rollouts that are decoded at once, of states of one length")
 parser.add_argument("--repeats", type=int, default=1, help="measured iterations, after one to warm up")
 parser.add_argument("--threads", type=int, default=1)
 parser.add_argument("--model", help="folder of a policy, used in bfloat16; left out: a random Llama of 6.6 million parameters")
@@ -34,8 +36,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers  # noqa: E402
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: E402
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 
-PROMPTS, GROUP, PROMPT, RESPONSE, STEP, CHUNK = 16, 4, 32, 64, 16, 512 if args.cuda else 64
+PROMPTS, GROUP, PROMPT, RESPONSE, STEP = 16, 4, 32, 64, 16
 ROWS = PROMPTS * GROUP
+STATES = {0: [*range(0, ROWS, GROUP)]} | {cut: [*range(ROWS)] for cut in range(STEP, RESPONSE, STEP)}  # cut -> rows
 
 
 def odd_share(prompts, completions, completion_ids, **kwargs):
@@ -65,22 +68,23 @@ class Timed(GRPOTrainer):
 
     def _monte_carlo(self, out, final):
         prompts, responses = out["prompt_ids"].tolist(), out["completion_ids"].tolist()
-        states = sorted(((row, cut) for row in range(ROWS) for cut in range(0, RESPONSE, STEP)), key=lambda s: s[1])
-        values, generation, size = {}, self.generation_config, CHUNK // args.rollouts
-        for part in (states[i : i + size] for i in range(0, len(states), size)):  # states of similar length together
-            left = RESPONSE - part[0][1]
-            generation.max_new_tokens = generation.min_new_tokens = left
-            ids = [prompts[row] + responses[row][:cut] for row, cut in part for _ in range(args.rollouts)]
+        values, generation, size = {}, self.generation_config, max(1, args.chunk // args.rollouts)
+        parts = [(cut, rows[i : i + size]) for cut, rows in STATES.items() for i in range(0, len(rows), size)]
+        for cut, rows in parts:
+            generation.max_new_tokens = generation.min_new_tokens = RESPONSE - cut
+            ids = [prompts[row] + responses[row][:cut] for row in rows for _ in range(args.rollouts)]
             ends = self._generate_single_turn(ids, None, {}, args.rollouts)[0]
-            whole = [responses[row][:cut] for row, cut in part for _ in range(args.rollouts)]
-            scores = odd_share(None, None, [a + b[: RESPONSE - len(a)] for a, b in zip(whole, ends, strict=True)])
-            for n, state in enumerate(part):
-                values[state] = statistics.mean(scores[n * args.rollouts : (n + 1) * args.rollouts])
+            whole = [responses[row][:cut] for row in rows for _ in range(args.rollouts)]
+            scores = odd_share(None, None, [a + b for a, b in zip(whole, ends, strict=True)])
+            for n, row in enumerate(rows):
+                values[row, cut] = statistics.mean(scores[n * args.rollouts : (n + 1) * args.rollouts])
         generation.max_new_tokens = generation.min_new_tokens = RESPONSE
+        values |= {(row, 0): values[row - row % GROUP, 0] for row in range(ROWS)}
         advantages = torch.zeros(ROWS, RESPONSE, device=out["advantages"].device)
-        for row, cut in states:
-            after = values.get((row, cut + STEP), final[row])
-            advantages[row, cut : cut + STEP] = after - values[row, cut]
+        for row in range(ROWS):
+            for cut in range(0, RESPONSE, STEP):
+                after = values.get((row, cut + STEP), final[row])
+                advantages[row, cut : cut + STEP] = after - values[row, cut]
         return advantages
 
 
@@ -132,7 +136,7 @@ def main():
     trainer.train()
     measured = clock.steps[1:]
     seconds = {phase: statistics.median(row.get(phase, 0.0) for row in measured) for phase in measured[0]}
-    tokens = args.rollouts * ROWS * sum(RESPONSE - cut for cut in range(0, RESPONSE, STEP))
+    tokens = args.rollouts * sum(len(rows) * (RESPONSE - cut) for cut, rows in STATES.items())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"seconds": seconds, "rollout_tokens": tokens, "peak_mb": peak}))
 

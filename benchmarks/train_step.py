@@ -5,8 +5,8 @@
 
 An iteration has 16 prompts of 32 tokens, 4 responses of exactly 64 tokens to each of them, and one update. The model has 6.6
 million parameters in float32; AdamW updates them, without a KL. VinePPO samples K = 3 rollouts from each of 4 states of a
-response. TRL runs in an environment of its own, made with `pip install trl`. Each way is a process of its own, because its peak
-memory is measured. The ways take turns.
+response. Each distinct state is rolled out once, so the responses to a prompt share the first one. TRL runs in an environment of
+its own, made with `pip install trl`. Each way is a process of its own, because its peak memory is measured. The ways take turns.
 """
 
 import argparse
@@ -112,7 +112,10 @@ def main():
         settings = {"all at once": ["--no-gc"], "micro-batches of 16": ["--no-gc", "--micro", "16"], "checkpointing": []}
         for label, flags in settings.items():
             ways[f"GRPO, TRL, {label}"] = lambda flags=flags: trl_step(args.trl, flags, args.threads, args.repeats)
-        ways["VinePPO on TRL"] = lambda: trl_step(args.trl, ["--no-gc", "--rollouts", "3"], args.threads, args.repeats)
+        for chunk in ("64", "512"):
+            flags = ["--no-gc", "--rollouts", "3", "--chunk", chunk]
+            label = f"VinePPO on TRL, batches of {chunk}"
+            ways[label] = lambda flags=flags: trl_step(args.trl, flags, args.threads, args.repeats)
     rounds = 1 if args.quick else args.rounds
     results: dict[str, list] = {name: [] for name in ways}
     with tqdm(total=rounds * len(ways), desc="iterations") as bar:

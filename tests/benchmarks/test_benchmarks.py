@@ -9,9 +9,11 @@ from itertools import pairwise, product
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks import levers
+from benchmarks import levers, protect
 from benchmarks.common import count, writable
+from vine_mini.types import Batch
 
 ROOT = Path(__file__).parents[2]
 
@@ -138,6 +140,18 @@ def test_what_protects_a_policy(tmp_path, monkeypatch):
         made[name] = protect.risky_trainer(job).algorithm
     assert [made[name].whitened for name in names] == [True, False, True]
     assert made["none"].loss is not made["no negative advantages"].loss
+
+
+def test_no_negative_advantages_means_that_they_have_no_gradient():
+    logprobs, mask = torch.zeros(1, 3, requires_grad=True), torch.ones(1, 3)
+    tokens = torch.ones(1, 3, dtype=torch.long)
+    batch = Batch(tokens, tokens, mask, torch.zeros(1, 3), torch.tensor([[-1.0, 0.0, 2.0]]))
+
+    def loss(logprobs, batch, config, denominator):
+        return -(batch.advantages * logprobs).sum(), {}
+
+    protect.positive_loss(loss, logprobs, batch, None, 3)[0].backward()
+    assert logprobs.grad.tolist() == [[0.0, 0.0, -2.0]]
 
 
 def test_types_of_arguments(tmp_path):
