@@ -1,4 +1,4 @@
-"""Log-probs and values of the response tokens of a batch. Training makes its only shift by one here.
+"""Log-probs and values of the response tokens of a batch. Reinforcement learning makes its only shift by one here.
 
 A causal model's output at position t - 1 predicts the token at t. The functions below line the two up, so that in every
 [B, T] tensor of this package column t belongs to the token at t. Both heads are computed in float32, outside autocast: in

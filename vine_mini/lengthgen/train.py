@@ -19,7 +19,7 @@ from vine_mini.health import Diverged
 from vine_mini.lengthgen.config import LengthgenConfig, decoder_config
 from vine_mini.lengthgen.scratchpad import expand, final_answer, parts_of
 from vine_mini.lengthgen.tasks import EOS, IDS, PAD, TASKS, decode, encode
-from vine_mini.logprobs import hidden_before, logits_of
+from vine_mini.logprobs import logits_of
 from vine_mini.sampling import sample
 from vine_mini.types import Sampling
 
@@ -85,12 +85,8 @@ def target_logits(model: Decoder, ids, mask, config: LengthgenConfig | None = No
     """
     keep = ids.shape[1] - int(mask.any(dim=0).nonzero()[0]) + 1  # from the column before the first target on
     position_ids = position_ids_of(model, ids, mask, config, generator)
-
-    def last(**inputs):  # the hidden states of these columns only
-        more = {} if position_ids is None else {"position_ids": position_ids}
-        return model.model(**inputs | more, keep=keep)
-
-    return logits_of(model, hidden_before(last, ids, torch.ones_like(ids), mask[:, -keep:]))
+    h = model.model(input_ids=ids, position_ids=position_ids, use_cache=False, keep=keep).last_hidden_state  # [B, keep, D]
+    return logits_of(model, h[:, :-1][mask[:, 1 - keep :].bool()])  # the state before a token predicts it
 
 
 def position_ids_of(model: Decoder, ids, mask, config, generator):
