@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import DEVICE, VOCAB, ragged_prompts, tiny_model
+from transformers import Gemma2Config, PretrainedConfig
 
 from vine_mini import hardware
 from vine_mini import logprobs as module
@@ -101,7 +102,7 @@ def test_heads_are_computed_in_float32_outside_autocast(bias):
     """In bfloat16 the heads rounded their output: an error of .008 in log-ratios of .002."""
     torch.manual_seed(0)
     hidden = torch.randn(50, 256, dtype=torch.bfloat16)  # what a backbone leaves under autocast
-    policy = SimpleNamespace(config=SimpleNamespace(), get_output_embeddings=lambda: head)
+    policy = SimpleNamespace(config=PretrainedConfig(), get_output_embeddings=lambda: head)
     head = torch.nn.Linear(256, 1000, bias=bias)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         got = logits_of(policy, hidden)
@@ -161,7 +162,7 @@ def test_soft_capped_logits_are_those_of_the_model():
     """Gemma 2's logits are cap * tanh(logits / cap)."""
     torch.manual_seed(0)
     head, hidden = torch.nn.Linear(8, 5, bias=False), 30 * torch.randn(7, 8)
-    policy = SimpleNamespace(config=SimpleNamespace(final_logit_softcapping=4.0), get_output_embeddings=lambda: head)
+    policy = SimpleNamespace(config=Gemma2Config(final_logit_softcapping=4.0), get_output_embeddings=lambda: head)
     expected = 4.0 * torch.tanh(head(hidden) / 4.0)
     assert expected.abs().max() > 3.9  # the cap matters here
     torch.testing.assert_close(logits_of(policy, hidden), expected, rtol=1e-6, atol=1e-6)
