@@ -109,7 +109,7 @@ def test_the_parts_are_what_the_paper_s_claims_need():
     assert decoder_config(sweeps("narrow", config)[0][1], "rope25").head_dim == 16
     rates = sweeps("rates", config)
     assert len(rates) == 14 and all(s.seeds == [0] and {s.lr, tasks.TASKS[s.task].lr} == {1e-3, 2e-3} for _, s in rates)
-    longer = sweeps("longer", config)[0][1]
+    longer = sweeps("longer", config)[1][1]
     assert longer.task == "sum" and longer.steps == 4 * tasks.TASKS["sum"].steps
     assert len(folders("later")) == 6 and len(sweeps("later", config)[0][1].encodings) > 10
     assert next(s for _, s in rows if s.task == "scan").by_example
