@@ -118,3 +118,16 @@ def test_help_can_be_followed(command, capsys):
         assert main(["--help"]) == 0
     out = capsys.readouterr().out
     assert "usage: python -m vine_mini" in out and len(out) > 300
+
+
+def test_a_dollar_in_the_name_of_a_task_is_drawn(empty_folder, capsys):
+    text = (Path(__file__).parents[1] / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    Path("price_$5_vs_$6.py").write_text(text)
+    small = "--prompts 2 --group 2 --minibatch_size 4 --k 1 --iterations 1 --eval_problems 2 --eval_samples 1 --model arithmetic"
+    assert main(["train", "--task", "price_$5_vs_$6.py", *small.split(), "--out", "run"]) == 0
+    assert Path("run/curves.png").exists()
+
+
+def test_numbers_beyond_float32_are_refused(capsys):
+    assert main(["train", "--clip", "1e300"]) == 2 and "clip = 1e+300: must be at least 0" in capsys.readouterr().err
+    assert main(["train", "--epochs", "1000000000"]) == 2

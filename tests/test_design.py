@@ -99,7 +99,7 @@ def test_nothing_in_the_package_imports_another_engine():
     for path in files():
         if name_of(path).split(".")[0] != "integrations":
             assert not any(name.startswith("integrations") for name in imports(path)[0]), path.name
-    assert sum(p.read_text().count("\n") for p in (PACKAGE / "integrations").rglob("*.py")) <= 555
+    assert sum(p.read_text().count("\n") for p in (PACKAGE / "integrations").rglob("*.py")) <= 560
 
 
 def test_one_iteration_is_ten_short_files():
@@ -123,8 +123,9 @@ def test_the_package_without_its_separate_rooms_stays_small():
     # takes 300 lines) came in the meantime. So did what lets nothing be lost in a crash (whole files, a lock, a loop that can stop),
     # and what refuses bad input in one line, says where a number is not finite, and warns of jobs that take years (250 lines).
     # Answers with hundreds of digits, and the limits of RestEM's warm-up and validation, took 20. Moments in 8 bits and a run that
-    # can be watched in TensorBoard took 70. The hints of `exercises` took 10.
-    assert sum(p.read_text().count("\n") for p in counted) <= 4860
+    # can be watched in TensorBoard took 70. The hints of `exercises` took 10. A second hunt for input that ends in a traceback, or
+    # that changes a result without a word, took 100.
+    assert sum(p.read_text().count("\n") for p in counted) <= 4960
 
 
 def strings_and_names(path: Path):
@@ -178,7 +179,7 @@ def test_nothing_a_model_wrote_is_run_and_no_pickle_is_read():
                 )
                 assert not called.endswith("exec_module") or name_of(path) == "loading", f"{path.name}: {called}"
             if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
-                raise AssertionError(f"{path.name} sets trust_remote_code")
+                assert ast.unparse(node.value) == "False", f"{path.name} sets trust_remote_code"
 
 
 def test_whoever_loads_a_policy_knows_the_decoder():

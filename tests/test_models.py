@@ -286,3 +286,35 @@ def test_to_refresh_a_copy_leaves_the_policy_as_it_is():
     before = [parameter._version for parameter in model.parameters()]
     models.refresh(low, model)
     assert [parameter._version for parameter in model.parameters()] == before
+
+
+def test_code_that_comes_with_a_model_is_not_run(tmp_path, monkeypatch):
+    """On a terminal, transformers asked whether to run it."""
+    folder = shutil.copytree(SHIPPED, tmp_path / "policy")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}))
+    (folder / "own.py").write_text("raise SystemExit('RAN')")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(UserError, match="comes with code of its own"):
+        models.load_policy(str(folder), "cpu")
+
+
+def test_an_adapter_and_a_broken_file_beside_good_weights_are_one_line(tmp_path):
+    folder = shutil.copytree(SHIPPED, tmp_path / "policy")
+    (folder / "model-2.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(UserError, match="cannot load the policy"):
+        models.load_policy(str(folder), "cpu")
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="merge_and_unload"):
+        models.load_policy(str(folder), "cpu")
+
+
+def test_a_device_whose_module_is_not_there():
+    with pytest.raises(UserError, match="device 'hpu' is not there"):
+        models.pick_device("hpu")
+
+
+def test_an_architecture_without_checkpoints_of_activations(llama, monkeypatch):
+    monkeypatch.setattr(type(llama), "supports_gradient_checkpointing", False)
+    with pytest.raises(UserError, match="no gradient_checkpointing"):
+        models.checkpoint_activations(llama)

@@ -4,8 +4,8 @@ import hashlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, wraps
 from pathlib import Path
 
 from vine_mini.types import UserError
@@ -31,6 +31,27 @@ def load_file(name: str, what: str, needed: Sequence[str]):
     return module
 
 
+def told(function: Callable, path: Path) -> Callable:
+    """The function of a user's file, whose mistakes become UserErrors that name the line. Told once, it is returned as it is."""
+    if hasattr(function, "__wrapped__"):
+        return function
+
+    @wraps(function)
+    def call(*args, **more):
+        try:
+            return function(*args, **more)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(_says(error, path)) from error
+
+    return call
+
+
+def _says(error: BaseException, path: Path) -> str:
+    return f"{path}, line {_line(error, path)}: {type(error).__name__}: {' '.join(str(error).split())}"
+
+
 @cache
 def _run(path: Path):
     # The module's name is a hash of the path, so it cannot replace a module that is imported under the file's own name.
@@ -41,7 +62,7 @@ def _run(path: Path):
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[spec.name]
-        raise UserError(f"{path}, line {_line(error, path)}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+        raise UserError(_says(error, path)) from error
     return module
 
 

@@ -39,7 +39,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.zeros(1, device=name).device
         torch.ones(1, device=device).item()  # the meta device has no numbers
         return device
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise UserError(f"device {name!r} is not there ({str(error).splitlines()[0][:100]}); try --device auto") from error
 
 
@@ -52,20 +52,23 @@ def load_policy(name: str, device) -> tuple[Any, Any]:
         _check_folder(Path(name))
     try:
         with warnings.catch_warnings(action="ignore"):
-            config = AutoConfig.from_pretrained(name)
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
             for key, value in vars(config).items():
                 if ("dropout" in key or "pdrop" in key) and isinstance(value, float):
                     setattr(config, key, 0.0)
-            tokenizer, how = AutoTokenizer.from_pretrained(name), dict(use_safetensors=True, output_loading_info=True)
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            how: dict = dict(use_safetensors=True, output_loading_info=True, trust_remote_code=False)
             loaded: Any = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=torch.float32, **how)
+            files = [load_state_dict(path, map_location="meta") for path in Path(name).glob("model*.safetensors")]
     except Exception as error:  # the Hub client, configuration, tokenizer and safetensors each have their own kinds
         if "cannot be loaded with `safetensors`" in str(error):
             raise UserError(PICKLED.format(name)) from error
+        if "trust_remote_code" in str(error):
+            raise UserError(f"{name!r} comes with code of its own (auto_map in a json file), which is not run") from error
         raise UserError(f"cannot load the policy {name!r}: {' '.join(str(error).split())[:300]}") from error
     model, report = loaded[0].to(device).eval(), loaded[1]
     if report["missing_keys"]:  # transformers would fill them with random numbers
         raise UserError(f"the weights of {name!r} lack {min(report['missing_keys'])} and maybe more: not the whole model")
-    files = [load_state_dict(path, map_location="meta") for path in Path(name).glob("model*.safetensors")]  # dtypes and shapes
     integers = [key for file in files for key, x in file.items() if key.endswith("weight") and not x.is_floating_point()]
     if integers or getattr(config, "quantization_config", None):
         raise UserError(f"the weights of {name!r} are quantized ({', '.join(integers[:1])}): save them as float32 first")
@@ -76,6 +79,8 @@ def load_policy(name: str, device) -> tuple[Any, Any]:
 def _check_folder(folder: Path):
     if not folder.is_dir():
         raise UserError(f"no model folder {folder}")
+    if (folder / "adapter_config.json").exists():
+        raise UserError(f"{folder} has a LoRA adapter: merge it into the weights first, with peft's merge_and_unload")
     if any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
         raise UserError(PICKLED.format(folder))
     for pattern, what in {"config.json": "configuration", "*.safetensors": "weights", "tokenizer*": "tokenizer"}.items():
@@ -131,6 +136,13 @@ def eos_ids(model, tokenizer) -> list[int]:
 def context_length(model) -> int | None:
     """The most tokens the model can see at once, where its configuration says so."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def checkpoint_activations(model) -> None:
+    """In train mode, keep one hidden state a layer and compute the rest again in the backward pass. Raises UserError."""
+    if not model.supports_gradient_checkpointing:
+        raise UserError("this architecture has no gradient_checkpointing: leave it out, and lower --micro_batch_tokens")
+    model.activation_checkpointing_enable({"use_reentrant": False})
 
 
 def default_lr(policy) -> float:

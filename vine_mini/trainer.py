@@ -50,7 +50,7 @@ class Trainer:
         if config.prompts > len(self.prompts):
             raise UserError(f"prompts = {config.prompts}, but there are only {len(self.prompts)} training problems")
         if config.gradient_checkpointing:
-            policy.activation_checkpointing_enable({"use_reentrant": False})  # in train mode: less memory, computed twice
+            models.checkpoint_activations(policy)
         with_reference = self.algorithm.needs_reference and config.kl_coef > 0
         self.reference = models.reference_copy(policy, config.bf16 and not self.algorithm.examples) if with_reference else None
         self.low_precision = models.bfloat16_copy(policy) if config.bf16 else None

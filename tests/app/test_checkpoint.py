@@ -303,3 +303,27 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_checkpoint(tmp_path):
         assert sorted(tmp_path.rglob("*")) == files
     checkpoint.resume(reader, tmp_path)
     assert numbers_in(reader) == {1.0}
+
+
+def test_a_users_own_copy_of_a_checkpoint_stays(empty_folder, no_pictures, capsys):
+    small = "--steps 2 --prompts 2 --group 2 --minibatch_size 4 --k 1 --eval_problems 2 --eval_samples 1 --out run".split()
+    assert main(["train", *small, "--iterations", "1"]) == 0
+    shutil.copytree("run/checkpoints/1", "run/checkpoints/1-mine")
+    assert main(["train", "--resume", "run", "--iterations", "2"]) == 0
+    assert {path.name for path in Path("run/checkpoints").iterdir()} == {"2", "1-mine"}
+
+
+def test_a_run_without_its_metrics_is_one_line(empty_folder, no_pictures, capsys):
+    small = "--steps 2 --prompts 2 --group 2 --minibatch_size 4 --k 1 --eval_problems 2 --eval_samples 1 --out run".split()
+    assert main(["train", *small, "--iterations", "1"]) == 0
+    Path("run/metrics.jsonl").unlink()
+    for more in ([], ["--iterations", "2"]):
+        assert main(["train", "--resume", "run", *more]) == 2
+        assert "metrics.jsonl is gone or empty" in capsys.readouterr().err
+
+
+def test_a_start_policy_that_was_another_run_s_stays_the_same_one(empty_folder):
+    """RUN/policy is a link. When that run went on, the reference of this one was its newer policy."""
+    Path("a/checkpoints/1").mkdir(parents=True)
+    Path("a/policy").symlink_to("checkpoints/1")
+    assert TrainConfig(model="a/policy").model == str((empty_folder / "a/checkpoints/1").resolve())

@@ -355,3 +355,37 @@ def test_whoever_says_yes_goes_on(empty_folder):
     with pytest.raises(UserError, match="add --yes to go on"):
         check_cost(config, 10**9, 10**9, 10)
     check_cost(replace(config, yes=True), 10**9, 10**9, 10)
+
+
+def test_sft_saves_its_policy_before_an_evaluation_that_may_fail(empty_folder, capsys, monkeypatch):
+    def fail(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vine_mini.app.commands._evaluate", fail)
+    small = "--updates 20 --batch_size 2 --hidden 16 --layers 1".split()  # 20 updates once divided by zero
+    assert main(["sft", *small, "--out", "tiny"]) == 130
+    assert load_policy("tiny", "cpu")[0].num_parameters() > 0 and "(not evaluated)" in Path("tiny/README.md").read_text()
+
+
+def test_sft_looks_at_the_test_problems_before_it_trains(empty_folder, capsys):
+    Path("data").mkdir()
+    Path("data/train.jsonl").write_text(json.dumps({"question": "1+1?", "answer": 2}))
+    Path("data/test.jsonl").write_text(json.dumps({"question": "long " * 2000, "answer": 2}))
+    data = ["--task", "jsonl", "--data", "data", "--max_new_tokens", "20"]
+    assert main(["sft", *data, "--updates", "1", "--hidden", "16", "--layers", "1", "--out", "tiny"]) == 2
+    assert "but the model sees only 1024" in capsys.readouterr().err and not Path("tiny").exists()
+
+
+def test_a_second_training_that_diverges_replaces_what_the_first_one_left(empty_folder, capsys):
+    for _ in range(2):
+        assert main("sft --updates 3 --batch_size 2 --hidden 16 --layers 1 --lr 1e30 --out tiny".split()) == 2
+        assert "tiny-diverged/diverged.json has the ids" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("out", [".", "..", "x" * 250])
+def test_what_no_folder_can_be_renamed_to_is_refused_before_work(out, empty_folder, capsys):
+    (empty_folder / "here").mkdir()
+    os.chdir("here")
+    assert main(["sft", "--updates", "0", "--hidden", "16", "--layers", "1", "--out", out]) == 2
+    said = capsys.readouterr().err
+    assert ("name a folder inside it" in said or "too long" in said or "already holds" in said) and said.count("\n") == 1

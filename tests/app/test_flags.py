@@ -94,8 +94,16 @@ def test_what_the_user_wrote_is_echoed_in_part_and_without_control_characters(ca
 def test_a_saved_config_may_write_numbers_as_yaml_does_not(empty_folder):
     """YAML reads 1e-5 as text, which a resumed run compared with a number."""
     Path("run").mkdir()
-    Path("run/config.yaml").write_text("lr: 1e-5")
+    Path("run/config.yaml").write_text("task: arithmetic\nalgorithm: ppo\nlr: 1e-5")
     assert parse(TrainConfig, "train", ["--resume", "run"]).lr == 1e-5
+
+
+def test_a_saved_config_without_its_algorithm_is_refused(empty_folder):
+    """The default algorithm went on with a run of another one, and with another learning rate."""
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text("task: arithmetic\nlr: 1e-5")
+    with pytest.raises(UserError, match=r"run/config\.yaml lacks algorithm: put the lines back"):
+        parse(TrainConfig, "train", ["--resume", "run"])
 
 
 def test_two_whole_configurations_at_once_are_refused(tmp_path, capsys):

@@ -1,5 +1,7 @@
 """The memory estimate counts what is really allocated. `tests/benchmarks` compares it with the peak of a process."""
 
+from types import SimpleNamespace
+
 import conftest
 import pytest
 import torch
@@ -126,3 +128,14 @@ def test_on_a_gpu_slots_stay_and_each_group_of_slots_copies_its_trunk(monkeypatc
     reading = estimate(llama(4, 4), config, 30)["sampling: KV cache"]  # on a CPU the slots come later
     monkeypatch.setattr(memory, "uses_graphs", lambda device: True)
     assert estimate(llama(4, 4), config, 30)["sampling: KV cache"] == reading + (64 * 8 + 64 // 4 * 38) * 4 * 2 * 64 * 4
+
+
+def test_sizes_that_differ_between_layers_count_as_the_largest():
+    class Config:
+        intermediate_size, per_layer_config = [64, 128], [SimpleNamespace(head_dim=16), SimpleNamespace(head_dim=32)]
+
+        @property
+        def head_dim(self):
+            raise RuntimeError("it differs between layers")
+
+    assert [memory._largest(Config(), name) for name in ("intermediate_size", "head_dim", "n_inner")] == [128, 32, None]

@@ -2,6 +2,7 @@
 
 import torch
 
+from vine_mini import cli
 from vine_mini.lengthgen import pictures, theory
 from vine_mini.lengthgen.config import LengthgenConfig, decoder_config
 from vine_mini.lengthgen.probe import RIDGE, fit, means, places, probe
@@ -73,3 +74,11 @@ def test_each_point_of_the_picture_stands_above_its_place(monkeypatch, tmp_path)
     monkeypatch.setattr(pictures, "save_figure", lambda figure, path: drawn.extend(figure.axes[0].get_lines()))
     pictures.plot_probe({"trained": trained, "constructed": built}, {"task": "sum", "settings": {"scratchpad": "none"}}, tmp_path)
     assert [list(line.get_xdata()) for line in drawn[:4]] == [[*range(10)]] * 2 + [[0, 1, 2, 3, 4, 9]] * 2
+
+
+def test_prompts_that_differ_at_one_position_have_nothing_to_probe(tmp_path, capsys):
+    small = "--steps 1 --hidden 16 --heads 2 --head_dim 8 --examples 2 --batch_size 2 --seeds 0 --processes 1".split()
+    lengths = "--task sum --train_lengths 1 1 --test_lengths 2 2 --encodings nope".split()
+    assert cli.main(["lengthgen", *small, *lengths, "--out", str(tmp_path / "run")]) == 0
+    assert cli.main(["lengthgen", "probe", str(tmp_path / "run"), "--examples", "2"]) == 2
+    assert "nothing to probe" in capsys.readouterr().err

@@ -163,3 +163,23 @@ def test_data_that_is_not_there(tmp_path):
 
 def test_the_prompt_tells_how_to_end():
     assert "{question}" in jsonl.TEMPLATE and '"#### answer"' in jsonl.TEMPLATE
+
+
+@pytest.mark.parametrize(
+    "answer, text", [("0.00001", "0.00001"), ("1e22", "10000000000000000000000"), ("1e-05", "0.00001"), ("-0.5", "-0.5")]
+)
+def test_a_json_number_is_the_number_that_was_written(answer, text):
+    problem = jsonl.parse_row(json.loads(f'{{"question": "q", "answer": {answer}}}'), "line 1")
+    assert jsonl.reward(problem, f"#### {text}") == 1.0
+
+
+@pytest.mark.parametrize("answer", ["NaN", "Infinity", "1e400"])
+def test_what_is_no_number_is_refused(answer):
+    with pytest.raises(UserError, match=r"line 1: 'answer' is .*, which is no number"):
+        jsonl.parse_row(json.loads(f'{{"question": "q", "answer": {answer}}}'), "line 1")
+
+
+def test_half_a_character_is_refused():
+    for name in ("question", "answer"):
+        with pytest.raises(UserError, match=f"needs a text field '{name}'"):
+            jsonl.parse_row({"question": "q", "answer": "a"} | {name: "cut \ud83d"}, "line 1")

@@ -98,14 +98,33 @@ def test_own_files_of_one_name_do_not_clash(tmp_path):
      ("def f():\n    return 1 / 0\n\nf()\n", "line 2: ZeroDivisionError: division by zero"), ("import json\n\njson.loads('{')\n", "line 3: JSONDecodeError: Expecting"),
      ("import sys\nsys.exit(3)", "line 2: SystemExit: 3"), ("raise ValueError('two\\nlines')", "line 1: ValueError: two lines$"), ("\0", "SyntaxError"),
      (OWN.replace("def reward", "def rewards"), "my_task.py lacks reward: a task needs TEMPLATE, "), ("TEMPLATE = '{question}'", "lacks ANSWER_MARK, DEFAULTS, problems, extract_answer, reward:"),
-     (OWN.replace("{question}", "question"), "TEMPLATE must contain {question}")],
+     (OWN.replace("{question}", "question"), "TEMPLATE must contain {question}"), (OWN + "TEMPLATE = ['{question}']", "TEMPLATE must contain {question}"),
+     (OWN + "ANSWER_MARK = ['=']", "ANSWER_MARK must be text or None"), (OWN + "DEFAULTS = [1]", "DEFAULTS must be a dictionary of numbers"),
+     (OWN + "DEFAULTS = {'max_new_tokens': '8'}", "DEFAULTS must be"), (OWN + "DEFAULTS = {'max_new_tokens': 8.5}", "max_new_tokens must be a whole number")],
 )  # fmt: skip
 def test_mistakes_in_an_own_task_are_one_line(tmp_path, text, says):
     before = set(sys.modules)
     with pytest.raises(UserError, match=says) as raised:
         tasks.get(own_task(tmp_path, text))
     assert "my_task.py" in str(raised.value) and "\n" not in str(raised.value)
-    assert "lacks" in says or "TEMPLATE" in says or set(sys.modules) == before
+    assert "lacks" in says or "must" in says or set(sys.modules) == before
+
+
+def test_what_the_functions_of_an_own_task_raise_names_the_line(tmp_path, tokenizer):
+    task = tasks.get(own_task(tmp_path, OWN + "def reward(problem, text):\n    return {}[text]\n"))
+    assert tasks.get(str(tmp_path / "my_task.py")).reward is task.reward  # told once
+    line = (OWN + "def reward(problem, text):\n    return").count("\n") + 1
+    with pytest.raises(UserError, match=rf"my_task.py, line {line}: KeyError: '=> 1'"):
+        tasks.grade(task, Problem("a", "", "1"), of_ids(tokenizer("=> 1")["input_ids"], True), tokenizer)
+
+
+@pytest.mark.parametrize(
+    "returns", ["[]", "[1], [2]", "[('q', 's', 'a')], []", "[Problem('q', 's', 1)], [Problem('q', 's', 'a')]"]
+)
+def test_problems_of_an_own_task_are_two_lists_of_problems(returns, tmp_path):
+    path = own_task(tmp_path, OWN + f"def problems(config):\n    return {returns}\n")
+    with pytest.raises(UserError, match=r"problems\(\) must return two lists of Problem, whose three fields are text"):
+        tasks.load_problems(SimpleNamespace(task=path))
 
 
 def test_a_task_that_does_not_exist(tmp_path):

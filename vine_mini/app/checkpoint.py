@@ -12,6 +12,7 @@ Seeds follow from the iteration, so a resumed run continues exactly as the unint
 
 import json
 import math
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from vine_mini.types import UserError
 
 STATE = "training_state.safetensors"
 COUNTERS = ("iteration", "updates")
+OWN = re.compile(r"(best-)?\d+(\.partial)?")  # names in RUN/checkpoints; a user may keep copies of other names there
 
 
 def save(trainer, run: Path) -> None:
@@ -35,7 +37,8 @@ def save(trainer, run: Path) -> None:
         point(link, target)
     every, linked = trainer.config.keep_every, {target.name, (run / "best").resolve().name}
     for other in list(target.parent.iterdir()):  # older checkpoints, and what an interrupted save has left
-        if other.name not in linked and not (every and other.name.isdecimal() and int(other.name) % every == 0):
+        kept = every and other.name.isdecimal() and int(other.name) % every == 0
+        if OWN.fullmatch(other.name) and other.name not in linked and not kept:
             discard(other)
 
 

@@ -85,13 +85,14 @@ def sft(config: SFTConfig) -> int:
     """The `sft` command."""
     folder = new_folder(config.out, f"sft-{task_name(config)}")
     model, tokenizer, loss, lr = imitate(config, folder)
+    with whole(folder) as fresh:  # before the evaluation, in which the policy could be lost
+        models.save_policy(model, tokenizer, fresh)
+        write_text(fresh / "README.md", model_card(replace(config, lr=lr), loss, "(not evaluated)"))
+    print(f"policy: {folder} ({model.num_parameters():,} parameters)")
     result = _evaluate(config, model, tokenizer, config.eval_temperature, config.eval_problems, config.eval_samples)
     measured = table({f"temperature {config.eval_temperature:g}": result})
     print(measured)
-    with whole(folder) as fresh:
-        models.save_policy(model, tokenizer, fresh)
-        write_text(fresh / "README.md", model_card(replace(config, lr=lr), loss, measured))
-    print(f"policy: {folder} ({model.num_parameters():,} parameters)")
+    write_text(folder / "README.md", model_card(replace(config, lr=lr), loss, measured))
     return 0
 
 

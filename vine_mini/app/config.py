@@ -31,14 +31,15 @@ class Range:
 
     def __str__(self):
         start = f"above {self.low}" if self.above else f"at least {self.low}"
-        return start if self.high == math.inf else f"{start} and at most {self.high}"
+        return start if self.high >= LARGE else f"{start} and at most {self.high}"
 
 
 Count = Annotated[int, Range(1, 10**9)]
 Several = Annotated[int, Range(2, 10**9)]
 Whole = Annotated[int, Range(0, 10**9)]
-Amount = Annotated[float, Range(0)]
-Positive = Annotated[float, Range(0, above=True)]
+LARGE = 1e30  # near the largest float32
+Amount = Annotated[float, Range(0, LARGE)]
+Positive = Annotated[float, Range(0, LARGE, above=True)]
 Share = Annotated[float, Range(0, 1)]
 PositiveShare = Annotated[float, Range(0, 1, above=True)]
 Seconds = Annotated[float, Range(0, 7 * 86_400, above=True)]
@@ -111,7 +112,8 @@ class Common:
 def take_policy_of_run(config) -> None:
     """Sets `model` to the policy of `config.run`, if there is one. Raises UserError."""
     if config.run is not None:
-        if config.model not in (None, policy := str(Path(config.run, "policy").absolute())):
+        policy = str(Path(config.run, "policy").absolute())
+        if config.model is not None and Path(config.model).resolve() != Path(policy).resolve():
             raise UserError("--run and --policy: a run brings its own policy, so leave out one of them")
         config.model = policy
         if not Path(config.model).is_dir():
@@ -140,7 +142,7 @@ class TrainConfig(Common):
     temperature: Positive = knob(1.0, "Of responses and rollouts; log-probs are taken at it too.")
     top_p: PositiveShare = knob(1.0, "Nucleus sampling. Below 1 the ratio is biased: log-probs are of the whole distribution.")
     importance_cap: Amount = knob(0.0, "bf16: weigh a token by policy / sampler, at most this (2 is usual); 0: all weigh 1.")
-    epochs: Count = knob(2, "Passes over an iteration's episodes.")
+    epochs: Annotated[int, Range(1, 10_000)] = knob(2, "Passes over an iteration's episodes.")
     minibatch_size: Count = knob(64, "Episodes in an update.")
     micro_batch_tokens: Count = knob(8192, "Tokens in a forward pass, padding included; fewer: less memory, same gradients.")
     lr: Amount | None = knob(None, "AdamW's learning rate. Left out: 1e-6, or 1e-4 for less than ten million parameters.")
@@ -172,7 +174,7 @@ class TrainConfig(Common):
     def __post_init__(self):
         super().__post_init__()
         if self.model and Path(self.model).is_dir() and self.model not in POLICIES:
-            self.model = str(Path(self.model).absolute())  # a run can then be resumed from any folder
+            self.model = str(Path(self.model).resolve())  # from any folder, and also when RUN/policy leads elsewhere
         one_of(self, "algorithm", ALGORITHMS)
         one_of(self, "kl_kind", ("k1", "k2", "k3"))
         one_of(self, "divisor", DIVISORS)

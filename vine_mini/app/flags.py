@@ -65,6 +65,8 @@ def parse(config_class, prog: str, argv: list[str]):
         if not Path(source, "config.yaml").is_file():
             raise UserError(f"there is no {source}/config.yaml: --{name} needs the folder of a run")
         values = read_preset(f"{source}/config.yaml")
+        if missing := {"task", "algorithm", "lr"} - {*values}:
+            raise UserError(f"{source}/config.yaml lacks {', '.join(sorted(missing))}: put the lines back")
         own = set() if name == "resume" else {"model"} if issubclass(config_class, TrainConfig) else {"model", "group"}
         usable = names - own  # `credit` and `credit-cost` load RUN/policy, and `credit` has its own group
     flags = [f"--{name}={value}" for name, value in values.items() if name in usable and value is not None]

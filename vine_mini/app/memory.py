@@ -101,11 +101,20 @@ def format_memory(parts: dict[str, int]) -> str:
 def _sizes(model, config, device) -> _Sizes:
     c = model.config.get_text_config()  # a model of text and pictures has one for each
     heads, width = c.num_attention_heads, c.hidden_size
-    head_dim = getattr(c, "head_dim", None) or width // heads
-    inner = getattr(c, "intermediate_size", None) or getattr(c, "n_inner", None) or 4 * width
-    keys = head_dim * (getattr(c, "num_key_value_heads", None) or heads)
+    head_dim = _largest(c, "head_dim") or width // heads
+    inner = _largest(c, "intermediate_size") or _largest(c, "n_inner") or 4 * width
+    keys = head_dim * (_largest(c, "num_key_value_heads") or heads)
     rest = 2 if config.bf16 else 4, logits_at_once(device), uses_graphs(device)
     return _Sizes(width, inner, heads * head_dim, keys, c.num_hidden_layers, c.vocab_size, *rest)
+
+
+def _largest(config, name: str) -> int | None:
+    """A size, where the config has it; the largest one, where layers have different sizes (Gemma 3n and 4)."""
+    try:
+        found = getattr(config, name, None)
+    except RuntimeError:  # how transformers says that it differs between layers
+        found = [getattr(layer, name) for layer in config.per_layer_config]
+    return max(found) if isinstance(found, (list, tuple)) else found
 
 
 def _phases(config, longest_prompt: int):

@@ -39,6 +39,8 @@ def new_folder(out: str | None, name: str) -> Path:
     """
     tries = (Path("runs") / (name if n == 1 else f"{name}-{n}") for n in count(1))
     path = next(path for path in tries if not path.exists()) if out is None else Path(out)
+    if path.name in ("", "..") or path.is_mount():  # nothing can be renamed to it
+        raise UserError(f"--out {path}: name a folder inside it")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} already holds something: choose another --out, or remove it")
     check_writable(path)
@@ -46,7 +48,12 @@ def new_folder(out: str | None, name: str) -> Path:
 
 
 def check_writable(path: Path) -> None:
-    """Raises UserError where `path` cannot be created: its nearest existing parent is no folder, or may not be written to."""
+    """Raises UserError where `path` cannot be created: its nearest existing parent is no folder, or may not be written to.
+
+    A name of more than 200 bytes is refused too: the file systems' usual limit is 255, and longer names are made from it.
+    """
+    if len(os.fsencode(path.name)) > 200:
+        raise UserError(f"{path}: this name is too long")
     parent = next(p for p in path.absolute().parents if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise UserError(f"{path} cannot be written: {parent} is not a folder that may be written to")
@@ -62,6 +69,8 @@ class Run:
             if path.exists():
                 write_rows(path, [row for row in _rows(path) if row["iteration"] <= iteration])
         self.rows = _rows(folder / "metrics.jsonl")
+        if iteration and not self.rows:
+            raise UserError(f"{folder / 'metrics.jsonl'} is gone or empty, so the run cannot go on: put it back")
         if best := self.best():
             checkpoint.restore_best(folder, best["iteration"])
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from vine_mini import tasks
 from vine_mini.app.cost import check_cost
-from vine_mini.app.files import whole, write_diverged
+from vine_mini.app.files import discard, whole, write_diverged
 from vine_mini.app.setup import policy_name, task_name
 from vine_mini.health import Diverged, finite, located
 from vine_mini.logprobs import response_logprobs
@@ -38,7 +38,7 @@ def imitate(config, folder: Path):
     longest = 1 + max(map(len, tokenizer([p.solution for p in train], add_special_tokens=False)["input_ids"]))
     if longest > config.max_new_tokens:
         raise UserError(f"the longest solution has {longest} tokens: raise --max_new_tokens (now {config.max_new_tokens})")
-    tasks.check_prompts(prompts, context_length(model), config.max_new_tokens)
+    tasks.check_prompts(prompts + tasks.prompt_ids(test, tokenizer, config), context_length(model), config.max_new_tokens)
     ends = eos_ids(model, tokenizer)
     eos = ends[0] if tokenizer.eos_token_id is None else tokenizer.eos_token_id
 
@@ -46,7 +46,9 @@ def imitate(config, folder: Path):
     if config.lr is None:
         print(f"lr = {lr:g}, the default for {what}")
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(config.updates, 2), pct_start=0.05)
+    total = max(config.updates, 2)
+    rise = max(0.05, 1.5 / total)  # at exactly one update it would divide by 0
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=total, pct_start=rise)
     losses = []
     bar = tqdm(range(config.updates), desc="sft", dynamic_ncols=True)
     for n in bar:
@@ -61,6 +63,7 @@ def imitate(config, folder: Path):
                 losses.append(_gradients(model, batch, config, device))
         except Diverged as error:
             folder = folder.with_name(f"{folder.name}-diverged")
+            discard(folder)  # of an earlier training that diverged
             with whole(folder) as fresh:
                 save_policy(model, tokenizer, fresh)
             write_diverged(folder, error)

@@ -17,7 +17,8 @@ from vine_mini.app.setup import policy_name
 from vine_mini.credit_page.config import CreditConfig
 from vine_mini.credit_page.measure import Resting
 from vine_mini.sampling import sample
-from vine_mini.tasks.gsm8k import read_jsonl
+from vine_mini.tasks.gsm8k import read_jsonl, text_field
+from vine_mini.tasks.jsonl import with_text_answer
 from vine_mini.types import Episodes, Problem, Trajectory, UserError, derive_seed
 
 CRITIC_RESPONSES = 128  # in an iteration, each to another problem
@@ -50,19 +51,14 @@ def read_own(path: Path, task) -> list[Own]:
 
 def _fields(row, where: str) -> tuple[str, str, str, str | None, bool]:
     """where, question, answer, response (None: to be sampled), finished"""
-    if isinstance(row, dict) and type(row.get("answer")) in (int, float):
-        row = row | {"answer": str(row["answer"])}
     if not isinstance(row, dict):
         raise UserError(f"{where}: not a JSON object with question, answer and response")
-    for name in ("question", "answer", "response"):
-        text = row.get(name)
-        if text is None and name == "response":
-            continue
-        if not isinstance(text, str) or not text.strip() or text.encode(errors="ignore").decode() != text:
-            raise UserError(f"{where}: needs a text field {name!r}")
+    row = with_text_answer(row, where)
+    question, answer = text_field(row, "question", where), text_field(row, "answer", where)
+    response = None if row.get("response") is None else text_field(row, "response", where)
     if not isinstance(row.get("finished", True), bool):
         raise UserError(f"{where}: 'finished' says whether the response ended by itself, so it is true or false")
-    return where, row["question"], row["answer"], row.get("response"), row.get("finished", True)
+    return where, question, answer, response, row.get("finished", True)
 
 
 def group_of(trainer: Resting, config: CreditConfig, number: int, own: list[Own]) -> Episodes:
@@ -101,6 +97,7 @@ def resting_trainer(config: CreditConfig, own: list[Own], model: str | None = No
     settings |= {name: getattr(config, name) for name in ("temperature", "step_tokens")}
     settings |= {name: getattr(saved, name) for name in ("lam", "gamma", "top_p", "adam_8bit")}
     settings |= dict(lr=0.0, critic_lr=10 * models.default_lr(policy), kl_coef=0.0, iterations=max(1, config.critic_iterations))
+    settings |= dict(eval_temperature=1.0)  # nothing is evaluated
     settings |= dict(prompts=prompts, group=1, minibatch_size=prompts // 2 if prompts % 2 == 0 else prompts)
     algorithm = "ppo" if with_critic else "reinforce"
     trainer = Resting(TrainConfig(algorithm=algorithm, **settings), policy, tokenizer, train, problems or test)

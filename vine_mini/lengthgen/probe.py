@@ -23,6 +23,7 @@ from vine_mini.lengthgen import theory
 from vine_mini.lengthgen.config import LengthgenConfig, decoder_config
 from vine_mini.lengthgen.results import load_model
 from vine_mini.lengthgen.train import collate, evaluation_examples
+from vine_mini.types import UserError
 
 RIDGE = 1e-6  # times the mean variance of the inputs
 TARGETS = {"t": lambda t: t, "1/t": lambda t: 1 / t}
@@ -123,6 +124,8 @@ def probe_folder(results: dict, folder: str | Path, n: int, progress=None) -> di
             yield ids, (mask.cumsum(dim=1) == 0) & (ids != ids[:1]).any(dim=0)  # of the prompt, and not the same in all rows
 
     training = [*batches(seen, 0)]
+    if len({t for ids, counts in training for t in counts.any(dim=0).nonzero()[:, 0].tolist()}) < 2:
+        raise UserError("the prompts differ at fewer than two positions, so there is nothing to probe: take longer ones")
     tests = {"seen": [*batches(seen, 1)], "longer": [*batches(longer, 1)]}
     table: dict[str, list[dict]] = {name: [] for name in NETWORKS}
     for seed in config.seeds:

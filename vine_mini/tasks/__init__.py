@@ -16,7 +16,7 @@ path/to/my_task.py` loads a user's own file. No module outside this folder knows
 from collections.abc import Sequence
 from numbers import Real
 
-from vine_mini.tasks.loading import BUILT_IN, get
+from vine_mini.tasks.loading import BUILT_IN, get, two_lists
 from vine_mini.tasks.prompts import check_prompts, demonstration, prompt_ids
 from vine_mini.types import Problem, Trajectory, UserError
 
@@ -24,8 +24,8 @@ __all__ = ["BUILT_IN", "check_prompts", "demonstration", "get", "grade", "load_p
 
 
 def load_problems(config) -> tuple[list[Problem], list[Problem]]:
-    """The (train, test) problems of `config.task`. Raises UserError where a split is empty."""
-    splits = train, test = get(config.task).problems(config)
+    """The (train, test) problems of `config.task`. Raises UserError where a split is empty, or holds something else."""
+    splits = train, test = two_lists(get(config.task).problems(config), config.task)
     if not all(splits):
         raise UserError(f"the {'test' if train else 'train'} split of {config.task} is empty")
     return train, test

@@ -61,10 +61,11 @@ def parse_row(row, where: str) -> Problem:
 
 
 def text_field(row, name: str, where: str) -> str:
-    """`row[name]`. Raises UserError where that is not a text or is blank."""
-    if not isinstance(row, dict) or not isinstance(row.get(name), str) or not row[name].strip():
+    """`row[name]`. Raises UserError where that is not a text, is blank, or holds half a character (a cut emoji)."""
+    text = row.get(name) if isinstance(row, dict) else None
+    if not isinstance(text, str) or not text.strip() or text.encode(errors="ignore").decode() != text:
         raise UserError(f"{where}: needs a text field {name!r}")
-    return row[name]
+    return text
 
 
 def read_jsonl(path: Path, parse: Callable[..., Any] = parse_row) -> list:

@@ -12,7 +12,9 @@ How a response is graded:
 - Calculator annotations of GSM8K are removed from data and responses.
 """
 
+import math
 import zlib
+from decimal import Decimal
 from pathlib import Path
 
 from vine_mini.tasks import gsm8k
@@ -40,14 +42,23 @@ def problems(config) -> tuple[list[Problem], list[Problem]]:
 
 def parse_row(row, where: str) -> Problem:
     """One line -> Problem. The answer may be a JSON number. `where` names the line in messages."""
-    if isinstance(row, dict) and type(row.get("answer")) in (int, float):
-        row = row | {"answer": str(row["answer"])}
+    row = with_text_answer(row, where)
     question, answer = gsm8k.text_field(row, "question", where), gsm8k.text_field(row, "answer", where)
     solution = gsm8k.CALCULATOR.sub("", answer if ANSWER_MARK in answer else f"{ANSWER_MARK} {answer}")
     problem = Problem(question, solution, _canonical(solution.split(ANSWER_MARK)[-1]))
     if not reward(problem, solution):
         raise UserError(f"{where}: 'answer' must be one line, or end in one line '#### answer'")
     return problem
+
+
+def with_text_answer(row, where: str):
+    """The row with its answer as text, if that is a JSON number. Raises UserError for NaN and Infinity."""
+    answer = row.get("answer") if isinstance(row, dict) else None
+    if type(answer) not in (int, float):
+        return row
+    if not math.isfinite(answer):
+        raise UserError(f"{where}: 'answer' is {answer}, which is no number")
+    return row | {"answer": format(Decimal(str(answer)), "f")}  # 0.00001 and not 1e-05
 
 
 def reward(problem: Problem, text: str) -> float:

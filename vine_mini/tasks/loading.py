@@ -1,11 +1,14 @@
 """Where a task comes from: a built-in module by its name, or a user's own Python file by its path."""
 
-from vine_mini.loading import load_file
+from pathlib import Path
+
+from vine_mini.loading import load_file, told
 from vine_mini.tasks import arithmetic, decisive, gsm8k, jsonl, math
-from vine_mini.types import UserError
+from vine_mini.types import Problem, UserError
 
 BUILT_IN = {"arithmetic": arithmetic, "decisive": decisive, "gsm8k": gsm8k, "jsonl": jsonl, "math": math}
 NAMES = ("TEMPLATE", "ANSWER_MARK", "DEFAULTS", "problems", "extract_answer", "reward")
+FUNCTIONS = ("problems", "extract_answer", "reward", "demonstration", "step_starts")
 
 
 def get(name: str):
@@ -18,6 +21,28 @@ def get(name: str):
     if not name.endswith(".py"):
         raise UserError(f"unknown task {name!r}: choose from {', '.join(BUILT_IN)}, or give the path of a .py file")
     module = load_file(name, "task", NAMES)
-    if "{question}" not in str(module.TEMPLATE):
-        raise UserError(f"{module.__file__}: TEMPLATE must contain {{question}}")
+    limits = module.DEFAULTS if isinstance(module.DEFAULTS, dict) else {"": None}
+    for right, says in (
+        (isinstance(module.TEMPLATE, str) and "{question}" in module.TEMPLATE, "TEMPLATE must contain {question}"),
+        (isinstance(module.ANSWER_MARK, str | None), "ANSWER_MARK must be text or None"),
+        (all(type(x) in (int, float) for x in limits.values()), "DEFAULTS must be a dictionary of numbers"),
+        (type(limits.get("max_new_tokens", 1)) is int, "DEFAULTS: max_new_tokens must be a whole number"),
+    ):
+        if not right:
+            raise UserError(f"{module.__file__}: {says}")
+    for function in FUNCTIONS:
+        if hasattr(module, function):
+            setattr(module, function, told(getattr(module, function), Path(module.__file__)))
     return module
+
+
+def two_lists(found, task: str) -> tuple[list[Problem], list[Problem]]:
+    """What the task's `problems` returned. Raises UserError for anything but two lists of Problem whose fields are text."""
+    try:
+        train, test = found
+        texts = [text for problem in (*train, *test) for text in (problem.question, problem.solution, problem.answer)]
+    except (TypeError, ValueError, AttributeError):
+        texts = [None]
+    if not all(isinstance(text, str) for text in texts):
+        raise UserError(f"{task}: problems() must return two lists of Problem, whose three fields are text")
+    return list(train), list(test)

@@ -143,8 +143,10 @@ def train(config: TrlConfig, folder: Path) -> None:
     config.lr = models.default_lr(policy) if config.lr is None else config.lr
     if config.prompts > len(problems):
         raise UserError(f"prompts = {config.prompts}, but there are only {len(problems)} training problems")
-    longest = max(map(len, tasks.prompt_ids(problems, tokenizer, config)))
-    arguments, saved = grpo_arguments(config, RANKS, longest), (folder / "policy").resolve() if config.resume else None
+    prompts = tasks.prompt_ids(problems, tokenizer, config)
+    tasks.check_prompts(prompts, models.context_length(policy), config.max_new_tokens)
+    arguments = grpo_arguments(config, RANKS, max(map(len, prompts)))
+    saved = (folder / "policy").resolve() if config.resume else None
     if saved and not (saved / "trainer_state.json").is_file():
         raise UserError(f"{folder} has no checkpoint of TRL to go on from")
     done = json.loads((saved / "trainer_state.json").read_text())["global_step"] if saved else 0
@@ -229,7 +231,7 @@ def main(argv: list[str] | None = None) -> int:
         with _lost(folder):
             train(config, folder)
         return 0
-    except UserError as error:
+    except (UserError, OSError) as error:
         if RANK == 0 or torch.distributed.is_initialized():  # before that, all processes find the same mistake
             print(f"vine_mini.integrations.trl: {error}", file=sys.stderr)
         return 2
