@@ -288,7 +288,7 @@ def test_a_server_that_is_lost_or_late_is_an_error_of_seconds(monkeypatch, answe
         )
         session.mount("http://", adapter)
         client = SimpleNamespace(session=session, base_url=f"http://127.0.0.1:{server.getsockname()[1]}", model="m")
-        trainer = SimpleNamespace(problems=[SimpleNamespace(question="2 + 2?")])
+        trainer = SimpleNamespace(prompts={"2 + 2?": [1]}, config=SimpleNamespace(max_new_tokens=8))
         start = time.monotonic()
         with pytest.raises(OSError):
             trl.VinePPOTrainer._check_server(trainer, client)
