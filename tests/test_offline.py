@@ -189,7 +189,7 @@ def test_it_learns(name, lr):
     more = dict(
         prompts=64, group=16, minibatch_size=64, warmup=5, eval_problems=100, eval_samples=4, epochs=2, max_new_tokens=140
     )
-    trainer = build_trainer(TrainConfig(task="decisive", algorithm=name, lr=lr, iterations=3, **more))
+    trainer = build_trainer(TrainConfig(task="decisive", algorithm=name, lr=lr, iterations=4, **more))
     before = trainer.evaluate(with_kl=False)["pass@1"]
     list(trainer.train())
     after = trainer.evaluate(with_kl=False)["pass@1"]

@@ -124,7 +124,7 @@ print(f"\nthis run: {format_memory(memory_estimate(trainer))}\n")
 before, log = trainer.evaluate(with_kl=False), []
 for metrics, episodes, _ in trainer.train():
     log.append(metrics)
-    seconds = ", ".join(f"{phase} {metrics[f'seconds_{phase}']:.2f} s" for phase in PHASES)
+    seconds = ", ".join(f"{phase} {metrics[f'seconds_{phase}']:.2f} s" for phase in PHASES if f"seconds_{phase}" in metrics)
     more = metrics["rollout_tokens"] / (metrics["length"] * len(episodes.trajectories))
     print(f"iteration {metrics['iteration']}: reward {metrics['reward']:.2f}; {seconds};", end=" ")
     print(f"{metrics['unique_states']} distinct states of {metrics['states']}, {more:.1f} rollout tokens for each response token")
