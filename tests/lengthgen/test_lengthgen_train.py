@@ -533,6 +533,7 @@ def test_training_that_diverges_is_told(run, tmp_path):
     assert code == 2 and "training diverged at update" in err and "lower --lr" in err and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_does_not_stop_its_neighbours(run, tmp_path, monkeypatch):
     whole = sweep_module.train
 
@@ -549,6 +550,7 @@ def test_a_run_that_diverges_does_not_stop_its_neighbours(run, tmp_path, monkeyp
     assert [each["encoding"] for each in made] == ["nope", "t5"]
 
 
+@pytest.mark.slow
 def test_lost_results_beside_models_are_made_again(run, tmp_path):
     words = ("--encodings", "nope", "--seeds", 0, "--steps", 2, "--processes", 1, "--out", tmp_path / "run")
     assert run(*words)[0] == 0
