@@ -129,5 +129,8 @@ def test_a_dollar_in_the_name_of_a_task_is_drawn(empty_folder, capsys):
 
 
 def test_numbers_beyond_float32_are_refused(capsys):
-    assert main(["train", "--clip", "1e300"]) == 2 and "clip = 1e+300: must be at least 0" in capsys.readouterr().err
+    assert (
+        main(["train", "--clip", "1e300"]) == 2
+        and "clip = 1e+300: must be at least 0 and at most 1e+30" in capsys.readouterr().err
+    )
     assert main(["train", "--epochs", "1000000000"]) == 2

@@ -9,7 +9,7 @@
 #
 # $$\rho_t = \frac{\pi(y_t \mid s_t)}{\pi_{\mathrm{old}}(y_t \mid s_t)}$$
 #
-# The *old* policy is the one that sampled the responses. The ratio lets us use its tokens for the current policy: in every
+# The *old* policy is the one that sampled the responses. The ratio lets us use its tokens for the current policy. In every
 # state, the mean of $\rho A$ over tokens of the old policy is the mean of $A$ over tokens of the current policy.
 #
 # $$\sum_y \pi_{\mathrm{old}}(y \mid s)\, \rho(y)\, A(y) = \sum_y \pi(y \mid s)\, A(y)$$

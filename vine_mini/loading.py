@@ -33,7 +33,7 @@ def load_file(name: str, what: str, needed: Sequence[str]):
 
 def told(function: Callable, path: Path) -> Callable:
     """The function of a user's file, whose mistakes become UserErrors that name the line. Told once, it is returned as it is."""
-    if hasattr(function, "__wrapped__"):
+    if hasattr(function, "told"):
         return function
 
     @wraps(function)
@@ -45,6 +45,7 @@ def told(function: Callable, path: Path) -> Callable:
         except Exception as error:
             raise UserError(_says(error, path)) from error
 
+    call.told = True  # type: ignore[attr-defined]
     return call
 
 

@@ -166,7 +166,8 @@ def test_the_prompt_tells_how_to_end():
 
 
 @pytest.mark.parametrize(
-    "answer, text", [("0.00001", "0.00001"), ("1e22", "10000000000000000000000"), ("1e-05", "0.00001"), ("-0.5", "-0.5")]
+    "answer, text",
+    [("0.00001", "0.00001"), ("1e22", "10000000000000000000000"), ("1e-05", "0.00001"), ("-0.5", "-0.5"), ("1" * 400, "1" * 400)],
 )
 def test_a_json_number_is_the_number_that_was_written(answer, text):
     problem = jsonl.parse_row(json.loads(f'{{"question": "q", "answer": {answer}}}'), "line 1")

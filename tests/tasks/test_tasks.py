@@ -116,6 +116,11 @@ def test_what_the_functions_of_an_own_task_raise_names_the_line(tmp_path, tokeni
     line = (OWN + "def reward(problem, text):\n    return").count("\n") + 1
     with pytest.raises(UserError, match=rf"my_task.py, line {line}: KeyError: '=> 1'"):
         tasks.grade(task, Problem("a", "", "1"), of_ids(tokenizer("=> 1")["input_ids"], True), tokenizer)
+    cached = (
+        OWN + "from functools import cache\n@cache\ndef extract_answer(text):\n    return 1 / 0\n"
+    )  # has a __wrapped__ of its own
+    with pytest.raises(UserError, match="ZeroDivisionError"):
+        tasks.get(own_task(tmp_path, cached, name="cached.py")).extract_answer("x")
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ class Range:
 
     def __str__(self):
         start = f"above {self.low}" if self.above else f"at least {self.low}"
-        return start if self.high >= LARGE else f"{start} and at most {self.high}"
+        return start if self.high == math.inf else f"{start} and at most {self.high}"
 
 
 Count = Annotated[int, Range(1, 10**9)]

@@ -17,7 +17,7 @@ def plot_credit(page, path: Path) -> None:
     axis.set(xlim=(-text_wide, wide * len(page.credits)), ylim=(n, -1))
     axis.axis("off")
     for row, text in enumerate(texts):
-        axis.text(-0.1, row + 0.5, text, ha="right", va="center", family="monospace", parse_math=False)
+        axis.text(-0.1, row + 0.5, text, ha="right", va="center", family="monospace")
     for column, credit in enumerate(page.credits):
         left = wide * column
         head = NAMES[credit.name] + (" (σ)" if credit.name == "grpo" else "")
@@ -31,7 +31,6 @@ def plot_credit(page, path: Path) -> None:
     figure.suptitle(
         f"{title}\nreward {page.reward:g}; the advantage of each step, pale within two standard errors",
         fontsize=10,
-        parse_math=False,
     )
     with catch_warnings():
         simplefilter("ignore", UserWarning)  # a character that the font lacks is drawn as a box

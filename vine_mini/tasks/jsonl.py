@@ -56,7 +56,7 @@ def with_text_answer(row, where: str):
     answer = row.get("answer") if isinstance(row, dict) else None
     if type(answer) not in (int, float):
         return row
-    if not math.isfinite(answer):
+    if isinstance(answer, float) and not math.isfinite(answer):
         raise UserError(f"{where}: 'answer' is {answer}, which is no number")
     return row | {"answer": format(Decimal(str(answer)), "f")}  # 0.00001 and not 1e-05
 
