@@ -32,7 +32,7 @@ problem, prompt = trainer.test_problems[0], trainer.test_prompts[0]
 print(problem.question, "\n")
 print(problem.solution, "\n")
 print("the prompt in tokens:", [tokenizer.decode([i]) for i in prompt])
-first_sum = tokenizer.encode(problem.solution.split("=")[0] + "=")  # "1-1=": the next token is the result
+first_operation = tokenizer.encode(problem.solution.split("=")[0] + "=")  # "1-1=": the next token is the result
 
 # %% [markdown]
 # ## One token
@@ -47,7 +47,7 @@ first_sum = tokenizer.encode(problem.solution.split("=")[0] + "=")  # "1-1=": th
 
 # %%
 with torch.no_grad():
-    logits = policy(torch.tensor([prompt + first_sum])).logits[0, -1]  # [V], V tokens in the vocabulary
+    logits = policy(torch.tensor([prompt + first_operation])).logits[0, -1]  # [V], V tokens in the vocabulary
 for temperature in (0.5, 1.0, 2.0):
     probs = (logits / temperature).softmax(dim=0)
     likeliest = probs.argsort(descending=True)[:4].tolist()
@@ -60,16 +60,16 @@ for temperature in (0.5, 1.0, 2.0):
 # token is appended. Without a cache, the model computes all keys and values again for every new token. For a prompt of $L$ and a
 # response of $T$ tokens it reads $L + (L + 1) + \dots + (L + T - 1)$ tokens. With a cache, the model reads every token once.
 #
-# The package's function `choose` finds a uniform random number in the cumulative distribution. Equal random numbers therefore
-# give equal tokens, and we can check that the cache changes nothing but the time.
+# The package's function `choose` gets a random number from 0 to 1 and picks the token whose interval of the cumulative
+# distribution holds it. Equal numbers give equal tokens, so we can check that the cache only saves time.
 
 
 # %%
 @torch.no_grad()
 def without_cache(prompts, uniforms):
-    """prompts [B, L], uniforms [B, T] -> sampled tokens [B, T]: B prompts of L tokens, T new tokens for each"""
+    """prompts [B, L], uniforms [T, B] -> sampled tokens [B, T]: B prompts of L tokens, T new tokens for each"""
     ids = prompts
-    for u in uniforms.T.contiguous():  # u [B]: a number for each prompt
+    for u in uniforms:  # u [B]: a number for each prompt
         logits = policy(ids, use_cache=False).logits[:, -1]  # [B, V]; every token is read again
         token, _ = choose(logits, u, temperature=1.0, top_p=1.0)
         ids = torch.cat([ids, token[:, None]], dim=1)
@@ -80,7 +80,7 @@ def without_cache(prompts, uniforms):
 def with_cache(prompts, uniforms):
     """The same with a KV cache."""
     cache, new, tokens = DynamicCache(config=policy.config), prompts, []
-    for u in uniforms.T.contiguous():  # u [B]: a number for each prompt
+    for u in uniforms:
         logits = policy(new, past_key_values=cache).logits[:, -1]  # only the new tokens are read
         token, _ = choose(logits, u, temperature=1.0, top_p=1.0)
         tokens.append(token)
@@ -101,11 +101,11 @@ def seconds(function, *inputs):
 rows = 16
 lengths = (16, 32) if QUICK else (32, 64, 128, 256)
 prompts = torch.tensor([prompt] * rows)
-uniforms = torch.rand(rows, max(lengths), generator=torch.Generator().manual_seed(0))
+uniforms = torch.rand(max(lengths), rows, generator=torch.Generator().manual_seed(0))
 slow, fast = [], []
 for T in lengths:  # sampling goes on after the end of the answer, because only the time matters here
-    a, slow_seconds = seconds(without_cache, prompts, uniforms[:, :T])
-    b, fast_seconds = seconds(with_cache, prompts, uniforms[:, :T])
+    a, slow_seconds = seconds(without_cache, prompts, uniforms[:T])
+    b, fast_seconds = seconds(with_cache, prompts, uniforms[:T])
     slow.append(slow_seconds)
     fast.append(fast_seconds)
     print(f"{T:4} tokens: {slow_seconds:5.2f} s without a cache, {fast_seconds:5.2f} s with one: ", end="")
@@ -117,13 +117,15 @@ for T in lengths:  # sampling goes on after the end of the answer, because only 
 # ## The package's sampler
 #
 # `sample` does the same for many prompts. It also keeps the log-probability (log-prob) of each sampled token for training. A
-# log-prob is a natural logarithm, in *nats*. `grade` gives a response its reward: 1.0 for a right answer and 0.0 for a wrong one.
+# log-prob is a natural logarithm, in *nats*. `trainer.sampling` has temperature 1. `grade` gives a response its
+# *reward*: 1.0 for a right answer and 0.0 for a wrong one.
 
 # %%
 trajectories = sample(policy, [prompt] * 4, trainer.sampling, seed=0)
 for t in trajectories:
     verdict = "right" if grade(trainer.task, problem, t, tokenizer) else "wrong"
-    print(f"{verdict}, log-prob {sum(t.logprobs):6.2f}: {' / '.join(tokenizer.decode(t.response_ids).split(chr(10)))}")
+    text = tokenizer.decode(t.response_ids).replace("\n", " / ")
+    print(f"{verdict}, log-prob {sum(t.logprobs):6.2f}: {text}")
 
 # %% [markdown]
 # ## A response is scored in one pass, shifted by one
@@ -137,8 +139,8 @@ for t in trajectories:
 #     scored by output   -    -    -    2    3    4    5
 #
 # `collate` puts the responses into one table, with a row for each. Shorter rows have padding at their end, which the mask leaves
-# out. (To sample, prompts have it at their start, so that all of them end in the same column.) Column t of every table belongs to
-# the token at t. Only `vine_mini/logprobs.py` shifts.
+# out. (To sample, prompts have the padding at their start, so that all of them end in the same column.) Column t of every table
+# belongs to the token at t. Only `vine_mini/logprobs.py` shifts.
 #
 # The loss of SFT is the mean of -log-prob over the tokens of a solution. Libraries give all other tokens the *label* -100, which
 # means that nothing is learned there. The models of Hugging Face shift the labels themselves.
@@ -149,9 +151,7 @@ mask, sampled = b.response_mask.bool(), torch.tensor([x for t in trajectories fo
 with torch.no_grad():
     scored = response_logprobs(policy, b.input_ids, b.attention_mask, b.response_mask)  # [B, T]
     found = policy(b.input_ids, attention_mask=b.attention_mask, labels=b.input_ids.where(mask, -100))
-by_hand = (
-    found.logits[:, :-1].log_softmax(dim=-1).gather(2, b.input_ids[:, 1:, None])[..., 0]
-)  # [B, T - 1], of columns 1 to T - 1
+by_hand = found.logits[:, :-1].log_softmax(dim=-1).gather(2, b.input_ids[:, 1:, None])[..., 0]  # [B, T - 1]
 print(f"largest difference between sampled and scored: {(scored[mask] - sampled).abs().max():.1e} nats")
 print(f"between scored and shifted by hand: {(scored[:, 1:] - by_hand)[mask[:, 1:]].abs().max():.1e} nats")
 print(f"SFT's loss with labels: {found.loss:.4f}; mean of -log-prob: {-scored[mask].mean():.4f} nats a token")
@@ -161,8 +161,8 @@ print(f"SFT's loss with labels: {found.loss:.4f}; mean of -log-prob: {-scored[ma
 #
 # At temperature 0 the sampler takes the most likely token each time, and all 100 answers are right. At temperature 1 a response
 # is about 40 random draws. One unlucky draw can make the answer wrong, and only about 30 % of the answers are right. Tutorial 2
-# shows at which tokens. The policy knows how to calculate. Reinforcement learning will make the right tokens more likely.
-# Tutorial 5 shows how a gradient can do this, although neither a grader nor a random draw has a derivative.
+# shows at which tokens. (One could just sample at temperature 0: this task is a toy, so that learning is quick.) The right tokens
+# must become likelier. Tutorial 5 shows how a gradient can do this, although neither a grader nor a random draw has a derivative.
 
 # %%
 temperatures = (0.0, 1.0) if QUICK else (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
@@ -191,7 +191,7 @@ show(figure, "01_sampling")
 # ## Questions
 #
 # 1. Without a cache, the time grows faster than the number of tokens. In the printed times, by what factor does it grow when the
-#    number of tokens doubles? Why is the factor below 4 at first? (The prompt is read each time, and each call has a fixed cost.)
+#    number of tokens doubles? Why is the factor below 4 at first?
 # 2. At temperature 0 all responses to a prompt are equal. Could a policy learn from its own responses at temperature 0?
 # 3. When a response is scored, the logits must be divided by the temperature at which the response was *sampled*. Why?
 # 4. The cache holds keys and values. Why does it not hold queries?

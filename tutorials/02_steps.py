@@ -10,7 +10,7 @@
 # Only the choice of the token is random.
 #
 # The reward is 0 at every token but the last. At the last token the reward is 1 if the answer is right and 0 if it is wrong. A
-# response that the length limit cuts has reward 0.
+# response that the length limit *truncates* has reward 0.
 
 # %%
 import torch
@@ -63,8 +63,7 @@ print(tokenizer.decode(prompt + example.response_ids[: cuts[2]]))
 
 # %%
 P, n = (20, 8) if QUICK else (200, 20)  # problems, and responses to each of them
-settings = dict(sampling=trainer.sampling, seed=0)
-responses = sample(policy, [p for p in trainer.test_prompts[:P] for _ in range(n)], **settings)
+responses = sample(policy, [p for p in trainer.test_prompts[:P] for _ in range(n)], trainer.sampling, seed=0)
 problems = [p for p in trainer.test_problems[:P] for _ in range(n)]
 graded = [grade(task, p, t, tokenizer) for p, t in zip(problems, responses, strict=True)]
 texts = [tokenizer.decode(t.response_ids, skip_special_tokens=True) for t in responses]
@@ -94,11 +93,11 @@ for i in other[:3]:
 # to a response that was never sampled. This case is rare here, and no error message reports it. The case occurs where the policy
 # did something unlikely, and such places matter most for learning.
 #
-# This package therefore decodes text only to compute rewards. `cut_steps` looks at the text of single tokens.
+# This package therefore never encodes decoded text again. `cut_steps` looks at the text of single tokens.
 #
 # ## The length limit
 #
-# A response that the limit cuts has no `<eos>`. The reward is then 0, even if the next token would have been right. We apply
+# A truncated response has no `<eos>`. The reward is then 0, even if the next token would have been right. We apply
 # lower limits to the responses above. A limit does not change the tokens before it.
 
 # %%
@@ -106,26 +105,33 @@ lengths = torch.tensor([len(t.response_ids) for t in responses]).view(P, n)
 right = torch.tensor(graded).view(P, n)
 for limit in (36, 38, 39, 40, 44, 64):
     kept = (lengths <= limit).float()
-    (cut, cut_error), (share, error) = mean_and_error(1 - kept), mean_and_error(right * kept)
-    print(f"limit {limit:2}: {cut:6.1%} ± {cut_error:.1%} are cut, {share:5.1%} ± {error:.1%} are right")
+    (truncated, its_error), (share, error) = mean_and_error(1 - kept), mean_and_error(right * kept)
+    print(f"limit {limit:2}: {truncated:6.1%} ± {its_error:.1%} are truncated, {share:5.1%} ± {error:.1%} are right")
 
 # %% [markdown]
 # ## Where is the policy uncertain?
 #
 # $-\log \pi(y_t \mid s_t)$ is the *surprise* of a token. The surprise is 0 where the policy had no choice. Its mean over
-# samples is the *entropy* of the policy, which training metrics show. We sort the tokens by their place in a line.
+# samples is the *entropy* of the policy, which training metrics show. We group the tokens by their place in a line.
 #
 # The solution of each problem is known. For each response we therefore also find the first step that differs from it.
 
 # %%
 surprise = {name: [[] for _ in range(P)] for name in ("operation", "=", "result", "line end", "answer", "<eos>")}
-signs = {"#": "answer", "<eos>": "<eos>", "\n": "line end", "=": "="}
+
+
+def place_of(text, before):
+    """The place of a token in its line, from its text and the place of the token before it."""
+    for sign, name in (("#", "answer"), ("<eos>", "<eos>"), ("\n", "line end"), ("=", "=")):
+        if sign in text:
+            return name
+    return {"=": "result", "line end": "operation"}.get(before, before)
+
+
 for i, t in enumerate(responses):
     place = "line end"
     for token, logprob in zip(t.response_ids, t.logprobs, strict=True):
-        # a token without a sign of its own follows from the place before it
-        after = {"=": "result", "line end": "operation"}.get(place, place)
-        place = next((name for sign, name in signs.items() if sign in tokenizer.decode([token])), after)
+        place = place_of(tokenizer.decode([token]), place)
         surprise[place][i // n].append(-logprob)
 means = {name: mean_and_error(rows) for name, rows in surprise.items()}
 for name, (mean, error) in means.items():
@@ -135,9 +141,9 @@ left_at = []  # the first step that differs from the solution; the number of ste
 for p, text in zip(problems, texts, strict=True):
     lines, truth = text.split("\n"), p.solution.split("\n")[:-1]
     left_at.append(next((i for i, line in enumerate(truth) if lines[i : i + 1] != [line]), len(truth)))
-wrong_at, errors = [], []
+wrong_at, errors, first_wrong = [], [], torch.tensor(left_at).view(P, n)
 for i in range(trainer.config.steps):
-    so_far = [[x == i for x in left_at[p * n : (p + 1) * n] if x >= i] for p in range(P)]  # of responses without a mistake so far
+    so_far = [(row[row >= i] == i).tolist() for row in first_wrong]  # of responses without a mistake so far
     mean, error = mean_and_error(so_far)
     wrong_at.append(mean)
     errors.append(error)
@@ -178,7 +184,7 @@ show(figure, "02_steps")
 # 1. Two responses reach the same intermediate number in different ways. Are they in the same state? What would we gain and lose
 #    if we treated them as one state?
 # 2. The share of right answers jumps between the limits 38 and 39. Count the tokens: why can no right answer be shorter? Many
-#    responses are still cut at 39. Why does this hardly change the share of right answers?
+#    responses are still truncated at 39. Why does this hardly change the share of right answers?
 # 3. Multiply the shares of responses that make *no* mistake at each step. How far is the product from the share of right answers,
 #    and why?
 # 4. In this task only the choice of tokens is random. Name a task for a language model in which something else is random.

@@ -2,8 +2,8 @@
 # # 3. Monte Carlo values and their error bars
 #
 # The *value* of a state is the probability that the policy answers right when it continues from there. No network is needed to
-# estimate it. From the state, we sample $K$ continuations to the end and average their rewards (VinePPO, section 4). A
-# continuation of a state to its end is called a *rollout*:
+# estimate it. From the state, we sample $K$ continuations to the end and average their rewards $R$ (VinePPO, section 4). Such a
+# continuation is called a *rollout*:
 #
 # $$V_{MC}(s) = \frac{1}{K} \sum_{k=1}^{K} R(\text{rollout } k)$$
 #
@@ -38,12 +38,13 @@ wrong = next(t for t, R in zip(group, rewards, strict=True) if R == 0 and t.resp
 pair, cuts = [right, wrong], [cut(right), cut(wrong)]
 print(problem.question, "\n")
 for name, t in zip(("right", "wrong"), pair, strict=True):
-    print(f"{name}: {' / '.join(tokenizer.decode(t.response_ids).split(chr(10)))}")
+    text = tokenizer.decode(t.response_ids).replace("\n", " / ")
+    print(f"{name}: {text}")
 
 # %% [markdown]
 # Both responses start with the same three steps. The function `rollouts` samples `k` rollouts from each of their states. The
-# arguments are *trajectories*, which are responses with their prompts, and the token indices of the states. We do it once by
-# hand, for the right response and $K = 9$.
+# arguments are *trajectories*, which are responses with their prompts, and the token indices of the states. For
+# the right response and $K = 9$ we grade and average them by hand.
 
 # %%
 [of_states] = rollouts(policy, [right], [cuts[0]], sampling, k=9, seed=0)  # [state][K], for one response
@@ -64,7 +65,7 @@ n_rollouts = 3 * ks[-1] if QUICK else 9 * ks[-1]  # for each state
 print(f"2 x {2 * len(cuts[0]) * n_rollouts} rollouts ...", flush=True)
 first_set, R = (
     torch.tensor(rewards_of_rollouts(trainer, [problem] * 2, pair, cuts, k=n_rollouts, seed=seed)) for seed in (1, 2)
-)  # [2, 6, K] each
+)  # [2, 6, n_rollouts] each
 truth = first_set.mean(dim=2)  # [2, 6]
 deviation = (truth * (1 - truth)).sqrt()  # standard deviation of the reward of one rollout
 for row, name in enumerate(("right", "wrong")):
@@ -107,8 +108,11 @@ for k in ks:
 # An error three times smaller needs nine times as many rollouts. For any $K$, the error is smallest where $V$ is near 0 or 1 and
 # largest where $V = 1/2$.
 #
-# Two results are noisy. For large $K$ only a few estimates are averaged. Where $V$ is near 0, the $V$ in the theory is itself
-# uncertain.
+# How many rollouts are enough? A right step raises $V$ by about 0.1 here, which is less than the error with $K = 9$. Only the
+# mistake, a fall of 0.55, stands out in one response. Training averages over many responses, so even $K = 1$ can teach.
+#
+# Two kinds of points scatter. For large $K$ only a few estimates are averaged, and the ground truth has an error too. Near
+# $V = 0$ the $V$ in the theory is itself uncertain.
 #
 # ## What it costs
 #
@@ -118,17 +122,23 @@ for k in ks:
 
 # %%
 group_cuts = [cut(t) for t in group]
-distinct = {}  # a state -> the response and the token index at which it occurs first
+place = {}  # a state -> the response and the token index at which it occurs first
 for n, (t, row) in enumerate(zip(group, group_cuts, strict=True)):
     for c in row:
-        distinct.setdefault(tuple(t.response_ids[:c]), (n, c))  # the prompt is the same for all
-shared_cuts = [[c for row, c in distinct.values() if row == n] for n in range(len(group))]
-shared, separate = (rollouts(policy, group, c, sampling, k=9, seed=3) for c in (shared_cuts, group_cuts))
-tokens = [sum(len(r.response_ids) for row in done for of_state in row for r in of_state) for done in (shared, separate)]
+        place.setdefault(tuple(t.response_ids[:c]), (n, c))  # the prompt is the same for all
+distinct_cuts = [[c for row, c in place.values() if row == n] for n in range(len(group))]
+
+
+def tokens_of_rollouts(cuts):
+    done = rollouts(policy, group, cuts, sampling, k=9, seed=3)  # [response][state][K]
+    return sum(len(r.response_ids) for row in done for of_state in row for r in of_state)
+
+
+shared, separate = tokens_of_rollouts(distinct_cuts), tokens_of_rollouts(group_cuts)
 own = sum(len(t.response_ids) for t in group)
-print(f"{len(group)} responses have {sum(map(len, group_cuts))} states, of which {len(distinct)} are distinct")
-print(f"the responses have {own} tokens, the rollouts with K = 9 have {tokens[0]} ({tokens[0] / own:.1f} times as many)")
-print(f"rollouts from every state, equal states included, would have {tokens[1]} tokens ({tokens[1] / own:.1f} times as many)")
+print(f"{len(group)} responses have {sum(map(len, group_cuts))} states, of which {len(place)} are distinct")
+print(f"the responses have {own} tokens, the rollouts with K = 9 have {shared} ({shared / own:.1f} times as many)")
+print(f"rollouts from every state, equal states included, would have {separate} tokens ({separate / own:.1f} times as many)")
 
 # %% [markdown]
 # An algorithm without rollouts pays for the responses only. The next tutorials ask whether the values are worth the additional
@@ -144,6 +154,7 @@ for row, i, colour, marker in shown:
     error_axis.plot(ks, [deviation[row, i] / k**0.5 for k in ks], "--", color=colour, linewidth=1)
 error_axis.set(xscale="log", yscale="log", xlabel="rollouts K", ylabel="root mean square error", title="Dashed: theory")
 error_axis.set_xticks(ks, map(str, ks))
+error_axis.yaxis.set_major_formatter("{x:g}")
 error_axis.minorticks_off()
 error_axis.legend(frameon=False, fontsize=8)
 for row, name, colour, marker in ((0, "right", "#0072B2", "o"), (1, "wrong", "#D55E00", "s")):

@@ -4,15 +4,16 @@
 # We want a policy that earns more reward. Gradient ascent on the mean reward would do it, but the reward comes from a program
 # that checks an answer. The program has no derivative, and neither has the random choice of tokens.
 #
-# The *policy gradient* solves this. The gradient needs only the log-probs of what was drawn:
+# The *policy gradient* solves this. The gradient needs only the rewards and the log-probs of what was drawn:
 #
 # $$\nabla \mathbb{E}[R] = \sum_a R(a) \nabla \pi(a) = \sum_a \pi(a) R(a)\, \nabla \log \pi(a) = \mathbb{E}[R \nabla \log \pi]$$
 #
-# Here $\mathbb{E}[R] = \sum_a \pi(a) R(a)$, and $R(a)$ does not depend on the weights. The second equation uses
-# $\nabla \pi = \pi\, \nabla \log \pi$. The last sum is an expectation, so a mean over samples estimates it. This estimate is
-# called REINFORCE (Williams 1992). We check it where every case can be counted. Then we make it less noisy in two ways.
+# Here $\mathbb{E}[R] = \sum_a \pi(a) R(a)$, and $R(a)$ does not depend on the weights. The second equation uses $\nabla \pi =
+# \pi\, \nabla \log \pi$. A mean over samples estimates the last sum. This estimate is called REINFORCE (Williams 1992). We check
+# it where every case can be counted. Then we make it less noisy in two ways.
 
 # %%
+from functools import cache
 from itertools import product
 
 import torch
@@ -26,7 +27,7 @@ from vine_mini.losses import clipped_policy_loss
 # ## Three arms
 #
 # The smallest policy chooses one of three actions, once. This is called a *bandit* with three arms. The policy is a softmax over
-# three logits. It likes the worst arm best. We enumerate the arms and compute the gradient in both ways.
+# three logits. The worst arm starts likeliest. We enumerate the arms and compute the gradient in both ways.
 
 # %%
 R = torch.tensor([1.0, 0.8, 0.6])  # the reward of each arm
@@ -36,11 +37,10 @@ p = logits.softmax(dim=0)  # the policy
 logprobs = logits.log_softmax(dim=0)
 grad_log = torch.stack([torch.autograd.grad(logprobs[a], logits, retain_graph=True)[0] for a in range(3)])  # [arm, logit]
 p = p.detach()
-enumerated = sum(p[a] * R[a] * grad_log[a] for a in range(3))
 value = (p * R).sum()  # the mean reward of this policy
 print("probabilities             ", p.numpy().round(3), f" mean reward {value:.3f}")
 print("gradient of the mean      ", exact.numpy().round(4))
-print("mean of R grad log pi     ", enumerated.numpy().round(4))
+print("mean of R grad log pi     ", sum(p[a] * R[a] * grad_log[a] for a in range(3)).numpy().round(4))
 print("grad log pi of each arm   ", *grad_log.numpy().round(3))
 
 # %% [markdown]
@@ -58,8 +58,7 @@ print("grad log pi of each arm   ", *grad_log.numpy().round(3))
 # one sample and the mean gradient. We measure both with many samples.
 
 # %%
-n = 2000 if QUICK else 100_000
-generator = torch.Generator().manual_seed(0)
+n, generator = 2000 if QUICK else 100_000, torch.Generator().manual_seed(0)
 drawn = torch.multinomial(p, n, replacement=True, generator=generator)  # [n]
 baselines, measured = [0.0, 0.4, value.item(), 1.2, 1.6], []
 for b in baselines:
@@ -99,7 +98,7 @@ for name, curve in curves.items():
     print(f"{name:27}: mean reward {curve[-1].mean():.3f} at the end, {(curve[-1] < 0.85).sum()} of 200 policies below 0.85")
 
 # %% [markdown]
-# Without a baseline, some policies stay with a worse arm for many updates. Arms drawn first became likelier than the best arm.
+# Without a baseline, some policies stay with a worse arm for many updates. Arms that are drawn early can become likelier.
 #
 # ## Token by token
 #
@@ -108,30 +107,31 @@ for name, curve in curves.items():
 # $$\nabla \mathbb{E}[R] = \mathbb{E} \sum_t R \nabla \log \pi(y_t | s_t) = \mathbb{E} \sum_t A_t \nabla \log \pi(y_t | s_t)$$
 #
 # The second equation uses two facts. First, each token may have its own baseline. The value $V(s_t)$ is one, because the state is
-# known before the token is drawn. Second, given the state after the token, $R$ has the mean $V(s_{t+1})$, which may replace
-# it. What is left is $A_t = V(s_{t+1}) - V(s_t)$, the advantage of tutorial 4. A step of several tokens may count as one action:
-# its log-prob is the sum of its tokens' log-probs. So all tokens of a step get the advantage of the step.
+# known before the token is drawn. Second, once the token is known, $R$ has the mean $V(s_{t+1})$, so $V(s_{t+1})$ may replace
+# $R$. This leaves the advantage of tutorial 4: $A_t = V(s_{t+1}) - V(s_t)$, and $R - V(s_t)$ at the last token. A step of several
+# tokens may count as one action, whose log-prob is the sum of its tokens' log-probs. All its tokens then get its advantage.
 #
-# We count again, for each `length` (tokens of a response). Each token is right with probability 0.8, which a logit sets. One
-# token decides the reward, or all tokens must be right. In the second case each position has its own logit, or all share one.
+# We enumerate again, for responses of 1 to 10 tokens. A token is right with probability 0.8, which a logit sets. There are three
+# tasks: the middle token decides the reward; all tokens must be right; all must be right, and they share one logit.
 
 # %%
 q, longest = 0.8, 4 if QUICK else 10  # the probability of a right token; the length of the longest response
-tasks = {"one decides": lambda y: y[len(y) // 2], "all right, own logits": lambda y: float(all(y))}
-tasks["all right, one logit"] = tasks["all right, own logits"]
+tasks = {"one decides": lambda y: y[len(y) // 2], "all right, own logits": all, "all right, one logit": all}
 
 
-def true_values(reward, y) -> list[float]:
-    """V(s_t) before each token: the rewards of all 2^(length - t) ways to go on (1: a right token), weighted by probability."""
-    ways = [[(q ** sum(z) * (1 - q) ** (len(z) - sum(z)), z) for z in product((1, 0), repeat=len(y) - t)] for t in range(len(y))]
-    return [sum(prob * reward(y[:t] + z) for prob, z in ways[t]) for t in range(len(y))]
+@cache
+def true_value(reward, so_far, length):  # the mean reward of the responses that begin with these tokens; 1 is a right token
+    if len(so_far) == length:
+        return float(reward(so_far))
+    return q * true_value(reward, (*so_far, 1), length) + (1 - q) * true_value(reward, (*so_far, 0), length)
 
 
 noise = {}  # (task, credit) -> noise / signal of one response, for each length; signal: squared length of the mean gradient
 for (task, reward), length in product(tasks.items(), range(1, longest + 1)):
     cases = {"R": [], "R - V(s_0)": [], "A of each token": []}
     for y in product((1, 0), repeat=length):  # all 2^length responses; 1 is a right token
-        r, V, prob = reward(y), true_values(reward, y), q ** sum(y) * (1 - q) ** (length - sum(y))
+        r, *V = [true_value(reward, y[:t], length) for t in (length, *range(length))]  # R, and V(s_t) before each token
+        prob = q ** sum(y) * (1 - q) ** (length - sum(y))
         for name, credit in zip(cases, ([r] * length, [r - V[0]] * length, step_advantages(V, r)), strict=True):
             g = torch.tensor(credit) * (torch.tensor(y) - q)  # [length]; grad log pi = y - q
             cases[name].append((prob, g.sum() if task == "all right, one logit" else g))
@@ -146,7 +146,7 @@ for (task, name), row in noise.items():
 
 # %% [markdown]
 # All three have the same mean, the exact gradient. Their noise differs. Where one token decides, $R$ gives credit to all tokens,
-# and each of the other tokens adds noise. Subtracting $V(s_0)$ helps from two tokens on. With advantages the others add none.
+# and each of the other tokens adds noise. Subtracting $V(s_0)$ helps from two tokens on. With advantages they add none.
 #
 # Where all tokens must be right and each has its own logit, the advantages gain nothing. A wrong token has the largest gradient,
 # -0.8 instead of 0.2. $R$ never uses it, because the reward is then 0. The advantage uses it, so $V$ is not always the best
@@ -160,7 +160,7 @@ for (task, name), row in noise.items():
 #
 # An optimizer minimises a loss, so the code uses $-\mathrm{mean}(A_t \log \pi(y_t \mid s_t))$. This is the loss of SFT with a
 # weight $A_t$ for each token, a constant. Its gradient is minus the policy gradient, divided by the mean number of tokens of a
-# response. The *value* of this loss does not measure progress. The reward does. Tutorial 6 adds a ratio and a clip.
+# response. The size of this loss does not measure progress. The reward does. Tutorial 6 adds a ratio and a clip.
 
 # %%
 now = torch.randn(2, 5, generator=generator).requires_grad_()  # log-probs of two responses of five tokens
@@ -179,12 +179,12 @@ baseline_axis.axvline(value, color="#D55E00", linestyle="--", label="V, the mean
 baseline_axis.set(title="Noise of one sample", xlabel="baseline b", ylabel="squared error of the gradient", ylim=(0, None))
 for (name, curve), colour, style in zip(curves.items(), ("#D55E00", "#0072B2"), ("--", "-"), strict=True):
     learn_axis.plot(curve.mean(dim=1), style, color=colour, label=name)
-    band = curve.quantile(torch.tensor([0.1, 0.9]), dim=1)  # [2, updates + 1]
-    learn_axis.fill_between(range(updates + 1), *band, color=colour, alpha=0.15, linewidth=0)
+    learn_axis.fill_between(range(updates + 1), *curve.quantile(torch.tensor([0.1, 0.9]), dim=1), color=colour, alpha=0.15, lw=0)
 learn_axis.set(title="200 policies; bands: 10 to 90 %", xlabel="updates", ylabel="mean reward", ylim=(0.6, 1.02))
 for name, colour, line in zip(cases, ("#D55E00", "#E69F00", "#0072B2"), ("s--", "^:", "o-"), strict=True):
     token_axis.plot(range(1, longest + 1), noise["one decides", name], line, color=colour, markersize=4, label=name)
 token_axis.set(title="One token decides", xlabel="tokens in a response", ylabel="noise / signal", yscale="log")
+token_axis.yaxis.set_major_formatter("{x:g}")
 for axis in (baseline_axis, learn_axis, token_axis):
     axis.legend(frameon=False, fontsize=8)
 show(figure, "05_policy_gradient")

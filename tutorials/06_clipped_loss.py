@@ -1,16 +1,16 @@
 # %% [markdown]
 # # 6. The clipped loss, drawn and measured
 #
-# The policy gradient of tutorial 5 holds for responses of the current policy. Sampling is expensive and an *update* (a step of
-# the optimizer) is cheap, so we take several updates on the same responses. But after the first update the policy is no longer
+# The policy gradient of tutorial 5 holds for responses of the current policy. Sampling takes time, so we take several *updates*
+# (steps of the optimizer) on the same responses. But after the first update the policy is no longer
 # the one that sampled them. PPO handles this in its loss. We draw the loss, and then take far too many updates with it.
 #
 # The *ratio* of a token says how much its probability has changed since it was sampled:
 #
 # $$\rho_t = \frac{\pi(y_t \mid s_t)}{\pi_{\mathrm{old}}(y_t \mid s_t)}$$
 #
-# The *old* policy is the one that sampled the responses. The ratio lets us use its tokens for the current policy. In every
-# state, the mean of $\rho A$ over tokens of the old policy is the mean of $A$ over tokens of the current policy.
+# The *old* policy is the one that sampled the responses. The ratio lets us use the old policy's tokens for the current policy. In
+# every state, the mean of $\rho A$ over tokens of the old policy is the mean of $A$ over tokens of the current policy.
 #
 # $$\sum_y \pi_{\mathrm{old}}(y \mid s)\, \rho(y)\, A(y) = \sum_y \pi(y \mid s)\, A(y)$$
 #
@@ -22,14 +22,15 @@
 # $$\max\left(-A_t\, \rho_t,\; -A_t\, \mathrm{clip}(\rho_t,\, 1 - \epsilon,\, 1 + \epsilon)\right)$$
 #
 # The gradient of $\rho_t$ is $\rho_t \nabla \log \pi$. At ratio 1 the loss therefore has the gradient of tutorial 5. The loss
-# takes the larger, that is the more pessimistic, of its two parts. A token has no gradient where its ratio is already above
-# $1 + \epsilon$ ($A > 0$) or below $1 - \epsilon$ ($A < 0$). A token that has moved in the wrong direction counts in full.
+# takes the larger, that is the more pessimistic, of its two parts. $\epsilon$, here 0.2, says how far a ratio may move. A token
+# has no gradient where its ratio is already above $1 + \epsilon$ ($A > 0$) or below $1 - \epsilon$ ($A < 0$). A token that has
+# moved in the wrong direction counts in full.
 
 # %%
 import torch
 from lesson import QUICK, show, start
 
-from vine_mini.algorithms import ALGORITHMS
+from vine_mini.advantages import leave_one_out
 from vine_mini.app.plots import new_figure
 from vine_mini.logprobs import response_logprobs
 from vine_mini.losses import clipped_policy_loss
@@ -38,19 +39,15 @@ from vine_mini.types import Batch
 CLIP = 0.2
 
 
-def right(ratio, advantage):
-    """The package's loss of single tokens, and its gradient with respect to their log-probs. [n] -> [n], [n]"""
-    logprobs = ratio.log().requires_grad_()
-    old, advantages, mask = torch.zeros_like(logprobs), torch.full_like(logprobs, advantage), torch.ones_like(logprobs)
-    one = [clipped_policy_loss(*parts, clip=CLIP)[0] for parts in zip(logprobs, old, advantages, mask, strict=True)]
-    return torch.stack(one).detach(), torch.autograd.grad(sum(one), logprobs)[0]
+# Some public code takes min in place of max, a mistake where the advantage is negative.
+LOSSES = {"max, right": torch.maximum, "min, wrong": torch.minimum}
 
 
-def swapped(ratio, advantage):
-    """The same with min in place of max, a mistake that some public code makes for negative advantages."""
+def loss_of_tokens(ratio, advantage, pick):
+    """The loss of single tokens, and its gradient with respect to their log-probs. [n] -> [n], [n]"""
     logprobs = ratio.log().requires_grad_()
     ratio = logprobs.exp()
-    losses = torch.minimum(-advantage * ratio, -advantage * ratio.clamp(1 - CLIP, 1 + CLIP))
+    losses = pick(-advantage * ratio, -advantage * ratio.clamp(1 - CLIP, 1 + CLIP))
     return losses.detach(), torch.autograd.grad(losses.sum(), logprobs)[0]
 
 
@@ -59,7 +56,7 @@ def swapped(ratio, advantage):
 #
 # | | ratio low (0.5) | ratio high (2) |
 # |---|---|---|
-# | A > 0, a good token | wrong direction: its probability is pushed up again | far enough: no gradient |
+# | A > 0, a good token | wrong direction: its probability is pushed up, with half the force | far enough: no gradient |
 # | A < 0, a bad token | far enough: no gradient | wrong direction: its probability is pushed down, with twice the force |
 #
 # With min in place of max, all four cases are reversed. The loss then has no gradient where a token has moved in the wrong
@@ -69,19 +66,22 @@ def swapped(ratio, advantage):
 # %%
 cases = torch.tensor([0.5, 1.0, 2.0])
 for advantage in (1.0, -1.0):
-    for name, loss in (("right", right), ("swapped", swapped)):
-        push = -loss(cases, advantage)[1]  # the direction in which gradient descent moves the log-prob
+    for name, pick in LOSSES.items():
+        push = -loss_of_tokens(cases, advantage, pick)[1]  # the direction in which gradient descent moves the log-prob
         shown = [f"ratio {r:g}: {f'push {g:+.1f}' if g else 'no gradient'}" for r, g in zip(cases.tolist(), push, strict=True)]
-        print(f"A = {advantage:+.0f}, {name:7}   " + "   ".join(f"{x:22}" for x in shown))
+        print(f"A = {advantage:+.0f}, {name}   " + "   ".join(f"{x:22}" for x in shown))
+    ours, one = loss_of_tokens(cases, advantage, torch.maximum)[0].mean(), torch.ones(3)
+    packaged, _ = clipped_policy_loss(cases.log(), 0 * one, advantage * one, one, clip=CLIP)
+    print(f"their mean is the package's loss: {torch.allclose(ours, packaged)}")
 
 # %% [markdown]
 # The costly case is a bad token with ratio 2. Tokens share the network's weights, so updates for other tokens can double its
-# probability. The right loss pushes it down with twice the force. The swapped loss does nothing.
+# probability. The right loss pushes it down with twice the force. The wrong loss does nothing.
 #
 # ## One denominator
 #
-# The loss is a mean over the tokens of a minibatch. A minibatch rarely fits in one forward pass, so it is split into
-# micro-batches whose gradients add up. There are two ways to divide:
+# The loss is a mean over the tokens of a *minibatch*, the responses of one update. A minibatch rarely fits in one forward pass,
+# so it is split into micro-batches whose gradients add up. There are two ways to divide:
 #
 # - Divide each sum by the number of tokens of the *whole* minibatch. Then the split changes nothing.
 # - Take the mean of each micro-batch. Then tokens in small micro-batches count more, and each split gives another gradient.
@@ -93,7 +93,7 @@ settings = dict(algorithm="rloo", kl_coef=0.0, epochs=1, max_ratio=1e9, **size)
 trainer = start(clip=CLIP, **settings)
 episodes = trainer.sample_episodes()
 scores, _ = trainer.score(episodes)  # the old log-probs are the sampler's own
-advantages, _, _ = ALGORITHMS["rloo"].credit(episodes, None, trainer.roll_out, trainer.config)
+advantages = leave_one_out(episodes.rewards).reshape(-1, 1) * episodes.tokens.response_mask  # [B, T]
 batch = Batch(**vars(episodes.tokens), **scores, advantages=advantages)
 
 
@@ -132,11 +132,11 @@ for tokens in (1000, 4000):
 updates, every = (2, 2) if QUICK else (40, 5)
 curves = {}
 trainers = {"clip 0.2": trainer, "no clip": start(clip=1e9, **settings)}  # both start from the same policy and use the same batch
-for name, trainer in trainers.items():
+for name, one in trainers.items():
     curves[name] = []
     for n in range(updates + 1):
-        accuracy = trainer.evaluate()["pass@1"] if n % every == 0 else None
-        stats = trainer.update(batch)  # statistics of the policy before this update
+        accuracy = one.evaluate()["pass@1"] if n % every == 0 else None  # the share of right samples
+        stats = one.update(batch)  # statistics of the policy before this update
         curves[name].append((n, stats["ratio"], stats["clip_frac"], stats["approx_kl"], accuracy))
         if accuracy:
             print(f"{name}, after {n:2} updates: accuracy {100 * accuracy[0]:4.1f} ± {100 * accuracy[1]:.1f} %, ", end="")
@@ -149,16 +149,16 @@ for name, trainer in trainers.items():
 # the policy. A clipped token has no gradient, but other tokens still change the same weights, and AdamW's momentum goes on. The
 # main protection is to take few updates on each batch. The training loop of tutorial 7 makes two passes.
 #
-# The mean ratio also shows that the policy was fitted to the batch. In any state, a *new* token from the old policy has the
-# expected ratio 1, for any new policy: $\sum_y \pi_{\mathrm{old}}(y)\, \rho(y) = \sum_y \pi(y) = 1$. On this batch the mean
-# leaves 1.
+# The mean ratio also shows that the policy was fitted to the batch. For tokens that were not trained on, its expectation is 1,
+# whatever the current policy is: $\sum_y \pi_{\mathrm{old}}(y)\, \rho(y) = \sum_y \pi(y) = 1$. On this batch it leaves 1, to
+# either side.
 
 # %%
 figure, axes = new_figure(2, 4)
 ratio = torch.linspace(0.05, 2.5, 200)
 for column, advantage in enumerate((1.0, -1.0)):
-    for name, loss, colour, style in (("right: max", right, "#0072B2", "-"), ("swapped: min", swapped, "#D55E00", "--")):
-        losses, grads = loss(ratio, advantage)
+    for (name, pick), colour, style in zip(LOSSES.items(), ("#0072B2", "#D55E00"), ("-", "--"), strict=True):
+        losses, grads = loss_of_tokens(ratio, advantage, pick)
         axes[0, column].plot(ratio, losses, style, color=colour, label=name)
         axes[1, column].plot(ratio, -grads, style, color=colour, label=name)
     token = "a good token, A = +1" if advantage > 0 else "a bad token, A = -1"
@@ -185,8 +185,8 @@ show(figure, "06_clipped_loss")
 # 1. In the first update of an iteration every ratio is 1. What does the clip do there? What does it do in the second update?
 # 2. A token had the old probability 0.9. Which of the limits 0.8 and 1.2 can its ratio cross? For a good response, which tokens
 #    can the clip stop?
-# 3. Sample a second batch from the old policy. Follow the mean ratio, the KL and the share of clipped tokens on it. Which of the
-#    three differs from the first batch, and why?
+# 3. Sample a second batch from the old policy (`start(seed=1, **settings).sample_episodes()`). Follow the mean ratio, the KL and
+#    the share of clipped tokens on it. Which of the three differs from the first batch, and why?
 # 4. What would a clip of 0 do?
 #
 # Exercises: `ex10` (the clipped loss), `ex13` (micro-batches), `ex17` (a loss with a silent mistake).

@@ -7,10 +7,11 @@
 # %%
 import torch
 from lesson import QUICK, show, start
+from torch.nn.utils import parameters_to_vector
 
 from vine_mini import tasks
 from vine_mini.advantages import spread_to_tokens, step_advantages, whiten
-from vine_mini.app.plots import PHASES, new_figure, smooth
+from vine_mini.app.plots import new_figure, smooth
 from vine_mini.evaluate import table
 from vine_mini.logprobs import response_logprobs
 from vine_mini.losses import clipped_policy_loss, kl_penalty, masked_mean
@@ -45,12 +46,10 @@ print(f"old_logprobs  {list(mask.shape)} [B, T], mean {masked_mean(scores['old_l
 
 # %%
 cuts = [cut_steps(t.response_ids, tokenizer, answer_mark=task.ANSWER_MARK) for t in trajectories]
-rows = zip(episodes.problems, trajectories, cuts, strict=True)
-states = [[(problem, tuple(t.response_ids[:cut])) for cut in starts] for problem, t, starts in rows]
 place = {}  # a state -> the row and the cut at which it occurs first
-for row, of_row in enumerate(states):
-    for state, cut in zip(of_row, cuts[row], strict=True):
-        place.setdefault(state, (row, cut))
+for row, (problem, t, starts) in enumerate(zip(episodes.problems, trajectories, cuts, strict=True)):
+    for cut in starts:
+        place.setdefault((problem, tuple(t.response_ids[:cut])), (row, cut))
 distinct = [[cut for first, cut in place.values() if first == row] for row in range(len(trajectories))]
 rollouts = [group for of_row in trainer.roll_out(trajectories, distinct, config.k) for group in of_row]  # [distinct state][K]
 rollout_tokens = sum(len(r.response_ids) for group in rollouts for r in group)
@@ -61,9 +60,9 @@ print(f"rollouts      {config.k * len(place)}; {rollout_tokens / mask.sum():.1f}
 # ## 3. Values and advantages
 #
 # The value of a state is the mean reward of its rollouts. The other responses to a problem are rollouts of its prompt as well, so
-# they count for the value of the first state. The advantage of a step is the change of the value that the step causes, averaged
-# with $\lambda$ and $\mu$ as in tutorial 4. All tokens of the step share this advantage. Whitening gives the advantages of all
-# response tokens of the iteration mean 0 and standard deviation 1.
+# they count for the value of the first state (not in the paper). The advantage of a step is the change of the value that the step
+# causes, averaged with $\lambda$ and $\mu$ as in tutorial 4. All tokens of the step share this advantage. Whitening gives the
+# advantages of all response tokens of the iteration mean 0 and standard deviation 1.
 
 # %%
 rewards = []  # [distinct state][K]
@@ -72,11 +71,12 @@ for (problem, so_far), group in zip(place, rollouts, strict=True):
 value = dict(zip(place, monte_carlo_values(rewards), strict=True))  # state -> value
 others = (episodes.rewards.sum(dim=1, keepdim=True) - episodes.rewards).flatten().tolist()  # [B] rewards of the rest of the group
 of_tokens = []
-for t, row, of_row, R, rest in zip(trajectories, cuts, states, episodes.rewards.flatten().tolist(), others, strict=True):
-    values = [value[state] for state in of_row]
+rows = zip(episodes.problems, trajectories, cuts, episodes.rewards.flatten().tolist(), others, strict=True)
+for problem, t, starts, R, rest in rows:
+    values = [value[problem, tuple(t.response_ids[:cut])] for cut in starts]
     values[0] = (config.k * values[0] + rest) / (config.k + config.group - 1)
     of_steps = step_advantages(values, R, lam=config.mc_lam, mu=config.mc_mu)
-    of_tokens.append(spread_to_tokens(of_steps, row, len(t.response_ids)))
+    of_tokens.append(spread_to_tokens(of_steps, starts, len(t.response_ids)))
 advantages = on_response(of_tokens, mask)  # [B, T]
 batch = Batch(**vars(tokens), **scores, advantages=whiten(advantages, mask))
 print(f"advantages    {list(advantages.shape)} [B, T], not 0 on {masked_mean((advantages != 0).float(), mask):.1%} of the tokens")
@@ -85,8 +85,8 @@ print(f"advantages    {list(advantages.shape)} [B, T], not 0 on {masked_mean((ad
 # ## 4. Update
 #
 # The iteration makes two passes over its episodes, in minibatches with one update each. The loss is the clipped loss (section 3)
-# plus a small penalty for the KL to the reference, so that the policy does not forget what it could do. A minibatch goes through
-# the network in micro-batches. All are divided by one denominator, so their gradients add up to the gradient of the minibatch.
+# plus 1e-4 times a penalty for the KL to the reference, so that the policy does not forget what it could do. A minibatch goes
+# through the network in micro-batches. With one denominator their gradients add up to the gradient of the minibatch.
 
 # %%
 shuffle = torch.Generator().manual_seed(derive_seed(config.seed, 0, "minibatches"))  # the seed that the package's loop uses
@@ -119,17 +119,17 @@ for epoch in range(config.epochs):
 loop = start(**setting)
 before, training = loop.evaluate(), loop.train()
 metrics, theirs, their_advantages = next(training)
-pairs = list(zip(policy.parameters(), loop.policy.parameters(), trainer.reference.parameters(), strict=True))
-gap, moved = (max((p - others[n]).abs().max().item() for p, *others in pairs) for n in (0, 1))  # 0: to the loop; 1: to the start
+mine, theirs_too, first = (parameters_to_vector(m.parameters()) for m in (policy, loop.policy, trainer.reference))
 print(f"same responses: {[t.response_ids for t in trajectories] == [t.response_ids for t in theirs.trajectories]}")
 print(f"same advantages: {torch.equal(advantages, their_advantages)}")
-print(f"largest difference of a weight: {gap:.0e}; the iteration changed weights by up to {moved:.0e}")
+print(f"largest difference of a weight: {(mine - theirs_too).abs().max():.0e}; ", end="")
+print(f"the iteration changed weights by up to {(mine - first).abs().max():.0e}")
 
 # %% [markdown]
 # ## The loop
 #
-# Every later iteration does the same with new responses of the current policy. The last table has shares of right answers:
-# `pass@1` of samples, `greedy` at temperature 0, `maj@4` of the most frequent of four answers, `any@4` of the best of four.
+# Every later iteration does the same with new responses of the current policy. In the last table, `pass@1` counts right samples,
+# `greedy` right answers at temperature 0, `maj@4` right majority votes of four, and `any@4` problems with a right one in four.
 
 # %%
 print("iteration  reward  distinct states  with advantage  seconds so far")
@@ -139,7 +139,7 @@ for m, _, _ in training:
     if m["iteration"] % 2 == 0:
         print(f"{m['iteration']:9}{m['reward']:8.3f}{m['unique_states']:17}{m['nonzero_advantages']:16.0%}{m['seconds']:16.1f}")
 print("\ntest problems, mean ± standard error\n" + table({"before": before, "after": loop.evaluate()}))
-print("\ntime: " + ", ".join(f"{phase} {loop.seconds[phase] / sum(loop.seconds.values()):.0%}" for phase in PHASES))
+print("\ntime: " + ", ".join(f"{phase} {s / sum(loop.seconds.values()):.0%}" for phase, s in loop.seconds.items()))
 
 # %% [markdown]
 # ## How far has the policy moved?
@@ -148,11 +148,11 @@ print("\ntime: " + ", ".join(f"{phase} {loop.seconds[phase] / sum(loop.seconds.v
 #
 # $$\mathrm{KL}(\pi \Vert \pi_{\mathrm{ref}}) = \sum_y \pi(y) \log \frac{\pi(y)}{\pi_{\mathrm{ref}}(y)}$$
 #
-# Training knows only the log-probs of the sampled token. Three estimates use $d = \log \pi_{\mathrm{ref}}(y) - \log \pi(y)$:
+# Training keeps only log-probs of sampled tokens. Three estimates use $d = \log \pi_{\mathrm{ref}}(y) - \log \pi(y)$:
 #
 # | | estimate | mean over samples of $\pi$ | one sample | mean gradient over samples of $\pi$ |
 # |---|---|---|---|---|
-# | k1 | $-d$ | the KL | often negative | 0: as a penalty it does nothing |
+# | k1 | $-d$ | the KL | often negative | 0: as a penalty it only adds noise |
 # | k2 | $d^2 / 2$ | close to the KL if $d$ is small | never negative | the gradient of the KL |
 # | k3 | $e^d - d - 1$ | the KL | never negative | the gradient of $\mathrm{KL}(\pi_{\mathrm{ref}} \Vert \pi)$ |
 #

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # 9. GRPO and RLOO as special cases of credit assignment
 #
-# The algorithms in this table use the same loss and differ in the advantage of each token. The advantage always has the same
-# form: an outcome minus its expectation. The expectation is called the *baseline*. The algorithms differ in the state whose value
-# is the baseline, and in how they estimate this value:
+# The algorithms in this table use the same loss and differ in the advantage of each token. The advantage has one form, an outcome
+# minus its expectation (two rows also divide). The expectation is called the *baseline*. The algorithms differ in the state whose
+# value is the baseline, and in how they estimate this value:
 #
 # | | advantage of a token in step i | the baseline is the value of | it is estimated with |
 # |---|---|---|---|
@@ -13,13 +13,12 @@
 # | PPO (VinePPO, section 3; lambda = 1) | R - V(s_t) | the state before the token | a network |
 # | VinePPO (section 4) | V(s_{i+1}) - V(s_i) | the state before the step | K rollouts |
 #
-# VinePPO's outcome is the value of the state after the step. The others take R. REINFORCE itself has the advantage R. If R is 0
-# or 1, it only imitates right responses. Whitening subtracts the iteration's mean and divides by its standard deviation.
+# VinePPO's outcome is the value of the state after the step. The others take R. Without whitening, REINFORCE has the advantage
+# R and no baseline. If R is 0 or 1, it only imitates right responses.
 
 # %%
 from dataclasses import replace
 from functools import partial
-from itertools import count
 
 import torch
 from lesson import QUICK, mean_and_error, show, start
@@ -32,14 +31,14 @@ from vine_mini.tasks import grade
 
 N, G = (8, 4) if QUICK else (16, 8)
 trainer = start(prompts=N, group=G, minibatch_size=N * G, mc_lam=0.0, mc_mu=0.0)  # the paper's VinePPO
-tokenizer, config, episodes, numbers = trainer.tokenizer, trainer.config, trainer.sample_episodes(), count()
+tokenizer, config, episodes = trainer.tokenizer, trainer.config, trainer.sample_episodes()
 rewards, mask = episodes.rewards, episodes.tokens.response_mask  # [N, G], [B, T]
 
 
-def credit(name, of=episodes, **changes):
-    """An algorithm's advantages for the same episodes, [B, T]. Each call draws other rollouts."""
-    roll_out = partial(trainer.roll_out, name=f"rollouts {next(numbers)}")
-    return ALGORITHMS[name].credit(of, None, roll_out, replace(config, **changes))[0]
+def credit(name, draw="rollouts", **changes):
+    """An algorithm's advantages for the episodes, [B, T]. Another `draw` gives other rollouts."""
+    roll_out = partial(trainer.roll_out, name=draw)
+    return ALGORITHMS[name].credit(episodes, None, roll_out, replace(config, **changes))[0]
 
 
 def graded(n_problems, n, seed, temperature=1.0):
@@ -53,17 +52,16 @@ def graded(n_problems, n, seed, temperature=1.0):
 # %% [markdown]
 # ## One group, many advantages
 #
-# We take a wrong and a right response to one problem. The truth in the last column is VinePPO's formula with many rollouts from
-# each state.
+# We take a wrong and a right response to one problem. The truth, in the last column, comes from 128 rollouts of each state.
 
 # %%
-halves = [credit("vineppo", k=4 if QUICK else 64) for _ in range(2)]  # their agreement gives the error of their mean
+halves = [credit("vineppo", draw=f"truth {i}", k=4 if QUICK else 64) for i in (1, 2)]  # their agreement gives the error
 truth = (halves[0] + halves[1]) / 2
 credits = {
     "REINFORCE, whitened": whiten(credit("reinforce"), mask),
     "RLOO": credit("rloo"),
     "GRPO": credit("grpo"),
-    **{f"VinePPO, K = {k}": credit("vineppo", k=k) for k in (1, 3, 9)},
+    **{f"VinePPO, K = {k}": credit("vineppo", draw=f"K = {k}", k=k) for k in (1, 3, 9)},
 }
 mixed, columns_of = next(n for n in range(N) if 0 < rewards[n].sum() < G), {}
 print(f"{episodes.problems[mixed * G].question}\nrewards of the group: {[int(r) for r in rewards[mixed]]}\n")
@@ -78,10 +76,10 @@ for row in (mixed * G + rewards[mixed].argmin().item(), mixed * G + rewards[mixe
 
 # %% [markdown]
 # REINFORCE, RLOO and GRPO give every step of a response the same advantage. A good step occurs in more right responses than a
-# bad step. So its mean advantage over many responses is higher. In one response, equal advantages are mostly noise.
+# bad step. So its mean advantage over many responses is higher. In one response, a shared advantage is mostly noise.
 #
-# The right response above shows how large this noise can be. Two mistakes in this response, 4-3=14 and 17+5=9, cancel each other.
-# The truth gives the first mistake a negative advantage and the second one a positive advantage.
+# The right response above (in a full run) shows how large this noise can be. Two mistakes in it, 4-3=14 and 17+5=9, cancel each
+# other. The truth gives the first mistake a negative advantage and the second one a positive advantage.
 #
 # ## RLOO is Monte Carlo at the prompt
 #
@@ -95,9 +93,6 @@ rloo = leave_one_out(rewards)
 print("RLOO = G/(G-1) (R - mean):", torch.allclose(rloo, G / (G - 1) * group_relative(rewards, scale_by_std=False)))
 [of_first] = step_advantages([rewards[mixed, 1:].mean().item()], rewards[mixed, 0].item())
 print("RLOO = one step whose value comes from the other responses:", abs(of_first - rloo[mixed, 0].item()) < 1e-6)
-one_step = credit("vineppo", of=replace(episodes, cuts=[[0]] * (N * G)), k=G - 1)  # V(s_0) counts new rollouts and the group
-first = [len(t.prompt_ids) for t in episodes.trajectories]
-print(f"VinePPO with one step: std of the advantages {one_step[range(N * G), first].std():.3f}; RLOO: {rloo.std():.3f}")
 
 # Is the baseline right on average? For three problems, many groups are compared with the success rate of other responses.
 many = 80 if QUICK else 1200
@@ -111,8 +106,8 @@ for groups, alone in zip(graded(3, many, seed=1).view(3, -1, 8), graded(3, many,
 # ## What the division by the standard deviation does
 #
 # GRPO divides by the standard deviation of the group, which is largest where half of the responses are right. Very easy and very
-# hard problems therefore count more than without the division. This is a bias: on average the gradient no longer raises the mean
-# reward the fastest. Dr. GRPO leaves the division out (arXiv 2503.20783; here `--no_scale_by_std`).
+# hard problems therefore count more than without the division. This is a bias: on average the gradient is no longer that of the
+# mean reward. Dr. GRPO leaves the division out (arXiv 2503.20783; here the setting `scale_by_std`).
 #
 # Where all rewards of a group are equal, GRPO and RLOO give advantage 0, and the group teaches nothing. We count how often this
 # happens. A lower temperature stands for a policy that has already learned something.
@@ -130,16 +125,21 @@ for temperature in (1.0, 0.7, 0.5):
     print(f"temperature {temperature}: {right} right; groups of equal rewards: {four} with G = 4, {eight} with G = 8")
 
 # %% [markdown]
-# VinePPO can learn from such groups. If all eight responses are wrong, the step that lowered the value still gets a negative
-# advantage, and the right steps before it do not.
-#
+# VinePPO can learn from such groups, as long as rollouts succeed from some states. If all eight responses are wrong, the step
+# that lowered the value still gets a negative advantage.
+
+# %%
+equal = mask.bool() & (rewards.std(dim=1) == 0).repeat_interleave(G)[:, None]  # [B, T], tokens of groups with equal rewards
+for name in ("RLOO", "VinePPO, K = 9"):
+    print(f"{name}: {(credits[name][equal] != 0).float().mean():.0%} of their tokens have an advantage other than 0")
+
+# %% [markdown]
 # ## Which advantages are closest to the truth?
 #
 # We compute the correlation of each algorithm's advantages with the truth over all tokens, in four parts of the batch that share
-# no problem. A common shift or scale, as in whitening, does not change a correlation. GRPO divides each group by another number.
-#
-# The truth is noisy itself. From the correlation $c$ of its halves we compute what perfect advantages would reach,
-# $\sqrt{2c/(1+c)}$.
+# no problem. A common shift or scale, as in whitening, does not change a correlation. (GRPO's divisors differ between groups.)
+# The truth is noisy itself. Its halves have independent noise, so from their correlation $c$ we know what perfect advantages
+# would reach: $\sqrt{2c/(1+c)}$.
 
 
 # %%
@@ -160,10 +160,10 @@ print(f"perfect advantages would reach {perfect:.2f}")
 # With K = 1 a value is 0 or 1 (V(s_0) also counts the group), and an advantage is the difference of two values. It agrees with
 # the truth about as well as an advantage from a group. Three rollouts give a better agreement, and nine a clearly better one.
 #
-# The gain is less noise. On average, REINFORCE, RLOO, VinePPO and PPO with lambda = 1 follow the same gradient. Less noise helps
-# where noise limits learning. On chains of six it hardly does: after equal seconds the algorithms end within two points of each
-# other (`results/credit/README.md`). On chains of twelve, VinePPO's mean is above GRPO's with K = 9 after equally many responses,
-# and below it with K = 1 after equal time on a CPU. Five seeds do not prove either difference (`results/claims.md`).
+# The gain is less noise. The mean gradients of REINFORCE, RLOO, VinePPO and PPO with lambda = 1 have the same direction. Less
+# noise helps where noise limits learning. On chains of six it hardly does: after equal seconds the algorithms end within two
+# points of each other (`results/credit/README.md`). On chains of twelve, VinePPO's mean with K = 9 is above GRPO's after as many
+# responses, rollouts not counted. With K = 1 it is below it after equal time. Five seeds prove neither (`results/claims.md`).
 
 # %%
 figure, ((response_axis, weight_axis, agreement_axis),) = new_figure(3)

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 10. GSM8K on one GPU
+# # 10. The same loop on GSM8K
 #
 # So far the problems were generated and the policy was tiny. The training loop depends on neither. In this tutorial the loop runs
 # on GSM8K, grade-school word problems (Cobbe et al. 2021). We only need another task, another prompt, and any causal language
@@ -77,9 +77,9 @@ print("the solution without annotations:", repr(train_problems[0].solution))
 # %% [markdown]
 # ## The grader
 #
-# The policy learns from the grader's reward alone, so we look at what the grader accepts: one number, on which all answer lines
-# (`####`) agree. A policy will exploit a grader that accepts too much. A grader that accepts too little teaches only the format
-# of the answer.
+# The policy learns from the grader's reward alone, so we look at what the grader accepts. A response must give one number, the
+# same on all its answer lines (`####`). A line without a number, such as `#### Step 1`, counts as a heading. A policy will
+# exploit a grader that accepts too much.
 
 # %%
 right = ("So there are 72.\n#### 72", "#### $72.00 dollars.", "#### 72\n#### 72", "#### Step 1\n8*9=72\n#### 72")
@@ -96,7 +96,8 @@ print(f"reward of '#### 72': {ended} if the model ended the response, {cut} if t
 # ## Does it fit into memory?
 #
 # `vine_mini.app.memory` estimates the memory from the shapes alone. PyTorch's meta device builds the models of both presets
-# without storing their weights. We assume prompts of 300 tokens and responses that reach the length limit.
+# without storing their weights. (A *preset* is a file of settings.) We assume prompts of 300 tokens and responses that reach the
+# length limit. On a GPU the estimates are larger, because larger parts are computed at once (`results/README.md`).
 
 # %%
 sizes = "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads vocab_size".split()
@@ -109,16 +110,15 @@ for preset, shape in shapes.items():
         model = AutoModelForCausalLM.from_config(shape)
     print(f"\n{preset}, {sum(p.numel() for p in model.parameters()) / 1e9:.2f} billion parameters")
     for algorithm in ("vineppo", "ppo"):
-        print(
-            f"{algorithm}: {format_memory(estimate(model, TrainConfig(**read_preset(preset) | {'algorithm': algorithm}), 300))}"
-        )
+        settings = TrainConfig(**read_preset(preset) | {"algorithm": algorithm})
+        print(f"{algorithm}: {format_memory(estimate(model, settings, 300))}")
 print(f"\nthis run: {format_memory(memory_estimate(trainer))}\n")
 
 # %% [markdown]
 # ## A few iterations
 #
-# We run VinePPO with the settings above and measure where its time goes. Equal states are rolled out once, so the rollouts become
-# cheaper as the policy's responses become more alike.
+# We run VinePPO with the settings above and measure where its time goes. Equal states are rolled out once. As the policy's
+# responses become more alike, fewer states are distinct.
 
 # %%
 before, log = trainer.evaluate(with_kl=False), []
@@ -154,14 +154,13 @@ print("\n" + "\n".join(f"{k:19} {log[-1][k]:.2g}" for k in ("truncated", "nonzer
 # | `clip_frac` | small | if it is large, there are too many updates on a batch, or too large ones (tutorial 6) |
 # | `sampler_gap` | tiny, with `bf16` about 0.0005 | a large gap is a bug: sampler and training code disagree on the same tokens |
 #
-# The learning rate of these presets is the paper's 1e-6. Fine-tuning often uses ten times more or higher (`sft` here: ten
-# times). Reinforcement learning takes many more updates, and its gradients are mostly noise. Models below ten million parameters
-# get 1e-4.
+# The learning rate of these presets is the paper's 1e-6. Fine-tuning often takes ten times as much or more. Reinforcement
+# learning has many more updates, and its gradients are mostly noise. Without `lr`, models below ten million parameters get 1e-4.
 #
 # The paper's run has 650 iterations of 512 responses with K = 9. The picture shows its accuracy on GSM8K's test problems with
 # RhoMath 1.1B (VinePPO, arXiv 2410.01679). This package has not repeated the run. By the plan in
 # [beyond_one_gpu.md](beyond_one_gpu.md) an iteration takes half a minute on one GPU with 80 GB, and the whole run five hours.
-# This is a lower bound: waiting is not counted.
+# The plan guesses the lengths and counts neither waiting nor equal states.
 
 # %%
 figure, ((reward_axis, seconds_axis, paper_axis),) = new_figure(3)

@@ -64,7 +64,7 @@ for name, layers in (("nope", 1), ("nope", 2), ("nope", 3), ("rope", 1), ("alibi
 #
 # ## Three places for an encoding
 #
-# An encoding can be added in three places (section 2): a vector $p_t$, rotations $R_t$, or a number $b$:
+# An encoding can be added in three places (section 2):
 #
 # | place | formula | encodings |
 # |---|---|---|
@@ -74,28 +74,28 @@ for name, layers in (("nope", 1), ("nope", 2), ("nope", 3), ("rope", 1), ("alibi
 #
 # ## RoPE by hand
 #
-# RoPE (Su et al. 2021, arXiv 2104.09864) treats each pair of numbers in a query as a point in a plane. At position $p$ it rotates
-# pair $j$ by the angle $p\,\omega_j$, where $\omega_j = 10000^{-2j/d}$ and $j$ starts at 0. The first pair rotates fast. The last
+# RoPE (Su et al. 2021, arXiv 2104.09864) treats each pair of numbers in a query as a point in a plane. At position $t$ it rotates
+# pair $j$ by the angle $t\,\omega_j$, where $\omega_j = 10000^{-2j/d}$ and $j$ starts at 0. The first pair rotates fast. The last
 # pair hardly rotates at all.
 #
-# In the complex plane, this rotation is a multiplication by $e^{i p \omega_j}$. The package computes it in this way. Here we use
-# sines and cosines.
+# The package treats a pair as a complex number and multiplies it by the cosine of the angle plus $\sqrt{-1}$ times its sine.
+# Here we do without complex numbers.
 
 # %%
 q, k = torch.randn(2, d, generator=generator)
 
 
-def rotate_by_hand(x, p: int):
-    """x [d] at position p -> [d]"""
+def rotate_by_hand(x, t: int):
+    """x [d] at position t -> [d]"""
     turned = []
     for j in range(d // 2):
-        angle = p * 10000 ** (-2 * j / d)
+        angle = t * 10000 ** (-2 * j / d)
         a, b = x[2 * j].item(), x[2 * j + 1].item()
         turned += [a * math.cos(angle) - b * math.sin(angle), a * math.sin(angle) + b * math.cos(angle)]
     return torch.tensor(turned)
 
 
-by_hand = torch.stack([rotate_by_hand(q, p) for p in range(T)])  # [T, d]
+by_hand = torch.stack([rotate_by_hand(q, t) for t in range(T)])  # [T, d]
 package = apply_rotary(q.expand(1, 1, T, d), freqs_cis(torch.arange(T)[None], d))[0, 0]  # [T, d]; one batch row, one head
 assert torch.allclose(by_hand, package, atol=1e-5)
 print(f"largest difference between our rotation and the package's: {(by_hand - package).abs().max():.1e}")
@@ -127,8 +127,8 @@ print(f"pairs that make a full turn within {T} tokens: {(periods <= T).sum()} of
 # about seven digits. At large positions most of these digits describe full turns. In bfloat16, with less than three digits, the
 # angles would be useless.
 #
-# The last line shows another problem. In short training sequences, the slow pairs take only a few of all angles. Longer sequences
-# have angles that the model has never seen. Tutorial 12 measures whether RoPE fails there.
+# The last line shows another problem. In short training sequences, the slow pairs turn through a small part of the circle. Longer
+# sequences have angles that the model has never seen. Tutorial 12 measures whether RoPE fails there.
 #
 # ## Logits against distance
 #
@@ -138,7 +138,8 @@ print(f"pairs that make a full turn within {T} tokens: {(periods <= T).sum()} of
 # - ALiBi subtracts the distance times a slope. Each head has its own slope.
 # - T5 adds a number from a learned table. Several large distances share a row of the table.
 #
-# We draw the mean logit of many random queries. Each key *equals* its query, as if a token looked for tokens like itself.
+# We draw the mean logit of many random queries. Each key *equals* its query, as if a token looked for tokens like itself. RoPE's
+# logit falls within ten tokens and then swings. It has no steady decline as ALiBi's has.
 
 # %%
 far, n_vectors = 64, 200 if QUICK else 5000
@@ -157,11 +158,12 @@ for n in (0, 1, 4, 16, 63):
 figure, ((plane, logits_axis, bucket_axis),) = new_figure(3)
 start = torch.tensor([1.0, 0.0] * (d // 2)).expand(1, 1, 6, d)  # every pair at angle 0
 shown = apply_rotary(start, freqs_cis(torch.arange(6)[None], d))[0, 0]  # [6, d]
-for j, radius, colour, marker in ((0, 1.0, "#D55E00", "v"), (1, 0.7, "#E69F00", "^"), (3, 0.4, "#0072B2", "o")):
+pairs = ((0, 1.0, "#D55E00", "v", range(6)), (1, 0.7, "#E69F00", "^", (0, 5)), (3, 0.4, "#0072B2", "o", ()))
+for j, radius, colour, marker, labelled in pairs:
     pair = radius * shown[:, 2 * j : 2 * j + 2]
     plane.plot(*pair.T, color=colour, marker=marker, linewidth=1, label=f"j = {j}: {periods[j]:.0f} tokens a turn")
-    for p in ((0, 1, 2, 3, 4, 5), (0, 5), (), ())[j]:
-        plane.annotate(str(p), 1.17 * pair[p], ha="center", va="center", fontsize=8, color=colour)
+    for t in labelled:
+        plane.annotate(str(t), 1.17 * pair[t], ha="center", va="center", fontsize=8, color=colour)
 plane.set(title="RoPE: pairs at positions 0 to 5", xlim=(-1.4, 2.9), ylim=(-1.3, 1.3), aspect="equal")
 plane.legend(frameon=False, loc="upper right", fontsize=8)
 logits_axis.plot(nope.expand(far), color="#0072B2", label="NoPE")
@@ -180,7 +182,7 @@ show(figure, "11_nope_and_rope")
 # 1. One causal NoPE layer hides the order from the last token. Does it also hide the order from the token in the middle?
 # 2. RoPE rotates queries and keys. What would $o_t$ be if RoPE rotated the values as well?
 # 3. In tutorial 12, training sequences have up to 24 tokens and test sequences up to 44. What does each encoding do at a distance
-#    of 40 that it never did at a distance of 20? Order the four encodings by how new this is.
+#    of 40 that it never did at a distance of 20? Order the four encodings by how new this is, and check your order there.
 # 4. The encoding `rope25` rotates a quarter of each head, as in the paper's code. What can the other dimensions express? How many
 #    frequencies does a head of 16 dimensions keep, and one of 64?
 #

@@ -35,7 +35,7 @@ print(f"training lengths {config.train_lengths}, test lengths {config.test_lengt
 # %% [markdown]
 # The loss covers the target tokens only. The choice of the item is easy. The difficult part is to write `<eos>` at the right
 # place. Every prompt starts with the same word, because NoPE needs a constant first token to count from (tutorial 13). Every
-# batch contains new examples of one random length.
+# batch contains new examples of one random length. An answer counts only if *all* its tokens are right (*exact match*).
 
 # %%
 models, accuracy = {}, {}
@@ -51,16 +51,15 @@ for name in encodings:
         print(f"on longer ones {row}", flush=True)
 
 # %% [markdown]
-# NoPE and T5's bias continue to count beyond the training lengths. Their accuracy falls slowly at first (NoPE's fast after 17).
-# RoPE's accuracy is 0 at the first length that it has not seen. ALiBi's is about half of NoPE's there, and 0 from 12 on.
+# NoPE and T5's bias continue to count beyond the training lengths. Their accuracy falls slowly at first (NoPE's fast after 16).
+# RoPE's accuracy is 0 at the first length that it has not seen. ALiBi's is about half of NoPE's there, and 0 at 13.
 #
 # ## What exact match measures
 #
-# An answer counts only if *all* its tokens are right. Suppose that each token is right with probability $p$, independently of
-# the others. Then $n$ items and `<eos>` are right with probability $p^{\,n+1}$. This measure falls with the length even if the
-# model does not get worse.
+# Suppose that each token is right with probability $p$, independently of the others. Then $n$ items and `<eos>` are right with
+# probability $p^{\,n+1}$. Exact match then falls with the length even if the model does not get worse.
 #
-# Does this explain what we see? We measure single tokens, each one after the right tokens, as in training.
+# Does this explain what we see? We measure single tokens, each with the right tokens before it, as in training.
 
 
 # %%
@@ -76,22 +75,24 @@ for name in encodings:
     for n in (10, 11, 13, 16, 20):
         right = right_tokens(models[name, 0], n)
         p, exact = right.mean().item(), right.all(dim=1).float().mean().item()
-        print(f"{name:5} length {n}: p = {p:.3f}, p^{n + 1} = {p ** (n + 1):.2f}, exact match {exact:.2f}")
+        print(f"{name:5} length {n}: p = {p:.3f}, p^{n + 1} = {p ** (n + 1):.2f}, exact match {exact:.2f}; ", end="")
+        print(f"wrong tokens in a response {(n + 1) * (1 - p):.2f}")
 
 # %% [markdown]
 # For NoPE and T5 the formula explains most of the fall. For RoPE at length 11 and ALiBi at length 13 it does not: it predicts
-# 0.30 and 0.32, and both reach 0. (At larger lengths the formula also predicts nearly 0, so they do not test it.) These
-# failures are not independent mistakes in single tokens. To see what they are, we let the models write and count the items.
+# 0.30 and 0.32, and both reach 0. (At larger lengths the formula also predicts nearly 0, so these lengths test nothing.) In both
+# cases a response has 1.1 wrong tokens in the mean, and no response has none. So nearly every response has exactly one. To see
+# what this mistake is, we let the models write and count the items.
 
 # %%
 written = {}  # (encoding, seed) -> length -> items written, the median over prompts
 sampling = Sampling(2 * config.test_lengths[1], (EOS,), temperature=0.0)
 for (name, seed), model in models.items():
-    prompts = {n: sorted({p for p, _ in evaluation_examples(config, n, config.examples)}) for n in config.lengths()}
-    flat = [encode(p) for group in prompts.values() for p in group]
-    responses = sample(model, flat, sampling, seed=0, plain=True)
-    items = iter([len(t.response_ids) - t.finished for t in responses])  # <eos> is no item
-    written[name, seed] = {n: median(next(items) for _ in group) for n, group in prompts.items()}
+    written[name, seed] = {}
+    for n in config.lengths():
+        prompts = sorted({prompt for prompt, _ in evaluation_examples(config, n, config.examples)})
+        responses = sample(model, [encode(p) for p in prompts], sampling, seed=0, plain=True)
+        written[name, seed][n] = median(len(t.response_ids) - t.finished for t in responses)  # <eos> is no item
     row = ", ".join(f"{n}: {written[name, seed][n]:g}" for n in (5, 10, 11, 13, 16, 20))
     print(f"{name:5} seed {seed}: items asked for, and items written: {row}")
 
@@ -101,8 +102,9 @@ for (name, seed), model in models.items():
 #
 # ## How certain is this?
 #
-# The curves look more certain than they are. Two seeds show a range, not an error bar. There are only a few different
-# prompts of each length, so the number of examples says little about the noise. And 500 updates are few.
+# The curves look more certain than they are. Two seeds show a range, not an error bar. There are only 16 different prompts of
+# each length, one for each item, so the number of examples says little about the noise. Training has seen all prompts of the
+# seen lengths. And 500 updates are few.
 #
 # The repository holds longer runs of the same decoder (`results/lengthgen/study/narrow/copy`, three seeds). We compare them
 # with ours.
@@ -110,8 +112,7 @@ for (name, seed), model in models.items():
 # %%
 longer_run = load_results(ROOT / "results" / "lengthgen" / "study" / "narrow" / "copy")
 longer = by_length(longer_run)  # encoding -> length -> exact match of each seed
-print(f"updates: {updates}, in the longer run {longer_run['settings']['steps']}; ", end="")
-print(f"different prompts of length 20: {len(prompts[20])}; ± is the standard deviation between seeds")
+print(f"updates: {updates}, in the longer run {longer_run['settings']['steps']}; ± is the standard deviation between seeds")
 for name in encodings:
     for n in (11, 13, 16, 20):
         ours = ", ".join(f"{accuracy[name, seed][n]:.2f}" for seed in seeds)
@@ -119,7 +120,7 @@ for name in encodings:
         print(f"{name:5} length {n}: {ours}; longer run {mean(theirs):.2f} ± {stdev(theirs):.2f} ({len(theirs)} seeds)")
 
 # %% [markdown]
-# Nine times as many updates change a lot, although all four encodings already write nearly all seen lengths right after 500.
+# Nine times as many updates change a lot, although after 500 updates all four encodings already copy nearly all seen lengths.
 # NoPE learns to count: at length 20 its accuracy rises from about 0.4 to 0.93. ALiBi gets a few items further and is at 0.1
 # there. RoPE stays at 0. T5 differs most between seeds: two of the three longer runs write no right answer of length 20, where
 # our short runs have 0.74 and 0.86. Long inputs use rows of its table that training never sets (tutorial 11). The longer the
@@ -127,9 +128,9 @@ for name in encodings:
 #
 # So accuracy on seen lengths does not say when to stop, and the order of NoPE and T5 depends on the number of updates. In the
 # mean over all new lengths, the longer runs have NoPE 99 %, T5 79, ALiBi 35 and RoPE 0. The paper has 99, 77, 29 and 0, with
-# models hundreds of times larger, lengths up to 20 in training, and up to 40 in the test. The paper's RoPE turns only a quarter
-# of each head. In heads of 16 dimensions that leaves two pairs. In the longer runs, such a RoPE counts with one of three seeds
-# (97, 19 and 0 %). In heads of 64 dimensions, as in the paper, it does not. The order also depends on the task: on copying
+# models hundreds of times larger, lengths up to 20 in training, and up to 40 in the test. But the paper's RoPE turns only a
+# quarter of each head. In heads of 16 dimensions that leaves two pairs. In the longer runs, such a RoPE counts with one of three
+# seeds (97, 19 and 0 %). In heads of 64 dimensions, as in the paper, it does not. The order also depends on the task: on copying
 # random items T5 is ahead of NoPE, in the paper and here (`results/lengthgen/README.md`).
 
 # %%

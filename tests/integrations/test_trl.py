@@ -195,6 +195,11 @@ def test_a_stop_saves_the_iteration_and_a_finished_run_says_so(tmp_path):
     small = ["--group", "2", "--k", "1", "--fresh", "2", "--critic_iterations", "0", "--out", str(tmp_path / "credit")]
     assert cli.main(["credit", "--run", str(run), *small]) == 0
     assert (tmp_path / "pass.json").stat().st_size and list((tmp_path / "credit").glob("*.html"))
+    (run / "policy" / "trainer_state.json").write_text('{"global_step": ')  # a damaged disk
+    ended = subprocess.run(
+        [*more, str(done + 2)], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ended.returncode == 2 and f"{run} has no checkpoint of TRL" in ended.stderr and "Traceback" not in ended.stderr
 
 
 @needs_trl

@@ -15,8 +15,7 @@ def cut_steps(token_ids, tokenizer, *, answer_mark=None):
       after them.
     - A line that begins with the answer mark belongs to the step before it. Whitespace in front of the mark does not count.
     - The end-of-sequence token belongs to the last step.
-    - A token with text on two lines ("5\\n7") belongs to the first of them. The next step starts at the next token with text,
-      unless the second line is an answer line (a token "5\\n####" and then " 12": no step starts at " 12").
+    - A token with text on two lines ("5\\n7") belongs to the first of them. The next step starts at the next token with text.
 
     Args:
         token_ids: list of the response's token ids.

@@ -10,7 +10,7 @@ def forget_bias(log_f):
     """The numbers that forgetting attention adds to the attention logits (arXiv 2503.02130).
 
     Each token j has a gate f_j between 0 and 1, in each head its own. A query at token t sees a key at token i through the gates
-    of all tokens after the key, up to and including its own:
+    of the tokens i + 1 to t:
 
         bias = log f_{i+1} + log f_{i+2} + ... + log f_t
 

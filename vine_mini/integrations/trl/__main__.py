@@ -147,9 +147,10 @@ def train(config: TrlConfig, folder: Path) -> None:
     tasks.check_prompts(prompts, models.context_length(policy), config.max_new_tokens)
     arguments = grpo_arguments(config, RANKS, max(map(len, prompts)))
     saved = (folder / "policy").resolve() if config.resume else None
-    if saved and not (saved / "trainer_state.json").is_file():
-        raise UserError(f"{folder} has no checkpoint of TRL to go on from")
-    done = json.loads((saved / "trainer_state.json").read_text())["global_step"] if saved else 0
+    try:
+        done = int(json.loads((saved / "trainer_state.json").read_text())["global_step"]) if saved else 0
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{folder} has no checkpoint of TRL to go on from") from error
     updates = arguments["logging_steps"]  # of an iteration
     if done >= arguments["max_steps"]:
         raise UserError(f"{folder} has its {done // updates} iterations already: raise --iterations to go on")
