@@ -22,7 +22,7 @@ from tqdm import tqdm
 from benchmarks.common import command, count, machine, report, writable
 from vine_mini.app.files import read_rows
 from vine_mini.study.claims import judge
-from vine_mini.study.config import ALGORITHMS, NAMES, PAPERS, SHARED, TASKS
+from vine_mini.study.config import NAMES, PAPERS, SETTINGS, SHARED, TASKS
 from vine_mini.study.prices import Clock, with_prices
 from vine_mini.study.runs import trainer_of
 
@@ -69,7 +69,7 @@ def main():
     jobs = {}
     for task in TASKS:
         shared = dict(task=task, seed=100, problems=200, shared=SHARED | TASKS[task])
-        for name, config in {**ALGORITHMS[task], "K = 9": PAPERS[task]}.items():
+        for name, config in {**SETTINGS[task], "K = 9": PAPERS[task]}.items():
             jobs[task, NAMES.get(name, "VinePPO, K = 9")] = shared | dict(config=config)
     priced = with_prices(list(jobs.values()), CLAIMS / "prices.json")
     found = ratios(dict(zip(jobs, priced, strict=True)), args.rounds)

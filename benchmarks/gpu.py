@@ -36,7 +36,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 from benchmarks import rollouts as workloads
 from benchmarks.common import bars, command, machine, random_trainer
 from benchmarks.train_step import trl_rollouts
-from vine_mini.app.config import CreditCostConfig, SFTConfig, TrainConfig
+from vine_mini.app.config import SFTConfig, TrainConfig
 from vine_mini.app.files import whole, write_text
 from vine_mini.app.flags import read_preset
 from vine_mini.app.memory import memory_estimate
@@ -45,6 +45,7 @@ from vine_mini.app.setup import build_trainer
 from vine_mini.app.sft import imitate
 from vine_mini.app.tables import columns
 from vine_mini.credit_cost.command import measure
+from vine_mini.credit_cost.config import CreditCostConfig
 from vine_mini.credit_cost.picture import plot_cost
 from vine_mini.models import bfloat16_copy, save_policy
 from vine_mini.sampling import fast

@@ -20,13 +20,13 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.common import command, count, machine, writable
-from vine_mini.app.config import CreditCostConfig
 from vine_mini.app.files import write_text
 from vine_mini.app.plots import COLOURS, new_figure, save_figure
 from vine_mini.app.tables import columns
 from vine_mini.credit_cost.command import measure
+from vine_mini.credit_cost.config import CreditCostConfig
 from vine_mini.study.claims import column
-from vine_mini.study.config import ALGORITHMS, NAMES, SHARED
+from vine_mini.study.config import NAMES, SETTINGS, SHARED
 from vine_mini.study.prices import measure_missing, with_prices
 from vine_mini.study.runs import key, learn, run_missing, trainer_of
 from vine_mini.study.statistics import first_at, interval
@@ -50,7 +50,7 @@ def settings(steps: int, model: str) -> dict:
 def noise_of(steps: int, model: str) -> dict:
     """Measured noise of GRPO's credit and of VinePPO's for each K, without and with averaging. -> success, way -> noise"""
     torch.set_num_threads(1)
-    config = settings(steps, model) | ALGORITHMS["chains"]["vineppo"] | dict(problems=32, ks=list(KS))
+    config = settings(steps, model) | SETTINGS["chains"]["vineppo"] | dict(problems=32, ks=list(KS))
     report = measure(CreditCostConfig(**config))
     found = {"success": report.success[0], "whole": report.ways[0].noise}
     for k in KS:
@@ -73,7 +73,7 @@ def theory(steps: int, success: float, k: int) -> tuple[float, float]:
 
 def jobs(model: str, seeds: list[int]) -> list[dict]:
     """The learning runs: three algorithms for each number of steps, and VinePPO with each K."""
-    every = [(n, ALGORITHMS["chains"][name]) for n in STEPS for name in ("vineppo", *OTHERS)]
+    every = [(n, SETTINGS["chains"][name]) for n in STEPS for name in ("vineppo", *OTHERS)]
     every += [(AT, with_k(k)) for k in KS[1:]]
     shared = dict(limits=dict(seconds=SECONDS), evaluations=8, problems=200)
     return [
@@ -84,7 +84,7 @@ def jobs(model: str, seeds: list[int]) -> list[dict]:
 
 def with_k(k: int) -> dict:
     """VinePPO with K rollouts, and with the averaging that suits them."""
-    return ALGORITHMS["chains"]["vineppo"] | dict(k=k, mc_lam=DIALS[k][0], mc_mu=DIALS[k][1])
+    return SETTINGS["chains"]["vineppo"] | dict(k=k, mc_lam=DIALS[k][0], mc_mu=DIALS[k][1])
 
 
 def gains(runs: list[dict], steps: int, config: dict, other: str) -> list[float]:
@@ -97,7 +97,7 @@ def gains(runs: list[dict], steps: int, config: dict, other: str) -> list[float]
     def of(c: dict) -> dict:
         return {run["seed"]: run for run in runs if run["task"] == f"{steps} steps" and run["config"] == c}
 
-    both = of(config), of(ALGORITHMS["chains"][other])
+    both = of(config), of(SETTINGS["chains"][other])
     level = 0.9 * min(statistics.mean(max(column(run, "test")) for run in same.values()) for same in both)
 
     def seconds(run: dict) -> float:

@@ -1,5 +1,6 @@
 """Small models and tokenizers that the tests make themselves: nothing is downloaded."""
 
+import copy
 import os
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,7 @@ from transformers import (
 )
 
 from vine_mini import models
+from vine_mini.app import setup
 from vine_mini.app.config import SHIPPED
 from vine_mini.sampling import way
 from vine_mini.tasks import arithmetic
@@ -65,6 +67,34 @@ def tiny_model(architecture: str, *, dropout: float = 0.0):
             if parameter.dim() == 2:
                 parameter.mul_(6.0)
     return model.eval().to(DEVICE)
+
+
+def made_once(make):
+    """`arithmetic.problems` that remembers: it draws 5,000 problems to find 500 test problems, as every tenth is one."""
+    made = {}
+
+    def problems(config, make_problem=None):
+        key = config.steps, config.min_steps, config.max_number, make_problem, arithmetic.TRAIN_SIZE, arithmetic.TEST_SIZE
+        if config.data is not None or key not in made:
+            made[key] = make(config, make_problem)
+        return tuple(map(list, made[key]))
+
+    return problems
+
+
+class LoadedOnce:
+    """`models` for `build_trainer`: each shipped policy is read and tried out once, and then copied."""
+
+    shipped = staticmethod(cache(models.load_policy))
+
+    def load_policy(self, name, device):
+        return copy.deepcopy(self.shipped(name, device)) if SHIPPED in Path(name).parents else models.load_policy(name, device)
+
+    def __getattr__(self, name):
+        return getattr(models, name)
+
+
+arithmetic.problems, setup.models = made_once(arithmetic.problems), LoadedOnce()
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,7 @@ def name_of(path: Path) -> str:
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
 
 
+@cache
 def files() -> list[Path]:
     return [p for p in sorted(PACKAGE.rglob("*.py")) if p != PACKAGE / "__init__.py"]
 
@@ -45,6 +47,7 @@ def floor_of(name: str) -> int:
     return next(i for i, rooms in enumerate(FLOORS) if name.split(".")[0] in rooms)
 
 
+@cache
 def imports(path: Path) -> tuple[set[str], set[str]]:
     """-> files of this package, outside packages"""
     names = {name_of(p) for p in files()}

@@ -102,7 +102,8 @@ def test_the_kl_is_of_the_policy_to_the_reference_at_the_samples_temperature():
         logs = [(m(ids).logits[0, start - 1 : -1] / 0.7).log_softmax(dim=-1) for m in (policy, reference)]
         p, q = (x.gather(1, ids[0, start:, None])[:, 0] for x in logs)
         expected.append(((q - p).exp() - 1 - (q - p)).mean().item())
-    assert module.kl_to_reference(policy, reference, trajectories, 0.7) == pytest.approx(expected, rel=1e-5)
+    for rows in (1, 16):  # in a forward pass
+        assert module.kl_to_reference(policy, reference, trajectories, 0.7, rows) == pytest.approx(expected, rel=1e-5)
 
 
 def test_lengths_by_hand(tokenizer, monkeypatch):

@@ -548,7 +548,8 @@ def test_settings_reach_the_functions_that_they_are_for(monkeypatch):
     trainer.evaluate()
     assert seen["clipped_policy_loss"] == [0.11] and seen["kl_penalty"] == ["k2"] and seen["value_loss"] == [0.13]
     assert seen["clip_grad_norm_"][1] == 0.7
-    sampling = seen["evaluate"][5]
+    problems, prompts, sampling = seen["evaluate"][3:]
+    assert (problems, prompts) == (trainer.test_problems, trainer.test_prompts)
     assert (sampling.temperature, sampling.top_p) == (0.35, 1.0)  # an evaluation uses no top-p
 
 

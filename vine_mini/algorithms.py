@@ -9,7 +9,7 @@
     dpo        prefers right responses to wrong ones (DPO-Positive)            arXiv 2402.13228
 
 Deviations from the paper: steps are cut in the sampled tokens. V(s_0) counts the other responses to a problem as rollouts of its
-prompt. The paper has mc_lam = mc_mu = 0.
+prompt. By default mc_lam = mc_mu = 0.5; the paper has 0.
 """
 
 from collections.abc import Callable

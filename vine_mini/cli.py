@@ -10,9 +10,10 @@ from vine_mini.app.exercises import ExercisesConfig, exercises
 from vine_mini.app.flags import parse
 from vine_mini.app.tables import one_line
 from vine_mini.credit_cost.command import credit_cost
+from vine_mini.credit_cost.config import CreditCostConfig
 from vine_mini.credit_page.command import credit
 from vine_mini.credit_page.config import CreditConfig
-from vine_mini.demo import demo
+from vine_mini.demo import DemoConfig, demo
 from vine_mini.doctor.command import DoctorConfig, doctor
 from vine_mini.lengthgen import words as lengthgen
 from vine_mini.study.command import study
@@ -55,13 +56,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 COMMANDS: dict[str, tuple[Callable, type]] = {
-    "demo": (demo, config.DemoConfig),
+    "demo": (demo, DemoConfig),
     "sft": (commands.sft, config.SFTConfig),
     "train": (commands.train, config.TrainConfig),
     "evaluate": (commands.evaluate_policy, config.EvaluateConfig),
     "sample": (commands.sample, config.SampleConfig),
     "credit": (credit, CreditConfig),
-    "credit-cost": (credit_cost, config.CreditCostConfig),
+    "credit-cost": (credit_cost, CreditCostConfig),
     "analyze values": (analyze_values, ValuesConfig),
     "study": (study, StudyConfig),
     "doctor": (doctor, DoctorConfig),

@@ -5,11 +5,11 @@ The last screen shows the accuracy, one response with the credit of each method 
 
 import json
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from vine_mini.algorithms import ALGORITHMS
 from vine_mini.app.commands import INTERRUPTED, machine
-from vine_mini.app.config import DemoConfig, TrainConfig
+from vine_mini.app.config import Count, Seconds, Seed, TrainConfig, check_ranges, knob, one_of
 from vine_mini.app.files import write_text
 from vine_mini.app.flags import parse, read_preset
 from vine_mini.app.loop import train_run
@@ -22,6 +22,26 @@ from vine_mini.credit_page.config import CreditConfig
 from vine_mini.credit_page.page import finding, summary
 from vine_mini.credit_page.picture import plot_credit
 from vine_mini.evaluate import table
+from vine_mini.types import UserError
+
+
+@dataclass
+class DemoConfig:
+    """Train VinePPO, PPO and GRPO from the shipped policy for the same time each, and compare them."""
+
+    seconds: Seconds = knob(45, "Training time of each algorithm.")
+    algorithms: list[str] = field(default_factory=lambda: ["vineppo", "ppo", "grpo"], metadata={"help": "Trained in this order."})
+    problems: Count = knob(200, "Test problems in each evaluation.")
+    out: str | None = knob(None, "Folder for the picture and the runs; a new one under runs/ when left out.")
+    device: str = knob("cpu", "The shipped policy is so small that a GPU would not be faster.")
+    seed: Seed = knob(0, "Seed of everything random.")
+
+    def __post_init__(self):
+        check_ranges(self)
+        if len(set(self.algorithms)) < len(self.algorithms):
+            raise UserError("algorithms: name each of them once")
+        for name in self.algorithms:
+            one_of("algorithm", name, ALGORITHMS)
 
 
 def demo(config: DemoConfig) -> int:

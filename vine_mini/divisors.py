@@ -21,7 +21,7 @@ def token_weights(batch, denominator, config):
     """
     mask = batch.response_mask  # [b, T]
     mean_length = denominator / config.minibatch_size
-    factor = torch.ones_like(mask[:, :1])  # tokens
+    factor = torch.ones_like(mask[:, :1])  # for the divisor "tokens"
     if config.divisor == "sequences":
         factor = mean_length / mask.sum(dim=1, keepdim=True)
     if config.divisor == "constant":

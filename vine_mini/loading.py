@@ -31,19 +31,26 @@ def load_file(name: str, what: str, needed: Sequence[str]):
     return module
 
 
-def told(function: Callable, path: Path) -> Callable:
-    """The function of a user's file, whose mistakes become UserErrors that name the line. Told once, it is returned as it is."""
+def told(function: Callable, path: Path, returns=object) -> Callable:
+    """The function of a user's file, whose mistakes become UserErrors that name the line. Told once, it is returned as it is.
+
+    Args:
+        returns: the type that the function must return.
+    """
     if hasattr(function, "told"):
         return function
 
     @wraps(function)
     def call(*args, **more):
         try:
-            return function(*args, **more)
+            found = function(*args, **more)
         except UserError:
             raise
         except Exception as error:
             raise UserError(_says(error, path)) from error
+        if not isinstance(found, returns):
+            raise UserError(f"{path}: {getattr(function, '__name__', 'a function')}() returned {type(found).__name__}")
+        return found
 
     call.told = True  # type: ignore[attr-defined]
     return call

@@ -12,7 +12,7 @@ import torch
 
 
 def masked_mean(x, mask, denominator=None):
-    """The sum of x where the mask is 1 / denominator, by default the sum of the mask; 0 without tokens. [B, T] -> scalar"""
+    """The sum of x [B, T] over the masked entries, divided by `denominator` (left out: their number). 0 without tokens."""
     return x.where(mask.bool(), 0.0).sum() / torch.as_tensor(mask.sum() if denominator is None else denominator).clamp(min=1)
 
 

@@ -24,7 +24,7 @@ class SelfTrainer(Trainer):
 
     def __init__(self, *args):
         super().__init__(*args)
-        self.reference = self.reference or models.frozen_copy(self.policy)  # each iteration starts from it
+        self.reference = models.frozen_copy(self.policy)  # in float32, because each iteration starts from it
 
     def train(self):
         """Yields (metrics, episodes, rewards as advantages [B, T]) after each iteration, until done."""
@@ -51,7 +51,7 @@ class SelfTrainer(Trainer):
 
     def fit(self, tokens, examples, ref_logprobs, rng, clock) -> dict:
         """Fine-tunes the start policy. -> statistics, means over the updates of the last epoch that ran"""
-        config, best, accuracies = self.config, None, []
+        config, best, highest = self.config, None, 0.0
         self.policy.load_state_dict(self.reference.state_dict())
         self.optimizer = models.adamw(self.policy.parameters(), config)
         made = validated = 0
@@ -71,11 +71,10 @@ class SelfTrainer(Trainer):
                 with self._phase(clock, "validate"):
                     accuracy = self.evaluate(self.validation_problems, with_kl=False, greedy=False)["pass@1"][0]
                 validated += 1
-                if accuracies and accuracy < max(accuracies):
+                if accuracy < highest:
                     self.policy.load_state_dict(best)
                     break
-                accuracies.append(accuracy)
-                best = copy.deepcopy(self.policy.state_dict())
+                highest, best = accuracy, copy.deepcopy(self.policy.state_dict())
         counts = {"examples": len(examples), "updates_made": made, "validations": validated}
         return counts | {name: sum(values) / len(values) for name, values in log.items()}
 

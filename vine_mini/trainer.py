@@ -1,7 +1,8 @@
 """The training loop. `Trainer.train` is one iteration on one screen, for VinePPO and its baselines alike.
 
-Deviations from the paper: sampling uses no top-p, because the ratio needs log-probs of the whole distribution. The learning
-rate stays constant after its warm-up. The old log-probs are the sampler's own; in bfloat16 the policy computes them again.
+Deviations from the paper: by default sampling uses no top-p, because the ratio needs log-probs of the whole distribution.
+The learning rate stays constant after its warm-up. The old log-probs are the sampler's own; in bfloat16 the policy computes
+them again.
 """
 
 import time
@@ -52,7 +53,7 @@ class Trainer:
         if config.gradient_checkpointing:
             models.checkpoint_activations(policy)
         with_reference = self.algorithm.needs_reference and config.kl_coef > 0
-        self.reference = models.reference_copy(policy, config.bf16 and not self.algorithm.examples) if with_reference else None
+        self.reference = models.reference_copy(policy, config.bf16) if with_reference else None
         self.low_precision = models.bfloat16_copy(policy) if config.bf16 else None
         self.critic = models.Critic(policy) if self.algorithm.needs_critic else None
         groups = [{"params": list(policy.parameters()), "peak_lr": config.lr, "of": ""}]

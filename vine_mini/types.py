@@ -77,7 +77,7 @@ class Tokens:
         return len(self.input_ids)
 
     def micro_batches(self, rows: torch.Tensor, tokens: int) -> list[torch.Tensor]:
-        """The given rows [m], or groups of rows [m, w], in parts of similar length: at most `tokens` with padding, or a group."""
+        """Rows [m] or groups of rows [m, w], in parts of similar length. A part has at most `tokens` tokens, or one group."""
         groups = rows.view(len(rows), -1)  # [m, w]
         widths = self.attention_mask.sum(dim=1).cpu()[groups].amax(dim=1).tolist()
         parts: list[list[int]] = []

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,9 +16,12 @@ from safetensors.torch import load_file, save_file
 
 from vine_mini.app import checkpoint
 from vine_mini.app.config import TrainConfig
+from vine_mini.app.flags import parse
+from vine_mini.app.runs import Run
 from vine_mini.app.setup import build_trainer
 from vine_mini.cli import main
 from vine_mini.models import build_tiny, load_policy
+from vine_mini.tasks import arithmetic
 from vine_mini.types import UserError
 
 QUICK = "--steps 2 --prompts 2 --group 4 --minibatch_size 4 --k 2 --iterations 2 --eval_problems 4 --eval_samples 2".split()
@@ -90,7 +94,9 @@ def ppo_run(tmp_path_factory):
     """The folder of a run of one iteration."""
     folder = tmp_path_factory.mktemp("ppo") / "run"
     flags = [*QUICK, "--iterations", "1", "--algorithm", "ppo", "--out", str(folder)]
-    assert main(["train", *flags]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arithmetic, "TRAIN_SIZE", 300)
+        assert main(["train", *flags]) == 0
     return folder
 
 
@@ -142,19 +148,35 @@ def test_a_checkpoint_with_odd_contents_is_refused_and_nothing_is_lost(name, ppo
     assert {path for path in ppo_run.rglob("*")} | {ppo_run} == set(before)
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl"])
-@pytest.mark.parametrize("line", [b"\xff", b"[1]", b"{}", b'{"iteration": "1"}', b'{"iteration": 1, "reward": "x"}', b'{"iteration": 0, "eval": 5}', b'{"iteration": 0, "validation": {"pass@1": []}}'])  # fmt: skip
-def test_a_log_with_odd_lines_is_refused_and_kept(name, line, ppo_run, capsys):
-    log = ppo_run / name
+LOGS = ("metrics.jsonl", "samples.jsonl")
+
+
+@contextmanager
+def odd_line(log, line):
+    """Inside this context the log ends in the line. Afterwards it must still do so."""
     whole = log.read_bytes()
     log.write_bytes(whole + line + b"\n")
     try:
-        assert main(["train", "--resume", str(ppo_run), "--iterations", "2"]) == 2
+        yield
         assert log.read_bytes() == whole + line + b"\n"
     finally:
         log.write_bytes(whole)
+
+
+@pytest.mark.parametrize("name", LOGS)
+@pytest.mark.parametrize("line", [b"\xff", b"[1]", b"{}", b'{"iteration": "1"}', b'{"iteration": 1, "reward": "x"}', b'{"iteration": 0, "eval": 5}', b'{"iteration": 0, "validation": {"pass@1": []}}'])  # fmt: skip
+def test_a_log_with_odd_lines_is_refused_and_kept(name, line, ppo_run):
+    config = parse(TrainConfig, "train", ["--resume", str(ppo_run)])
+    with odd_line(ppo_run / name, line), pytest.raises(UserError, match=str(ppo_run / name)):
+        Run(ppo_run, config, 1)
+
+
+@pytest.mark.parametrize("name", LOGS)
+def test_a_run_with_an_odd_line_in_a_log_does_not_go_on(name, ppo_run, capsys):
+    with odd_line(ppo_run / name, b"[1]"):
+        assert main(["train", "--resume", str(ppo_run), "--iterations", "2"]) == 2
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and str(log) in said
+    assert said.count("\n") == 1 and str(ppo_run / name) in said
 
 
 SMALL = TrainConfig(

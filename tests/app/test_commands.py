@@ -17,7 +17,9 @@ import yaml
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, Gemma3Config
 
-from vine_mini.app.config import SHIPPED, TrainConfig
+from vine_mini import tasks
+from vine_mini.app import commands
+from vine_mini.app.config import SHIPPED, EvaluateConfig, TrainConfig
 from vine_mini.app.cost import check_cost
 from vine_mini.app.setup import build_trainer
 from vine_mini.cli import main
@@ -164,9 +166,8 @@ def test_sft_from_scratch_and_on_from_there(empty_folder, capsys):
     common = "--updates 3 --batch_size 4 --eval_problems 3 --eval_samples 1 --error_rate 0.2".split()
     assert main(["sft", *common, "--hidden", "16", "--layers", "1", "--out", "tiny"]) == 0
     card = (empty_folder / "tiny" / "README.md").read_text()
-    assert (
-        "python -m vine_mini sft --updates 3 --batch_size 4 --lr 0.003 --error_rate 0.2 --hidden 16" in card and "pass@1" in card
-    )
+    of_task = "--steps 6 --max_new_tokens 64"  # also where they are the task's own
+    assert f"sft {of_task} --updates 3 --batch_size 4 --lr 0.003 --error_rate 0.2 --hidden 16" in card and "pass@1" in card
     assert "lr = 0.003, the default for a new model" in capsys.readouterr().out
     assert main(["sft", *common, "--model", "tiny", "--out", "tiny2"]) == 0
     assert "lr = 0.001, the default for a model of this size" in capsys.readouterr().out
@@ -286,6 +287,28 @@ def test_evaluate_writes_json(empty_folder):
     assert main(["evaluate", "--problems", "3", "--n", "2", "--out", "numbers.json"]) == 0
     numbers = json.loads((empty_folder / "numbers.json").read_text())
     assert set(numbers) == {"pass@1", "greedy", "maj@2", "any@2", "length", "truncated"}
+
+
+def spied(monkeypatch, name: str) -> list:
+    """The positional arguments of each call of a function of `commands`, from now on."""
+    calls, whole = [], getattr(commands, name)
+    monkeypatch.setattr(commands, name, lambda *args, **more: calls.append(args) or whole(*args, **more))
+    return calls
+
+
+def test_evaluate_measures_test_problems_and_the_kl_to_another_policy(empty_folder, monkeypatch):
+    calls, other = spied(monkeypatch, "evaluate"), ["--reference", str(SHIPPED / "arithmetic-12"), "--top_p", "0.9"]
+    assert main(["evaluate", *other, "--problems", "3", "--n", "2", "--temperature", "0.8", "--out", "numbers.json"]) == 0
+    [(*_, problems, prompts, sampling)] = calls
+    assert problems == tasks.load_problems(EvaluateConfig())[1][:3] and len(prompts) == 3
+    assert (sampling.temperature, sampling.top_p) == (0.8, 0.9)
+    assert json.loads(Path("numbers.json").read_text())["kl"][0] > 1e-3
+
+
+def test_sample_in_bfloat16(monkeypatch, capsys):
+    calls = spied(monkeypatch, "sample_responses")
+    assert main(["sample", "--n", "1", "--bf16", "True"]) == 0
+    assert torch.bfloat16 in {parameter.dtype for parameter in calls[0][0].parameters()}
 
 
 @pytest.mark.slow

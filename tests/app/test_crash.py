@@ -247,6 +247,23 @@ def test_a_run_that_was_killed_in_its_last_picture_has_it_in_the_end(capsys):
     assert Path("run/curves.png").read_text() == "6 rows" and not Path("run/curves.png.partial").exists()
 
 
+def test_a_run_that_was_stopped_and_has_no_iteration_left_is_evaluated(capsys, monkeypatch):
+    """Its table had the evaluation of its start alone."""
+
+    def stop(trainer):
+        trainer.sampling = lambda: trainer.iteration == 2 and signal.raise_signal(signal.SIGINT)
+        return trainer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(commands, "build_trainer", lambda config: stop(TinyTrainer(config)))
+        assert commands.train(TrainConfig(**SETTINGS, out="run")) == commands.INTERRUPTED and rows() == [0, 1, 2, 3]
+    tables = []
+    monkeypatch.setattr(commands, "table", lambda columns: tables.append(columns) or "")
+    assert go_on(iterations=3) == 0 and rows() == [0, 1, 2, 3]
+    [columns] = tables
+    assert columns["iteration 0"]["pass@1"][0] == ACCURACY[0] and columns["iteration 3"]["pass@1"][0] == ACCURACY[3]
+
+
 def test_two_processes_do_not_go_on_with_the_same_run(capsys):
     commands.train(TrainConfig(**SETTINGS, out="run"))
     expected = state()

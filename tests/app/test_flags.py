@@ -1,12 +1,13 @@
 """Flags and presets become configs."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
 
 from vine_mini.app.config import EvaluateConfig, SFTConfig, TrainConfig
-from vine_mini.app.flags import PRESETS, parse
+from vine_mini.app.flags import PRESETS, parse, to_yaml
 from vine_mini.cli import main
 from vine_mini.types import UserError
 
@@ -96,6 +97,46 @@ def test_a_saved_config_may_write_numbers_as_yaml_does_not(empty_folder):
     Path("run").mkdir()
     Path("run/config.yaml").write_text("task: arithmetic\nalgorithm: ppo\nlr: 1e-5")
     assert parse(TrainConfig, "train", ["--resume", "run"]).lr == 1e-5
+
+
+MAY_CHANGE = "data device sample_batch_size yes iterations max_seconds micro_batch_tokens gradient_checkpointing"
+MAY_CHANGE += " eval_problems eval_samples eval_temperature save_every keep_every"
+OTHER = dict(task="decisive", data="folder", prompt="{question}", date="2025-01-31", model="m", device="cpu", out="o")
+OTHER |= dict(algorithm="ppo", divisor="constant", kl_kind="k1")
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(TrainConfig) if field.name != "resume"])
+def test_what_a_resumed_run_may_change(name, empty_folder):
+    """Its length, its machine and how it is evaluated. Whatever else changes is refused with its name."""
+    saved = TrainConfig(lr=1e-4, bf16=True)
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text(to_yaml(saved))
+    old = getattr(saved, name)
+    new = OTHER.get(name) or (not old if isinstance(old, bool) else old / 2 if isinstance(old, float) and old else 2 * (old or 1))
+    resume = ["--resume", "run", f"--{name}={new}"]
+    if name in MAY_CHANGE.split():
+        assert getattr(parse(TrainConfig, "train", resume), name) not in (old, None)
+    else:
+        with pytest.raises(UserError, match=rf"goes on with {name} = .* cannot change to|cannot begin .* \({name}\)"):
+            parse(TrainConfig, "train", resume)
+
+
+def test_a_run_that_evaluates_may_do_so_more_often_but_not_stop(empty_folder):
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text(to_yaml(TrainConfig(lr=1e-4, eval_every=4)))
+    assert parse(TrainConfig, "train", ["--resume", "run", "--eval_every", "2"]).eval_every == 2
+    with pytest.raises(UserError, match="cannot begin or end evaluations"):
+        parse(TrainConfig, "train", ["--resume", "run", "--eval_every", "0"])
+
+
+def test_a_run_finds_its_data_from_any_folder(empty_folder, monkeypatch):
+    Path("own.jsonl").touch()
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text(to_yaml(TrainConfig(task="jsonl", data="own.jsonl", lr=1e-4)))
+    monkeypatch.chdir("run")
+    assert parse(TrainConfig, "train", ["--resume", "."]).data == str(empty_folder / "own.jsonl")
+    for data in ("own.jsonl", 300 * "x"):  # which is not there; text of a user's own task, too long for a path
+        assert TrainConfig(task="jsonl", data=data).data == data
 
 
 def test_a_saved_config_without_its_algorithm_is_refused(empty_folder):

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import LlamaConfig
+from transformers import Cohere2Config, LlamaConfig, LlamaForCausalLM
+from transformers.models.cohere2.modeling_cohere2 import create_sliding_window_causal_mask
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from vine_mini.decoder import later
@@ -77,6 +78,35 @@ def test_llama_turns_by_the_same_position_ids():
     cos, sin = LlamaRotaryEmbedding(LlamaConfig(hidden_size=32, num_attention_heads=2))(q, places)
     llama, _ = apply_rotary_pos_emb(q[..., halves], q[..., halves], cos, sin)
     torch.testing.assert_close(apply_rotary(q, freqs_cis(places, 16))[..., halves], llama)
+
+
+def test_randomized_positions_give_the_logits_of_a_llama_with_the_same_position_ids():
+    """A whole Llama of Hugging Face with our weights; only its MLPs are ours, because Llama's are gated."""
+    ours, d = decoder("rope-random"), 8
+    shape = dict(hidden_size=32, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, vocab_size=23)
+    llama = LlamaForCausalLM(LlamaConfig(**shape, rms_norm_eps=1e-6)).double().eval()
+    halves = torch.cat([torch.arange(0, d, 2), torch.arange(1, d, 2)])  # Llama pairs j with j + d / 2
+    with torch.no_grad():
+        for mine, theirs in zip(ours.model.layers, llama.model.layers, strict=True):
+            q, k, v = mine.attention.qkv.weight.view(3, 4, d, 32)
+            theirs.self_attn.q_proj.weight.copy_(q[:, halves].flatten(0, 1))
+            theirs.self_attn.k_proj.weight.copy_(k[:, halves].flatten(0, 1))
+            theirs.self_attn.v_proj.weight.copy_(v.flatten(0, 1))
+            theirs.self_attn.o_proj.weight.copy_(mine.attention.out.weight)
+            theirs.mlp = torch.nn.Sequential(mine.up, torch.nn.ReLU(), mine.down)
+        llama.model.embed_tokens.weight.copy_(ours.model.embed.weight)
+        llama.lm_head.weight.copy_(ours.lm_head.weight)
+    ids = torch.randint(0, 23, (2, T), generator=torch.Generator().manual_seed(1))
+    places = torch.cat([later.randomized(T, 60, torch.Generator().manual_seed(seed)) for seed in (2, 3)])
+    assert (places[0] != places[1]).any()
+    theirs = logits(llama, ids, position_ids=places, attention_mask=torch.ones_like(ids))  # or gaps would begin new sequences
+    torch.testing.assert_close(logits(ours, ids, position_ids=places), theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_the_window_is_that_of_cohere2():
+    config = Cohere2Config(hidden_size=32, num_attention_heads=4, sliding_window=3, attn_implementation="eager")
+    theirs = create_sliding_window_causal_mask(config, torch.zeros(1, T, 32), attention_mask=None, past_key_values=None)
+    torch.testing.assert_close((later.window(DISTANCE, 3)[0, 0] == 0) & CAUSAL, theirs[0, 0] == 0)
 
 
 ADDITIONS = ["Compute 7 2 6 + 5 7 ? The answer is 3 8 7 .", "Compute 4 + 9 ? The answer is 3 1 . <eos> <pad> <pad> <pad>"]

@@ -1,6 +1,7 @@
 """The doctor says what the machine has, which way sampling takes, and which presets fit."""
 
 from types import SimpleNamespace
+from urllib.error import HTTPError
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from vine_mini.doctor import command
 
 
 @pytest.mark.slow
-def test_the_whole_command(capsys):
+def test_the_whole_command(capsys, monkeypatch):
+    monkeypatch.setattr(command, "hub_answers", lambda: False)
     small = "--seconds 0.1 --prompts 2 --group 2 --minibatch_size 4 --device cpu".split()
     assert main(["doctor", *small]) == 0
     out = capsys.readouterr().out
@@ -28,11 +30,11 @@ def test_what_is_not_there_is_one_line(capsys):
 def test_a_preset_fits_or_says_what_to_lower(monkeypatch):
     def fits(preset, room, kind="cpu"):
         monkeypatch.setattr(command, "memory", lambda device: room)
-        return command.fits(preset, torch.device(kind))
+        return command.fits(preset, torch.device(kind), True)
 
     assert fits("arithmetic", 1 << 34).startswith("fits: ")
     shapes = dict(hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32, num_key_value_heads=4)
-    monkeypatch.setattr(command.AutoConfig, "from_pretrained", lambda name: LlamaConfig(**shapes, vocab_size=32000))
+    monkeypatch.setattr(command.AutoConfig, "from_pretrained", lambda name, **how: LlamaConfig(**shapes, vocab_size=32000))
     said = fits("gsm8k-rho1b", 80 << 30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80 << 30))
     on_gpu = fits("gsm8k-rho1b", 80 << 30, "cuda")  # the shapes are on no device, but the estimate is the GPU's
@@ -40,13 +42,31 @@ def test_a_preset_fits_or_says_what_to_lower(monkeypatch):
     said = fits("gsm8k-rho1b", 8 << 30)
     assert said.startswith("does not fit: ") and "--sample_batch_size 64" in said
 
-    def offline(name):
+    def offline(name, **how):
         raise OSError("no network")
 
     monkeypatch.setattr(command.AutoConfig, "from_pretrained", offline)
     assert fits("gsm8k-rho1b", 80 << 30) == (
         "unknown, because the configuration of realtreetune/rho-1b-sft-GSM8K cannot be read (OSError)"
     )
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once_and_its_client_not_at_all(monkeypatch):
+    """The client of the Hub would try again for half a minute, for every file."""
+    for error, answers in ((OSError("no network"), False), (HTTPError("", 404, "", None, None), True)):
+
+        def fails(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr(command, "urlopen", fails)
+        assert command.hub_answers() == answers
+    asked = []
+    monkeypatch.setattr(
+        command.AutoConfig, "from_pretrained", lambda name, local_files_only: asked.append(local_files_only) or 1 / 0
+    )
+    command.fits("gsm8k-rho1b", torch.device("cpu"), False)
+    command.fits("gsm8k-rho1b", torch.device("cpu"), True)
+    assert asked == [True, False]
 
 
 def test_a_gpu_is_described(monkeypatch):

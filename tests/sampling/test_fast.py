@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, GptOssConfig
 
 from vine_mini.decoder.model import Decoder, DecoderConfig
 from vine_mini.sampling import fast, rollouts, sample
+from vine_mini.sampling.fast import trunks
 from vine_mini.sampling.fast.scheduler import _assign
 from vine_mini.sampling.plain import Request
 from vine_mini.sampling.plain import complete as complete_plain
@@ -84,13 +85,34 @@ def test_samples_equal_the_plain_way(any_model):
     assert_same(quick, slow)
 
 
-def test_following_a_trunk_costs_nothing(llama, monkeypatch):
+@pytest.fixture
+def passes(monkeypatch) -> list:
+    """Trunks are read one or two at a time, and the logits of three tokens at a time. -> an entry for each pass"""
+    passes, cache = [], trunks.DynamicCache
+    monkeypatch.setattr(trunks, "READ_TOKENS", 50)
+    monkeypatch.setattr(trunks, "rows_of_logits", lambda model: 3)
+    monkeypatch.setattr(trunks, "DynamicCache", lambda: passes.append(1) or cache())
+    return passes
+
+
+def test_trunks_that_are_read_in_several_passes(any_model, passes):
+    assert supports(any_model)
+    passes.clear()
+    quick, _, _ = rollouts_of(any_model)
+    assert len(passes) > 1
+    assert_same(flat(quick), flat(rollouts_of(any_model, plain=True)[0]))
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_following_a_trunk_costs_nothing(several, llama, monkeypatch, request):
     """Greedy rollouts of greedy trajectories sample the trajectories again, without decoding one position."""
     greedy = Sampling(max_new_tokens=10, eos_token_id=EOS, temperature=0)
     trajectories = sample(llama, ragged_prompts(4), greedy, seed=0)
+    passes = request.getfixturevalue("passes") if several else []
     monkeypatch.setattr(fast, "_next_position", None)
     cuts = [[0, 1, len(t.response_ids) - 1] for t in trajectories]
     done = rollouts(llama, trajectories, cuts, greedy, k=2, seed=0)
+    assert (len(passes) > 1) == several
     for t, row, at in zip(trajectories, done, cuts, strict=True):
         for c, group in zip(at, row, strict=True):
             for r in group:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from vine_mini.tasks import decisive
+from vine_mini.tasks import arithmetic, decisive
 from vine_mini.types import UserError
 
 
@@ -19,7 +19,9 @@ def make(steps=12, max_number=20, min_steps=None):
 
 @pytest.fixture(scope="module")
 def problems():
-    return make()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arithmetic, "TRAIN_SIZE", 500)
+        return make()
 
 
 def test_problems_are_right_and_stay_within_the_largest_number(problems):

@@ -124,6 +124,30 @@ def test_what_the_functions_of_an_own_task_raise_names_the_line(tmp_path, tokeni
 
 
 @pytest.mark.parametrize(
+    "name, body, right, wrong",
+    [
+        ("extract_answer", "return text", (None, "4"), {"list": [4], "int": 4}),
+        ("demonstration", "return text", ("=> 4",), {"NoneType": None}),
+        ("step_starts", "return text", ([0],), {"tuple": (0,)}),
+        ("step_starts", "yield 0", (), {"generator": ""}),
+    ],
+)
+def test_a_function_of_an_own_task_that_returns_something_else_is_named(name, body, right, wrong, tmp_path):
+    path = own_task(tmp_path, OWN + f"\ndef {name}(text):\n    {body}\n")
+    function = getattr(tasks.get(path), name)
+    assert [function(value) for value in right] == [*right]
+    for kind, value in wrong.items():
+        with pytest.raises(UserError, match=rf"^{path}: {name}\(\) returned {kind}$"):
+            function(value)
+
+
+def test_a_function_without_a_name_that_returns_something_else_is_refused(tmp_path):
+    path = own_task(tmp_path, OWN + "\nfrom functools import partial\nextract_answer = partial(max, [1])\n")
+    with pytest.raises(UserError, match=r"a function\(\) returned list"):
+        tasks.get(path).extract_answer([0])
+
+
+@pytest.mark.parametrize(
     "returns", ["[]", "[1], [2]", "[('q', 's', 'a')], []", "[Problem('q', 's', 1)], [Problem('q', 's', 'a')]"]
 )
 def test_problems_of_an_own_task_are_two_lists_of_problems(returns, tmp_path):

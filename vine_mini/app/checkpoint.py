@@ -93,7 +93,8 @@ def newest(run: Path) -> str | None:
     """The checkpoint from which a run goes on, as a name for `resume`; None if the run was killed before it had saved one."""
     if (run / "policy").exists() or (run / "policy").is_symlink():
         return "policy"
-    return name if (name := kept(run)[-1]) != "policy" else None  # it was killed before the link was made
+    last = kept(run)[-1]  # "policy" where nothing is kept
+    return None if last == "policy" else last  # it was killed before the link was made
 
 
 def resume(trainer, run: Path, name: str = "policy") -> None:
@@ -107,10 +108,10 @@ def resume(trainer, run: Path, name: str = "policy") -> None:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
             counters = json.loads(file.metadata()["counters"])
             numbers, seconds = {name: counters[name] for name in COUNTERS}, dict(counters["seconds"])
-            if len(tensors) != counters.get("tensors", len(tensors)):  # older checkpoints do not say how many they have
+            if len(tensors) != counters["tensors"]:
                 raise ValueError("tensors are missing")
-            whole = all(type(x) is int and x >= 0 for x in numbers.values())
-            if not whole or not all(type(x) in (int, float) and 0 <= x < math.inf for x in seconds.values()):
+            counted = all(type(x) is int and x >= 0 for x in numbers.values())
+            if not counted or not all(type(x) in (int, float) and 0 <= x < math.inf for x in seconds.values()):
                 raise ValueError(f"its counters are {counters}")
     except (SafetensorError, TypeError, KeyError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): take another checkpoint") from error

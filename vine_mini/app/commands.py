@@ -54,6 +54,8 @@ def train(config: TrainConfig) -> int:
         run = Run(folder, config, trainer.iteration)
         finished = train_run(trainer, run)
         columns = {f"iteration {row['iteration']}": row["eval"] for row in (run.rows[0], run.rows[-1]) if "eval" in row}
+        if finished and "eval" not in run.rows[-1]:  # resumed with no iteration left
+            columns[f"iteration {trainer.iteration}"] = trainer.evaluate()
         if finished and (best := run.best()):
             columns |= evaluate_best(trainer, folder, best["iteration"])
     print(table(columns))

@@ -5,6 +5,7 @@ The type of a field says which numbers it may have.
 
 import datetime
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, get_args, get_type_hints
@@ -56,10 +57,10 @@ def check_ranges(config) -> None:
                     raise UserError(f"{name} = {value}: must be {limits}")
 
 
-def one_of(config, name: str, choices) -> None:
-    """Raises UserError for a field that is none of the choices."""
-    if getattr(config, name) not in choices:
-        raise UserError(f"unknown {name} {getattr(config, name)!r}: choose from {', '.join(choices)}")
+def one_of(what: str, given: str, choices) -> None:
+    """Raises UserError where `given` is none of the choices."""
+    if given not in choices:
+        raise UserError(f"unknown {what} {given!r}: choose from {', '.join(choices)}")
 
 
 def knob(default, why: str, **more):
@@ -173,11 +174,13 @@ class TrainConfig(Common):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.data and os.path.exists(self.data):  # of a user's own task it may be any text
+            self.data = str(Path(self.data).absolute())  # a run can be resumed from any folder
         if self.model and Path(self.model).is_dir() and self.model not in POLICIES:
             self.model = str(Path(self.model).resolve())  # from any folder, and also when RUN/policy leads elsewhere
-        one_of(self, "algorithm", ALGORITHMS)
-        one_of(self, "kl_kind", ("k1", "k2", "k3"))
-        one_of(self, "divisor", DIVISORS)
+        one_of("algorithm", self.algorithm, ALGORITHMS)
+        one_of("kl_kind", self.kl_kind, ("k1", "k2", "k3"))
+        one_of("divisor", self.divisor, DIVISORS)
         if self.warmup is None:  # each iteration of restem and dpo trains anew, often with few updates
             self.warmup = 0 if ALGORITHMS[self.algorithm].examples else 20
         if self.importance_cap > 0 and not self.bf16:
@@ -197,8 +200,6 @@ class SFTConfig(Common):
     batch_size: Count = knob(64, "Demonstrations in an update.")
     micro_batch_tokens: Count = knob(8192, "Tokens in a forward pass, padding included; fewer: less memory, same gradients.")
     lr: Amount | None = knob(None, "Peak of a one-cycle schedule. Left out: 3e-3 for a new model, or 10 times that of `train`.")
-    weight_decay: Amount = knob(0.0, "AdamW's weight decay.")
-    max_grad_norm: Positive = knob(1.0, "Gradients are scaled down to this norm.")
     error_rate: Share = knob(
         0.0, "Generated tasks: probability that a demonstrated step's result is random (`decisive`: a product)."
     )
@@ -236,44 +237,3 @@ class SampleConfig(Common):
     n: Count = knob(4, "Responses.")
     temperature: Amount = knob(1.0, "0 gives the one most likely response.")
     top_p: PositiveShare = knob(1.0, "Nucleus sampling.")
-
-
-@dataclass
-class CreditCostConfig(TrainConfig):
-    """Measure what Monte Carlo credit costs and what it is worth, for your policy and your settings of `train`."""
-
-    run: str | None = knob(None, "A run folder: its policy, the fields of its config.yaml and, if it trained one, its critic.")
-    problems: Several = knob(24, "Training problems, each with `group` responses, whose states are rolled out.")
-    pool: Annotated[int, Range(4, 10**9)] = knob(32, "Rollouts for each state, from which the noise of every K follows.")
-    ks: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 9], metadata={"help": "vineppo: the K to judge."})
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.resume:
-            raise UserError("credit-cost resumes nothing: give the folder as --run")
-        if self.group < 2:
-            raise UserError("grpo, with which vineppo is compared, needs a group of at least 2")
-        for k in self.ks:
-            if not 1 <= k <= self.pool:
-                raise UserError(f"ks: K = {k} must be at least 1 and at most pool = {self.pool}: raise --pool or leave it out")
-        take_policy_of_run(self)
-
-
-@dataclass
-class DemoConfig:
-    """Train VinePPO, PPO and GRPO from the shipped policy for the same time each, and compare them."""
-
-    seconds: Seconds = knob(45, "Training time of each algorithm.")
-    algorithms: list[str] = field(default_factory=lambda: ["vineppo", "ppo", "grpo"], metadata={"help": "Trained in this order."})
-    problems: Count = knob(200, "Test problems in each evaluation.")
-    out: str | None = knob(None, "Folder for the picture and the runs; a new one under runs/ when left out.")
-    device: str = knob("cpu", "The shipped policy is so small that a GPU would not be faster.")
-    seed: Seed = knob(0, "Seed of everything random.")
-
-    def __post_init__(self):
-        check_ranges(self)
-        if len(set(self.algorithms)) < len(self.algorithms):
-            raise UserError("algorithms: name each of them once")
-        for name in self.algorithms:
-            if name not in ALGORITHMS:
-                raise UserError(f"unknown algorithm {name!r}: choose from {', '.join(ALGORITHMS)}")

@@ -33,9 +33,9 @@ def save_figure(figure, path: Path) -> None:
         figure.savefig(fresh, dpi=110, format=path.suffix.removeprefix("."))
 
 
-def smooth(values: list[float], radius: int = 2) -> list[float]:
-    """The mean over each value and its neighbours, at most `radius` and equally many on each side: the curve does not lag."""
-    radii = [min(radius, i, len(values) - 1 - i) for i in range(len(values))]
+def smooth(values: list[float]) -> list[float]:
+    """The mean over each value and its neighbours, at most two and equally many on each side: the curve does not lag."""
+    radii = [min(2, i, len(values) - 1 - i) for i in range(len(values))]
     return [sum(values[i - r : i + r + 1]) / (2 * r + 1) for i, r in enumerate(radii)]
 
 

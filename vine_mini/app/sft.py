@@ -45,7 +45,7 @@ def imitate(config, folder: Path):
     lr = usual_lr if config.lr is None else config.lr
     if config.lr is None:
         print(f"lr = {lr:g}, the default for {what}")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
     total = max(config.updates, 2)
     rise = max(0.05, 1.5 / total)  # at exactly one update it would divide by 0
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=total, pct_start=rise)
@@ -86,7 +86,7 @@ def _gradients(model, batch, config, device) -> float:
         loss = finite("the loss", masked_mean(-logprobs, m.response_mask, denominator))
         loss.backward()
         total += loss.item()
-    finite("the gradient", clip_grad_norm_(model.parameters(), config.max_grad_norm))
+    finite("the gradient", clip_grad_norm_(model.parameters(), 1.0))
     return total
 
 
@@ -109,9 +109,10 @@ def _start(config, train, rng, device):
 
 def model_card(config, loss: float, results: str) -> str:
     """The README.md in the policy's folder: what the policy is, the command that made it, and its evaluation."""
-    default = type(config)()
+    default = type(config)  # before the task's own numbers come in
     changed = {name: x for name, x in vars(config).items() if name != "out" and x not in (None, getattr(default, name))}
-    flags = " ".join(f"--{name} {shlex.quote(str(x))}" for name, x in changed.items())
+    joined = {name: f"{'=' if str(x).startswith('-') else ' '}{shlex.quote(str(x))}" for name, x in changed.items()}
+    flags = " ".join(f"--{name}{x}" for name, x in joined.items())
     start = "from scratch" if config.model is None else f"from {config.model}"
     how = f" with mistakes (--error_rate {config.error_rate})" if config.error_rate else ""
     return f"""---

@@ -1,4 +1,4 @@
-"""Results as tables, and texts of others on a terminal."""
+"""Markdown tables, and text of models and users made safe to print."""
 
 import unicodedata
 

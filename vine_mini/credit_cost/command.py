@@ -14,17 +14,18 @@ import torch
 from vine_mini import tasks
 from vine_mini.algorithms import ALGORITHMS
 from vine_mini.app import checkpoint
-from vine_mini.app.config import CreditCostConfig, TrainConfig
+from vine_mini.app.config import TrainConfig
 from vine_mini.app.cost import STATES, check_cost
 from vine_mini.app.files import write_text
 from vine_mini.app.runs import new_folder
 from vine_mini.app.setup import build_trainer, task_name
 from vine_mini.credit_cost import noise
+from vine_mini.credit_cost.config import CreditCostConfig
 from vine_mini.credit_cost.noise import Pool, mean_and_error
 from vine_mini.credit_cost.picture import plot_cost
 from vine_mini.evaluate import mean_of_steps
 from vine_mini.trainer import Trainer
-from vine_mini.types import Batch, Episodes, UserError
+from vine_mini.types import Episodes, UserError
 
 EXPONENT = 0.5  # seconds to the same learning grow with (noise + signal) to this power; see results/credit
 BASE, PLACES = "grpo", 10
@@ -72,7 +73,7 @@ def credit_cost(config: CreditCostConfig) -> int:
 def measure(config: CreditCostConfig) -> Report:
     """Samples responses and a pool of rollouts, times the phases of an iteration, and compares the ways to give credit."""
     settings = {field.name: getattr(config, field.name) for field in fields(TrainConfig)}
-    settings |= dict(lr=0.0, critic_lr=0.0, eval_every=0)  # the policy stays as it is
+    settings |= dict(lr=0.0, critic_lr=0.0, eval_every=0, iterations=10**9, max_seconds=0)  # the policy stays as it is
     trainer = build_trainer(TrainConfig(**settings | {"algorithm": BASE}))
     if config.problems > len(trainer.prompts):
         raise UserError(f"problems = {config.problems}, but there are only {len(trainer.prompts)} training problems")
@@ -131,22 +132,18 @@ def way(name: str, pools: list[Pool], of_steps: list, seconds: dict[str, float])
 def seconds_of_training(trainer: Trainer) -> dict[str, float]:
     """Seconds of an iteration without rollouts, by phase."""
     phases: dict[str, list[float]] = {"sample": [], "score": [], "update": []}
-    for _ in _repeats():
-        seconds, episodes = timed(trainer.sample_episodes, trainer.device)
-        phases["sample"].append(seconds)
-        seconds, (scores, _) = timed(lambda: trainer.score(episodes), trainer.device)  # noqa: B023
-        phases["score"].append(seconds)
-        advantages, returns, _ = trainer.algorithm.credit(episodes, scores["values"], None, trainer.config)
-        batch = Batch(**vars(episodes.tokens), **scores, advantages=advantages, returns=returns)
-        phases["update"].append(timed(lambda: trainer.update(batch), trainer.device)[0])  # noqa: B023
-    return {phase: min(times) for phase, times in phases.items()}
+    for _, (metrics, _, _) in zip(_repeats(), trainer.train(), strict=False):
+        for phase, seconds in phases.items():
+            seconds.append(metrics[f"seconds_{phase}"])
+    trainer.iteration = 0  # so that the pools do not depend on the number of repeats
+    return {phase: min(seconds) for phase, seconds in phases.items()}
 
 
 def seconds_of_rollouts(trainer: Trainer, k: int) -> float:
     """Seconds of VinePPO's credit for one iteration, grading included."""
     episodes, config = trainer.sample_episodes(), replace(trainer.config, k=k)
     credit = partial(ALGORITHMS["vineppo"].credit, episodes, None, trainer.roll_out, config)
-    return min(timed(credit, trainer.device)[0] for _ in _repeats())
+    return min(timed(credit, trainer.device) for _ in _repeats())
 
 
 def _repeats():
@@ -159,12 +156,12 @@ def _repeats():
 
 
 def timed(function, device):
-    """-> seconds, what the function returned"""
+    """-> seconds of a call"""
     start = time.perf_counter()
-    value = function()
+    function()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - start, value
+    return time.perf_counter() - start
 
 
 def sample_pools(trainer: Trainer, problems: int, m: int):

@@ -67,7 +67,7 @@ def _log_forget(k, w):
     """FoX's log f at each token. The gate reads the keys of all heads, because a cache has these. [B, H, K, d] -> [B, H, K]
 
     The paper's gate reads the layer's input x. The keys are W x, where W is [H d, D]. If its rank is D, each linear function of x
-    is one of the keys.
+    is also a linear function of the keys.
     """
     logits = k.transpose(1, 2).flatten(2) @ w["gate"] + w["gate_bias"]  # [B, K, H]
     return torch.nn.functional.logsigmoid(logits).transpose(1, 2)

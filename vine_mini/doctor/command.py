@@ -5,6 +5,8 @@ import platform
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import torch
 import transformers
@@ -39,8 +41,9 @@ def doctor(config: DoctorConfig) -> int:
     graphs = " with CUDA graphs" if taken == "fast" and uses_graphs(device) else ""
     print(f"sampling: {taken}{graphs}; {speed(trainer, config.seconds):,.0f} tokens/s")
     print(format_memory(memory_estimate(trainer)))
+    online = hub_answers()
     for path in sorted(PRESETS.glob("*.yaml")):
-        print(f"preset {path.stem}: {fits(path.stem, device)}")
+        print(f"preset {path.stem}: {fits(path.stem, device, online)}")
     return 0
 
 
@@ -73,11 +76,20 @@ def speed(trainer, seconds: float) -> float:
     return tokens / (time.perf_counter() - start)
 
 
-def fits(preset: str, device) -> str:
+def hub_answers() -> bool:
+    """Whether the Hub can be reached. Its client would try again for half a minute, for every file."""
+    try:
+        urlopen(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), timeout=3).close()
+    except (OSError, ValueError) as error:
+        return isinstance(error, HTTPError)  # it answers, though not with a page
+    return True
+
+
+def fits(preset: str, device, online: bool) -> str:
     """Whether the estimate of a preset is below the device's memory, in words. Only the configuration of its model is read."""
     config = TrainConfig(**read_preset(preset))
     try:
-        shapes = AutoConfig.from_pretrained(policy_name(config))
+        shapes = AutoConfig.from_pretrained(policy_name(config), local_files_only=not online)
     except Exception as error:  # the Hub client has many kinds
         return f"unknown, because the configuration of {config.model} cannot be read ({type(error).__name__})"
     with torch.device("meta"):

@@ -31,7 +31,6 @@ CLAIMS = {
     "scratchpad": "the full scratchpad helps or hurts as in the paper: it helps on addition, and not in general (section 6)",
     "scratchpad parts": "a part helps or hurts as in the paper: which parts matter depends on the task (section 6)",
 }
-FEWEST = 8  # families of tasks for a verdict by bootstrap
 ABOVE = 0.25  # accuracy of the paper's NoPE on the rows of `level`
 WITHIN = 0.10
 
@@ -98,7 +97,7 @@ class _Gaps:
 
     def __init__(self, tasks: list[list[dict[str, float]]], families: list[str]):
         self.means, self.draws = ranking.task_means(tasks), ranking.bootstrap_means(tasks, families)
-        self.enough = len({*families}) >= FEWEST
+        self.enough = len({*families}) >= ranking.FEWEST
 
     def of(self, first: str, second: str) -> tuple[float, float, float]:
         """Mean, low, high of the first - the second."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from vine_mini.app.config import Amount, Count, Positive, Range, check_ranges, knob
+from vine_mini.app.config import Amount, Count, Positive, PositiveShare, Range, check_ranges, knob
 from vine_mini.decoder.model import DecoderConfig
 from vine_mini.decoder.table import ENCODINGS, PAPER
 from vine_mini.lengthgen.own import check_causal, find_encoding, find_task, short
@@ -41,6 +41,7 @@ class LengthgenConfig:
     )
     steps: Count | None = knob(None, "Updates in a run. Left out: the task's own.")
     lr: Positive | None = knob(None, "Peak learning rate of AdamW. Left out: the task's own.")
+    encoding_lr: PositiveShare = knob(0.1, "Learning rate of an encoding's numbers, as a share of --lr (paper: 1).")
     batch_size: Count = knob(32, "Examples in an update, all of one length.")
     weight_decay: Amount = knob(0.05, "AdamW's weight decay (paper: 0.05).")
     layers: Annotated[int, Range(1, 1000)] = knob(3, "Layers of the decoder.")
@@ -127,12 +128,13 @@ class FullSizeConfig(LengthgenConfig):
     """Train the paper's full-size models on one GPU: `lengthgen` with the shape and the settings of T5 base.
 
     The memory and the time of a run are printed first. The paper's 107M parameters are 85M in the layers, as here, and the
-    embeddings of T5's vocabulary, which is not used here. Dropout is missing.
+    embeddings of T5's vocabulary, which is not used here. Dropout is missing, and the learning rate ends at 5 % of its peak.
     """
 
     encodings: list[str] = _list(COLUMNS, "Position encodings.")
     steps: Count | None = knob(40_000, "Updates in a run (paper: 40,000).")
     lr: Positive | None = knob(3e-5, "Peak learning rate of AdamW (paper: 3e-5).")
+    encoding_lr: PositiveShare = knob(1.0, "Learning rate of an encoding's numbers, as a share of --lr (paper: 1).")
     batch_size: Count = knob(64, "Examples in an update, all of one length (paper: 64, of mixed lengths).")
     layers: Annotated[int, Range(1, 1000)] = knob(12, "Layers of the decoder.")
     hidden: Annotated[int, Range(1, 65_536)] = knob(768, "Hidden size of the decoder.")

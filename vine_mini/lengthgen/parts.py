@@ -2,8 +2,8 @@
 
 Deviations from the paper: scratchpads are trained on shorter inputs than plain answers. A full one makes sequences up to ten
 times as long. The format `none` then has these lengths too. Only SCAN draws training lengths by their number of examples.
-`train.py` and `tasks.py` name the other deviations. `rates` trains 14 tasks, with two encodings and one seed, at the rate that is
-not their `Task.lr`. `rates` and `narrow` have copy and reverse on half the lengths, as `short` has.
+`train.py` and `tasks.py` name the other deviations. `rates` trains each of 14 tasks, with two encodings and one seed, at
+the rate (1e-3 or 2e-3) that the task does not use. `rates` and `narrow` have copy and reverse on half the lengths, like `short`.
 """
 
 from vine_mini.decoder.table import ENCODINGS

@@ -6,7 +6,7 @@ from statistics import mean, stdev
 from vine_mini.app.plots import new_figure, save_figure
 from vine_mini.decoder.table import ENCODINGS
 from vine_mini.lengthgen import paper
-from vine_mini.lengthgen.ranking import family, mean_reciprocal_rank, queries, rank_intervals
+from vine_mini.lengthgen.ranking import FEWEST, family, mean_reciprocal_rank, queries, rank_intervals
 from vine_mini.lengthgen.report import by_length, name_of
 from vine_mini.lengthgen.tasks import TASKS
 
@@ -48,18 +48,18 @@ def _mark_training(axis, results: dict):
 def plot_rank(all_results: list[dict], path: Path) -> None:
     """Draws the mean reciprocal rank of each encoding, as in the paper's figure 1. Hollow bars are the paper's ranks.
 
-    Whiskers are 95 % intervals.
+    Whiskers are 95 % intervals, where there are enough families of tasks.
     """
-    tasks = queries(all_results)
-    ranks, intervals = mean_reciprocal_rank(tasks), rank_intervals(tasks, [family(results["task"]) for results in all_results])
+    tasks, families = queries(all_results), [family(results["task"]) for results in all_results]
+    ranks = mean_reciprocal_rank(tasks)
+    intervals = rank_intervals(tasks, families) if len({*families}) >= FEWEST else {}
     theirs, over = paper.ranks({results["task"] for results in all_results}, len(ranks))
     names = sorted(ranks, key=ranks.get, reverse=True)
     figure, ((axis,),) = new_figure(1)
     for i, name in enumerate(names):
         colour = style(name)[1]
         ours, other = ("here", f"paper ({over})") if i == 0 else (None, None)  # one legend entry each
-        low, high = intervals[name]
-        whisker = [[ranks[name] - low], [high - ranks[name]]]
+        whisker = [[abs(ranks[name] - end)] for end in intervals[name]] if intervals else None
         axis.bar(i - 0.2, ranks[name], 0.38, color=colour, label=ours, yerr=whisker, ecolor="0.3", capsize=3)
         if theirs:
             axis.bar(i + 0.2, paper.of(name, theirs), 0.38, color="none", edgecolor=colour, label=other)

@@ -9,6 +9,8 @@ from vine_mini.lengthgen.own import short
 from vine_mini.lengthgen.report import cell, extrapolation, learned, name_of, uneven
 from vine_mini.types import UserError
 
+FEWEST = 8  # families of tasks for an interval: a bootstrap of fewer is too narrow
+
 
 def reciprocal_ranks(query: dict[str, float]) -> dict[str, float]:
     """1 / rank by accuracy. A query is one task with one seed: encoding -> accuracy.
@@ -98,7 +100,7 @@ def rank_table(all_results: list[dict]) -> str:
     """
     tasks = queries(all_results)
     families = [family(results["task"]) for results in all_results]
-    ranks, intervals = mean_reciprocal_rank(tasks), rank_intervals(tasks, families)
+    ranks = mean_reciprocal_rank(tasks)
     known = [i for i, results in enumerate(all_results) if learned(results)]
     tables = [extrapolation(results) for results in all_results]
     others = [name for name in tables[0] if name not in ranks and all(name in table for table in tables)]
@@ -113,24 +115,28 @@ def rank_table(all_results: list[dict]) -> str:
     figures = {name: f" ({paper.of(name, theirs):.3f})" if theirs else "" for name in ranks}
     blank = [""] * len(others)
     rows.append(["mean reciprocal rank", *(f"{rank:.3f}{figures[name]}" for name, rank in ranks.items()), *blank])
-    rows.append(["95 % interval", *_intervals(intervals), *blank])
+    rows += _intervals(tasks, families, blank)
     if 0 < len(known) < len(tasks):
         of_learned = [tasks[i] for i in known], [families[i] for i in known]
         row = [f"{rank:.3f}" for rank in mean_reciprocal_rank(of_learned[0]).values()]
         rows.append([f"the same, {len(known)} learned tasks", *row, *blank])
-        rows.append(["95 % interval", *_intervals(rank_intervals(*of_learned)), *blank])
+        rows += _intervals(*of_learned, blank)
     left_out = sorted({short(run["encoding"]) for results in all_results for run in results["runs"]} - {*ranks})
     note = f" Not ranked: {', '.join(left_out)}." if left_out else ""
     brackets = f"The paper's numbers are in brackets; its mean reciprocal rank is over {over}."
-    interval = " The interval is a bootstrap over families of tasks and over seeds. Ranks are by the mean over lengths."
+    interval = f" An interval is a bootstrap over at least {FEWEST} families of tasks and over seeds."
+    interval += " Ranks are by the mean over lengths."
     unlearned = [name_of(results) for results in all_results if not learned(results)]
     if unlearned:
         note += f" Not learned (below 90 % on the seen lengths, mean of the encodings): {', '.join(unlearned)}."
     return f"{columns(rows)}\n\n{brackets}{interval}{note} {paper.NOTE}"
 
 
-def _intervals(found: dict[str, tuple[float, float]]) -> list[str]:
-    return [f"{low:.2f} to {high:.2f}" for low, high in found.values()]
+def _intervals(tasks, families: list[str], blank: list[str]) -> list[list[str]]:
+    """The row of intervals, where there are enough families."""
+    if len({*families}) < FEWEST:
+        return []
+    return [["95 % interval", *(f"{low:.2f} to {high:.2f}" for low, high in rank_intervals(tasks, families).values()), *blank]]
 
 
 def _beside_the_paper(results: dict, names: list[str], by_example: bool) -> list[str]:

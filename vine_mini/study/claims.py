@@ -6,14 +6,14 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import product
 
-from vine_mini.algorithms import ALGORITHMS as RECORDS
-from vine_mini.study.config import ALGORITHMS, BY_EPISODES, FEW_PROBLEMS, HOT, NAMES, PAPERS, TASKS
+from vine_mini.algorithms import ALGORITHMS
+from vine_mini.study.config import BY_EPISODES, FEW_PROBLEMS, HOT, NAMES, PAPERS, SETTINGS, TASKS
 from vine_mini.study.statistics import at_levels, first_at, interval, verdict
 
 VERSIONS = {
     "K = 9": PAPERS,
-    "K = 1": {task: of["vineppo"] for task, of in ALGORITHMS.items()},
-}  # the paper's; few rollouts, averaged
+    "K = 1": {task: of["vineppo"] for task, of in SETTINGS.items()},  # few rollouts, averaged (mc_lam, mc_mu)
+}
 LEVELS = [round(0.05 * i, 2) for i in range(1, 20)]  # accuracies at which runs are compared
 PAPER = {
     "accuracy": "VinePPO 53.4 %, PPO 50.1, DPO+ 46.4, RestEM 42.8 (GSM8K, RhoMath 1.1B); GRPO, RLOO lower",
@@ -88,7 +88,7 @@ def column(run: dict, name: str) -> list[float]:
 def _pairs(runs, version: str, name: str, **changes):
     """Yields (task, [(run of VinePPO, run of another algorithm with the same seed)]) for each task where both have run."""
     for task in TASKS:
-        configs = VERSIONS[version][task], ALGORITHMS[task][name]
+        configs = VERSIONS[version][task], SETTINGS[task][name]
         if same := paired(*(runs_of(runs, task, config | changes) for config in configs)):
             yield task, same
 
@@ -106,8 +106,8 @@ def accuracy(runs: list[dict]) -> list[Finding]:
     """
     found = []
     for task, (version, x) in product(TASKS, {"K = 9": "episodes", "K = 1": "seconds"}.items()):
-        for name in [name for name in ALGORITHMS[task] if name != "vineppo"]:
-            other = best_at_episodes(runs, task, name) if x == "episodes" else ALGORITHMS[task][name]
+        for name in [name for name in SETTINGS[task] if name != "vineppo"]:
+            other = best_at_episodes(runs, task, name) if x == "episodes" else SETTINGS[task][name]
             pairs = paired(*(runs_of(runs, task, config) for config in (VERSIONS[version][task], other)))
             ends = [common_end(pair, x) for pair in pairs]
             gaps = [accuracy_at(a, x, n) - accuracy_at(b, x, n) for (a, b), n in zip(pairs, ends, strict=True)]
@@ -135,11 +135,13 @@ def efficiency(runs: list[dict]) -> list[Finding]:
 
 
 def best_at_episodes(runs: list[dict], task: str, name: str) -> dict:
-    """The setting of an algorithm at equal episodes: where the grid leaves two, the one with the higher mean accuracy."""
-    of = [ALGORITHMS[task][name]] + ([BY_EPISODES[task][name]] if name in BY_EPISODES[task] else [])
-    made = [(config, runs_of(runs, task, config)) for config in of]
-    ends = [column(run, "episodes")[-1] for _, same in made for run in same]
-    return max(made, key=lambda x: statistics.mean([accuracy_at(run, "episodes", min(ends)) for run in x[1]] or [0.0]))[0]
+    """The setting of an algorithm at equal episodes: where the grid leaves two, the one that VinePPO finds harder to beat."""
+
+    def accuracy(config: dict) -> float:
+        pairs = paired(runs_of(runs, task, PAPERS[task]), runs_of(runs, task, config))
+        return statistics.mean([accuracy_at(pair[1], "episodes", common_end(pair, "episodes")) for pair in pairs] or [0.0])
+
+    return max([SETTINGS[task][name], *filter(None, [BY_EPISODES[task].get(name)])], key=accuracy)
 
 
 def common_end(pair: tuple[dict, ...], x: str) -> float:
@@ -163,7 +165,7 @@ def accuracy_at(run: dict, x: str, end: float) -> float:
 
 def stepwise(config: dict) -> bool:
     """Whether the algorithm fine-tunes the start policy anew in each iteration."""
-    return RECORDS[config["algorithm"]].examples is not None
+    return ALGORITHMS[config["algorithm"]].examples is not None
 
 
 def _at_equal(a: dict, b: dict, x: str, y: str, levels: list[float] = LEVELS) -> float | None:
@@ -218,7 +220,7 @@ def temperature(runs: list[dict]) -> list[Finding]:
     """
     found = []
     for hot, name, task in product(HOT, ("ppo", "grpo"), TASKS):
-        settings = [ALGORITHMS[task][n] | change for n in ("vineppo", name) for change in ({}, {"temperature": hot})]
+        settings = [SETTINGS[task][n] | change for n in ("vineppo", name) for change in ({}, {"temperature": hot})]
         same = paired(*(runs_of(runs, task, c) for c in settings))
         end = min((column(run, "seconds")[-1] for of in same for run in of), default=0.0)
         logs = [[math.log(max(accuracy_at(run, "seconds", end), 0.001)) for run in of] for of in same]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Annotated
 
-from vine_mini.app.config import Range, Seconds, check_ranges, knob
+from vine_mini.app.config import Range, Seconds, check_ranges, knob, one_of
 from vine_mini.types import UserError
 
 TASKS: dict[str, dict] = {
@@ -16,9 +16,10 @@ SHARED = dict(prompts=32, group=4, sample_batch_size=1024, warmup=0, kl_coef=1e-
 PLAIN = dict(k=9, mc_lam=0.0, mc_mu=0.0)
 FEW = dict(k=1, mc_lam=0.7, mc_mu=0.8)  # by `credit-cost`
 MANY = dict(prompts=64, group=16, minibatch_size=64)  # for RestEM and DPO+
-MANY |= dict(validation=100, eval_every=100_000)  # these problems stop the epochs; no iteration is the 100,000th
+# Any eval_every sets problems aside, which stop the epochs. The study makes its own checks.
+MANY |= dict(validation=100, eval_every=100_000)
 # Each algorithm at its best setting of the grid in results/credit, for 60 seconds.
-ALGORITHMS: dict[str, dict[str, dict]] = {
+SETTINGS: dict[str, dict[str, dict]] = {
     "decisive": {
         "vineppo": dict(algorithm="vineppo", lr=2e-4, epochs=1, minibatch_size=128, **FEW),
         "ppo": dict(algorithm="ppo", lr=2e-4, epochs=2, minibatch_size=64),
@@ -40,7 +41,7 @@ PAPERS: dict[str, dict] = {  # the paper's VinePPO, for equal episodes
     "decisive": dict(algorithm="vineppo", lr=2e-4, epochs=2, minibatch_size=64, **PLAIN),
     "chains": dict(algorithm="vineppo", lr=1e-4, epochs=2, minibatch_size=64, **PLAIN),
 }
-# The settings with the highest reward after 2,048 to 2,560 episodes of the same grid, where they are others than the above.
+# Where the grid's best setting after 2,048 to 2,560 episodes is another one than above: that one.
 BY_EPISODES: dict[str, dict[str, dict]] = {
     "decisive": {
         "ppo": dict(algorithm="ppo", lr=1e-4, epochs=2, minibatch_size=64),
@@ -74,8 +75,7 @@ class StudyConfig:
     def __post_init__(self):
         check_ranges(self)
         for name in self.claims:
-            if name not in CLAIMS:
-                raise UserError(f"unknown claim {name!r}: choose from {', '.join(CLAIMS)}")
+            one_of("claim", name, CLAIMS)
         if self.quick:
             if (self.seeds, self.seconds) != (None, 60.0):
                 raise UserError("quick has two seeds of two seconds: leave --seeds and --seconds out")
@@ -104,7 +104,7 @@ def jobs(claim: str, config: StudyConfig) -> list[dict]:
 
 def at_equal_seconds(claim: str, task: str) -> list[dict]:
     """The settings whose runs end after a number of seconds."""
-    of = ALGORITHMS[task]
+    of = SETTINGS[task]
     if claim == "rollouts":
         return []
     if claim == "values":

@@ -8,7 +8,7 @@ import numpy
 
 from vine_mini.app.plots import COLOURS, new_figure, save_figure
 from vine_mini.study.claims import PAPER, Finding, best_at_episodes, column, runs_of, stepwise
-from vine_mini.study.config import ALGORITHMS, FEW_PROBLEMS, NAMES, PAPERS, TASKS
+from vine_mini.study.config import FEW_PROBLEMS, NAMES, PAPERS, SETTINGS, TASKS
 
 VERDICTS = {"holds": "#009E73", "does not hold": "#D55E00", "not shown": "0.5"}
 
@@ -52,8 +52,8 @@ def plot_accuracy(runs: list[dict], path: Path) -> None:
     tasks = _tasks_of(runs)
     figure, axes = new_figure(2, len(tasks))
     for row, task in zip(axes, tasks, strict=True):
-        by_episodes = {name: best_at_episodes(runs, task, name) for name in ALGORITHMS[task]} | {"vineppo": PAPERS[task]}
-        ways = {"episodes": ("9", by_episodes), "seconds": ("1, averaged", ALGORITHMS[task])}
+        by_episodes = {name: best_at_episodes(runs, task, name) for name in SETTINGS[task]} | {"vineppo": PAPERS[task]}
+        ways = {"episodes": ("9", by_episodes), "seconds": ("1, averaged", SETTINGS[task])}
         for axis, (x, (k, of)) in zip(row, ways.items(), strict=True):
             names = NAMES | {"vineppo": f"VinePPO, K = {k}"}
             _draw(axis, runs, task, {names[name]: (COLOURS[name], config) for name, config in of.items()}, x, "test")
@@ -69,7 +69,7 @@ def plot_curves(runs: list[dict], path: Path) -> None:
     figure, axes = new_figure(4, len(tasks))
     figure.set_size_inches(14, 3.4 * len(tasks))
     for row, task in zip(axes, tasks, strict=True):
-        usual = {NAMES[name]: (COLOURS[name], ALGORITHMS[task][name]) for name in ("vineppo", "ppo", "grpo")}
+        usual = {NAMES[name]: (COLOURS[name], SETTINGS[task][name]) for name in ("vineppo", "ppo", "grpo")}
         few = {label: (colour, config | FEW_PROBLEMS) for label, (colour, config) in usual.items()}
         by_k = {f"K = {k}": (colour, PAPERS[task] | dict(k=k)) for k, colour in zip((1, 3, 9), COLOURS.values(), strict=False)}
         _draw(row[0], runs, task, usual, "updates", "test")

@@ -73,10 +73,9 @@ def analyse(job: dict, quick: bool = False) -> dict:
 
 def check(trainer: Trainer, clock: Clock, few: bool) -> dict:
     """The policy as it is now."""
-    n, train = trainer.config.eval_problems, None
+    test, train = trainer.evaluate(), None
     if few:  # only then do responses to training problems differ from others
-        train = trainer.evaluate(trainer.train_problems[:n], with_kl=False)["pass@1"][0]
-    test = trainer.evaluate(trainer.test_problems[:n])
+        train = trainer.evaluate(trainer.train_problems[: trainer.config.eval_problems], with_kl=False)["pass@1"][0]
     now = dict(iteration=trainer.iteration, updates=trainer.updates, tokens=clock.tokens, seconds=clock.seconds)
     now["episodes"] = trainer.iteration * trainer.config.prompts * trainer.config.group
     return now | dict(test=test["pass@1"][0], train=train, kl=test["kl"][0], greedy=test["greedy"][0])

@@ -25,15 +25,15 @@ def t_cdf(t: float, df: int) -> float:
     return 0.5 + scale * torch.trapezoid(angle.cos() ** (df - 1), angle).item()
 
 
-def interval(values: list[float], comparisons: int = 1, level: float = 0.95) -> tuple[float, float, float]:
-    """The mean and its confidence interval, of independent runs. -> mean, low, high
+def interval(values: list[float], comparisons: int = 1) -> tuple[float, float, float]:
+    """The mean and its 95 % confidence interval, of independent runs. -> mean, low, high
 
     With several comparisons each interval is wider, so that all of them hold together at the level (Bonferroni).
     """
     mean, n = statistics.mean(values), len(values)
     if n < 2:
         return mean, -math.inf, math.inf
-    half = t_quantile(1 - (1 - level) / 2 / comparisons, n - 1) * statistics.stdev(values) / n**0.5
+    half = t_quantile(1 - 0.025 / comparisons, n - 1) * statistics.stdev(values) / n**0.5
     return mean, mean - half, mean + half
 
 

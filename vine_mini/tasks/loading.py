@@ -8,7 +8,7 @@ from vine_mini.types import Problem, UserError
 
 BUILT_IN = {"arithmetic": arithmetic, "decisive": decisive, "gsm8k": gsm8k, "jsonl": jsonl, "math": math}
 NAMES = ("TEMPLATE", "ANSWER_MARK", "DEFAULTS", "problems", "extract_answer", "reward")
-FUNCTIONS = ("problems", "extract_answer", "reward", "demonstration", "step_starts")
+FUNCTIONS = {"problems": object, "extract_answer": str | None, "reward": object, "demonstration": str, "step_starts": list}
 
 
 def get(name: str):
@@ -30,9 +30,9 @@ def get(name: str):
     ):
         if not right:
             raise UserError(f"{module.__file__}: {says}")
-    for function in FUNCTIONS:
+    for function, returns in FUNCTIONS.items():
         if hasattr(module, function):
-            setattr(module, function, told(getattr(module, function), Path(module.__file__)))
+            setattr(module, function, told(getattr(module, function), Path(module.__file__), returns))
     return module
 
 

@@ -132,36 +132,38 @@ def values_of_states(trainer: Trainer, episodes: Episodes, config: ValuesConfig)
 def values_of_next_steps(trainer: Trainer, episodes: Episodes, config: ValuesConfig) -> list[Choice]:
     """Several distinct next steps from states spread over all responses, with the values after them."""
     places = [(row, i) for row, cuts in enumerate(episodes.cuts) for i in range(len(cuts) - 1)]
-    count = min(CANDIDATES * config.states, len(places))
-    picked = [places[i * len(places) // count] for i in range(count)]
+    picked = spread(places, CANDIDATES * config.states)
     chosen = [episodes.trajectories[row] for row, _ in picked]
     starts = [[episodes.cuts[row][i]] for row, i in picked]
     tried = trainer.roll_out(chosen, starts, TRIES * config.choices, "next steps")
-    choices = []
-    after: list[list[Trajectory]] = []  # of each state with enough distinct next steps
+    enough: list[tuple[int, list[Trajectory]]] = []  # the row and the next steps, of each state with enough distinct ones
     for (row, _), t, [cut], [sampled] in zip(picked, chosen, starts, tried, strict=True):
         responses = [t.response_ids[:cut] + r.response_ids for r in sampled]
         ends = [[c for c in trainer.cut(ids) if c > cut] for ids in responses]
         distinct = list(dict.fromkeys(tuple(ids[: of[0]]) for ids, of in zip(responses, ends, strict=True) if of))
         if len(distinct) >= config.choices:
-            after.append([Trajectory(t.prompt_ids, list(ids), [0.0] * len(ids), False) for ids in distinct[: config.choices]])
-            choices.append(row)
-    count = min(config.states, len(choices))
-    kept = [i * len(choices) // count for i in range(count)]  # spread over the responses again
-    after, choices = [after[i] for i in kept], [choices[i] for i in kept]
-    flat = [t for group in after for t in group]
+            steps = [Trajectory(t.prompt_ids, list(ids), [0.0] * len(ids), False) for ids in distinct[: config.choices]]
+            enough.append((row, steps))
+    enough = spread(enough, config.states)
+    flat = [t for _, steps in enough for t in steps]
     if not flat:
         return []
     ends_of = [[len(t.response_ids)] for t in flat]
-    problems = [episodes.problems[row] for row in choices for _ in range(config.choices)]
+    problems = [episodes.problems[row] for row, steps in enough for _ in steps]
     truth, by_k = monte_carlo(trainer, problems, flat, ends_of, config)
     by_name = critic_values(trainer, flat, ends_of) | by_k
     found = []
-    for n, row in enumerate(choices):
+    for n, (row, _) in enumerate(enough):
         part = slice(n * config.choices, (n + 1) * config.choices)
         values = {name: [x for [x] in of_rows[part]] for name, of_rows in by_name.items()}
         found.append(Choice(row // config.responses, [x for [x] in truth[part]], values, config.truth))
     return found
+
+
+def spread(items: list, count: int) -> list:
+    """At most so many of the items, equally far apart."""
+    count = min(count, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
 
 
 def monte_carlo(trainer: Trainer, problems, trajectories, cuts, config: ValuesConfig):
@@ -188,7 +190,10 @@ def critic_values(trainer: Trainer, trajectories, cuts) -> dict[str, list[list[f
     if trainer.critic is None:
         return {}
     end = trainer.sampling.eos_token_id[0]  # a token after the state, because the value before a token is read at that token
-    longer = [replace(t, response_ids=[*t.response_ids, end], logprobs=[*t.logprobs, 0.0]) for t in trajectories]
+    longer = [
+        replace(t, response_ids=[*t.response_ids, end], logprobs=[*t.logprobs, 0.0]) if of_row[-1] == len(t.response_ids) else t
+        for t, of_row in zip(trajectories, cuts, strict=True)
+    ]
     tokens, found = collate(longer, trainer.device), [[0.0]] * len(longer)
     for rows in tokens.micro_batches(torch.arange(len(longer)), trainer.config.micro_batch_tokens):
         part = tokens.rows(rows)
