@@ -129,19 +129,49 @@ def test_each_iteration_starts_from_the_start_policy(name):
     assert metrics["reward"] == episodes.rewards.mean().item()
 
 
-def test_the_best_epoch_by_validation_is_kept(monkeypatch):
+@pytest.mark.parametrize(
+    "accuracies, ran, best",
+    [
+        ([0.3, 0.5, 0.4, 0.9], 3, 1),  # it stops at the first fall
+        ([0.3, 0.5, 0.5, 0.4, 0.9], 4, 2),  # it goes on where the accuracy stays the same
+        ([0.0, 0.0, 0.1, 0.2, 0.2], 5, 4),
+    ],
+)
+def test_the_best_epoch_by_validation_is_kept(accuracies, ran, best, monkeypatch):
     trainer = build_trainer(replace(SMALL, algorithm="restem", epochs=5, iterations=1, eval_every=1, validation=4))
-    accuracies, policies = iter([0.3, 0.5, 0.4, 0.9]), []
+    left, policies = iter(accuracies), []
 
     def evaluate(problems, with_kl, greedy):
         assert problems is trainer.validation_problems
         policies.append(weights(trainer.policy))
-        return {"pass@1": (next(accuracies), 0.0)}
+        return {"pass@1": (next(left), 0.0)}
 
     monkeypatch.setattr(trainer, "evaluate", evaluate)
     [(metrics, _, _)] = trainer.train()
     assert {name.removeprefix("seconds_") for name in metrics if name.startswith("seconds_")} <= {*PHASES}  # all are drawn
-    assert len(policies) == 3 and torch.equal(weights(trainer.policy), policies[1])  # it stopped at the first fall
+    assert len(policies) == metrics["validations"] == ran and torch.equal(weights(trainer.policy), policies[best])
+
+
+def test_each_iteration_has_a_new_optimizer():
+    """The moments of the last iteration belong to a policy that is gone."""
+    trainer = build_trainer(replace(SMALL, algorithm="restem"))
+    for metrics, _, _ in trainer.train():
+        assert {state["step"].item() for state in trainer.optimizer.state.values()} == {metrics["updates_made"]}
+        assert {*trainer.optimizer.state} == {*trainer.policy.parameters()}
+    assert metrics["iteration"] == 2 and trainer.updates > metrics["updates_made"]
+
+
+def test_at_most_so_many_examples_from_a_problem_as_the_setting_says():
+    [(metrics, episodes, _)] = build_trainer(replace(SMALL, algorithm="restem", examples=2, iterations=1)).train()
+    right = (episodes.rewards == 1).sum(dim=1)  # [N]
+    assert metrics["examples"] == right.clamp(max=2).sum() < right.sum()
+
+
+def test_the_start_policy_is_kept_in_float32():
+    """Each iteration starts from it. A reference in bfloat16, as other algorithms have with `bf16`, would round its weights."""
+    trainer = build_trainer(replace(SMALL, algorithm="dpo", bf16=True))
+    start, kept = trainer.policy.state_dict(), trainer.reference.state_dict()
+    assert all(kept[name].dtype == x.dtype == torch.float32 and torch.equal(kept[name], x) for name, x in start.items())
 
 
 def test_an_iteration_without_examples_changes_nothing(monkeypatch):

@@ -67,3 +67,12 @@ def test_every_printed_command_can_be_read(tmp_path, monkeypatch):
         words = [re.sub(r"\b[A-Z]{3,}\b", lambda found: real[found[0]], word) for word in shlex.split(command)]
         assert cli.main(words) == 0, command
     assert len(read) == len(commands)
+
+
+def test_without_a_command_it_is_the_demo(monkeypatch):
+    ran = []
+    for name, (_, config_class) in COMMANDS.items():
+        monkeypatch.setitem(cli.COMMANDS, name, (lambda config, name=name: ran.append((name, config.out)), config_class))
+    assert "" in printed_commands()
+    assert cli.main([]) == 0 and cli.main(["--out", "here"]) == 0
+    assert ran == [("demo", None), ("demo", "here")]

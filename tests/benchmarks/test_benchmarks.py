@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import levers, protect
+from benchmarks import credit, levers, protect, rollouts, train_step
 from benchmarks.common import count, writable
 from vine_mini.types import Batch
 
@@ -24,6 +24,19 @@ def run(*arguments) -> str:
     return done.stdout
 
 
+@pytest.fixture
+def called(monkeypatch, capsys):
+    """A benchmark's `main`, called in this process with these arguments. -> what it prints"""
+
+    def call(main, *arguments) -> str:
+        monkeypatch.setattr(sys, "argv", ["benchmark", *map(str, arguments)])
+        monkeypatch.chdir(ROOT)
+        main()
+        return capsys.readouterr().out
+
+    return call
+
+
 @pytest.mark.slow
 def test_rollouts(tmp_path):
     text = run("benchmarks.rollouts", "--quick", "--workloads", "demo", "paper", "--growth", "--out", str(tmp_path))
@@ -34,8 +47,8 @@ def test_rollouts(tmp_path):
 
 
 @pytest.mark.slow
-def test_train_step(tmp_path):
-    text = run("benchmarks.train_step", "--quick", "--out", str(tmp_path))
+def test_train_step(tmp_path, called):
+    text = called(train_step.main, "--quick", "--out", tmp_path)
     assert "VinePPO, vine_mini" in text and (tmp_path / "train_step.png").exists()
 
 
@@ -50,8 +63,8 @@ def test_the_memory_estimate_is_near_the_measured_peak(tmp_path):
 
 
 @pytest.mark.slow
-def test_credit(tmp_path):
-    text = run("benchmarks.credit", "--quick", "--out", str(tmp_path))
+def test_credit(tmp_path, called):
+    text = called(credit.main, "--quick", "--out", tmp_path)
     assert "plain / best [95 %]" in text and "(d) tree" in text
     policy, ideas = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("policy", "ideas"))
     assert policy["2"]["low"] <= policy["2"]["ratio"] <= policy["2"]["high"] and policy["1"]["best"][0] < policy["1"]["plain"][0]
@@ -187,17 +200,12 @@ def test_every_lever_trains(tmp_path):
     assert gaps["AdamW"] < 1e-5 < gaps["bfloat16"] < 0.1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("arguments", (["--device", "cuda"], ["--vllm", "nowhere"]))
-def test_what_is_not_there_is_told(arguments):
-    import torch
-
-    if torch.cuda.is_available() and "cuda" in arguments:
-        pytest.skip("there is a GPU")
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.rollouts", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=100
-    )
-    assert done.returncode == 2 and "there is no" in done.stderr and "Traceback" not in done.stderr
+def test_what_is_not_there_is_told(arguments, called, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="2"):
+        called(rollouts.main, *arguments)
+    assert "there is no" in capsys.readouterr().err
 
 
 def test_the_theory_of_equal_steps_by_enumeration():
@@ -221,7 +229,7 @@ def test_gains_by_hand():
 
     def run(name, seed, accuracies):
         checks = [dict(test=x, seconds=10.0 * i) for i, x in enumerate(accuracies)]
-        return dict(task="4 steps", seed=seed, config=steps.ALGORITHMS["chains"][name], checks=checks)
+        return dict(task="4 steps", seed=seed, config=steps.SETTINGS["chains"][name], checks=checks)
 
     made = [run("vineppo", 0, [0.0, 0.5, 1.0]), run("grpo", 0, [0.0, 0.25, 0.5]), run("grpo", 1, [0.0, 0.25, 0.5])]
     made += [run("vineppo", 1, [0.0, 0.0, 0.1])]  # lost: never at 0.45, so it counts as 40 seconds
@@ -243,8 +251,8 @@ def test_steps_goes_on_where_it_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(steps, "KS", (1, 3, 9))
     monkeypatch.setattr(steps, "SECONDS", 0.2)
     monkeypatch.setattr("vine_mini.study.runs.ProcessPoolExecutor", ThreadPoolExecutor)
-    algorithms = {name: of | dict(minibatch_size=8) for name, of in steps.ALGORITHMS["chains"].items()}
-    monkeypatch.setattr(steps, "ALGORITHMS", {"chains": algorithms})
+    algorithms = {name: of | dict(minibatch_size=8) for name, of in steps.SETTINGS["chains"].items()}
+    monkeypatch.setattr(steps, "SETTINGS", {"chains": algorithms})
     jobs = steps.jobs
     monkeypatch.setattr(steps, "jobs", lambda *a: [job | dict(problems=4, evaluations=2) for job in jobs(*a)])
     for _ in range(2):
@@ -353,8 +361,8 @@ def test_where_the_gpu_script_does_not_run(gpu_script, monkeypatch):
 def test_the_clock_of_the_study(tmp_path, monkeypatch):
     from benchmarks import clock
 
-    few = {name: clock.ALGORITHMS["decisive"][name] for name in ("vineppo", "grpo")}
-    monkeypatch.setattr(clock, "ALGORITHMS", {"decisive": few})
+    few = {name: clock.SETTINGS["decisive"][name] for name in ("vineppo", "grpo")}
+    monkeypatch.setattr(clock, "SETTINGS", {"decisive": few})
     monkeypatch.setattr(clock, "PAPERS", {"decisive": few["vineppo"]})
     monkeypatch.setattr(clock, "TASKS", {"decisive": clock.TASKS["decisive"]})
     monkeypatch.setattr(sys, "argv", ["clock", "--rounds", "1", "--out", str(tmp_path)])

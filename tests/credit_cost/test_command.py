@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from vine_mini.app.config import SHIPPED, CreditCostConfig, TrainConfig
+from vine_mini.app.config import SHIPPED, TrainConfig
 from vine_mini.app.setup import build_trainer
 from vine_mini.cli import main
 from vine_mini.credit_cost import command, noise
 from vine_mini.credit_cost.command import Report, Way
+from vine_mini.credit_cost.config import CreditCostConfig
 from vine_mini.credit_cost.noise import Pool
 from vine_mini.models import load_policy, save_policy
 
@@ -51,12 +52,13 @@ def test_a_run_brings_its_policy_its_settings_and_its_critic(empty_folder, capsy
     assert sum(ways["PPO"]["seconds"].values()) > 0
 
 
-def test_the_policy_does_not_change():
-    before = load_policy(str(SHIPPED / "arithmetic"), "cpu")[0].state_dict()
+def test_the_phases_of_training_are_timed_and_the_policy_stays_as_it_was():
     trainer = build_trainer(TrainConfig(algorithm="grpo", steps=3, prompts=4, minibatch_size=8, lr=0.0))
-    command.seconds_of_training(trainer)
-    after = trainer.policy.state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    before = {name: x.clone() for name, x in trainer.policy.state_dict().items()}
+    found = command.seconds_of_training(trainer)
+    assert list(found) == ["sample", "score", "update"] and all(seconds > 0 for seconds in found.values())
+    assert all(torch.equal(before[name], x) for name, x in trainer.policy.state_dict().items())
+    assert trainer.iteration == 0 < trainer.updates  # the pools begin with the first problems, whatever was timed
 
 
 def test_a_pool_holds_the_states_of_training():
@@ -156,10 +158,17 @@ def test_the_weight_of_a_step_is_how_unsure_the_policy_is_in_it():
 
 def test_the_time_to_the_same_learning_by_hand(monkeypatch):
     """Seconds of an iteration, times the root of noise + signal, relative to GRPO. K = 2 lies between K = 1 and 3."""
-    monkeypatch.setattr(command, "seconds_of_training", lambda trainer: {"sample": 1.0, "score": 1.0, "update": 2.0})
+    used = []
+
+    def seconds_of_training(trainer):
+        used.append(trainer.config)
+        return {"sample": 1.0, "score": 1.0, "update": 2.0}
+
+    monkeypatch.setattr(command, "seconds_of_training", seconds_of_training)
     monkeypatch.setattr(command, "seconds_of_rollouts", lambda trainer, k: 2.0 * k)
     config = CreditCostConfig(steps=3, prompts=4, minibatch_size=8, problems=4, pool=8, ks=[1, 2], k=2)
     report = command.measure(config)
+    assert [(of.algorithm, of.lr, of.critic_lr) for of in used] == [("grpo", 0.0, 0.0)]
     signal = report.signal[0]
     base = report.ways[0]
     assert base.name == "GRPO, RLOO" and base.relative == 1.0 and report.ways[1].name == "VinePPO, K = 1"

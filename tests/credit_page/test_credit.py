@@ -24,6 +24,7 @@ from vine_mini.evaluate import standard_errors
 from vine_mini.steps import cut_steps
 from vine_mini.types import Episodes, Trajectory, collate
 
+pytestmark = pytest.mark.xdist_group("credit")  # one process makes its runs
 HOSTILE = '<script>document.title = "taken"</script></details></td></table>"><img src=x onerror=alert(1)>&lt;\u202egnorw\x00'
 SMALL = ["--k", "3", "--group", "4", "--critic_iterations", "0", "--fresh", "4"]
 
@@ -240,7 +241,8 @@ def test_colours_are_pale_within_two_standard_errors_and_grpo_has_its_own_scale(
     assert [vine.sure(0), vine.sure(1)] == [True, True] and page.strength(vine, 0) == 1.0 and page.strength(vine, 1) == 0.5
     vine = replace(vine, errors=[0.3, 0.3])
     assert page.strength(vine, 0) == page.PALE and page.strength(sigma, 0) == 0.5 and sigma.sure(0)
-    assert page.render(small_page(credits=[vine, sigma])).count(" pale") > page.render(small_page()).count(" pale") - 4
+    pale = [page.render(small_page(credits=[replace(vine, errors=of), sigma])) for of in ([0.1, 0.1], [0.1, 0.2], [0.3, 0.3])]
+    assert [html.count(' pale"') for html in pale] == [0, 2, 4]  # the text and VinePPO's number of a step
 
 
 def test_equal_rollouts_are_one_line():
@@ -346,7 +348,7 @@ def test_a_run_that_is_damaged_or_belongs_to_another_is_one_line(ppo_run, tmp_pa
     small = {"critic.head.weight": torch.zeros(1, 3)}
     save_file(small, state)
     assert "is damaged" in refused()
-    save_file(small, state, {"counters": '{"iteration": 1, "updates": 1, "seconds": {}}'})
+    save_file(small, state, {"counters": '{"iteration": 1, "updates": 1, "seconds": {}, "tensors": 1}'})
     assert "belongs to another model" in refused()
     (run / "policy").rename(run / "elsewhere")
     assert "nothing was saved there yet" in refused()

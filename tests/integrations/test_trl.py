@@ -21,7 +21,7 @@ from vine_mini.app.config import SHIPPED, TrainConfig
 from vine_mini.app.files import read_rows
 from vine_mini.integrations import trl
 from vine_mini.integrations.trl import __main__ as command
-from vine_mini.integrations.trl.plan import Device, plan, seconds
+from vine_mini.integrations.trl.plan import Device, plan, seconds, tokens
 from vine_mini.trainer import Trainer
 from vine_mini.types import Trajectory, UserError
 
@@ -42,7 +42,7 @@ def free_port() -> str:
         return str(s.getsockname()[1])
 
 
-@pytest.fixture(scope="module", params=(1, 2))
+@pytest.fixture(scope="module", params=[pytest.param(n, marks=pytest.mark.xdist_group(f"ranks-{n}")) for n in (1, 2)])
 def ranks(request, tmp_path_factory):
     """-> what each process of a run wrote"""
     folder = tmp_path_factory.mktemp(f"ranks{request.param}")
@@ -323,6 +323,12 @@ def test_a_lost_process_ends_with_one_line(monkeypatch, tmp_path):
         signal.signal(signal.SIGTERM, before)
     assert lines[0] == f"process 0 ends: refused by host; go on with --resume {tmp_path}\n" and len(lines) == 4
     assert lines[3] == f"process 0 ends: refused; {tmp_path / 'new'} has no checkpoint yet\n"
+
+
+def test_the_tokens_of_the_plan_by_hand():
+    """6 responses of 10 tokens in 4 steps. 10, 7.5, 5 and 2.5 tokens of a response come after the states before its steps."""
+    config = TrainConfig(prompts=3, group=2, minibatch_size=6, k=3)
+    assert tokens(config, response=10, steps=4) == (6 * 10, 6 * 3 * 25) and tokens(config, 10, 1) == (6 * 10, 6 * 3 * 10)
 
 
 def test_the_plan_is_close_to_the_measured_iteration_of_one_device():

@@ -1,12 +1,16 @@
 """Probes of positions: the regression against its closed form, the construction, and what must hide positions."""
 
+from copy import deepcopy
+
 import torch
 
 from vine_mini import cli
 from vine_mini.lengthgen import pictures, theory
+from vine_mini.lengthgen import probe as probe_module
+from vine_mini.lengthgen import train as train_module
 from vine_mini.lengthgen.config import LengthgenConfig, decoder_config
-from vine_mini.lengthgen.probe import RIDGE, fit, means, places, probe
-from vine_mini.lengthgen.train import Decoder
+from vine_mini.lengthgen.probe import RIDGE, fit, means, places, probe, probe_folder
+from vine_mini.lengthgen.train import Decoder, make_optimizer, train
 
 
 def built_batches(lengths, rows=12, bos=theory.BOS):
@@ -57,6 +61,27 @@ def test_places_are_those_of_a_forward_pass():
     for head in (0, 1):
         expected = out.attentions[0][:, head] @ v[:, :, head]
         torch.testing.assert_close(found[f"layer 1, head {head + 1}"].float(), expected)
+
+
+def test_probes_are_tested_on_other_draws_and_the_untrained_network_is_where_training_began(monkeypatch):
+    settings = dict(task="sort", train_lengths=[4, 5], test_lengths=[6, 7], encodings=["nope"], seeds=[3, 5], hidden=16, heads=2)
+    config, starts, calls = LengthgenConfig(**settings, steps=1, batch_size=1), [], []
+    monkeypatch.setattr(
+        train_module, "make_optimizer", lambda model, c: starts.append(deepcopy(model)) or make_optimizer(model, c)
+    )
+    for seed in config.seeds:
+        train(config, "nope", seed)
+    monkeypatch.setattr(probe_module, "load_model", lambda folder, config, name, seed: seed)
+    monkeypatch.setattr(probe_module, "probe", lambda *of: calls.append(of) or {})
+    probe_folder({"settings": settings}, "", 4)
+    networks = [network for network, *_ in calls]
+    assert networks[:4:2] == config.seeds and len(networks) == 5
+    for untrained, start in zip(networks[1:4:2], starts, strict=True):
+        assert all(torch.equal(*pair) for pair in zip(untrained.parameters(), start.parameters(), strict=True))
+    for _, training, tests in calls:
+        fitted, seen, longer = ({tuple(row) for ids, _ in part for row in ids.tolist()} for part in (training, *tests.values()))
+        assert len(fitted) == len(seen) == len(longer) == 2 * 4 and not fitted & seen
+        assert max(map(len, seen)) == max(map(len, fitted)) < min(map(len, longer))
 
 
 def test_means_are_over_seeds():

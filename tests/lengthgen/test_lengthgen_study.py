@@ -9,7 +9,7 @@ import pytest
 
 from vine_mini import cli
 from vine_mini.decoder.model import Decoder
-from vine_mini.lengthgen import claims, paper, parts, pictures, ranking, report, tasks
+from vine_mini.lengthgen import attention, claims, paper, parts, pictures, ranking, report, tasks
 from vine_mini.lengthgen import study as study_module
 from vine_mini.lengthgen import sweep as sweep_module
 from vine_mini.lengthgen.config import PARTS, LengthgenConfig, StudyConfig, decoder_config
@@ -285,6 +285,20 @@ def test_two_sweeps_of_a_task_merge_by_their_seeds():
     assert both["settings"]["seeds"] == [2] and report.extrapolation(both) == {"nope": {2: 0.7}, "fire": {2: 0.1}}
     assert len(one["settings"]["seeds"]) == 3  # unchanged
     assert report.encodings_table([both]).splitlines()[2].startswith("| nope ")
+
+
+def test_nope_is_compared_with_the_next_seed_and_by_the_official_code_with_the_same_seed_too(monkeypatch):
+    monkeypatch.setattr(attention, "load_model", lambda folder, config, name, seed: (name, seed))
+    monkeypatch.setattr(attention, "model_distances", lambda a, b, *_: {name: [(a, b)] for name in attention.MEASURES})
+    settings = dict(encodings=["nope", "t5"], seeds=[3, 5, 7], train_lengths=[2, 3], test_lengths=[4, 5])
+    tables = attention.distances_to_nope({"settings": settings}, "", 1)
+    nexts = [(3, 5), (5, 7), (7, 3)]
+    for measure in attention.MEASURES:
+        for name in ("nope", "t5"):
+            pairs = [(("nope", seed), (name, other)) for seed, other in nexts]
+            assert tables[measure][name] == {length: pairs for length in range(2, 6)}
+    same = {name: [(a[1], b[1]) for a, b in by_length[4]] for name, by_length in tables[attention.SAME_SEED].items()}
+    assert same == {"nope": nexts, "t5": [(3, 3), (5, 5), (7, 7)]}  # a model is not compared with itself
 
 
 # --- verdicts --------------------------------------------------------------------------------------------------------------

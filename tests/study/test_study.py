@@ -7,6 +7,7 @@ import signal
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import mean
 from types import SimpleNamespace
 
 import pytest
@@ -19,7 +20,7 @@ from vine_mini.study import claims, config
 from vine_mini.study import runs as study_runs
 from vine_mini.study.claims import Finding
 from vine_mini.study.command import pooled
-from vine_mini.study.config import ALGORITHMS, BY_EPISODES, CLAIMS, HOT, PAPERS, StudyConfig, jobs, seeds_of
+from vine_mini.study.config import BY_EPISODES, CLAIMS, HOT, PAPERS, SETTINGS, StudyConfig, jobs, seeds_of
 from vine_mini.study.prices import Clock, measure_missing, name_of, with_prices
 from vine_mini.study.runs import run_missing
 from vine_mini.tasks import arithmetic
@@ -33,7 +34,7 @@ def a_run(task, algorithm, seed, test, *, train=None, kl=None, config=None, **ch
         | dict(train=(train or test)[i], kl=(kl or [0.01 * j for j in range(len(test))])[i])
         for i, x in enumerate(test)
     ]
-    return dict(task=task, seed=seed, config=config or ALGORITHMS[task][algorithm] | changes, checks=checks)
+    return dict(task=task, seed=seed, config=config or SETTINGS[task][algorithm] | changes, checks=checks)
 
 
 def runs(vine, ppo, **changes):
@@ -130,7 +131,7 @@ def test_runs_are_paired_by_seed_and_missing_seeds_show_nothing():
 
 @pytest.mark.parametrize("claim", CLAIMS)
 def test_every_run_of_a_claim_has_settings_that_train_accepts(claim):
-    usual = {task: [*of.values()] for task, of in ALGORITHMS.items()}
+    usual = {task: [*of.values()] for task, of in SETTINGS.items()}
     for of in usual.values():
         of += [c | dict(temperature=t) for c in of for t in config.HOT] + [c | config.FEW_PROBLEMS for c in of]
     for job in jobs(claim, StudyConfig(seeds=2)):
@@ -176,18 +177,20 @@ def test_settings_at_equal_episodes_are_the_best_of_the_grid_there():
                     rewards[tuple(run["config"][n] for n in ("lr", "epochs"))] = sum(late) / len(late)
             assert len(rewards) == 6
             best = max(rewards, key=rewards.__getitem__)
-            chosen = BY_EPISODES[task].get(name, ALGORITHMS[task][name])
+            chosen = BY_EPISODES[task].get(name, SETTINGS[task][name])
             assert tuple(chosen[n] for n in ("lr", "epochs")) == best
 
 
 def test_the_better_of_two_settings_counts_at_equal_episodes():
-    both = ALGORITHMS["decisive"]["rloo"], BY_EPISODES["decisive"]["rloo"]
-    for last in (0.3, 0.7):
-        made = [
-            a_run("decisive", "rloo", s, [0.1, x], config=c) for s in range(2) for c, x in zip(both, (0.5, last), strict=True)
-        ]
-        assert claims.best_at_episodes(made, "decisive", "rloo") == both[last > 0.5]
-    assert claims.best_at_episodes([], "decisive", "dpo") == ALGORITHMS["decisive"]["dpo"]
+    """Better where VinePPO's runs end, at 128 episodes, and not where their own end."""
+    both = SETTINGS["decisive"]["rloo"], BY_EPISODES["decisive"]["rloo"]
+    for first, second, better in (([0.5], [0.3], 0), ([0.5], [0.7], 1), ([0.5, 0.5], [0.3, 0.9], 0), ([0.5, 0.9], [0.7, 0.7], 1)):
+        made = [a_run("decisive", "vineppo", s, [0.1, 0.2], config=PAPERS["decisive"]) for s in range(2)]
+        for setting, late in zip(both, (first, second), strict=True):
+            made += [a_run("decisive", "rloo", s, [0.1, *late], config=setting) for s in range(2)]
+        assert claims.best_at_episodes(made, "decisive", "rloo") == both[better]
+        assert claims.best_at_episodes(made[2:], "decisive", "rloo") == both[0]  # compared with nothing
+    assert claims.best_at_episodes([], "decisive", "dpo") == SETTINGS["decisive"]["dpo"]
 
 
 def test_files_of_a_study_that_are_something_else(tmp_path, capsys, monkeypatch):
@@ -378,8 +381,8 @@ def test_the_command_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     for task in ("decisive", "chains"):
         monkeypatch.setitem(config.TASKS, task, dict(task="arithmetic", steps=3, max_new_tokens=40))
         few = dict(prompts=4, group=4)
-        small = {name: of | dict(minibatch_size=8) | (few if "prompts" in of else {}) for name, of in ALGORITHMS[task].items()}
-        monkeypatch.setitem(ALGORITHMS, task, small)
+        small = {name: of | dict(minibatch_size=8) | (few if "prompts" in of else {}) for name, of in SETTINGS[task].items()}
+        monkeypatch.setitem(SETTINGS, task, small)
         monkeypatch.setitem(PAPERS, task, PAPERS[task] | dict(minibatch_size=8))
         monkeypatch.setitem(config.BY_EPISODES, task, {})
     for job_size in ("limits", "problems"):
@@ -393,7 +396,7 @@ def test_the_command_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     assert main(["study", "--quick", "--claims", "accuracy", "values", "--workers", "1"]) == 0
     lines = Path("runs/claims-quick/runs.jsonl").read_text().splitlines()
     assert (
-        len(lines) == 2 * 2 * (len(ALGORITHMS["chains"]) + 1)
+        len(lines) == 2 * 2 * (len(SETTINGS["chains"]) + 1)
         and len(Path("runs/claims-quick/values.jsonl").read_text().splitlines()) == 4
     )
     checks = json.loads(lines[0])["checks"]
@@ -431,6 +434,19 @@ def test_a_run_on_few_problems_has_no_others(monkeypatch):
     trainer = study_runs.trainer_of(job)
     assert len(trainer.prompts) == len(trainer.train_problems) == 8 < 100
     assert study_runs.learn(job)["checks"][-1]["train"] is not None
+
+
+def test_with_few_problems_a_check_measures_the_training_problems_too():
+    """The accuracy on a problem is the problem itself here."""
+
+    def evaluate(problems=None, with_kl=True):
+        return {"pass@1": (mean(problems or trainer.test_problems), 0.0), "kl": (0.01, 0.0), "greedy": (1.0, 0.0)}
+
+    trainer = SimpleNamespace(evaluate=evaluate, train_problems=[0.1, 0.3, 0.8], test_problems=[0.5, 0.7], iteration=3, updates=6)
+    trainer.config = SimpleNamespace(eval_problems=2, prompts=4, group=2)
+    found = study_runs.check(trainer, FreeClock({}), few=True)
+    assert (found["test"], found["train"], found["episodes"]) == (pytest.approx(0.6), pytest.approx(0.2), 24)
+    assert study_runs.check(trainer, FreeClock({}), few=False)["train"] is None
 
 
 def test_temperatures_are_compared_at_the_seconds_that_all_runs_have():

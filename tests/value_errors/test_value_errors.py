@@ -2,11 +2,13 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import DEVICE, tiny_model
 
 from vine_mini.app import checkpoint
 from vine_mini.app.config import TrainConfig
@@ -14,6 +16,8 @@ from vine_mini.app.setup import build_trainer
 from vine_mini.cli import main
 from vine_mini.evaluate import clustered_mean
 from vine_mini.logprobs import response_values
+from vine_mini.models import Critic
+from vine_mini.types import Trajectory
 from vine_mini.value_errors import command
 from vine_mini.value_errors.command import report_of, table
 from vine_mini.value_errors.config import ValuesConfig
@@ -204,3 +208,58 @@ def test_the_truth_shares_no_rollout_with_the_values_that_it_judges(monkeypatch)
     response = SimpleNamespace(response_ids=[2, 3])
     truth, by_k = command.monte_carlo(trainer, ["p"], [response], [[0, 1]], config)
     assert truth == [[4.5, 4.5]] and by_k == {"K = 2": [[0.5, 0.5]], "K = 3": [[1.0, 1.0]]}
+
+
+def test_states_and_next_steps_are_graded_as_responses_to_their_own_problem(monkeypatch):
+    """Steps of two tokens, two responses to each of two problems. The first rollout of a state is K = 1's, the others the truth's."""
+    worth = {("p", ()): 0.5, ("p", (5, 5)): 0.25, ("p", (1, 1)): 0.1, ("p", (2, 2)): 0.9, ("q", ()): 1.0, ("q", (4, 4)): 0.6}
+    worth |= {("q", (1, 1)): 0.8, ("q", (3, 3)): 0.2}
+    sampled = {
+        (0, ()): [[1, 1, 9], [1, 1, 8], [3], [2, 2, 9]],  # two distinct next steps; [3] ends within its step
+        (0, (5, 5)): [[1, 1, 9], [1, 1, 8]],  # no choice
+        (1, ()): [[1, 1, 9], [3, 3, 9]],
+    }
+
+    def roll_out(trajectories, cuts, k, name):
+        rows = zip(trajectories, cuts, strict=True)
+        if name == "truth":
+            return [[range(k) for _ in of_row] for _, of_row in rows]
+        found = [[sampled[t.prompt_ids[0], tuple(t.response_ids[:cut])] for cut in of_row] for t, of_row in rows]
+        return [[[SimpleNamespace(response_ids=ids) for ids in state] for state in of_row] for of_row in found]
+
+    def grade(task, problem, rollout, tokenizer, so_far, known):
+        value = worth[problem, tuple(so_far)]
+        return value if rollout > 0 else 1 - value
+
+    monkeypatch.setattr(command.tasks, "grade", grade)
+    trainer = SimpleNamespace(task=None, tokenizer=None, critic=None, roll_out=roll_out, cut=lambda ids: range(0, len(ids), 2))
+    responses = [(0, [5, 5, 6, 6, 7]), (0, [5, 5]), (1, [4, 4, 6]), (1, [4])]
+    trajectories = [Trajectory([problem], ids, [0.0] * len(ids), True) for problem, ids in responses]
+    episodes = SimpleNamespace(problems=["p", "p", "q", "q"], trajectories=trajectories, cuts=[[0, 2, 4], [0], [0, 2], [0]])
+    config = ValuesConfig(run="", responses=2, truth=2, ks=[1], states=2, choices=2)
+    choices = command.values_of_next_steps(trainer, episodes, config)
+    assert [(c.problem, c.truth, c.rollouts) for c in choices] == [(0, [0.1, 0.9], 2), (1, [0.8, 0.2], 2)]
+    assert [c.values for c in choices] == [{"K = 1": [pytest.approx(1 - v) for v in c.truth]} for c in choices]
+    assert command.values_of_next_steps(trainer, episodes, replace(config, states=1)) == choices[:1]
+    episodes.cuts = [[0, 2], [0], [0, 2], [0]]
+    states = command.values_of_states(trainer, episodes, config)
+    assert [(s.problem, s.step, s.steps, s.truth) for s in states] == [
+        (0, 0, 2, 0.5), (0, 1, 2, 0.25), (0, 0, 1, 0.5), (1, 0, 2, 1.0), (1, 1, 2, 0.6), (1, 0, 1, 1.0)
+    ]  # fmt: skip
+    assert all(s.values == {"K = 1": pytest.approx(1 - s.truth), "best constant": 0.55} for s in states)
+
+
+def test_items_are_spread_at_equal_distances():
+    assert command.spread([*range(10)], 3) == [0, 3, 6] and command.spread([*range(4)], 4) == [0, 1, 2, 3]
+    assert command.spread([1, 2], 5) == [1, 2] and command.spread([], 5) == []
+
+
+def test_the_critic_values_a_response_that_fills_the_context():
+    """With learned positions there is none for one more token. Only where the last state is the whole response is it needed."""
+    trainer = SimpleNamespace(critic=Critic(tiny_model("gpt2")), device=DEVICE, sampling=SimpleNamespace(eos_token_id=(0,)))
+    torch.nn.init.normal_(trainer.critic.head.weight)
+    trainer.config = SimpleNamespace(micro_batch_tokens=1000)
+    trainer._forward = lambda critic, t: response_values(critic, t.input_ids, t.attention_mask, t.response_mask)
+    whole, start = (Trajectory([1], [2] * n, [0.0] * n, False) for n in (127, 5))  # the model has 128 positions
+    [first, second] = command.critic_values(trainer, [whole, start], [[0, 5], [0, 5]])["critic"]
+    assert first == pytest.approx(second, abs=1e-5) and abs(first[0] - first[1]) > 1e-3

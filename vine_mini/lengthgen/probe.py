@@ -136,13 +136,13 @@ def probe_folder(results: dict, folder: str | Path, n: int, progress=None) -> di
             progress(1)
     longest = max(ids.shape[1] for part in tests.values() for ids, _ in part)
     built = theory.build(longest - 1)
-    random = {name: [(_random_ids(ids), counts) for ids, counts in part] for name, part in {"": training, **tests}.items()}
+    draw = torch.Generator().manual_seed(0)
+    random = {name: [(_random_ids(ids, draw), counts) for ids, counts in part] for name, part in {"": training, **tests}.items()}
     table["constructed"].append(probe(built, random.pop(""), random))
     return table
 
 
-def _random_ids(ids):
-    generator = torch.Generator().manual_seed(ids.shape[1])
+def _random_ids(ids, generator):
     random = torch.randint(1, theory.VOCAB, ids.shape, generator=generator)
     random[:, 0] = theory.BOS
     return random
