@@ -44,7 +44,7 @@ for name, t in zip(("right", "wrong"), pair, strict=True):
 # %% [markdown]
 # Both responses start with the same three steps. The function `rollouts` samples `k` rollouts from each of their states. The
 # arguments are *trajectories*, which are responses with their prompts, and the token indices of the states. For
-# the right response and $K = 9$ we grade and average them by hand.
+# the right response and $K = 9$ we grade the rollouts and average their rewards by hand.
 
 # %%
 [of_states] = rollouts(policy, [right], [cuts[0]], sampling, k=9, seed=0)  # [state][K], for one response

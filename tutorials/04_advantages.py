@@ -86,7 +86,7 @@ print(f"\nsum of step advantages (K = 9) against R - V(s_0): largest gap in {len
 # ## Whitening
 #
 # An *iteration* samples responses and makes updates. PPO and VinePPO shift and scale the advantages of all its tokens to mean 0
-# and standard deviation 1. The weight of the KL penalty (tutorial 7) is then fixed. An advantage of 0 does not stay 0.
+# and standard deviation 1. The KL penalty (tutorial 7) then has a fixed weight beside them. An advantage of 0 does not stay 0.
 
 # %%
 b = collate(trajectories)  # one table, with a row for each response and padding at its end; all [B, T]
@@ -120,11 +120,11 @@ for metrics, episodes, advantages in trainer.train():  # advantages are R - V(s_
         print(f"explained share {1 - squares / variance:+.2f}", flush=True)
         errors, targets = [], []
 V = torch.tensor([v for row in values["truth"] for v in row])  # the states of the 21 responses above
-print(f"their true values have an explained share of {V.var() / (V.mean() * (1 - V.mean())):.2f}")
+print(f"true values of the 21 responses have an explained share of {V.var() / (V.mean() * (1 - V.mean())):.2f}")
 
 # %% [markdown]
 # The critic starts worse than the best constant. After 2,560 episodes it explains 7 % of the variance of the rewards. True values
-# explain about 30 % (see tutorial 8). PPO reduces its errors' effect by generalized advantage estimation (GAE, arXiv 1506.02438):
+# explain about 30 %. PPO reduces the effect of the critic's errors with generalized advantage estimation (GAE, arXiv 1506.02438):
 #
 # $$\delta_t = r_t + \gamma V(s_{t+1}) - V(s_t), \qquad A_t = \sum_{l \ge 0} (\gamma \lambda)^l \delta_{t+l}$$
 #

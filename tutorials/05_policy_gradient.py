@@ -98,7 +98,7 @@ for name, curve in curves.items():
     print(f"{name:27}: mean reward {curve[-1].mean():.3f} at the end, {(curve[-1] < 0.85).sum()} of 200 policies below 0.85")
 
 # %% [markdown]
-# Without a baseline, some policies stay with a worse arm for many updates. Arms that are drawn early can become likelier.
+# Without a baseline, some policies stay with a worse arm for many updates. An arm that is drawn early becomes likelier.
 #
 # ## Token by token
 #
@@ -146,7 +146,7 @@ for (task, name), row in noise.items():
 
 # %% [markdown]
 # All three have the same mean, the exact gradient. Their noise differs. Where one token decides, $R$ gives credit to all tokens,
-# and each of the other tokens adds noise. Subtracting $V(s_0)$ helps from two tokens on. With advantages they add none.
+# and each of the other tokens adds noise. With advantages it adds none. Subtracting $V(s_0)$ helps from two tokens on.
 #
 # Where all tokens must be right and each has its own logit, the advantages gain nothing. A wrong token has the largest gradient,
 # -0.8 instead of 0.2. $R$ never uses it, because the reward is then 0. The advantage uses it, so $V$ is not always the best

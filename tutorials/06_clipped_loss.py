@@ -39,12 +39,12 @@ from vine_mini.types import Batch
 CLIP = 0.2
 
 
-# Some public code takes min in place of max, a mistake where the advantage is negative.
-LOSSES = {"max, right": torch.maximum, "min, wrong": torch.minimum}
+# Some public code takes min in place of max where the advantage is negative. Here `min (wrong)` does so for both signs.
+LOSSES = {"max (right)": torch.maximum, "min (wrong)": torch.minimum}
 
 
 def loss_of_tokens(ratio, advantage, pick):
-    """The loss of single tokens, and its gradient with respect to their log-probs. [n] -> [n], [n]"""
+    """The loss of single tokens with one of the LOSSES, and its gradient with respect to their log-probs. [n] -> [n], [n]"""
     logprobs = ratio.log().requires_grad_()
     ratio = logprobs.exp()
     losses = pick(-advantage * ratio, -advantage * ratio.clamp(1 - CLIP, 1 + CLIP))
@@ -72,7 +72,7 @@ for advantage in (1.0, -1.0):
         print(f"A = {advantage:+.0f}, {name}   " + "   ".join(f"{x:22}" for x in shown))
     ours, one = loss_of_tokens(cases, advantage, torch.maximum)[0].mean(), torch.ones(3)
     packaged, _ = clipped_policy_loss(cases.log(), 0 * one, advantage * one, one, clip=CLIP)
-    print(f"their mean is the package's loss: {torch.allclose(ours, packaged)}")
+    print(f"A = {advantage:+.0f}: the mean of the right losses is the package's loss: {torch.allclose(ours, packaged)}")
 
 # %% [markdown]
 # The costly case is a bad token with ratio 2. Tokens share the network's weights, so updates for other tokens can double its
@@ -132,11 +132,11 @@ for tokens in (1000, 4000):
 updates, every = (2, 2) if QUICK else (40, 5)
 curves = {}
 trainers = {"clip 0.2": trainer, "no clip": start(clip=1e9, **settings)}  # both start from the same policy and use the same batch
-for name, one in trainers.items():
+for name, each in trainers.items():
     curves[name] = []
     for n in range(updates + 1):
-        accuracy = one.evaluate()["pass@1"] if n % every == 0 else None  # the share of right samples
-        stats = one.update(batch)  # statistics of the policy before this update
+        accuracy = each.evaluate()["pass@1"] if n % every == 0 else None  # the share of right samples
+        stats = each.update(batch)  # statistics of the policy before this update
         curves[name].append((n, stats["ratio"], stats["clip_frac"], stats["approx_kl"], accuracy))
         if accuracy:
             print(f"{name}, after {n:2} updates: accuracy {100 * accuracy[0]:4.1f} ± {100 * accuracy[1]:.1f} %, ", end="")
@@ -149,9 +149,9 @@ for name, one in trainers.items():
 # the policy. A clipped token has no gradient, but other tokens still change the same weights, and AdamW's momentum goes on. The
 # main protection is to take few updates on each batch. The training loop of tutorial 7 makes two passes.
 #
-# The mean ratio also shows that the policy was fitted to the batch. For tokens that were not trained on, its expectation is 1,
-# whatever the current policy is: $\sum_y \pi_{\mathrm{old}}(y)\, \rho(y) = \sum_y \pi(y) = 1$. On this batch it leaves 1, to
-# either side.
+# The mean ratio also shows that the policy was fitted to the batch. For new tokens of the old policy, its expectation is 1,
+# whatever the current policy is: $\sum_y \pi_{\mathrm{old}}(y)\, \rho(y) = \sum_y \pi(y) = 1$. On this batch it leaves 1, in
+# either direction.
 
 # %%
 figure, axes = new_figure(2, 4)

@@ -78,8 +78,8 @@ print("the solution without annotations:", repr(train_problems[0].solution))
 # ## The grader
 #
 # The policy learns from the grader's reward alone, so we look at what the grader accepts. A response must give one number, the
-# same on all its answer lines (`####`). A line without a number, such as `#### Step 1`, counts as a heading. A policy will
-# exploit a grader that accepts too much.
+# same on all its answer lines (`####`). A line such as `#### Step 1`, in which a word stands before the number, is a heading. A
+# policy will exploit a grader that accepts too much.
 
 # %%
 right = ("So there are 72.\n#### 72", "#### $72.00 dollars.", "#### 72\n#### 72", "#### Step 1\n8*9=72\n#### 72")
@@ -89,8 +89,8 @@ for text in right + wrong:
     print(f"{text!r:34} is read as {gsm8k.extract_answer(text)!s:5} {verdict}")
 ids, asked = tokenizer.encode("#### 72", add_special_tokens=False), Problem("", "", "72")
 responses = [Trajectory([], ids, [0.0] * len(ids), finished) for finished in (True, False)]
-ended, cut = (tasks.grade(gsm8k, asked, response, tokenizer) for response in responses)
-print(f"reward of '#### 72': {ended} if the model ended the response, {cut} if the length limit cut it")
+ended, truncated = (tasks.grade(gsm8k, asked, response, tokenizer) for response in responses)
+print(f"reward of '#### 72': {ended} if the model ended the response, {truncated} if the length limit truncated it")
 
 # %% [markdown]
 # ## Does it fit into memory?
@@ -147,7 +147,7 @@ print("\n" + "\n".join(f"{k:19} {log[-1][k]:.2g}" for k in ("truncated", "nonzer
 #
 # | metric | should be | if not |
 # |---|---|---|
-# | `truncated` | near 0 | raise `max_new_tokens`, because a response that the limit cuts counts as wrong |
+# | `truncated` | near 0 | raise `max_new_tokens`, because a truncated response counts as wrong |
 # | `reward` | above 0 at the start | the model does not know the `####` line: change the prompt, or fine-tune first (`sft`) |
 # | `nonzero_advantages` | well above 0 | nothing to learn: states have equal values (GRPO, RLOO: responses have equal rewards) |
 # | `kl` | slowly growing | if it jumps, lower `lr` or raise `kl_coef` |

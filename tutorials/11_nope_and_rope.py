@@ -64,7 +64,7 @@ for name, layers in (("nope", 1), ("nope", 2), ("nope", 3), ("rope", 1), ("alibi
 #
 # ## Three places for an encoding
 #
-# An encoding can be added in three places (section 2):
+# An encoding can be added in three places (section 2), as a vector $p_t$, as rotations $R_t$, or as a number $b$:
 #
 # | place | formula | encodings |
 # |---|---|---|
@@ -182,7 +182,8 @@ show(figure, "11_nope_and_rope")
 # 1. One causal NoPE layer hides the order from the last token. Does it also hide the order from the token in the middle?
 # 2. RoPE rotates queries and keys. What would $o_t$ be if RoPE rotated the values as well?
 # 3. In tutorial 12, training sequences have up to 24 tokens and test sequences up to 44. What does each encoding do at a distance
-#    of 40 that it never did at a distance of 20? Order the four encodings by how new this is, and check your order there.
+#    of 40 that it never did at a distance of 20? Order the four encodings by how new this is, and check your order in tutorial
+#    12.
 # 4. The encoding `rope25` rotates a quarter of each head, as in the paper's code. What can the other dimensions express? How many
 #    frequencies does a head of 16 dimensions keep, and one of 64?
 #

@@ -51,8 +51,8 @@ for name in encodings:
         print(f"on longer ones {row}", flush=True)
 
 # %% [markdown]
-# NoPE and T5's bias continue to count beyond the training lengths. Their accuracy falls slowly at first (NoPE's fast after 16).
-# RoPE's accuracy is 0 at the first length that it has not seen. ALiBi's is about half of NoPE's there, and 0 at 13.
+# NoPE and T5's bias continue to count beyond the training lengths. Their accuracy falls slowly at first (NoPE's fast after 17).
+# RoPE's accuracy is 0 at the first length that it has not seen. ALiBi's is about half of NoPE's there, and 0 from 12 on.
 #
 # ## What exact match measures
 #

@@ -52,17 +52,17 @@ for seeds in ((0, 0, 0, 0), (0, 1, 2, 3)):
     print(f"ranks with seeds {seeds}: {len({r for seed in seeds for r in roll_out([0], 4, seed)[0]})} different rollouts of 16")
 ways = {
     "one seed": lambda cuts: roll_out(cuts, 9, seed=0),
-    "a seed for each state": lambda cuts: {c: roll_out([c], 9, derive_seed(0, *t.response_ids[:c]))[c] for c in cuts},
+    "a seed for each state": lambda cuts: {c: roll_out([c], 9, derive_seed(t.prompt_ids, t.response_ids[:c]))[c] for c in cuts},
 }
 for name, way in ways.items():
     divided = [way(cuts[rank::ranks]) for rank in range(ranks)]
-    print(f"{name}: four ranks sample the same as one: {all(way(cuts)[c] == found[c] for found in divided for c in found)}")
+    print(f"{name}: four ranks sample the same as one: {way(cuts) == {c: r for found in divided for c, r in found.items()}}")
 
 # %% [markdown]
 # ## Whitening needs sums over all ranks
 #
 # Advantages are whitened over all response tokens of the iteration. The tokens of a single rank have another mean and another
-# standard deviation. An advantage can then even change its sign. Sums over all ranks of 1, A and A² solve this.
+# standard deviation. An advantage can then even change its sign. Three sums over all ranks solve it: of tokens, A and A².
 
 # %%
 whole = batch.advantages  # whitened over all tokens
@@ -129,7 +129,7 @@ print("two processes:", "failed" if failed else f"relative error {(real - one).n
 # ## Memory
 #
 # DDP divides nothing. ZeRO (arXiv 1910.02054) divides AdamW's moments in stage 1. Stage 3 also divides gradients and weights, as
-# FSDP does; ranks then fetch weights layer by layer. Activations, KV cache and the copy that samples are never divided.
+# FSDP does; ranks then fetch weights layer by layer. ZeRO never divides activations, the KV cache or the copy that samples.
 
 # %%
 shapes = {  # from the published configurations of TinyLlama and DeepSeek; and how many responses a rank samples at once

@@ -11,7 +11,7 @@ def monte_carlo_values(rewards):
 
     Args:
         rewards: [state][K]. For each state, a list with the rewards of its K >= 1 rollouts. K may differ between states. A
-            reward is a number from 0 to 1. A rollout that the length limit cut has reward 0 and counts like any other.
+            reward is a number from 0 to 1. A rollout that the length limit truncated has reward 0 and counts like any other.
     Returns:
         list of floats, one value for each state, in the same order. Do not change the input.
 

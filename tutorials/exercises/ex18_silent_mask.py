@@ -10,13 +10,13 @@ def response_mask(input_ids, prompt_lengths, eos):
     """Marks the tokens that the policy chose. The policy is trained on these tokens.
 
     The users of this function report: nothing crashes and rewards rise at first, but the responses become longer and longer,
-    until the length limit cuts all of them.
+    until the length limit truncates all of them.
 
     Args:
         input_ids: [B, T]: prompt, response, then padding. The tokenizer has no padding token, so `eos` is used as padding.
         prompt_lengths: list of B numbers, the tokens of each prompt. A prompt may contain `eos`, because chat templates end
             turns with it.
-        eos: the id that ends a response. A response that the length limit cut has no `eos`.
+        eos: the id that ends a response. A response that the length limit truncated has no `eos`.
     Returns:
         [B, T] float64, 1.0 on every token that the policy chose.
 

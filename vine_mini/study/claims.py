@@ -11,7 +11,7 @@ from vine_mini.study.config import BY_EPISODES, FEW_PROBLEMS, HOT, NAMES, PAPERS
 from vine_mini.study.statistics import at_levels, first_at, interval, verdict
 
 VERSIONS = {
-    "K = 9": PAPERS,
+    "K = 9": PAPERS,  # the paper's
     "K = 1": {task: of["vineppo"] for task, of in SETTINGS.items()},  # few rollouts, averaged (mc_lam, mc_mu)
 }
 LEVELS = [round(0.05 * i, 2) for i in range(1, 20)]  # accuracies at which runs are compared
