@@ -11,7 +11,7 @@ from vine_mini.lengthgen import paper
 from vine_mini.lengthgen.config import LengthgenConfig, StudyConfig
 from vine_mini.lengthgen.tasks import COPIES, TASKS
 
-LAST = ("lego", "polynomial", "sort-numbers", "addition", "pcfg")  # not learned in the first 4,500 or 8,000 updates
+LAST = ("lego", "polynomial", "sort-numbers", "addition", "pcfg")  # the first runs did not learn these
 ROWS = [*(task for task in paper.ACCURACY if task not in LAST), *LAST]
 MAIN = ["nope", "t5", "alibi", "rope25", "rope", "sinusoidal"]
 SIX = ["copy", "copy-v2", "copy-v3", "reverse", "sort", "scan"]

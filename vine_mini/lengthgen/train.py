@@ -67,8 +67,8 @@ def make_optimizer(model, config: LengthgenConfig):
 
     The second group has `encoding_lr` times the learning rate and no weight decay. AdamW moves a number by at most about the sum
     of the learning rates. That is lr x steps / 2 with this schedule: 0.6 in the paper (3e-5 and 40,000 updates), and at the full
-    rate 2 to 18 here. Such large biases would let T5's table become a code for the positions that training has. Vectors that are
-    added to the embeddings (the learned table) are matrices.
+    rate 2 to 18 here. Such large biases could let T5's table become a code for the positions that training has. In short runs T5
+    was better on longer inputs with a tenth of the rate. Vectors that are added to embeddings (the learned table) are matrices.
     """
     on_embeddings = ENCODINGS[getattr(model.config, "encoding", "nope")].vectors is not None
     small = {name for name, _ in model.named_parameters() if ".encoding." in name and not on_embeddings}
