@@ -59,6 +59,7 @@ EQUIVALENT: dict[tuple[str, str], str] = {
     ("advantages", "group_relative: std > ROUNDING -> std >= ROUNDING"): BOUNDARY,
     ("advantages", "whiten: std > ROUNDING -> std >= ROUNDING"): BOUNDARY,
     ("advantages", "step_advantages: True -> False"): SAME_LENGTH,
+    ("advantages", "step_advantages: 1 -> 0"): "B_0 is then computed once more, from V(s_0) alone",
     ("advantages", "spread_to_tokens: True -> False"): SAME_LENGTH,
     ("advantages", "spread_to_tokens: True -> False (2)"): SAME_LENGTH,
     ("logprobs", "response_logprobs: 1.0 -> 0.0"): "temperature 0 is scored at 1",
