@@ -289,3 +289,9 @@ def test_labels_give_the_loss_and_return_dict_the_tuple():
     torch.testing.assert_close(out.loss, expected)
     as_tuple = model(input_ids=ids, use_cache=False, return_dict=False)
     assert isinstance(as_tuple, tuple) and torch.equal(as_tuple[0], out.logits)
+
+
+@pytest.mark.parametrize("rotated", [0, 1, 3])
+def test_rope_turns_pairs(rotated):
+    with pytest.raises(ValueError, match=f"= {rotated}, must be even and at least 2"):
+        freqs_cis(torch.arange(3)[None], rotated)
