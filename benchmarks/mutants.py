@@ -46,6 +46,7 @@ TESTS = {  # module -> its tests
 ONE_COLUMN = "there is only one column"
 BOUNDARY = "differs only where a deviation is exactly the limit"
 SAME_LENGTH = "the lists have the same length at this place"
+OWN_BUCKET = "the bucket of a distance below 16 is the distance itself"
 ALL_KEPT = "with p at least 1 no frequency is left out"
 PADDING = "padding may hold any finite number here, because it is left out later"
 # (module, description without the line) -> why no test can tell it from the module
@@ -76,8 +77,8 @@ EQUIVALENT: dict[tuple[str, str], str] = {
     ("decoder.positions", "rope: 1.0 -> 2.0 (2)"): ALL_KEPT,
     ("decoder.positions", "freqs_cis: 2 -> 1"): "1 is odd, and refused for that",
     ("decoder.positions", "t5_bucket: distance < exact -> distance <= exact"): "both give the same bucket there",
-    ("decoder.positions", "t5_bucket: 1 -> 2 (2)"): "so small distances have their own buckets",
-    ("decoder.positions", "t5_bucket: 1 -> 0 (2)"): "so small distances have their own buckets",
+    ("decoder.positions", "t5_bucket: 1 -> 2 (2)"): OWN_BUCKET,
+    ("decoder.positions", "t5_bucket: 1 -> 0 (2)"): OWN_BUCKET,
 }
 LIMIT = 60  # seconds of processor time
 MEMORY = 8 * 2**30  # bytes of address space

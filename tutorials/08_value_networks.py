@@ -152,7 +152,7 @@ for name, states in (("lost states, truth below 0.05", truth < 0.05), ("good sta
 # becomes smaller along the chain. The third finding holds in part. Nine rollouts nearly always find the best step. The critic
 # finds it far less often, but more often than by chance.
 #
-# The critic knows more than the place: its error is below that of one number a place. But it separates lost states from good ones
+# The critic knows more than the place: one number a place errs more. But it separates lost states from good ones
 # only weakly (left in the picture). In the mean it says 0.19 where the truth is below 0.05, and 0.37 where the truth is above
 # 0.5.
 #

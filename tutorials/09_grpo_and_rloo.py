@@ -106,8 +106,8 @@ for groups, alone in zip(graded(3, many, seed=1).view(3, -1, 8), graded(3, many,
 # ## What the division by the standard deviation does
 #
 # GRPO divides by the standard deviation of the group, which is largest where half of the responses are right. Very easy and very
-# hard problems therefore count more than without the division. This is a bias: on average the gradient is no longer that of the
-# mean reward. Dr. GRPO leaves the division out (arXiv 2503.20783; here the setting `scale_by_std`).
+# hard problems therefore count more than without the division. This is a bias: the gradient of the mean reward is
+# another one. Dr. GRPO leaves the division out (arXiv 2503.20783; here the setting `scale_by_std`).
 #
 # Where all rewards of a group are equal, GRPO and RLOO give advantage 0, and the group teaches nothing. We count how often this
 # happens. A lower temperature stands for a policy that has already learned something.

@@ -97,7 +97,7 @@ class _Gaps:
 
     def __init__(self, tasks: list[list[dict[str, float]]], families: list[str]):
         self.means, self.draws = ranking.task_means(tasks), ranking.bootstrap_means(tasks, families)
-        self.enough = len({*families}) >= ranking.FEWEST
+        self.enough = ranking.enough(families)
 
     def of(self, first: str, second: str) -> tuple[float, float, float]:
         """Mean, low, high of the first - the second."""

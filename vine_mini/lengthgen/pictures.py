@@ -6,7 +6,7 @@ from statistics import mean, stdev
 from vine_mini.app.plots import new_figure, save_figure
 from vine_mini.decoder.table import ENCODINGS
 from vine_mini.lengthgen import paper
-from vine_mini.lengthgen.ranking import FEWEST, family, mean_reciprocal_rank, queries, rank_intervals
+from vine_mini.lengthgen.ranking import enough, family, mean_reciprocal_rank, queries, rank_intervals
 from vine_mini.lengthgen.report import by_length, name_of
 from vine_mini.lengthgen.tasks import TASKS
 
@@ -52,7 +52,7 @@ def plot_rank(all_results: list[dict], path: Path) -> None:
     """
     tasks, families = queries(all_results), [family(results["task"]) for results in all_results]
     ranks = mean_reciprocal_rank(tasks)
-    intervals = rank_intervals(tasks, families) if len({*families}) >= FEWEST else {}
+    intervals = rank_intervals(tasks, families) if enough(families) else {}
     theirs, over = paper.ranks({results["task"] for results in all_results}, len(ranks))
     names = sorted(ranks, key=ranks.get, reverse=True)
     figure, ((axis,),) = new_figure(1)

@@ -50,6 +50,11 @@ def family(task: str) -> str:
     return task if task.endswith(".py") else task.split("-")[0]
 
 
+def enough(families: list[str]) -> bool:
+    """Whether there are enough families of tasks for an interval."""
+    return len({*families}) >= FEWEST
+
+
 def bootstrap_means(tasks: list[list[dict[str, float]]], families: list[str]) -> list[dict[str, float]]:
     """A bootstrap over families of tasks, and over the seeds of each drawn task: `task_means` of each draw.
 
@@ -134,7 +139,7 @@ def rank_table(all_results: list[dict]) -> str:
 
 def _intervals(tasks, families: list[str], blank: list[str]) -> list[list[str]]:
     """The row of intervals, where there are enough families."""
-    if len({*families}) < FEWEST:
+    if not enough(families):
         return []
     return [["95 % interval", *(f"{low:.2f} to {high:.2f}" for low, high in rank_intervals(tasks, families).values()), *blank]]
 
