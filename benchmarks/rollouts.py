@@ -305,7 +305,6 @@ def plot_growth(curves: dict, path: Path) -> None:
         axis.loglog(x, mine, "o-", color=COLOURS["vineppo"], label="vine_mini", base=2)
         axis.loglog(x, theirs, "s--", color="0.5", label="generate", base=2)
         axis.set(title=f"seconds against {what}", xlabel=what, xticks=x, xticklabels=x)
-        axis.yaxis.set_major_formatter("{x:g}")
     axes[0, 0].legend(frameon=False)
     save_figure(figure, path)
 

@@ -137,7 +137,6 @@ def draw(noise: dict[str, dict], runs: list[dict], path: Path) -> None:
     for axis in (by_steps, by_k, learn_steps, learn_k):
         axis.axhline(1, color="0.3", linewidth=1)
         axis.set(yscale="log")
-        axis.yaxis.set_major_formatter("{x:g}")
         axis.legend(frameon=False, fontsize=8, loc="lower center", ncols=3)
     by_steps.set(ylabel="noise of GRPO / noise of VinePPO", title="Noise of the credit", ylim=(0.1, 30))
     by_k.set(title=f"Noise at {AT} steps", ylim=(0.1, 30))

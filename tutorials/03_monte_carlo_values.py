@@ -154,7 +154,6 @@ for row, i, colour, marker in shown:
     error_axis.plot(ks, [deviation[row, i] / k**0.5 for k in ks], "--", color=colour, linewidth=1)
 error_axis.set(xscale="log", yscale="log", xlabel="rollouts K", ylabel="root mean square error", title="Dashed: theory")
 error_axis.set_xticks(ks, map(str, ks))
-error_axis.yaxis.set_major_formatter("{x:g}")
 error_axis.minorticks_off()
 error_axis.legend(frameon=False, fontsize=8)
 for row, name, colour, marker in ((0, "right", "#0072B2", "o"), (1, "wrong", "#D55E00", "s")):

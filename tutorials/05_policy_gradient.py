@@ -184,7 +184,6 @@ learn_axis.set(title="200 policies; bands: 10 to 90 %", xlabel="updates", ylabel
 for name, colour, line in zip(cases, ("#D55E00", "#E69F00", "#0072B2"), ("s--", "^:", "o-"), strict=True):
     token_axis.plot(range(1, longest + 1), noise["one decides", name], line, color=colour, markersize=4, label=name)
 token_axis.set(title="One token decides", xlabel="tokens in a response", ylabel="noise / signal", yscale="log")
-token_axis.yaxis.set_major_formatter("{x:g}")
 for axis in (baseline_axis, learn_axis, token_axis):
     axis.legend(frameon=False, fontsize=8)
 show(figure, "05_policy_gradient")

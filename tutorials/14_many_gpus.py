@@ -184,7 +184,6 @@ for name, colour, marker in zip(("1B", "7B", "70B"), colours, "os^", strict=Fals
     line = [(str(row.gpus), sum(row.times)) for row in plan.rows(paper_run) if row.model == name and row.times]
     clock.semilogy(*zip(*line, strict=True), marker=marker, color=colour, label=f"{name} parameters")
 clock.set(title="Seconds of an iteration, as planned", xlabel="GPUs", ylabel="seconds")
-clock.yaxis.set_major_formatter("{x:g}")
 for each in (axis, clock):
     each.legend(frameon=False, fontsize=8)
 show(figure, "14_many_gpus")

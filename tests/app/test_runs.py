@@ -11,6 +11,7 @@ from kills import killed_before_change
 
 from vine_mini.app.config import SFTConfig, TrainConfig
 from vine_mini.app.flags import parse
+from vine_mini.app.plots import new_figure, save_figure
 from vine_mini.app.runs import Run, new_folder, samples_of
 from vine_mini.app.setup import build_trainer, policy_name, task_name
 from vine_mini.app.sft import model_card
@@ -162,3 +163,11 @@ def test_the_card_of_a_policy_names_only_settings_that_a_command_line_can_have()
     config = SFTConfig(task="gsm8k")
     assert config.steps is None and SFTConfig().steps
     assert "None" not in model_card(config, 1.0, "") and "--task gsm8k" in model_card(config, 1.0, "")
+
+
+def test_a_log_axis_has_numbers_and_not_the_source_of_formulas(tmp_path):
+    figure, ((axis,),) = new_figure(1)
+    axis.loglog([1, 5], [0.01, 100])
+    save_figure(figure, tmp_path / "picture.png")
+    numbers = {text.get_text() for side in (axis.xaxis, axis.yaxis) for text in side.get_ticklabels(which="both")}
+    assert {"1", "0.01", "100"} <= numbers and not any("$" in text for text in numbers)

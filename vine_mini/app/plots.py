@@ -29,6 +29,12 @@ def new_figure(columns: int, rows: int = 1, heights: list[int] | None = None):
 
 def save_figure(figure, path: Path) -> None:
     """Writes the picture, or replaces it. A reader never sees half a file. Raises UserError where that is impossible."""
+    from matplotlib.ticker import LogFormatter
+
+    for side in (side for axis in figure.axes for side in (axis.xaxis, axis.yaxis)):
+        if isinstance(side.get_major_formatter(), LogFormatter):  # it writes formulas, which `new_figure` has switched off
+            side.set_major_formatter("{x:g}")
+            side.set_minor_formatter("")
     with whole(path) as fresh:
         figure.savefig(fresh, dpi=110, format=path.suffix.removeprefix("."))
 

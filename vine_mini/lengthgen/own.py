@@ -32,7 +32,7 @@ import torch
 from vine_mini.decoder.model import Decoder, DecoderConfig
 from vine_mini.decoder.table import ENCODINGS, Encoding
 from vine_mini.lengthgen.tasks import TASKS, Task, encode
-from vine_mini.loading import load_file
+from vine_mini.loading import load_file, told
 from vine_mini.types import UserError
 
 TRAIN, TEST, STEPS = (2, 10), (11, 20), 2000  # the defaults of a user's own task
@@ -93,20 +93,19 @@ def find_task(name: str) -> None:
     if name in TASKS:
         return
     _check_path("task", name, TASKS)
+    path = Path(name).expanduser().resolve()
     module = load_file(name, "task", ["make", "check"])
-    for length in (*TRAIN, *TEST):
+
+    def checked(length, rng):
+        prompt, target = module.make(length, rng)
         try:
-            prompt, target = module.make(length, Random(length))
             encode(f"{prompt} {target}")
         except KeyError as error:
             raise UserError(f"{name}: make({length}) writes {error}, which is no token of lengthgen's vocabulary") from error
-        except Exception as error:  # any mistake in a user's file
-            raise UserError(f"{name}: make({length}) failed, {type(error).__name__}: {error}") from error
-        try:
-            accepted = module.check(prompt, target)
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise UserError(f"{name}: check of what make({length}) has written failed, {reason}") from error
-        if not accepted:
+        return prompt, target
+
+    make, check = told(checked, path), told(module.check, path)
+    for length in (*TRAIN, *TEST):
+        if not check(*make(length, Random(length))):
             raise UserError(f"{name}: check does not accept the target that make({length}) has written")
-    TASKS[name] = Task(module.make, module.check, TRAIN, TEST, "length", STEPS)
+    TASKS[name] = Task(make, check, TRAIN, TEST, "length", STEPS)

@@ -34,7 +34,6 @@ def plot_findings(findings: dict[str, list[Finding]], path: Path) -> None:
         axis.set_xlabel(unit, fontsize=8)
         if times:
             axis.xaxis.get_major_locator().set_params(subs=(1, 2, 5), numticks=20)
-            axis.xaxis.set_major_formatter("{x:g}")
             axis.minorticks_off()
         axis.tick_params(which="both", labelsize=8)
         axis.set_title(fill(f"{claim}: {PAPER[claim]}", 90), fontsize=8, loc="left")
