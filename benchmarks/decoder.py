@@ -22,8 +22,9 @@ from vine_mini.decoder.model import Decoder
 from vine_mini.decoder.table import PAPER
 from vine_mini.lengthgen.config import LengthgenConfig, decoder_config
 from vine_mini.lengthgen.parts import SHORT
-from vine_mini.lengthgen.tasks import TASKS, VOCABULARY
+from vine_mini.lengthgen.tasks import TASKS
 from vine_mini.lengthgen.train import collate, example, make_optimizer, target_logits
+from vine_mini.lengthgen.vocabulary import VOCABULARY
 
 
 def batches(config: LengthgenConfig, n: int):

@@ -18,8 +18,9 @@ from vine_mini.lengthgen.config import LengthgenConfig
 from vine_mini.lengthgen.pictures import style
 from vine_mini.lengthgen.report import by_length
 from vine_mini.lengthgen.results import load_results
-from vine_mini.lengthgen.tasks import EOS, TASKS, encode, tokens
+from vine_mini.lengthgen.tasks import TASKS
 from vine_mini.lengthgen.train import collate, evaluate, evaluation_examples, target_logits, train
+from vine_mini.lengthgen.vocabulary import EOS, encode, tokens
 from vine_mini.sampling import sample
 from vine_mini.types import Sampling
 

@@ -238,9 +238,13 @@ def test_forget_bias_adds_the_gates_between_key_and_query():
     same_where_seen(constant, alibi_bias(DISTANCE, H))
 
 
-def test_fox_starts_as_alibi_and_with_open_gates_is_nope():
+def test_fox_starts_half_open_is_alibi_with_constant_gates_and_nope_with_open_ones():
     alibi, nope = decoder("alibi"), decoder("nope")
     fox = decoder("fox", like=alibi)
+    gate = fox.model.layers[0].attention.encoding
+    assert (torch.randn(5, H * 8).to(gate["gate"]) @ gate["gate"] + gate["gate_bias"] == 0).all()
+    for layer in fox.model.layers:
+        layer.attention.encoding["gate_bias"].data = -alibi_slopes(H).expm1().log()  # its sigmoid is e^-slope
     torch.testing.assert_close(logits(fox), logits(alibi), rtol=1e-5, atol=1e-5)
     for layer in fox.model.layers:
         torch.nn.init.constant_(layer.attention.encoding["gate_bias"], 60.0)  # f = 1

@@ -7,11 +7,12 @@ from collections import Counter
 import pytest
 
 from vine_mini.decoder.model import word_tokenizer
-from vine_mini.lengthgen import languages
+from vine_mini.lengthgen import languages, paper
 from vine_mini.lengthgen.scratchpad import PARTS, STEPS, expand, final_answer, parts_of
-from vine_mini.lengthgen.tasks import COUNTED, IDS, ITEMS, SORTABLE, TASKS, TOKEN, decode, encode, tokens
+from vine_mini.lengthgen.tasks import COUNTED, ITEMS, SORTABLE, TASKS
+from vine_mini.lengthgen.vocabulary import IDS, TOKEN, decode, encode, tokens
 
-# written by the official code (McGill-NLP/length-generalization); prompt -> target
+# written by the official code (McGill-NLP/length-generalization), but for the last one; prompt -> target
 FORMS = {
     "copy": [("Copy: a a a [SEP] ", "a a a")],
     "copy-2x": [("Copy: a a [SEP] ", "a a a a")],
@@ -41,6 +42,10 @@ FORMS = {
     "pcfg": [
         ("Solve: echo append copy A B C D , shift remove_second E F G H , I J K L M[SEP] ", "A B C D F G H E E"),
         ("Solve: remove_first repeat A , swap_first_last B C D[SEP] ", "D C B"),
+    ],
+    "addition-reversed": [
+        ("Compute 7 2 6 + 0 5 7 ? ", "The answer is 3 8 7 0."),
+        ("Compute 9 9 + 0 1 ? ", "The answer is 0 0 1."),
     ],
 }
 
@@ -134,6 +139,7 @@ def test_lengths_are_what_the_task_says(name):
         words, out = tokens(prompt), target.split()
         counted = {
             "addition": lambda w=words: max(len(part.split()) for part in " ".join(w[1:-1]).split("+")),
+            "addition-reversed": lambda w=words: (len(w) - 3) // 2,
             "polynomial": lambda w=words: w.count("x") - 1,
             "sort": lambda w=words: w.count(",") + 1,
             "sort-numbers": lambda w=words: w.count(",") + 1,
@@ -173,7 +179,7 @@ def test_weights_are_the_shares_of_the_paper_s_test_set():
 
 
 def test_the_paper_s_17_tasks_have_its_lengths_or_can_have_them():
-    assert len(TASKS) == 17
+    assert {*TASKS} == {*paper.ACCURACY, "addition-reversed"} and len(paper.ACCURACY) == 17
     trained = {name: task.train for name, task in TASKS.items()}
     assert trained["parity"] == (4, 8) and trained["sort"] == trained["sum"] == (2, 8)
     assert trained["lego"] == (2, 8)  # the paper's curves start at 4

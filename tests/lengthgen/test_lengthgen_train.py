@@ -22,7 +22,7 @@ from vine_mini.app.files import write_text
 from vine_mini.app.setup import build_trainer
 from vine_mini.decoder.model import Decoder, DecoderConfig
 from vine_mini.decoder.table import ENCODINGS, Encoding
-from vine_mini.lengthgen import languages, own, ranking, report, tasks
+from vine_mini.lengthgen import languages, own, ranking, report, tasks, vocabulary
 from vine_mini.lengthgen import sweep as sweep_module
 from vine_mini.lengthgen.config import FullSizeConfig, LengthgenConfig, decoder_config
 from vine_mini.lengthgen.results import load_model, load_results
@@ -127,7 +127,10 @@ def test_prompts_that_cannot_be_held_out_do_not_count_as_held_out():
 
 def test_collate_marks_target_and_end():
     ids, mask = collate([("Copy: a [SEP] ", "a"), ("Copy: a b [SEP] ", "a b")], "cpu")
-    assert [tasks.decode(row) for row in ids.tolist()] == ["Copy : a [SEP] a <eos> <pad> <pad>", "Copy : a b [SEP] a b <eos>"]
+    assert [vocabulary.decode(row) for row in ids.tolist()] == [
+        "Copy : a [SEP] a <eos> <pad> <pad>",
+        "Copy : a b [SEP] a b <eos>",
+    ]
     assert mask.tolist() == [[0, 0, 0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 0, 1, 1, 1]]
 
 
@@ -141,7 +144,7 @@ def test_target_logits_are_those_of_each_row_alone(encoding):
     ids, mask = collate(examples, "cpu")
     alone = []
     for prompt, target in examples:
-        p, t = tasks.encode(prompt), [*tasks.encode(target), tasks.EOS]
+        p, t = vocabulary.encode(prompt), [*vocabulary.encode(target), vocabulary.EOS]
         alone.append(model(input_ids=torch.tensor([p + t])).logits[0, len(p) - 1 : -1])
     torch.testing.assert_close(target_logits(model, ids, mask), torch.cat(alone), rtol=1e-4, atol=1e-4)
 
@@ -155,10 +158,10 @@ def test_one_forward_pass_measures_what_greedy_decoding_writes():
     accuracy = evaluate(model, config)
     for length in (2, 3, 4, 5):
         examples = evaluation_examples(config, length, 40)
-        prompts = [tasks.encode(prompt) for prompt, _ in examples]
-        written = sample(model, prompts, Sampling(20, (tasks.EOS,), temperature=0.0), seed=0)
+        prompts = [vocabulary.encode(prompt) for prompt, _ in examples]
+        written = sample(model, prompts, Sampling(20, (vocabulary.EOS,), temperature=0.0), seed=0)
         right = [
-            t.finished and tasks.TASKS["copy"].check(p, tasks.decode(t.response_ids[:-1]))
+            t.finished and tasks.TASKS["copy"].check(p, vocabulary.decode(t.response_ids[:-1]))
             for (p, _), t in zip(examples, written, strict=True)
         ]
         assert accuracy[length] == pytest.approx(sum(right) / 40)
@@ -170,9 +173,11 @@ def test_with_a_scratchpad_the_answer_counts_and_not_the_steps(monkeypatch):
     shown = {}
 
     def writes(model, prompts, *_, **__):
-        answers = [model(tasks.decode(p)) for p in prompts]
+        answers = [model(vocabulary.decode(p)) for p in prompts]
         return [
-            Trajectory(p, [*tasks.encode(a), tasks.EOS], [0.0] * (len(tasks.encode(a)) + 1), shown.get("ends", True))
+            Trajectory(
+                p, [*vocabulary.encode(a), vocabulary.EOS], [0.0] * (len(vocabulary.encode(a)) + 1), shown.get("ends", True)
+            )
             for p, a in zip(prompts, answers, strict=True)
         ]
 
@@ -214,7 +219,7 @@ def test_heads_as_wide_as_the_paper_s_give_a_quarter_eight_frequencies():
     LengthgenConfig(encodings=["nope", "rope", "rope25"], head_dim=6)  # 2 of 6 dimensions are turned
 
 
-def test_numbers_on_logits_learn_slowly_and_without_weight_decay():
+def test_parameters_on_logits_have_no_weight_decay_and_t5_s_learn_slowly():
     config = LengthgenConfig(lr=1e-3, weight_decay=0.05)
     for name, small in {"nope": 0, "t5": 32 * 4, "fire": 2 * 32 + 32 * 4 + 2, "fox": 3 * (256 * 4 + 4), "learned": 0}.items():
         model = Decoder(decoder_config(config, name))
@@ -222,7 +227,7 @@ def test_numbers_on_logits_learn_slowly_and_without_weight_decay():
         sizes = [sum(p.numel() for p in group["params"]) for group in (matrices, numbers)]
         assert sizes == [sum(p.numel() for p in model.parameters()) - small, small]
         assert (matrices["lr"], matrices["weight_decay"]) == (1e-3, 0.05)
-        assert (numbers["lr"], numbers["weight_decay"]) == (pytest.approx(1e-4), 0.0)
+        assert (numbers["lr"], numbers["weight_decay"]) == (pytest.approx(1e-4 if name == "t5" else 1e-3), 0.0)
     for full, rate in ((LengthgenConfig(encoding_lr=0.5, lr=1e-3), 5e-4), (FullSizeConfig(), 3e-5)):  # the paper has one rate
         assert make_optimizer(Decoder(decoder_config(config, "t5")), full).param_groups[1]["lr"] == pytest.approx(rate)
 
@@ -234,15 +239,30 @@ def test_a_table_of_biases_moves_by_at_most_about_half_its_rates():
     assert 0 < table.abs().max() < 1.3 * 0.1 * 1e-2 * 20 / 2
 
 
+EXAMPLE = dedent(own.__doc__[own.__doc__.index("    def make") : own.__doc__.index("A file joins")])  # of a task
+
+
+def test_ids_by_digits_are_for_tasks_with_such_digits(run, tmp_path):
+    for words, says in {
+        ("--encodings", "coupled"): "coupled is for answers that begin with their lowest digit: give --task addition-reversed",
+        ("--encodings", "abacus", "--task", "addition-reversed"): "give a task of your own",
+    }.items():
+        code, _, err = run(*words, "--out", tmp_path / "run")
+        assert code == 2 and says in err and err.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("name", ["rope-random", "t5-random", "learned-random", "coupled", "abacus"])
-def test_encodings_with_ids_of_their_own_train_and_repeat(name):
-    config = LengthgenConfig(task="addition", encodings=[name], train_lengths=[1, 2], test_lengths=[3, 3], **SMALL)
+def test_encodings_with_ids_of_their_own_train_and_repeat(name, tmp_path):
+    mine = tmp_path / "backwards.py"
+    mine.write_text(EXAMPLE)
+    task = {"coupled": "addition-reversed", "abacus": str(mine)}.get(name, "addition")
+    config = LengthgenConfig(task=task, encodings=[name], train_lengths=[1, 2], test_lengths=[3, 3], **SMALL)
     model, again = train(config, name, 0), train(config, name, 0)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     assert evaluate(model, config) == evaluate(model, config)
     ids, mask = collate([("Compute 1 2 + 9 ? ", "The answer is 2 1.")], "cpu")
     got = position_ids_of(model, ids, mask, config, torch.Generator().manual_seed(0))[0]
-    words = [tasks.VOCABULARY[i] for i in ids[0]]
+    words = [vocabulary.VOCABULARY[i] for i in ids[0]]
     if name.endswith("random"):
         assert (got.diff() > 0).all() and got.max() < config.max_positions
         twice, generator = [x.repeat(2, 1) for x in (ids, mask)], torch.Generator().manual_seed(0)
@@ -299,7 +319,7 @@ def test_an_encoding_from_a_file_is_one_of_the_encodings(run, tmp_path):
 
 @pytest.mark.parametrize("name", [name for name in ENCODINGS if not name.endswith(".py")])
 def test_every_encoding_of_the_table_passes_the_check_of_ones_own(name):
-    own.check_causal(decoder_config(LengthgenConfig(encodings=[name]), name))
+    own.check_causal(decoder_config(LengthgenConfig(), name))
     if ENCODINGS[name].table:
         own.check_causal(decoder_config(LengthgenConfig(encodings=["nope"], max_positions=3), name))  # a short table
 
@@ -341,13 +361,14 @@ def test_the_check_of_ones_own_keeps_the_signs_of_parameters(monkeypatch):
 
 def test_a_task_from_a_file_is_one_of_the_tasks(run, tmp_path):
     mine = tmp_path / "backwards.py"
-    mine.write_text(
-        dedent(own.__doc__[own.__doc__.index("    def make") : own.__doc__.index("A file joins")])
-    )  # the example there
-    words = ["--encodings", "nope", "coupled", "--seeds", 0, "--train_lengths", 2, 3, "--processes", 1, *flags(SMALL)]
+    mine.write_text(EXAMPLE)
+    words = ["--encodings", "nope", "abacus", "--seeds", 0, "--train_lengths", 2, 3, "--processes", 1, *flags(SMALL)]
     code, text, err = run("--task", mine, *words, "--out", tmp_path / "run")
     assert code == 0, err
     assert "backwards, length = length: exact match" in text and "paper" not in text.lower()
+    mine.write_text(EXAMPLE + "# changed")
+    code, _, err = run("--task", mine, *words[:4], 1, *words[5:], "--out", tmp_path / "run")
+    assert code == 2 and f"{mine} as it was before it was changed" in err and err.count("\n") == 1
     config = LengthgenConfig(**load_results(tmp_path / "run")["settings"])
     del tasks.TASKS[str(mine)]  # as in a new process
     row = _run((config, "nope", 0, "cpu", tmp_path / "run"), lambda n: None)
@@ -469,7 +490,7 @@ def test_a_sweep_leaves_results_table_picture_and_models(run, tmp_path):
     assert list(results["runs"][0]["accuracy"]) == ["2", "3", "4", "5"]
     assert (out / "accuracy.png").stat().st_size > 5000 and (out / "table.md").read_text().strip() in text
     model, tokenizer = load_policy(str(out / "models" / "t5-3"), "cpu")  # the weights of that run, in a folder like any other
-    assert model.config.encoding == "t5" and tokenizer("Copy: a")["input_ids"] == tasks.encode("Copy: a")
+    assert model.config.encoding == "t5" and tokenizer("Copy: a")["input_ids"] == vocabulary.encode("Copy: a")
     again = train(LengthgenConfig(**results["settings"]), "t5", 3)
     assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), model.state_dict().values(), strict=True))
 
@@ -641,10 +662,24 @@ def test_attention_temperature_and_rank_read_a_run(run, folder, tmp_path):
     assert at["1.0"] == {str(length): shares for length, shares in stored.items()}  # 1 is what was trained
     code, text, _ = run("rank", folder, "--out", tmp_path / "rank")
     assert code == 0 and "mean reciprocal rank" in text and (tmp_path / "rank" / "rank.png").stat().st_size > 5000
+    code, text, _ = run("rank", folder, "--encodings", "hybrid", "learned", "nope", "--out", tmp_path / "rank")
+    head = [cell.strip() for cell in text.splitlines()[0].split("|")[2:-1]]
+    assert code == 0 and head == ["hybrid", "learned", "nope", "rope"] and "0.687" not in text and "Not ranked: rope." in text
+    code, text, err = run("rank", folder, "--encodings", "hybrid", "fire")
+    assert code == 2 and "have only hybrid of these encodings in common" in err
+    table = report.accuracy_table(load_results(folder)).splitlines()
+    assert table[2].split("|")[-2].strip() == "minus nope, 95 % interval"
+    gaps = [100 * (report.extrapolation(load_results(folder))["rope"][s] - by) for s, by in stored_means(folder).items()]
+    rope = next(line for line in table if line.startswith("| rope "))
+    assert rope.split("|")[-2].split()[0] == f"{sum(gaps) / 2:+.1f}"
     assert (
         load_model(folder, config, "nope", 0, attention_temperature=0.5).model.layers[0].attention.scale
         == 2 * load_model(folder, config, "nope", 0).model.layers[0].attention.scale
     )
+
+
+def stored_means(folder):
+    return report.extrapolation(load_results(folder))["nope"]
 
 
 def test_defaults_fit_the_task():
@@ -797,7 +832,6 @@ def test_the_paper_s_means_rank_as_its_figure_says():
     assert ranks["alibi"] == pytest.approx(0.475, abs=1e-3)
     assert [*ranks] == sorted(ranks, key=ranks.get, reverse=True)
     assert list(MEAN_RECIPROCAL_RANK) == sorted(MEAN_RECIPROCAL_RANK, reverse=True)
-    assert set(ACCURACY) == set(tasks.TASKS)
 
 
 def test_tables_average_lengths_and_seeds(folder):

@@ -42,9 +42,10 @@ def abacus_ids(is_digit):
 def coupled_ids(is_digit, is_answer):
     """Position coupling for addition (Cho et al. 2024, arXiv 2405.20671): digits of the same significance share an id.
 
-    The ones have id 1, the tens 2, and so on; other tokens have 0. This is for the paper's format: the numbers of the prompt end
-    with their lowest digit, and the answer begins with its lowest digit. (In plain order, the id of the answer's first digit
-    would tell how many digits follow.) The official code counts from the other end and also gives "+" and "=" an id.
+    The ones have id 1, the tens 2, and so on; other tokens have 0. This is for the paper's format (`--task addition-reversed`):
+    the numbers of the prompt end with their lowest digit, and the answer begins with its lowest digit. In plain order, the id of
+    the answer's first digit would be the answer's length, which is not known yet. The official code counts from the other end and
+    also gives "+" and "=" an id.
 
     is_digit, is_answer [B, T] bool -> [B, T]
     """
@@ -70,7 +71,8 @@ def head_scale(qk, scale):
     """HeadScale (Wang et al. 2024, arXiv 2404.12224): each head's logits times a number. 1 / temperature in all heads is the same
     as `attention_temperature`.
 
-    The paper learns the scales of a trained NoPE model and nothing else. qk [2, B, H, T, d], scale [H] -> [2, B, H, T, d]
+    The paper learns the scales of a trained NoPE model and nothing else. Scales that are learned together with the weights of the
+    queries can express nothing new, because the weights can absorb them. qk [2, B, H, T, d], scale [H] -> [2, B, H, T, d]
     """
     return torch.stack([qk[0] * scale[:, None, None], qk[1]])
 
@@ -110,7 +112,7 @@ def fire(distance, positions, w):
         [B, H, Q, K]
     """
     c, longest = w["c"].abs(), torch.maximum(positions, FIRE_UNIT * w["L"].abs())  # [B, Q]
-    x = (c * distance.clamp(min=0)).log1p() / (c * longest).log1p()[:, :, None]  # [B, Q, K]
+    x = (c * distance.clamp(min=0)).log1p() / (c * longest).log1p().clamp(min=1e-30)[:, :, None]  # [B, Q, K]; c may be 0
     hidden = (x[..., None] * w["first"] + w["first_bias"]).relu()  # [B, Q, K, 32]
     return (hidden @ w["second"]).permute(0, 3, 1, 2)
 

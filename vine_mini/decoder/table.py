@@ -38,9 +38,11 @@ class Encoding:
         content_bias: (q [B, H, Q, d], k [B, H, K, d], config, w) -> [B, H, Q, K], added to the logits of one layer. q is divided
             by sqrt(d). The queries are the last Q of the K tokens.
         ids: (is_digit [B, T], is_answer [B, T], largest, generator) -> position ids [B or 1, T] below `largest`. The recipe of
-            `lengthgen` computes them, and the decoder takes them as `position_ids`. None: 0, 1, 2, ...
+            `lengthgen` computes them, and the decoder takes them as `position_ids`. Elsewhere, as in `generate`, they are
+            0, 1, 2, ... None: always 0, 1, 2, ...
         parameters: config -> name -> initial value; one set for the model, for `vectors` and `bias`.
         layer_parameters: the same for each layer, for `queries_keys` and `content_bias`.
+        slow: whether its parameters learn at a lower rate, see `lengthgen.train.make_optimizer`.
         table: whether `vectors` has a row for each of config.max_position_embeddings positions.
         nope_every: every n-th layer has no encoding; 0: all layers have it.
     """
@@ -53,6 +55,7 @@ class Encoding:
     ids: Callable | None = None
     parameters: Callable = nothing
     layer_parameters: Callable = nothing
+    slow: bool = False
     table: bool = False
     nope_every: int = 0
 
@@ -74,8 +77,7 @@ def _log_forget(k, w):
 
 
 # --- initial values --------------------------------------------------------------------------------------------------------
-# What is added to embeddings starts at random, like them. What acts on logits starts at zero or at a known encoding, and learns
-# slowly without weight decay (`lengthgen.train.make_optimizer` says why).
+# What is added to embeddings starts at random, like them. What acts on logits starts at zero, or at a known encoding.
 
 
 def _rows(config) -> dict:
@@ -86,7 +88,7 @@ def _t5(config) -> dict:
     return {"table": torch.zeros(positions.BUCKETS, config.num_attention_heads)}
 
 
-def _kerple(config) -> dict:  # p = 1 and a = ALiBi's slope: near by this is ALiBi. The logarithms keep both positive.
+def _kerple(config) -> dict:  # ALiBi at small distances (official: random). The logarithms keep p and a positive.
     slopes = positions.alibi_slopes(config.num_attention_heads)
     return {"log_p": torch.zeros_like(slopes), "log_a": slopes.log()}
 
@@ -97,10 +99,9 @@ def _fire(config) -> dict:  # the MLP starts at the zero function, L at FIRE_UNI
     return first | {"second": torch.zeros(FIRE_UNITS, config.num_attention_heads)} | scalars
 
 
-def _forget(config) -> dict:  # a constant gate at each head: ALiBi with its slopes, f = e^-slope
-    slopes = positions.alibi_slopes(config.num_attention_heads)
+def _forget(config) -> dict:  # f = 1/2 at every token, as in the official code
     gate = torch.zeros(config.num_attention_heads * config.head_dim, config.num_attention_heads)
-    return {"gate": gate, "gate_bias": -slopes.expm1().log()}  # sigmoid(-log(e^m - 1)) = e^-m
+    return {"gate": gate, "gate_bias": torch.zeros(config.num_attention_heads)}
 
 
 def _cope(config) -> dict:
@@ -136,7 +137,9 @@ PAPER = {
     "nope": Encoding("NoPE"),
     "rope": Encoding("RoPE", queries_keys=_rope),
     "alibi": Encoding("ALiBi", bias=lambda distance, t, config, w: positions.alibi_bias(distance, config.num_attention_heads)),
-    "t5": Encoding("T5 bias", bias=lambda distance, t, config, w: positions.t5_bias(distance, w["table"]), parameters=_t5),
+    "t5": Encoding(
+        "T5 bias", bias=lambda distance, t, config, w: positions.t5_bias(distance, w["table"]), parameters=_t5, slow=True
+    ),
     "sinusoidal": Encoding("sinusoidal", vectors=lambda t, config, w: positions.sinusoidal(t, config.hidden_size)),
     "learned": LEARNED,
 }
@@ -152,7 +155,7 @@ ENCODINGS = PAPER | {
         bias=lambda distance, t, config, w: later.window(distance, WIDTH),
         nope_every=3,
     ),
-    "p-rope": Encoding("p-RoPE, p = 3/4", queries_keys=lambda qk, t, config, w: positions.rope(qk, t, p=0.75)),
+    "p-rope": Encoding("p-RoPE, p = 1/4", queries_keys=lambda qk, t, config, w: positions.rope(qk, t, p=0.25)),
     "kerple": Encoding(
         "KERPLE",
         bias=lambda distance, t, config, w: later.kerple_log(distance, w["log_p"].exp(), w["log_a"].exp()),

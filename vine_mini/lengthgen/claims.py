@@ -2,7 +2,7 @@
 
 Each finding is a number that the claim says is positive. Its interval has a level of 95 %. It is Student's t over the seeds, or a
 bootstrap over families of tasks (copy with its variants is one) and their seeds. A bootstrap of few families is too narrow: below
-eight the interval is infinite and the verdict "not shown". No finding is corrected for the number of the others.
+eight there is no interval. No finding is corrected for the number of the others.
 """
 
 import json
@@ -16,21 +16,28 @@ from vine_mini.app.tables import columns
 from vine_mini.lengthgen import paper, ranking, report
 from vine_mini.lengthgen.attention import SAME_SEED
 from vine_mini.lengthgen.own import short
-from vine_mini.study.statistics import interval, verdict
+from vine_mini.study import statistics
 from vine_mini.types import UserError
 
 CLAIMS = {
     "rank": "mean reciprocal rank over tasks and seeds: NoPE, T5, ALiBi, RoPE, sinusoids, in this order (figure 1)",
     "accuracy": "NoPE's mean accuracy on longer inputs is above that of each explicit encoding (section 4)",
     "level: nope": "NoPE is at most 10 points below the paper, on the rows where the paper's NoPE is above 25 %",
+    "level: nope, more updates": "the same with four times the updates",
     "level: t5": "T5 is at most 10 points below the paper, on the same rows",
+    "level: t5, more updates": "the same with four times the updates",
     "attention": "NoPE's attention is nearer to T5's than to that of the others (section 5.2)",
     "attention, learned": "the same, only with models that have learned the seen lengths",
     "positions": "a trained NoPE writes positions in its first layer (Theorem 1); what training adds to random weights",
-    "frequencies": "RoPE's quarter is worse in heads of 64 dimensions, the paper's size, where it turns eight pairs and not two",
+    "frequencies": "in heads of 16 dimensions, RoPE on a quarter (two pairs turn) is better than on the whole head (eight pairs)",
     "scratchpad": "the full scratchpad helps or hurts as in the paper: it helps on addition, and not in general (section 6)",
     "scratchpad parts": "a part helps or hurts as in the paper: which parts matter depends on the task (section 6)",
 }
+VERDICTS = ("holds", "does not hold", "not shown", "no interval")
+NOTE = (
+    "*holds*: the whole interval is above 0. *does not hold*: it is below 0. *not shown*: 0 is inside. *no interval*: one seed, "
+    "equal values of all seeds, or tasks of fewer than eight families. The paper's figures count as exact."
+)
 ABOVE = 0.25  # accuracy of the paper's NoPE on the rows of `level`
 WITHIN = 0.10
 
@@ -56,8 +63,13 @@ class Finding:
 
     @property
     def verdict(self) -> str:
-        """holds, does not hold or not shown."""
-        return verdict(self.ours)
+        """holds, does not hold, not shown, or no interval."""
+        return "no interval" if math.isinf(self.ours[1]) else statistics.verdict(self.ours)
+
+
+def interval(values: list[float]) -> tuple[float, float, float]:
+    """Mean and interval over seeds. Equal values, such as 100 % of all seeds, say nothing about the spread: no interval."""
+    return statistics.interval(values) if len({*values}) > 1 else (values[0], -math.inf, math.inf)
 
 
 def ranks(rows: list[dict]) -> list[Finding]:
@@ -116,8 +128,8 @@ def levels(rows: list[dict], part: str = "rows") -> list[Finding]:
                 gaps = [100 * (share - figures[name] + WITHIN) for share in shares]
                 lengths = "{}-{}".format(*results["settings"]["test_lengths"])
                 what = f"{report.name_of(results)} ({lengths}): ours - paper + {100 * WITHIN:.0f}"
-                what += f", {results['settings']['steps']:,} updates" if part == "longer" else ""
-                found.append(Finding(f"level: {name}", what, f"{100 * figures[name]:.1f} %", interval(gaps), "points", part))
+                claim = f"level: {name}" + ("" if part == "rows" else ", more updates")
+                found.append(Finding(claim, what, f"{100 * figures[name]:.1f} %", interval(gaps), "points", part))
     return found
 
 
@@ -137,8 +149,8 @@ def attention(results: dict, measured: dict) -> list[Finding]:
                 for a, b in pairs
             ]
             gaps = [other - t5 for other, t5 in zip(distances[name], distances["t5"], strict=True)]
-            if name == "nope" and len(seeds) == 2:
-                gaps, known = gaps[:1], known[:1]  # the two models are one pair
+            if name == "nope":  # the pairs share models: only every other pair is independent of those before
+                gaps, known = gaps[: len(seeds) - 1 : 2], known[: len(seeds) - 1 : 2]
             figure = paper.of(name, theirs)
             label = "another seed of nope" if name == "nope" else short(name)
             says = f"{figure - theirs['t5']:+.3f} (official code, SCAN)"
@@ -164,34 +176,31 @@ def positions(results: dict, probed: dict) -> list[Finding]:
     return found
 
 
-def frequencies(pairs: list[tuple[dict, dict]]) -> list[Finding]:
-    """Accuracy of RoPE's quarter on longer inputs: heads of 16 - heads of 64 dimensions, the mean of the tasks, then each task.
+def frequencies(narrow: list[dict]) -> list[Finding]:
+    """Accuracy on longer inputs: RoPE on a quarter of each head - on the whole head, the mean of the tasks, then each task.
 
-    pairs: the results of a task with narrow and with wide heads.
+    The eight pairs of a whole head of 16 dimensions turn at the frequencies of a quarter of a head of 64, the paper's size. But a
+    whole head has no dimension that does not turn. narrow: the results of tasks with heads of 16 dimensions.
     """
-    found, every, families = [], [], []
-    for narrow, wide in pairs:
-        a, b = (report.extrapolation(results)["rope25"] for results in (narrow, wide))
-        points = [{"narrow": 100 * a[seed], "wide": 100 * b[seed]} for seed in a if seed in b]
-        if points:
-            lengths = "{}-{}".format(*wide["settings"]["test_lengths"])
-            what = f"{report.name_of(wide)} ({lengths}): rope25 in heads of 16 - in heads of 64"
-            gaps = [each["narrow"] - each["wide"] for each in points]
-            found.append(Finding("frequencies", what, "", interval(gaps), "points", "rows short narrow"))
-            every.append(points)
-            families.append(ranking.family(wide["task"]))
+    found, every = [], []
+    for results in narrow:
+        shares = report.extrapolation(results)
+        every.append([{name: 100 * shares[name][seed] for name in ("rope25", "rope")} for seed in shares["rope"]])
+        lengths = "{}-{}".format(*results["settings"]["test_lengths"])
+        ours = interval([points["rope25"] - points["rope"] for points in every[-1]])
+        what = f"{report.name_of(results)} ({lengths}): rope25 - rope"
+        found.append(Finding("frequencies", what, "", ours, "points", "narrow"))
     if len(every) > 1:
-        what = f"mean of {len(every)} tasks: rope25 in heads of 16 - in heads of 64"
-        gap = _Gaps(every, families).of("narrow", "wide")
-        found.insert(0, Finding("frequencies", what, "", gap, "points", "rows short narrow"))
+        gap = _Gaps(every, [ranking.family(results["task"]) for results in narrow]).of("rope25", "rope")
+        found.insert(0, Finding("frequencies", f"mean of {len(every)} tasks: rope25 - rope", "", gap, "points", "narrow"))
     return found
 
 
 def scratchpad(formats: dict[str, dict[str, dict]]) -> list[Finding]:
     """What the full scratchpad adds to accuracy on longer inputs, and each part of it. formats: task -> format -> results
 
-    The values of an interval are seeds; each is the mean over the encodings that both formats have. The paper's difference has a
-    sign in each task. The claim says that ours has the same.
+    The values of an interval are seeds; each is the mean over the paper's encodings that both formats have. The difference of the
+    paper has a sign in each task. The claim says that ours has the same.
     """
     found = []
     for task, by_format in formats.items():
@@ -216,29 +225,27 @@ def scratchpad(formats: dict[str, dict[str, dict]]) -> list[Finding]:
 
 
 def _gaps_of_seeds(one: dict, other: dict) -> list[float]:
-    """Accuracy on longer inputs, the first minus the second: the mean over the encodings, for each seed that both have."""
+    """Accuracy on longer inputs, the first minus the second: the mean over the paper's encodings, for each seed of both."""
     a, b = report.extrapolation(one), report.extrapolation(other)
     seeds = [seed for seed in one["settings"]["seeds"] if seed in other["settings"]["seeds"]]
-    return [fmean(a[name][seed] - b[name][seed] for name in a if name in b) for seed in seeds]
+    return [fmean(a[name][seed] - b[name][seed] for name in paper.COLUMNS if name in a and name in b) for seed in seeds]
 
 
 def claims_table(findings: list[Finding]) -> str:
-    """All findings as a Markdown table: claim, comparison, the paper's figure, ours with its interval, verdict, command.
-
-    A list of the claims comes first, with how many of their comparisons hold.
-    """
-    names = [name for name in CLAIMS if any(f.claim == name for f in findings)]
-    lines = []
-    for name in names:
-        of = [f.verdict for f in findings if f.claim == name]
-        counts = ", ".join(f"{what} {of.count(what)}" for what in ("holds", "does not hold", "not shown") if what in of)
-        lines.append(f"- **{name}**: {CLAIMS[name]}. {len(of)} comparisons: {counts}.")
-    rows = [["claim", "difference, positive where the claim holds", "paper", "ours", "95 % interval", "verdict", "command"]]
-    for f in sorted(findings, key=lambda f: names.index(f.claim)):
-        mean, low, high = f.ours
-        command = f"`python -m vine_mini lengthgen study --parts {f.part}`"
-        rows.append([f.claim, f.what, f.paper, f"{mean:+.3g} {f.unit}".strip(), f"{low:+.3g} to {high:+.3g}", f.verdict, command])
-    return "\n".join([*lines, "", columns(rows)])
+    """A section for each claim: how many comparisons hold, the command, and the comparisons with the paper's figure and ours."""
+    sections = []
+    for name in CLAIMS:
+        if of := [f for f in findings if f.claim == name]:
+            says = [f.verdict for f in of]
+            counts = ", ".join(f"{what} {n}" for what in VERDICTS if (n := says.count(what)))
+            rows = [["difference, positive where the claim holds", "paper", "ours", "95 % interval", "verdict"]]
+            for f in of:
+                mean, low, high = f.ours
+                between = "" if math.isinf(low) else f"{low:+.3g} to {high:+.3g}"
+                rows.append([f.what, f.paper, f"{mean:+.3g} {f.unit}".strip(), between, f.verdict])
+            command = f"`python -m vine_mini lengthgen study --parts {of[0].part}`"
+            sections.append(f"**{name}**: {CLAIMS[name]}. {len(of)} comparisons: {counts}. {command}\n\n{columns(rows)}\n")
+    return "\n".join([f"{NOTE}\n", *sections])
 
 
 def measured(folder: Path, name: str) -> dict | None:

@@ -69,12 +69,12 @@ def rank(config: RankConfig) -> None:
     if config.out:
         check_writable(Path(config.out) / "rank.md")
     all_results = [load_results(folder) for folder in config.results]
-    table = ranking.rank_table(all_results)
+    table = ranking.rank_table(all_results, config.encodings)
     print(table)
     if config.out:
         folder = Path(config.out)
         write_text(folder / "rank.md", table + "\n")
-        pictures.plot_rank(all_results, folder / "rank.png")
+        pictures.plot_rank(all_results, folder / "rank.png", config.encodings)
 
 
 def attention(config: AttentionConfig) -> None:

@@ -9,7 +9,8 @@ from vine_mini.decoder.table import ENCODINGS, PAPER
 from vine_mini.lengthgen.own import check_causal, find_encoding, find_task, short
 from vine_mini.lengthgen.paper import COLUMNS
 from vine_mini.lengthgen.scratchpad import STEPS, WITHOUT_VARIABLE, parts_of
-from vine_mini.lengthgen.tasks import EOS, PAD, TASKS, VOCABULARY
+from vine_mini.lengthgen.tasks import TASKS
+from vine_mini.lengthgen.vocabulary import EOS, PAD, VOCABULARY
 from vine_mini.types import UserError
 
 
@@ -25,7 +26,7 @@ class LengthgenConfig:
     encodings: list[str] = _list(
         PAPER,
         f"Position encodings: {', '.join(ENCODINGS)}; or the path of a .py file with your own, see own.py. "
-        "coupled is for answers that begin with their lowest digit, abacus for numbers that all do.",
+        "coupled is for --task addition-reversed, abacus for a task of your own whose numbers all begin with their lowest digit.",
     )
     seeds: list[int] = _list((0, 1, 2), "One run of each encoding for each seed.")
     scratchpad: str = knob(
@@ -41,7 +42,7 @@ class LengthgenConfig:
     )
     steps: Count | None = knob(None, "Updates in a run. Left out: the task's own.")
     lr: Positive | None = knob(None, "Peak learning rate of AdamW. Left out: the task's own.")
-    encoding_lr: PositiveShare = knob(0.1, "Learning rate of an encoding's numbers, as a share of --lr (paper: 1).")
+    encoding_lr: PositiveShare = knob(0.1, "Learning rate of T5's table, as a share of --lr (paper: 1).")
     batch_size: Count = knob(32, "Examples in an update, all of one length.")
     weight_decay: Amount = knob(0.05, "AdamW's weight decay (paper: 0.05).")
     layers: Annotated[int, Range(1, 1000)] = knob(3, "Layers of the decoder.")
@@ -62,6 +63,10 @@ class LengthgenConfig:
             find_encoding(name)
         if not self.encodings or len(set(self.encodings)) < len(self.encodings):
             raise UserError("encodings: name at least one, and each of them once")
+        if "coupled" in self.encodings and self.task != "addition-reversed" and not self.task.endswith(".py"):
+            raise UserError("coupled is for answers that begin with their lowest digit: give --task addition-reversed")
+        if "abacus" in self.encodings and not self.task.endswith(".py"):
+            raise UserError("abacus is for numbers that all begin with their lowest digit: give a task of your own, see own.py")
         check_seeds(self.seeds)
         if len({short(name) for name in self.encodings}) < len(self.encodings):
             raise UserError("two encodings have the same file name: rename one of the files")
@@ -134,7 +139,7 @@ class FullSizeConfig(LengthgenConfig):
     encodings: list[str] = _list(COLUMNS, "Position encodings.")
     steps: Count | None = knob(40_000, "Updates in a run (paper: 40,000).")
     lr: Positive | None = knob(3e-5, "Peak learning rate of AdamW (paper: 3e-5).")
-    encoding_lr: PositiveShare = knob(1.0, "Learning rate of an encoding's numbers, as a share of --lr (paper: 1).")
+    encoding_lr: PositiveShare = knob(1.0, "Learning rate of T5's table, as a share of --lr (paper: 1).")
     batch_size: Count = knob(64, "Examples in an update, all of one length (paper: 64, of mixed lengths).")
     layers: Annotated[int, Range(1, 1000)] = knob(12, "Layers of the decoder.")
     hidden: Annotated[int, Range(1, 65_536)] = knob(768, "Hidden size of the decoder.")
@@ -176,9 +181,10 @@ def _check_range(name: str, ends: list[int]):
 
 @dataclass
 class RankConfig:
-    """Rank the paper's five encodings over several tasks by their mean reciprocal rank, beside the paper's ranks."""
+    """Rank encodings over several tasks by their mean reciprocal rank, the paper's five beside the paper's ranks."""
 
     results: list[str] = _list((), "Folders that `lengthgen` wrote.")
+    encodings: list[str] | None = knob(None, "Which encodings to rank. Left out: the paper's five.")
     out: str | None = knob(None, "Folder for rank.md and rank.png; when left out, the table is only printed.")
 
     def __post_init__(self):

@@ -8,17 +8,20 @@ An encoding's file sets ENCODING to an `Encoding`, in the form of the lines of `
 A token may depend on the tokens up to its own, and not on how many follow. Otherwise a model could read off where its answer
 ends, and its accuracy would be wrong. An encoding must also compute the same with a KV cache, where `queries_keys` is given new
 tokens only. `check_causal` tries both on a few tokens before any training. It does not try `ids`, which sees whole sequences.
+Parameters of an encoding learn at the full rate, unless it has `slow=True`.
 
-A task's file has two functions, in the form of those in `tasks.py`, and uses tokens of its vocabulary only. This one is addition
-whose answer begins with the lowest digit, as position coupling needs it (`--encodings coupled`):
+A task's file has two functions, in the form of those in `tasks.py`, and uses tokens of `vocabulary.py` only. This one is addition
+whose numbers all begin with their lowest digit, as abacus needs it (`--encodings abacus`):
 
     def make(length, rng):    # -> (prompt, target)
         a, b = rng.randrange(10**length), rng.randrange(10**length)
-        return f"Compute {' '.join(str(a))} + {' '.join(str(b))} ? ", " ".join(str(a + b)[::-1])
+        words = [" ".join(str(number)[::-1]) for number in (a, b, a + b)]
+        return f"Compute {words[0]} + {words[1]} ? ", words[2]
 
     def check(prompt, answer):    # -> whether the whole answer is right
-        a, b = prompt.removeprefix("Compute ").removesuffix(" ? ").replace(" ", "").split("+")
-        return answer.replace(" ", "") == str(int(a) + int(b))[::-1]
+        numbers = prompt.removeprefix("Compute ").removesuffix(" ? ").split("+")
+        a, b = (int(number.replace(" ", "")[::-1]) for number in numbers)
+        return answer.replace(" ", "") == str(a + b)[::-1]
 
 A file joins the table under its path. A saved model keeps the path as a name. Loading the model never runs the file.
 """
@@ -31,7 +34,8 @@ import torch
 
 from vine_mini.decoder.model import Decoder, DecoderConfig
 from vine_mini.decoder.table import ENCODINGS, Encoding
-from vine_mini.lengthgen.tasks import TASKS, Task, encode
+from vine_mini.lengthgen.tasks import TASKS, Task
+from vine_mini.lengthgen.vocabulary import encode
 from vine_mini.loading import load_file, told
 from vine_mini.types import UserError
 

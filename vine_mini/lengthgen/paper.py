@@ -55,10 +55,11 @@ FORMAT_RANKS = {
 ATTENTION_DISTANCE = {"nope": 0.265, "t5": 0.263, "alibi": 0.490, "sinusoidal": 0.719, "rope25": 0.987}
 
 
-def ranks(tasks: set[str], encodings: int) -> tuple[dict[str, float], str]:
-    """encoding -> the paper's mean reciprocal rank; and over which tasks. Empty for fewer encodings, which have better ranks."""
+def ranks(tasks: set[str], encodings: list[str]) -> tuple[dict[str, float], str]:
+    """encoding -> the paper's mean reciprocal rank; and over which tasks. Empty unless the paper's five encodings are ranked."""
     numbers, over = (PUBLIC_RANK, "these tasks") if tasks == {*PUBLIC} else (MEAN_RECIPROCAL_RANK, "17 tasks")
-    return (dict(zip(COLUMNS, numbers, strict=True)) if encodings == len(COLUMNS) else {}), over
+    five = {"rope25" if name == "rope" else name for name in encodings} == {*COLUMNS} and len(encodings) == len(COLUMNS)
+    return (dict(zip(COLUMNS, numbers, strict=True)) if five else {}), over
 
 
 def of(name: str, row: dict[str, float]) -> float | None:

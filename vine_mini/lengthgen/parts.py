@@ -17,7 +17,8 @@ MAIN = ["nope", "t5", "alibi", "rope25", "rope", "sinusoidal"]
 SIX = ["copy", "copy-v2", "copy-v3", "reverse", "sort", "scan"]
 FEWER = ["nope", "t5", "rope25"]  # for scratchpads without one part; the other formats have all encodings
 LONGER = ["copy", "sum", "sort", "copy-v3-2x", "reverse-2x", "lego", "polynomial", "sort-numbers", "scan", "copy-v3"]
-LATER = [name for name in ENCODINGS if name not in (*MAIN, "coupled", "abacus")]  # these two need answers in reverse order
+# coupled and abacus need numbers in reverse order; head scales that learn with all other weights express nothing new
+LATER = [name for name in ENCODINGS if name not in (*MAIN, "coupled", "abacus", "head-scale")]
 RATES = (1e-3, 2e-3)  # learning rates
 RATED = [task for task in ROWS if task not in ("copy-2x", "copy-v3", "reverse")]  # these have 99 % on 2 to 10 items at 2e-3
 NARROW = dict(head_dim=16)
@@ -57,7 +58,11 @@ def _tasks(part: str) -> list[tuple[str, str, dict]]:
     if part == "longer":
         return [(f"longer/{task}", task, dict(encodings=["nope", "t5"], steps=4 * TASKS[task].steps)) for task in LONGER]
     if part == "later":
-        return [(f"later/{task}", task, dict(encodings=LATER)) for task in SIX]
+        coupled = dict(encodings=[*MAIN, "learned", "fire", "coupled"], max_positions=128)
+        return [
+            *((f"later/{task}", task, dict(encodings=LATER)) for task in SIX),
+            ("later/addition-reversed", "addition-reversed", coupled),
+        ]
     return [
         (f"scratchpad/{task}-{pad}", task, dict(encodings=FEWER if pad in paper.WITHOUT_ONE else MAIN, scratchpad=pad) | size)
         for pad in sorted(paper.FORMATS, key=lambda pad: pad in paper.WITHOUT_ONE)  # none, full and minimal come first

@@ -45,15 +45,15 @@ def _mark_training(axis, results: dict):
     axis.xaxis.get_major_locator().set_params(integer=True)
 
 
-def plot_rank(all_results: list[dict], path: Path) -> None:
+def plot_rank(all_results: list[dict], path: Path, encodings: list[str] | None = None) -> None:
     """Draws the mean reciprocal rank of each encoding, as in the paper's figure 1. Hollow bars are the paper's ranks.
 
     Whiskers are 95 % intervals, where there are enough families of tasks.
     """
-    tasks, families = queries(all_results), [family(results["task"]) for results in all_results]
+    tasks, families = queries(all_results, encodings), [family(results["task"]) for results in all_results]
     ranks = mean_reciprocal_rank(tasks)
     intervals = rank_intervals(tasks, families) if enough(families) else {}
-    theirs, over = paper.ranks({results["task"] for results in all_results}, len(ranks))
+    theirs, over = paper.ranks({results["task"] for results in all_results}, [*ranks])
     names = sorted(ranks, key=ranks.get, reverse=True)
     figure, ((axis,),) = new_figure(1)
     for i, name in enumerate(names):

@@ -78,15 +78,17 @@ def middle(values: list[float]) -> tuple[float, float]:
     return ordered[round(0.025 * last)], ordered[round(0.975 * last)]
 
 
-def queries(all_results: list[dict]) -> list[list[dict[str, float]]]:
+def queries(all_results: list[dict], encodings: list[str] | None = None) -> list[list[dict[str, float]]]:
     """The queries of each task, one for each seed.
 
-    A query ranks the paper's five encodings, as far as all results have them. Where not all results have `rope25`, `rope` takes
-    its place. Raises UserError where nothing can be ranked.
+    A query ranks `encodings`. Left out: the paper's five encodings, as far as all results have them. Where not all results have
+    `rope25`, `rope` then takes its place. Raises UserError where nothing can be ranked.
     """
     tables = [extrapolation(results) for results in all_results]
-    common = [name for name in (*paper.COLUMNS, "rope") if all(name in table for table in tables)]
-    if "rope25" in common and "rope" in common:
+    common = [name for name in encodings or (*paper.COLUMNS, "rope") if all(name in table for table in tables)]
+    if encodings and len(common) < len({*encodings}):
+        raise UserError(f"the results have only {', '.join(common) or 'none'} of these encodings in common")
+    if "rope25" in common and "rope" in common and not encodings:
         common.remove("rope")
     if len(common) < 2:
         raise UserError(f"the results have fewer than two of {', '.join(paper.COLUMNS)} (or rope) in common: nothing to rank")
@@ -97,13 +99,13 @@ def queries(all_results: list[dict]) -> list[list[dict[str, float]]]:
     return [[{name: table[name][seed] for name in common} for seed in table[common[0]]] for table in tables]
 
 
-def rank_table(all_results: list[dict]) -> str:
+def rank_table(all_results: list[dict], encodings: list[str] | None = None) -> str:
     """One row for each task: accuracy on test lengths in per cent, ours and (the paper's). Then the mean reciprocal ranks.
 
     Where the original test set has unequally many examples of the lengths, another row has the mean over examples. Where some
-    tasks were not learned, another row ranks the others alone.
+    tasks were not learned, another row ranks the others alone. `encodings` as for `queries`.
     """
-    tasks = queries(all_results)
+    tasks = queries(all_results, encodings)
     families = [family(results["task"]) for results in all_results]
     ranks = mean_reciprocal_rank(tasks)
     known = [i for i, results in enumerate(all_results) if learned(results)]
@@ -116,7 +118,7 @@ def rank_table(all_results: list[dict]) -> str:
             shares = extrapolation(results, by_example=by_example)
             unranked = [cell([*shares[name].values()]) for name in others]
             rows.append([label, *_beside_the_paper(results, list(ranks), by_example), *unranked])
-    theirs, over = paper.ranks({results["task"] for results in all_results}, len(ranks))
+    theirs, over = paper.ranks({results["task"] for results in all_results}, [*ranks])
     figures = {name: f" ({paper.of(name, theirs):.3f})" if theirs else "" for name in ranks}
     blank = [""] * len(others)
     rows.append(["mean reciprocal rank", *(f"{rank:.3f}{figures[name]}" for name, rank in ranks.items()), *blank])

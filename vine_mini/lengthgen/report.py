@@ -7,6 +7,7 @@ from vine_mini.lengthgen import paper
 from vine_mini.lengthgen.attention import SAME_SEED
 from vine_mini.lengthgen.own import short
 from vine_mini.lengthgen.tasks import TASKS
+from vine_mini.study.statistics import interval
 
 LEARNED = 0.9  # accuracy on seen lengths
 
@@ -60,7 +61,8 @@ def accuracy_table(results: dict) -> str:
     """Accuracy in per cent, mean ± standard deviation of the seeds.
 
     The columns are the seen lengths, up to six longer lengths, the mean over all longer lengths, and the paper's mean. Where the
-    mean over the examples of the original test set differs, it has a column too.
+    mean over the examples of the original test set differs, it has a column too. With several seeds, the last column is the
+    difference of the means over longer lengths to the first encoding, paired by seed, with its 95 % interval.
     """
     settings = results["settings"]
     shortest, longest = settings["train_lengths"]
@@ -75,12 +77,17 @@ def accuracy_table(results: dict) -> str:
     rows = [["", f"{shortest}-{longest} (seen)", *map(str, some)]]
     for how in ("", ", by example")[: len(means)]:
         rows[0] += [f"{tested[0]}-{tested[-1]}{how}", *[f"paper{how}"] * shown]
+    first, paired = next(iter(curves)), len(settings["seeds"]) > 1
+    rows[0] += [f"minus {short(first)}, 95 % interval"] * paired
     for name, curve in curves.items():
         within = [mean(seed) for seed in zip(*(curve[n] for n in curve if n <= longest), strict=True)]
         cells = [cell(within), *(cell(curve[n]) for n in some)]
         for shares, figures in zip(means, theirs, strict=True):
             cells += [cell([*shares[name].values()]), *[_per_cent(paper.of(name, figures))] * shown]
         rows.append([short(name), *cells])
+        if paired:
+            gaps = [100 * (means[0][name][seed] - base) for seed, base in means[0][first].items()]
+            rows[-1].append("" if name == first else "{:+.1f} ({:+.1f} to {:+.1f})".format(*interval(gaps)))
     seeds = len(settings["seeds"])
     title = f"{name_of(results)}, length = {TASKS[results['task']].length_unit}: exact match in %, " + (
         f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"

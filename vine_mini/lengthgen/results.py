@@ -7,6 +7,7 @@ table.md, accuracy.png  The results as a table and a picture. `rank`, `attention
 
 import json
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,17 @@ WHOLE = ("steps", "batch_size", "layers", "hidden", "heads", "head_dim", "nope_e
 def begin(config: LengthgenConfig, folder: Path) -> dict:
     """Empty results, or the results that a run with the same settings has left in the folder. Further seeds join its seeds.
 
-    Returns {"task", "settings", "runs": [{"encoding", "seed", "accuracy": {length: share}, "seconds"}]}. Raises UserError.
+    Returns {"task", "settings", "files", "runs": [{"encoding", "seed", "accuracy": {length: share}, "seconds"}]}. "files" has
+    a checksum of each file of one's own. Raises UserError.
     """
     settings = {name: value for name, value in asdict(config).items() if name not in ("out", "processes", "device", "yes")}
+    own = [name for name in (config.task, *config.encodings) if name.endswith(".py")]
+    files = {name: sha256(Path(name).expanduser().read_bytes()).hexdigest() for name in own}
     if not (folder / "results.json").exists():
-        return {"task": config.task, "settings": settings, "runs": []}
+        return {"task": config.task, "settings": settings, "files": files, "runs": []}
     found = _read(folder)
+    if changed := [name for name in files if found.get("files", files).get(name) != files[name]]:
+        raise UserError(f"{folder} holds runs with {changed[0]} as it was before it was changed: choose another --out")
     found["settings"]["seeds"] += [seed for seed in config.seeds if seed not in found["settings"]["seeds"]]
     for name, value in settings.items():
         if found["settings"].get(name) != value and name != "seeds":

@@ -11,7 +11,8 @@ Sorting and LEGO have no variable, so the part v writes nothing there.
 import re
 from collections.abc import Iterator
 
-from vine_mini.lengthgen.tasks import rank_of, spaced, tokens
+from vine_mini.lengthgen.tasks import rank_of, spaced
+from vine_mini.lengthgen.vocabulary import tokens
 
 PARTS = "icovr"  # input, computation, output, variable, remaining input, in the order within a step
 FORMATS = {"none": "", "full": PARTS, "minimal": "co"}

@@ -14,6 +14,7 @@ A folder's table and picture are written after each of its sweeps, distances and
 else at the end. They use the seeds with which all encodings of a folder have run.
 """
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def write_report(folder: Path) -> None:
         write_text(folder / "scratchpad" / "formats.md", report.formats_table(formats) + "\n")
     findings = claims.ranks([*rows.values()]) + claims.levels([*rows.values()]) + claims.scratchpad(formats)
     findings += claims.levels([*found["longer"].values()], "longer")
-    findings += claims.frequencies(beside_rows(found, "narrow", "head_dim"))
+    findings += claims.frequencies([*found["narrow"].values()])
     for name, (_, _, judge, tasks) in MEASURED.items():
         for task in tasks:
             measured = claims.measured(folder / task, name)
@@ -119,24 +120,11 @@ def write_report(folder: Path) -> None:
 def rates_of(found: dict[str, dict[str, dict]]) -> dict[str, dict[float, dict]]:
     """Task -> learning rate -> results: of the part `rates`, and of the same encodings and seeds at the task's own rate."""
     rates = {}
-    for other, row in beside_rows(found, "rates", "lr"):
-        if row := only(row, other["settings"]["encodings"], other["settings"]["seeds"]):
+    for other, row in product(found["rates"].values(), [*found["rows"].values(), *found["short"].values()]):
+        same = [{**results["settings"], "lr": 0, "seeds": [], "encodings": []} for results in (other, row)]
+        if same[0] == same[1] and (row := only(row, other["settings"]["encodings"], other["settings"]["seeds"])):
             rates[other["task"]] = {each["settings"]["lr"]: each for each in (other, row)}
     return rates
-
-
-def beside_rows(found: dict[str, dict[str, dict]], part: str, differs: str) -> list[tuple[dict, dict]]:
-    """The results of a part, each with the results of `rows` or `short` that have the same settings but this one.
-
-    Seeds and encodings may differ as well. found: `so_far`.
-    """
-    free = {differs, "seeds", "encodings"}
-    rows = [*found["rows"].values(), *found["short"].values()]
-
-    def fixed(results):
-        return {name: value for name, value in results["settings"].items() if name not in free}
-
-    return [(results, row) for results in found[part].values() for row in rows if fixed(row) == fixed(results)]
 
 
 def so_far(folder: Path) -> dict[str, dict[str, dict]]:

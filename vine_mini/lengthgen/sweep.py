@@ -20,8 +20,8 @@ from vine_mini.decoder.table import ENCODINGS
 from vine_mini.lengthgen import results
 from vine_mini.lengthgen.config import LengthgenConfig
 from vine_mini.lengthgen.own import find_task, short
-from vine_mini.lengthgen.tasks import IDS, TOKEN
 from vine_mini.lengthgen.train import Diverged, evaluate, longest_sequence, train
+from vine_mini.lengthgen.vocabulary import IDS, TOKEN
 from vine_mini.models import pick_device, save_policy
 from vine_mini.types import UserError
 

@@ -2,8 +2,8 @@
 
 The texts have the form of the official code (github McGill-NLP/length-generalization, arXiv 2305.19466). `make(length, rng)`
 writes prompt and target. `check(prompt, answer)` computes the answer again from the prompt's text alone, so that a mistake in one
-of the two functions is found. One pattern cuts text into tokens. White space only separates them. Every prompt starts with a
-constant word, because NoPE needs a constant first token to count positions.
+of the two functions is found. Every prompt starts with a constant word, because NoPE needs a constant first token to count
+positions.
 
 Deviations, with the paper's numbers in brackets:
 - PCFG SET is tested on 9 to 16 functions. `--test_lengths 9 35` gives the paper's. It has 26 letters (520).
@@ -20,14 +20,9 @@ from functools import partial
 from itertools import pairwise
 from random import Random
 
-from vine_mini.lengthgen.languages import LANGUAGES, SCAN_LENGTHS, check_pcfg, check_scan, count_scan, make_pcfg, make_scan
+from vine_mini.lengthgen.languages import SCAN_LENGTHS, check_pcfg, check_scan, count_scan, make_pcfg, make_scan
+from vine_mini.lengthgen.vocabulary import CHARACTERS, LOWER, SYMBOLS, WORDS, tokens
 
-TOKEN = r"\[SEP\]|\[NEXT\]|\*\*|\w+|[^\w\s]"
-LOWER, UPPER, DIGITS = "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "0123456789"
-CHARACTERS = DIGITS + LOWER + UPPER
-SYMBOLS = [str(n) for n in range(10, 20)] + "+ - * ** = . , : ? [ ] > ' #".split()
-WORDS = """Copy Reverse Replace with in Compute The answer is Evaluate at Sort the following list sorted Is number of even
-sequence Yes No If Then what value Solve Thinking step by comp out re carry Thus par sum minimum unsorted portion""".split()
 ITEMS = [*CHARACTERS, *SYMBOLS, *WORDS][:100]  # of copy and reverse
 COUNTED = CHARACTERS[:16]  # of the tasks that repeat one item
 SORTABLE = CHARACTERS[:50]  # single tokens in the hidden order by which they are sorted
@@ -67,11 +62,6 @@ class Task:
     def longest(self) -> int:
         """The longest length that exists."""
         return max(self.possible_lengths or [1000])
-
-
-def tokens(text: str) -> list[str]:
-    """Text -> tokens."""
-    return re.findall(TOKEN, text)
 
 
 # --- copy and reverse: [SEP] ends the prompt, [NEXT] stands between two copies ---------------------------------------------
@@ -119,9 +109,20 @@ def _check_copy(name: str, prompt: str, answer: str) -> bool:
 
 def make_addition(length: int, rng: Random) -> tuple[str, str]:
     """Two numbers, most significant digit first. The longer one has `length` digits; all pairs of lengths are equally likely."""
-    m, n = rng.choice([(length, k) for k in range(1, length + 1)] + [(k, length) for k in range(1, length)])
-    a, b = (rng.randint(10 ** (n - 1) if n > 1 else 0, 10**n - 1) for n in (m, n))
+    a, b = _summands(length, rng)
     return f"Compute {spaced(a)} + {spaced(b)} ? ", f"The answer is {spaced(a + b)}."
+
+
+def make_addition_reversed(length: int, rng: Random) -> tuple[str, str]:
+    """The same numbers in the format of Cho et al. (2024): zeros in front, and an answer that begins with its lowest digit."""
+    a, b = _summands(length, rng)
+    answer = f"{a + b:0{length + 1}}"[::-1]
+    return f"Compute {spaced(f'{a:0{length}}')} + {spaced(f'{b:0{length}}')} ? ", f"The answer is {spaced(answer)}."
+
+
+def _summands(length: int, rng: Random) -> list[int]:
+    m, n = rng.choice([(length, k) for k in range(1, length + 1)] + [(k, length) for k in range(1, length)])
+    return [rng.randint(10 ** (n - 1) if n > 1 else 0, 10**n - 1) for n in (m, n)]
 
 
 def digit_pairs(length: int) -> int:
@@ -130,13 +131,25 @@ def digit_pairs(length: int) -> int:
 
 
 def check_addition(prompt: str, answer: str) -> bool:
-    """Adds digit by digit, with a carry."""
+    """Whether the sum of `added` is there, most significant digit first, without a zero in front."""
+    columns, carry = added(prompt)
+    return _answer(answer) == ["1"] * carry + columns[::-1]
+
+
+def check_addition_reversed(prompt: str, answer: str) -> bool:
+    """Whether the sum of `added` is there, lowest digit first, with the last carry."""
+    columns, carry = added(prompt)
+    return _answer(answer) == [*columns, str(carry)]
+
+
+def added(prompt: str) -> tuple[list[str], int]:
+    """Adds digit by digit, with a carry. -> the digits of the sum, the lowest first; the last carry"""
     a, b = (list(map(int, reversed(part.split()))) for part in prompt[len("Compute") : -2].split("+"))
     carry, columns = 0, []
     for i in range(max(len(a), len(b))):
         total = carry + sum(x[i] for x in (a, b) if i < len(x))
-        carry, columns = total // 10, [str(total % 10), *columns]
-    return _answer(answer) == ["1"] * carry + columns
+        carry, columns = total // 10, [*columns, str(total % 10)]
+    return columns, carry
 
 
 def make_polynomial(length: int, rng: Random) -> tuple[str, str]:
@@ -253,7 +266,7 @@ def _answer(text: str) -> list[str] | None:
     return got[3:-1] if got[:3] == ["The", "answer", "is"] and got[-1] == "." else None
 
 
-def spaced(number: int) -> str:
+def spaced(number: int | str) -> str:
     """The digits, and the sign of a negative number, with spaces between them: each is a token."""
     return " ".join(str(number))
 
@@ -282,18 +295,6 @@ TASKS = {
         make_scan, check_scan, (1, 25), (26, 48), "actions", 8000, 1e-3, possible_lengths=SCAN_LENGTHS, weight=count_scan
     ),
     "pcfg": Task(make_pcfg, check_pcfg, (1, 8), (9, 16), "functions", 8000, possible_lengths=tuple(range(1, 36))),
+    # not one of the paper's: the format that coupled and abacus position ids need
+    "addition-reversed": Task(make_addition_reversed, check_addition_reversed, (1, 8), (9, 16), "digits", 8000),
 }
-
-VOCABULARY = list(dict.fromkeys(["<pad>", "<eos>", "[SEP]", "[NEXT]", *CHARACTERS, *SYMBOLS, *WORDS, *LANGUAGES]))
-IDS = {token: i for i, token in enumerate(VOCABULARY)}
-PAD, EOS = IDS["<pad>"], IDS["<eos>"]
-
-
-def encode(text: str) -> list[int]:
-    """Text -> token ids. Raises KeyError for a token outside the vocabulary."""
-    return [IDS[token] for token in tokens(text)]
-
-
-def decode(ids: list[int]) -> str:
-    """Token ids -> tokens with single spaces between them, which `check` reads like the original text."""
-    return " ".join(VOCABULARY[i] for i in ids)

@@ -3,9 +3,9 @@
 Every batch has new examples of one random length. The loss counts the target's tokens only (section 3).
 Deviations from the paper: the whole target must be right, its end included. The official code reads the answer out of the
 sentence and ignores what follows the full stop. The model is hundreds of times smaller. Examples are fresh instead of 100,000
-fixed ones, and 32 in a batch instead of 64 of mixed lengths. The learning rate is higher, falls to 5 % of its peak, and is a
-tenth of that for an encoding's numbers, which start at 0 for T5. AdamW's second beta is 0.98. The last weights are used instead
-of the weights with the best validation. There is no dropout.
+fixed ones, and 32 in a batch instead of 64 of mixed lengths. The learning rate is higher and falls to 5 % of its peak. T5's table
+starts at 0 and has a tenth of the learning rate. AdamW's second beta is 0.98. The last weights are used instead of the weights
+with the best validation. There is no dropout.
 """
 
 import zlib
@@ -20,7 +20,8 @@ from vine_mini.decoder.table import ENCODINGS
 from vine_mini.health import Diverged
 from vine_mini.lengthgen.config import LengthgenConfig, decoder_config
 from vine_mini.lengthgen.scratchpad import expand, final_answer, parts_of
-from vine_mini.lengthgen.tasks import EOS, IDS, PAD, TASKS, decode, encode
+from vine_mini.lengthgen.tasks import TASKS
+from vine_mini.lengthgen.vocabulary import EOS, IDS, PAD, decode, encode
 from vine_mini.logprobs import logits_of
 from vine_mini.sampling import sample
 from vine_mini.types import Sampling
@@ -63,20 +64,21 @@ def train(config: LengthgenConfig, encoding: str, seed: int, device="cpu", progr
 
 
 def make_optimizer(model, config: LengthgenConfig):
-    """AdamW in two groups: matrices, and the numbers of an encoding that act on attention logits.
+    """AdamW in two groups: matrices, and the parameters of an encoding that act on attention logits.
 
-    The second group has `encoding_lr` times the learning rate and no weight decay. AdamW moves a number by at most about the sum
-    of the learning rates. That is lr x steps / 2 with this schedule: 0.6 in the paper (3e-5 and 40,000 updates), and at the full
-    rate 2 to 18 here. Such large biases could let T5's table become a code for the positions that training has. In short runs T5
-    was better on longer inputs with a tenth of the rate. Vectors that are added to embeddings (the learned table) are matrices.
+    The second group has no weight decay, and `encoding_lr` times the learning rate if the encoding is `slow`. Of the table's
+    encodings only T5's bias is. AdamW moves a parameter by at most about the sum of the learning rates. That is lr x steps / 2
+    with this schedule: 0.6 in the paper (3e-5 and 40,000 updates), and at the full rate 2 to 18 here. Such large biases could let
+    T5's table become a code for the positions that training has. In short runs T5 was better on longer inputs with a tenth of the
+    rate. Vectors that are added to embeddings (the learned table) are matrices.
     """
-    on_embeddings = ENCODINGS[getattr(model.config, "encoding", "nope")].vectors is not None
-    small = {name for name, _ in model.named_parameters() if ".encoding." in name and not on_embeddings}
+    encoding = ENCODINGS[getattr(model.config, "encoding", "nope")]
+    small = {name for name, _ in model.named_parameters() if ".encoding." in name and not encoding.vectors}
     groups: list = [
         {"params": [p for name, p in model.named_parameters() if name not in small]},
         {
             "params": [p for name, p in model.named_parameters() if name in small],
-            "lr": config.encoding_lr * config.lr,
+            "lr": (config.encoding_lr if encoding.slow else 1) * config.lr,
             "weight_decay": 0.0,
         },
     ]
