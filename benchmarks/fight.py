@@ -67,7 +67,8 @@ def trainer_of(job: dict):
     """A trainer that counts CPU seconds of one thread."""
     torch.set_num_threads(1)
     limits = dict(iterations=100_000, max_seconds=job["seconds"], eval_every=100_000, validation=100, seed=job["seed"])
-    trainer = build_trainer(TrainConfig(**read_preset("arithmetic") | SETTINGS[job["setting"]] | job["config"] | limits))
+    settings = read_preset("arithmetic") | SETTINGS[job["setting"]] | job["config"] | limits
+    trainer = build_trainer(TrainConfig(**settings | dict(device="cpu")))
     trainer.clock = time.process_time
     return trainer
 
@@ -158,7 +159,7 @@ def predict(setting: str, config: dict) -> dict[str, float]:
     """What `credit-cost` says: way -> seconds to the same learning, GRPO's = 1. `vineppo` has the lam and mu that it advises."""
     torch.set_num_threads(1)
     settings = read_preset("arithmetic") | SETTINGS[setting] | {n: config[n] for n in ("epochs", "minibatch_size")}
-    report = measure(CreditCostConfig(**settings | dict(problems=32, ks=[1, 3])))
+    report = measure(CreditCostConfig(**settings | dict(problems=32, ks=[1, 3], device="cpu")))
     ways = {way.name: way.relative for way in report.ways}
     averaged = min(relative for name, relative in ways.items() if name.startswith("VinePPO, K = 1"))
     return {"grpo": 1.0, "vineppo": averaged, "plain": ways["VinePPO, K = 3"]}
@@ -204,7 +205,7 @@ def paired(groups: dict) -> list[list[str]]:
         gaps = [100 * (mine[run["seed"]]["test"] - run["test"]) for run in runs if run["seed"] in mine]
         if name in ("grpo", "ppo") and len(gaps) >= 5:
             found[setting, name] = gaps
-    table = [["setting", "VinePPO less", "seeds", "test accuracy, points", "95 %", f"95 %, all {len(found)} together"]]
+    table = [["setting", "VinePPO minus", "seeds", "test accuracy, points", "95 %", f"95 %, all {len(found)} together"]]
     for (setting, name), gaps in found.items():
         mean, low, high = interval(gaps)
         _, lower, higher = interval(gaps, len(found))

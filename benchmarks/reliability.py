@@ -121,7 +121,7 @@ def main() -> int:
     parser.add_argument("--kills", type=count, default=15, help="of each algorithm")
     parser.add_argument("--iterations", type=count, default=12)
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
-    parser.add_argument("--out", type=writable, help="folder of reliability.md")
+    parser.add_argument("--out", type=writable, help="folder of kills.md")
     args = parser.parse_args()
     torch.set_num_threads(1)
     arithmetic.TRAIN_SIZE = 300  # ten thousand problems take each start a second
@@ -132,7 +132,7 @@ def main() -> int:
         found = [kill_and_compare(a, args.kills, args.iterations, Path(work), random.Random(args.seed)) for a in args.algorithms]
     text = f"{machine('cpu', 1)}\n\n{columns([list(NAMES), *(row[: len(NAMES)] for row in found)])}\n"
     if args.out:
-        write_text(args.out / "reliability.md", text)
+        write_text(args.out / "kills.md", text)
     print(text)
     wrong = [f"{row[0]}: {name}" for row in found for name in row[len(NAMES) :]]
     print(*wrong, sep="\n")

@@ -51,7 +51,7 @@ def noise_of(steps: int, model: str) -> dict:
     """Measured noise of GRPO's credit and of VinePPO's for each K, without and with averaging. -> success, way -> noise"""
     torch.set_num_threads(1)
     config = settings(steps, model) | SETTINGS["chains"]["vineppo"] | dict(problems=32, ks=list(KS))
-    report = measure(CreditCostConfig(**config))
+    report = measure(CreditCostConfig(**config, device="cpu"))
     found = {"success": report.success[0], "whole": report.ways[0].noise}
     for k in KS:
         plain, *averaged = [way.noise for way in report.ways if way.name.startswith(f"VinePPO, K = {k}")]
@@ -59,16 +59,19 @@ def noise_of(steps: int, model: str) -> dict:
     return found
 
 
-def theory(steps: int, success: float, k: int) -> tuple[float, float]:
+def theory(steps: int, success: float, k: int, group: int = SHARED["group"]) -> tuple[float, float]:
     """Noise of whole-response credit and of plain VinePPO on a chain of equal steps (facts: results/credit). -> whole, plain
 
     A step is right with p = success^(1 / steps). After i right steps the value is p^(steps - i); after a mistake it is 0. The
     credit R - V(s_0) misses the true one by the changes of value in all other steps: (steps - 1) success (1 - success) together.
-    A value of K rollouts has the variance V (1 - V) / K. All states but the first one are used by two advantages.
+    V(s_0) is the mean of the other rewards of the group, and its error is in the credit of every step. A value of K rollouts has
+    the variance V (1 - V) / K. All states but the first one are used by two advantages. The group's rewards count as rollouts of
+    the first one.
     """
-    p = success ** (1 / steps)
+    p, spread = success ** (1 / steps), success * (1 - success)
     variance = [success * (1 - p ** (steps - i)) for i in range(steps)]  # mean of V (1 - V) before step i: p^i of all get there
-    return (steps - 1) * success * (1 - success), (2 * sum(variance) - variance[0]) / k
+    whole = (steps - 1) * spread + steps * spread / (group - 1)
+    return whole, 2 * sum(variance[1:]) / k + variance[0] / (k + group - 1)
 
 
 def jobs(model: str, seeds: list[int]) -> list[dict]:
@@ -189,8 +192,9 @@ def main():
         noise[str(n)] = noise_of(n, args.model)
         write_text(log, json.dumps(of_models, indent=1))
     wanted = jobs(args.model, args.seeds)
-    measure_missing(wanted, trainer_of, args.out / "prices.json")
-    wanted = with_prices(wanted, args.out / "prices.json")
+    prices = args.out / f"prices-{Path(args.model).name}.json"
+    measure_missing(wanted, trainer_of, prices)
+    wanted = with_prices(wanted, prices)
     runs = run_missing(wanted, args.out / "runs.jsonl", key, learn, args.workers)
     text = f"{machine('cpu', 1)}\n\n{SECONDS} seconds a run\n\n{tables(noise, runs)}"
     write_text(args.out / "steps.md", text)

@@ -1,7 +1,7 @@
 """An iteration beside TRL's: GRPO, and VinePPO with its Monte Carlo phase, on the same random Llama and the same shapes.
 
     python -m benchmarks.train_step --quick
-    python -m benchmarks.train_step --trl PATH/TO/trl/bin/python --out results/speed
+    python -m benchmarks.train_step --trl PATH/TO/trl/bin/python --out results/speed/train_step
 
 An iteration has 16 prompts of 32 tokens, 4 responses of exactly 64 tokens to each of them, and one update. The model has 6.6
 million parameters in float32; AdamW updates them, without a KL. VinePPO samples K = 3 rollouts from each of 4 states of a

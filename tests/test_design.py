@@ -127,8 +127,8 @@ def test_the_package_without_its_separate_rooms_stays_small():
     # and what refuses bad input in one line, says where a number is not finite, and warns of jobs that take years (250 lines).
     # Answers with hundreds of digits, and the limits of RestEM's warm-up and validation, took 20. Moments in 8 bits and a run that
     # can be watched in TensorBoard took 70. The hints of `exercises` took 10. A second hunt for input that ends in a traceback, or
-    # that changes a result without a word, took 100.
-    assert sum(p.read_text().count("\n") for p in counted) <= 4960
+    # that changes a result without a word, took 100, and a third one 10.
+    assert sum(p.read_text().count("\n") for p in counted) <= 4970
 
 
 def strings_and_names(path: Path):

@@ -32,7 +32,7 @@ def test_measures_by_hand(tokenizer, monkeypatch):
     assert result["pass@1"] == (pytest.approx(3 / 8), pytest.approx(1 / 8))  # 2/4 and 1/4; the cut response is wrong
     assert result["greedy"] == (1.0, 0.0)
     assert result["maj@4"] == (0.5, pytest.approx(0.5))  # 7 and 7.0 vote together; 2 beats 1, whose second vote was cut
-    assert result["any@4"] == (1.0, 0.0)
+    assert result["pass@4"] == (1.0, 0.0)
     assert result["truncated"][0] == pytest.approx(1 / 8)
 
 
@@ -47,7 +47,7 @@ def test_measures_of_partial_credit_by_hand(tokenizer, monkeypatch):
     monkeypatch.setattr(module, "sample", sampler_that_says(samples, [say(tokenizer, 9)]))
     result = evaluate(None, tokenizer, task, [Problem("a", "", "7")], [[1]], SAMPLING, n=4)
     means = {name: mean for name, (mean, _) in result.items()}
-    assert means == pytest.approx({"pass@1": 2.25 / 4, "greedy": 0.25, "maj@4": 0.5, "any@4": 1.0} | _lengths(result))
+    assert means == pytest.approx({"pass@1": 2.25 / 4, "greedy": 0.25, "maj@4": 0.5, "pass@4": 1.0} | _lengths(result))
 
 
 def _lengths(result):

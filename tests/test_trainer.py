@@ -447,8 +447,8 @@ def test_what_cannot_work_is_refused():
 def test_evaluation_counts(tokenizer):
     trainer = build_trainer(SMALL)
     result = trainer.evaluate()
-    assert set(result) == {"pass@1", "greedy", "maj@2", "any@2", "length", "truncated", "kl"}
-    assert result["any@2"][0] >= result["maj@2"][0] >= 0 and result["any@2"][0] >= result["pass@1"][0]
+    assert set(result) == {"pass@1", "greedy", "maj@2", "pass@2", "length", "truncated", "kl"}
+    assert result["pass@2"][0] >= result["maj@2"][0] >= 0 and result["pass@2"][0] >= result["pass@1"][0]
     assert result["kl"][0] == pytest.approx(0, abs=1e-6)
     with torch.no_grad():
         for p in trainer.policy.parameters():

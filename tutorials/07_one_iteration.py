@@ -129,7 +129,7 @@ print(f"the iteration changed weights by up to {(mine - first).abs().max():.0e}"
 # ## The loop
 #
 # Every later iteration does the same with new responses of the current policy. In the last table, `pass@1` counts right samples,
-# `greedy` right answers at temperature 0, `maj@4` right majority votes of four, and `any@4` problems with a right one in four.
+# `greedy` right answers at temperature 0, `maj@4` right majority votes of four, and `pass@4` problems with a right one in four.
 
 # %%
 print("iteration  reward  distinct states  with advantage  seconds so far")

@@ -35,22 +35,20 @@ def vineppo(episodes: Episodes, values, roll_out, config):
     rows = zip(episodes.problems, trajectories, cuts, strict=True)
     states = [[(problem, tuple(t.response_ids[:cut])) for cut in starts[: config.max_states]] for problem, t, starts in rows]
     # Equal states have equal values. Each distinct state is rolled out K times, from the response where it occurs first.
-    distinct: dict = {}  # states, in the order of the rollouts
-    distinct_cuts = [[] for _ in trajectories]
+    first: dict = {}  # distinct state -> the response where it occurs first, in the order of the rollouts
     for row, of_row in enumerate(states):
         for state in of_row:
-            if state not in distinct:
-                distinct[state] = None
-                distinct_cuts[row].append(len(state[1]))
+            first.setdefault(state, row)
+    distinct_cuts = [[len(state[1]) for state in of_row if first[state] == row] for row, of_row in enumerate(states)]
     rollouts = [group for of_row in roll_out(trajectories, distinct_cuts, config.k) for group in of_row]  # [state][K]
     # Grade the response that each rollout completes.
     graded: dict = {}
     rewards = [
         [tasks.grade(episodes.task, problem, r, tokenizer, so_far, graded) for r in group]
-        for (problem, so_far), group in zip(distinct, rollouts, strict=True)
+        for (problem, so_far), group in zip(first, rollouts, strict=True)
     ]  # [state][K]
     # The value of a state is the mean of its K rewards. The other responses to a problem are rollouts of its prompt as well.
-    value = dict(zip(distinct, monte_carlo_values(rewards), strict=True))
+    value = dict(zip(first, monte_carlo_values(rewards), strict=True))
     others = (episodes.rewards.sum(dim=1, keepdim=True) - episodes.rewards).flatten().tolist()  # [B]
     # The advantage of a step is the value after it minus the value before it. Every token of the step gets this advantage.
     advantages = []
@@ -86,9 +84,10 @@ def whole_response(advantage: Callable):
 
 def clipped_loss_with_kl(logprobs, batch: Batch, config, denominator):
     """PPO's clipped loss, plus kl_coef times the KL to the reference where there is one. -> (scalar loss, stats)"""
-    mask, logprobs = batch.response_mask, logprobs.where(batch.response_mask.bool(), 0.0)
-    sampled = batch.old_logprobs, batch.advantages * token_weights(batch, denominator, config), mask
-    loss, stats = clipped_policy_loss(logprobs, *sampled, clip=config.clip, denominator=denominator)
+    mask = batch.response_mask
+    logprobs = logprobs.where(mask.bool(), 0.0)
+    advantages = batch.advantages * token_weights(batch, denominator, config)
+    loss, stats = clipped_policy_loss(logprobs, batch.old_logprobs, advantages, mask, clip=config.clip, denominator=denominator)
     if batch.ref_logprobs is not None:
         # exp of a large difference is infinite, and its gradient after the clamp is NaN. So the difference is bounded first.
         reference = torch.minimum(batch.ref_logprobs, logprobs.detach() + 2 * MAX_KL)
@@ -103,7 +102,9 @@ class Algorithm:
     """All that differs between the algorithms."""
 
     credit: Callable  # (episodes, critic's values or None, Trainer.roll_out, config) -> advantages, returns or None, stats
-    loss: Callable = clipped_loss_with_kl  # (logprobs [b, T], batch, config, denominator) -> scalar loss, stats
+    # Trainer: (logprobs [b, T], batch, config, denominator); SelfTrainer: (logprobs, ref_logprobs, mask [m, w, T], config,
+    # denominator). -> scalar loss, stats
+    loss: Callable = clipped_loss_with_kl
     whitened: bool = False  # the advantages are whitened over all response tokens of the iteration, as in the paper
     needs_rollouts: bool = False
     needs_critic: bool = False

@@ -14,10 +14,11 @@ DIVISORS = ("tokens", "sequences", "constant")
 
 
 def token_weights(batch, denominator, config):
-    """The factors [b, T] or [b, 1] that turn a loss divided by `denominator`, the tokens of a minibatch, into another divisor's.
+    """Factors [b, T] or [b, 1] on the advantages. A loss divided by `denominator`, the tokens of a minibatch, then has the chosen
+    average.
 
-    They are multiplied by the importance weights, if the batch has some. All are positive, so the clip acts as before. The KL
-    stays a mean over tokens.
+    They are multiplied by the importance weights, if the batch has some. All are positive, so the clip acts as before. The KL is
+    not affected.
     """
     mask = batch.response_mask  # [b, T]
     mean_length = denominator / config.minibatch_size
@@ -32,8 +33,9 @@ def token_weights(batch, denominator, config):
 def importance(logprobs, sampler_logprobs, mask, cap: float):
     """Truncated importance weights min(p / q, cap) of tokens that q has sampled for p. All tensors are [B, T].
 
-    q is the sampler, whose bfloat16 differs from the trainer's. Without the cap, samples of p would have the same expected
-    gradient (F. Yao et al., "Your efficient RL framework secretly brings you off-policy RL training", 2025).
+    q is the sampler, whose bfloat16 differs from the trainer's. A weight corrects the distribution of its token. The tokens
+    before and after it are still the sampler's, so the expected gradient is nearer to that of samples of p, and not the same
+    (F. Yao et al., "Your efficient RL framework secretly brings you off-policy RL training", 2025).
 
     -> weights, or None for cap 0, and {`sampler_gap`: mean |log p - log q| of a token, `importance_capped`: share of tokens}
     """

@@ -21,7 +21,7 @@ from vine_mini.types import Trajectory, collate
 def evaluate(
     model, tokenizer, task, problems, prompts, sampling, *, n, greedy=True, seed=0, reference=None, sampler=None, progress=None
 ) -> dict[str, tuple[float, float | None]]:
-    """Samples n responses to each problem and, with `greedy`, the most likely response, and grades them.
+    """Samples n responses to each problem and, with `greedy`, one of the most likely token each time, and grades them.
 
     Args:
         task: the task module that grades the responses.
@@ -31,8 +31,8 @@ def evaluate(
         sampler: the copy of the model that samples, if it is not the model itself.
     Returns:
         name -> (mean, standard error; None for a single problem). `pass@1` is the mean reward of the n samples, `greedy` the
-        mean reward of the most likely response, `maj@n` the reward of the most frequent answer (of equally frequent ones: the
-        one seen first), `any@n` the largest reward of the n samples. `length` is in tokens. `truncated` is the share of
+        mean reward of the greedy response, `maj@n` the reward of the most frequent answer (of equally frequent ones: the
+        one seen first), `pass@n` the largest reward of the n samples. `length` is in tokens. `truncated` is the share of
         samples that the limit cut.
     """
     sampler = model if sampler is None else sampler
@@ -42,13 +42,13 @@ def evaluate(
     result = {
         "pass@1": _mean([sum(row) / n for row in rewards]),
         f"maj@{n}": _mean([_majority_reward(task, *pair, tokenizer) for pair in zip(groups, rewards, strict=True)]),
-        f"any@{n}": _mean([max(row) for row in rewards]),
+        f"pass@{n}": _mean([max(row) for row in rewards]),
         "length": _mean([sum(len(t.response_ids) for t in group) / n for group in groups]),
         "truncated": _mean([sum(not t.finished for t in group) / n for group in groups]),
     }
     if greedy:
-        likely = sample(sampler, prompts, replace(sampling, temperature=0.0), seed=seed, progress=progress)
-        result["greedy"] = _mean([tasks.grade(task, p, t, tokenizer) for p, t in zip(problems, likely, strict=True)])
+        responses = sample(sampler, prompts, replace(sampling, temperature=0.0), seed=seed, progress=progress)
+        result["greedy"] = _mean([tasks.grade(task, p, t, tokenizer) for p, t in zip(problems, responses, strict=True)])
     if reference is not None and sampling.temperature > 0:
         kl = kl_to_reference(model, reference, flat, sampling.temperature)
         result["kl"] = _mean([sum(kl[i : i + n]) / n for i in range(0, len(kl), n)])

@@ -24,7 +24,7 @@ def finite(what: str, x: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def located(where: str, tokens, rows, log: dict[str, list[float]]):
-    """Inside, a Diverged error learns which minibatch it came from: rows [m] of the tokens, after the updates in the log."""
+    """Adds to a Diverged error from the block which minibatch it was (`where`), its tokens (rows [m]), and earlier metrics."""
     try:
         yield
     except Diverged as error:

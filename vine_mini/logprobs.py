@@ -1,8 +1,9 @@
-"""Log-probs and values of the response tokens of a batch. Reinforcement learning makes its only shift by one here.
+"""Log-probs and values of the response tokens of a batch. No other code of reinforcement learning shifts logits by one token.
 
 A causal model's output at position t - 1 predicts the token at t. The functions below line the two up, so that in every
-[B, T] tensor of this package column t belongs to the token at t. Both heads are computed in float32, outside autocast: in
-bfloat16 a head would round its output, and the error of a log-ratio would be larger than the log-ratio itself.
+[B, T] tensor of this package column t belongs to the token at t. The language-model head and the critic's head are computed in
+float32, outside autocast: in bfloat16 a head would round its output, and the error of a log-ratio would be larger than the
+log-ratio itself.
 """
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from vine_mini.hardware import logits_at_once
+from vine_mini.types import on_response
 
 
 def response_logprobs(model, input_ids, attention_mask, response_mask, *, temperature: float = 1.0):
@@ -32,13 +34,13 @@ def response_logprobs(model, input_ids, attention_mask, response_mask, *, temper
     pieces = list(zip(*(x.split(rows_of_logits(model)) for x in (hidden, tokens)), strict=True))
     recompute = len(pieces) > 1 and torch.is_grad_enabled()
     scores = [checkpoint(score, *p, use_reentrant=False) if recompute else score(*p) for p in pieces]
-    return _on_response(torch.cat(scores), response_mask)
+    return on_response(torch.cat(scores), response_mask)
 
 
 def response_values(critic, input_ids, attention_mask, response_mask):
     """V(s_t) at each response token t: the critic's value of the state before that token. Shapes as above."""
     hidden = hidden_before(critic.backbone, input_ids, attention_mask, response_mask)  # [n, D]
-    return _on_response(_linear(critic.head, hidden)[:, 0], response_mask)
+    return on_response(_linear(critic.head, hidden)[:, 0], response_mask)
 
 
 def logits_of(model, hidden):
@@ -73,7 +75,3 @@ def _linear(head, hidden):
     dtype, bias = torch.promote_types(head.weight.dtype, torch.float32), head.bias
     with torch.autocast(hidden.device.type, enabled=False):
         return F.linear(hidden.to(dtype), head.weight.to(dtype), None if bias is None else bias.to(dtype))
-
-
-def _on_response(flat, response_mask):
-    return torch.zeros_like(response_mask, dtype=flat.dtype).masked_scatter(response_mask.bool(), flat)

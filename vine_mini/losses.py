@@ -1,8 +1,8 @@
 """Losses: pure functions of [B, T] tensors.
 
-The ratio is 1 at the first update of an iteration. Later updates use the same responses with a changed policy. Each loss
-divides by the number of masked tokens. A trainer passes the number of the whole minibatch with each micro-batch. Then neither the
-gradients nor the statistics depend on the split.
+The ratio is 1 at the first update of an iteration. Later updates use the same responses with a changed policy. Each loss is a
+sum over masked tokens divided by `denominator`. The trainer passes the number of tokens of the whole minibatch with every
+micro-batch. So losses, gradients and statistics of micro-batches add up.
 
 Deviations from the paper's code: the policy loss and the KL are both means over tokens. The official code sums the KL over each
 response, so its weight grows with the length (kl_per_response). The default weight is 0.1 instead of 1e-4; see results/credit.

@@ -53,9 +53,10 @@ def load_policy(name: str, device) -> tuple[Any, Any]:
     try:
         with warnings.catch_warnings(action="ignore"):
             config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-            for key, value in vars(config).items():
-                if ("dropout" in key or "pdrop" in key) and isinstance(value, float):
-                    setattr(config, key, 0.0)
+            for part in (config, config.get_text_config()):  # a model of text and pictures has a part for each
+                for key, value in vars(part).items():
+                    if ("dropout" in key or "pdrop" in key) and isinstance(value, float):
+                        setattr(part, key, 0.0)
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
             how: dict = dict(use_safetensors=True, output_loading_info=True, trust_remote_code=False)
             loaded: Any = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=torch.float32, **how)

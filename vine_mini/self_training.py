@@ -22,8 +22,8 @@ from vine_mini.types import Batch, UserError, derive_seed
 class SelfTrainer(Trainer):
     """A trainer whose algorithm has `examples`. The reference is the start policy, whatever kl_coef is."""
 
-    def __init__(self, *args):
-        super().__init__(*args)
+    def __init__(self, *args, **more):
+        super().__init__(*args, **more)
         self.reference = models.frozen_copy(self.policy)  # in float32, because each iteration starts from it
 
     def train(self):
@@ -95,7 +95,7 @@ class SelfTrainer(Trainer):
         norm = clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
         stats["grad_norm"] = finite("the gradient", norm).item()
         self.optimizer.param_groups[0]["lr"] = stats["lr"] = warm * self.config.lr
+        self.updates += 1  # before the step: a run that is stopped in it shall not be saved
         self.optimizer.step()
-        self.updates += 1
         self.optimizer.zero_grad(set_to_none=True)
         return stats

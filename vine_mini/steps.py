@@ -14,8 +14,8 @@ def _text(tokenizer, token_id: int) -> str:
 def cut_steps(token_ids, tokenizer, *, every: int | None = None, answer_mark: str | None = None, starts=None) -> list[int]:
     """The token indices, ascending from 0, at which the reasoning steps of a response start.
 
-    A step is a line. A line that begins with the answer mark belongs to the step before it. White space between two steps and a
-    token with text of both belong to the first. The end-of-sequence token belongs to the last.
+    A step is a line. A line that begins with the answer mark belongs to the step before it. A token belongs to the step of its
+    first visible character. A token of white space belongs to the step before, and the end-of-sequence token to the last step.
 
     Args:
         token_ids, tokenizer: the sampled response tokens, and what decodes single tokens; unused when `every` is given.

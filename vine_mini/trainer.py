@@ -176,8 +176,8 @@ class Trainer:
         if sound := stats["ratio"] <= self.config.max_ratio:
             for group in groups:
                 group["lr"] = warm * group["peak_lr"]
+            self.updates += 1  # before the step: a run that is stopped in it shall not be saved
             self.optimizer.step()
-            self.updates += 1
         self.optimizer.zero_grad(set_to_none=True)
         return sound
 

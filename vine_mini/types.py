@@ -130,7 +130,7 @@ def collate(trajectories: list[Trajectory], device="cpu") -> Tokens:
     return Tokens(input_ids.to(device), attention_mask.to(device), response_mask.to(device))
 
 
-def on_response(rows: Sequence[Sequence[float]], response_mask: torch.Tensor) -> torch.Tensor:
-    """Lists with one number for each response token -> [B, T], zero elsewhere."""
-    flat = torch.tensor([x for row in rows for x in row]).to(response_mask)
-    return torch.zeros_like(response_mask).masked_scatter(response_mask.bool(), flat)
+def on_response(values: torch.Tensor | Sequence[Sequence[float]], response_mask: torch.Tensor) -> torch.Tensor:
+    """One number for each response token, as a tensor [n] or as B lists -> [B, T], zero elsewhere."""
+    flat = values if torch.is_tensor(values) else torch.tensor([x for row in values for x in row]).to(response_mask)
+    return torch.zeros_like(response_mask, dtype=flat.dtype).masked_scatter(response_mask.bool(), flat)

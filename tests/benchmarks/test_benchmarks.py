@@ -212,16 +212,18 @@ def test_the_theory_of_equal_steps_by_enumeration():
     """All responses of a chain of three steps, each right with probability 0.6: the noise of both credits, term by term."""
     from benchmarks.steps import theory
 
-    p, n = 0.6, 3
+    p, n, k, group = 0.6, 3, 4, 5
     whole = plain = 0.0
+    of_group = p**n * (1 - p**n) / (group - 1)  # the variance of the mean of the other rewards
     for outcome in product([True, False], repeat=n):
         weight = math.prod(p if right else 1 - p for right in outcome)
         values = [p ** (n - i) if all(outcome[:i]) else 0.0 for i in range(n)] + [float(all(outcome))]
         true = [b - a for a, b in pairwise(values)]
-        whole += weight * sum((values[n] - values[0] - a) ** 2 for a in true)
-        variances = [v * (1 - v) for v in values]  # the last one is a reward, which is known
-        plain += weight * sum(a + b for a, b in pairwise(variances)) / 4
-    assert theory(3, p**n, 4) == pytest.approx((whole, plain))
+        whole += weight * sum((values[n] - values[0] - a) ** 2 + of_group for a in true)
+        variances = [v * (1 - v) / k for v in values]  # the last one is a reward, which is known
+        variances[0] *= k / (k + group - 1)
+        plain += weight * sum(a + b for a, b in pairwise(variances))
+    assert theory(3, p**n, k, group) == pytest.approx((whole, plain))
 
 
 def test_gains_by_hand():

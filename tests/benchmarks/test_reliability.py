@@ -17,5 +17,5 @@ def test_killed_runs_end_like_a_run_that_was_never_stopped(tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    table = (tmp_path / "reliability.md").read_text()
+    table = (tmp_path / "kills.md").read_text()
     assert [line.split()[1] for line in table.splitlines()[-3:]] == ["vineppo", "ppo", "restem"]

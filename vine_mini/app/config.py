@@ -141,7 +141,7 @@ class TrainConfig(Common):
     scale_by_std: bool = knob(True, "grpo: divide by the standard deviation of the group (Dr. GRPO: no).")
     divisor: str = knob("tokens", "Of the policy loss: tokens, sequences (GRPO) or constant (Dr. GRPO); see divisors.py.")
     temperature: Positive = knob(1.0, "Of responses and rollouts; log-probs are taken at it too.")
-    top_p: PositiveShare = knob(1.0, "Nucleus sampling. Below 1 the ratio is biased: log-probs are of the whole distribution.")
+    top_p: PositiveShare = knob(1.0, "Nucleus sampling. Below 1 the gradient is biased: log-probs are of the whole distribution.")
     importance_cap: Amount = knob(0.0, "bf16: weigh a token by policy / sampler, at most this (2 is usual); 0: all weigh 1.")
     epochs: Annotated[int, Range(1, 10_000)] = knob(2, "Passes over an iteration's episodes.")
     minibatch_size: Count = knob(64, "Episodes in an update.")
@@ -159,7 +159,7 @@ class TrainConfig(Common):
     examples: Count = knob(10, "restem, dpo: at most so many examples from a problem (paper: 10 and 64); right is a reward of 1.")
     dpo_beta: Positive = knob(0.3, "dpo: how strongly the policy is kept near the reference (paper: 0.3 for GSM8K).")
     dpo_penalty: Amount = knob(50.0, "dpo: weight of a right response's lost log-prob (paper: 50); 0: plain DPO.")
-    kl_coef: Amount = knob(0.1, "Weight of the KL to the reference in the loss (paper: 1e-4); 0: no reference is kept.")
+    kl_coef: Amount = knob(0.1, "Weight of the KL to the reference in the loss (paper: 1e-4); 0: only restem and dpo keep one.")
     kl_per_response: bool = knob(False, "Sum the KL over a response, as the official code does, instead of a mean over tokens.")
     kl_kind: str = knob("k3", "KL estimator: k1, k2 or k3.")
     max_ratio: Annotated[float, Range(1)] = knob(10.0, "A minibatch whose mean ratio is above this is skipped.")
@@ -183,7 +183,7 @@ class TrainConfig(Common):
         one_of("divisor", self.divisor, DIVISORS)
         if self.warmup is None:  # each iteration of restem and dpo trains anew, often with few updates
             self.warmup = 0 if ALGORITHMS[self.algorithm].examples else 20
-        if self.importance_cap > 0 and not self.bf16:
+        if self.importance_cap > 0 and not (self.bf16 or getattr(self, "vllm", None)):  # vLLM samples in bfloat16 by itself
             raise UserError("importance_cap corrects for a sampler in bfloat16: add --bf16 or leave it out")
         if ALGORITHMS[self.algorithm].needs_group and self.group < 2:
             raise UserError(f"{self.algorithm} compares the responses to one problem: group must be at least 2")
@@ -235,5 +235,5 @@ class SampleConfig(Common):
     question: str | None = knob(None, "Your own question; left out: a test problem, and its responses are graded.")
     problem: Whole = knob(0, "Number of the test problem.")
     n: Count = knob(4, "Responses.")
-    temperature: Amount = knob(1.0, "0 gives the one most likely response.")
+    temperature: Amount = knob(1.0, "0: greedy, the most likely token each time.")
     top_p: PositiveShare = knob(1.0, "Nucleus sampling.")

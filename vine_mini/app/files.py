@@ -12,6 +12,8 @@ import socket
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from vine_mini.health import Diverged
 from vine_mini.types import UserError
 
@@ -30,9 +32,8 @@ def whole(path: Path):
         fresh.replace(path)
     except BaseException as error:
         _remove(fresh)
-        if isinstance(error, UserError) or not isinstance(error, Exception):
+        if not isinstance(error, (OSError, SafetensorError)) and type(error) is not Exception:  # the last one is of tokenizers
             raise
-        # safetensors and tokenizers each have their own kinds
         raise UserError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
 
 

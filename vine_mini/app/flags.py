@@ -47,7 +47,7 @@ def parse(config_class, prog: str, argv: list[str]):
 
     The fields of a preset act as flags that stand before the user's flags. `--resume RUN` and `--run RUN` take the fields of
     RUN/config.yaml in the same way. Presets are written for training, so the other commands take only the fields of `Common`
-    from a preset. `--run` takes all fields that its command knows. `--help` prints the fields and exits. Raises UserError.
+    from a preset. `--run` takes all fields of its command but the policy's. `--help` prints them and exits. Raises UserError.
     """
     names = {f.name for f in fields(config_class)}
     finder = _Parser(add_help=False, allow_abbrev=False)

@@ -8,6 +8,8 @@ import sys
 import time
 from contextlib import contextmanager
 
+import torch
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 from tqdm import tqdm
 
 from vine_mini.app import checkpoint
@@ -78,14 +80,16 @@ class _Stop:
         yield
         self.weights = self._version()
 
-    def _version(self) -> tuple[int, float]:
+    def _version(self) -> tuple[int, int]:
         copied = sum(parameter._version for parameter in self.trainer.policy.parameters())  # counts what is loaded into them
-        return copied, sum(float(state["step"]) for state in self.trainer.optimizer.state.values())  # counts before it updates
+        return copied, self.trainer.updates  # counts before it updates
 
     def handle(self, number, _) -> None:
         """What Python calls when the signal comes."""
         self.asked += 1
-        whole = self.weights == self._version()
+        # A GPU that records a graph, and the first run before it, allow no copy of the weights to the disk.
+        recording = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+        whole = self.weights == self._version() and not recording and _get_current_dispatch_mode() is None
         if whole:
             with self.unfinished():
                 checkpoint.save(self.trainer, self.run.folder)

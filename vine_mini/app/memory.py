@@ -15,6 +15,7 @@ from typing import NamedTuple
 from torch import nn
 
 from vine_mini.algorithms import ALGORITHMS
+from vine_mini.app.cost import STATES
 from vine_mini.hardware import logits_at_once
 from vine_mini.sampling.fast import REQUESTS_PER_SLOT
 from vine_mini.sampling.fast.trunks import READ_TOKENS
@@ -49,7 +50,7 @@ class _Phase(NamedTuple):
     length: int  # tokens of a trunk
     followed: int  # the tokens of a trunk that a request may sample too
     requests: int
-    on_trunk: int  # requests on a trunk
+    on_trunk: int  # requests on a trunk, at least
 
 
 def memory_estimate(trainer) -> dict[str, int]:
@@ -124,9 +125,9 @@ def _phases(config, longest_prompt: int):
     tests = config.eval_problems or slots  # 0: all test problems, which are taken to be many
     yield _Phase(tests, longest_prompt, 0, tests * config.eval_samples, config.eval_samples)
     if ALGORITHMS[config.algorithm].needs_rollouts:
-        states = -(-response // config.step_tokens) if config.step_tokens else 1  # of a response: at least one
-        requests = max(episodes * states * config.k, slots)
-        yield _Phase(episodes, longest_prompt + response, response, requests, states * config.k)
+        states = -(-response // config.step_tokens) if config.step_tokens else STATES  # of a response
+        fewest = states if config.step_tokens else 1
+        yield _Phase(episodes, longest_prompt + response, response, max(episodes * states * config.k, slots), fewest * config.k)
 
 
 def _sampling(s: _Sizes, config, phase: _Phase) -> tuple[int, int]:
@@ -134,7 +135,9 @@ def _sampling(s: _Sizes, config, phase: _Phase) -> tuple[int, int]:
     slots = min(config.sample_batch_size, phase.requests)
     chunk = min(phase.requests, REQUESTS_PER_SLOT * slots)  # the requests whose trunks are in memory at once
     trunks = min(phase.trunks, slots, max(1, chunk // phase.on_trunk))
-    on_trunks = trunks * phase.length * s.cached
+    # The table of all requests holds a uniform number, an id and a log-prob for each token. It is held with the cache.
+    table = phase.requests * config.max_new_tokens * 16
+    on_trunks = trunks * phase.length * s.cached + table
     # First the trunks are read. The model's own cache then holds the keys and values of one forward pass a second time. In an
     # MLP three inner vectors exist at once: the gate, the other half and their product. The hidden state and its norm are beside
     # them. Afterwards come the logits. `choose` holds four float32 numbers of each, for the first own token of each request: the

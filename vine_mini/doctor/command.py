@@ -65,15 +65,17 @@ def machine(device) -> list[str]:
 
 
 def speed(trainer, seconds: float) -> float:
-    """New tokens a second of responses to the training problems, after one response that warms up."""
-    sampler, tokens, seed = trainer.sampler(), 0, 0
+    """New tokens a second of responses to the training problems. Batches double, up to a whole iteration; the last one counts."""
     prompts = [prompt for prompt in trainer.prompts[: trainer.config.prompts] for _ in range(trainer.config.group)]
-    sample(sampler, prompts[:1], trainer.sampling, seed=0)
-    start = time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        seed += 1
-        tokens += sum(len(t.response_ids) for t in sample(sampler, prompts, trainer.sampling, seed=seed))
-    return tokens / (time.perf_counter() - start)
+    sampler, n, begin = trainer.sampler(), 1, time.perf_counter()
+    sample(sampler, prompts[:1], trainer.sampling, seed=0)  # warms up
+    while True:
+        start = time.perf_counter()
+        tokens = sum(len(t.response_ids) for t in sample(sampler, prompts[:n], trainer.sampling, seed=n))
+        taken = time.perf_counter() - start
+        if time.perf_counter() - begin + 2 * taken > seconds:  # the next batch might take twice as long
+            return tokens / taken
+        n = min(2 * n, len(prompts))
 
 
 def hub_answers() -> bool:

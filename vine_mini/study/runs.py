@@ -24,9 +24,9 @@ STAGES = 3  # of a PPO run at which values are measured
 
 
 def trainer_of(job: dict) -> Trainer:
-    """The trainer of a job, on as many training problems as it says, and on one thread."""
+    """The trainer of a job, on as many training problems as it says, and on one thread of the CPU, where prices are measured."""
     torch.set_num_threads(1)
-    settings = job["shared"] | {name: x for name, x in job["config"].items() if name != "train_size"}
+    settings = job["shared"] | {name: x for name, x in job["config"].items() if name != "train_size"} | dict(device="cpu")
     trainer = build_trainer(TrainConfig(**settings, iterations=100_000, seed=job["seed"], eval_problems=job["problems"]))
     if size := job["config"].get("train_size"):
         trainer.train_problems, trainer.prompts = trainer.train_problems[:size], trainer.prompts[:size]

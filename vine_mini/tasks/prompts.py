@@ -20,9 +20,12 @@ def prompt_ids(problems: list[Problem], tokenizer, config) -> list[list[int]]:
     if config.chat:
         texts = _user_turns(texts, tokenizer, config.date)
     try:
-        return tokenizer(texts, add_special_tokens=not config.chat)["input_ids"]  # a chat template has its own special tokens
+        ids = tokenizer(texts, add_special_tokens=not config.chat)["input_ids"]  # a chat template has its own special tokens
     except Exception as error:  # the tokenizers library raises nothing more special
         raise UserError(f"this tokenizer has no tokens for the prompt {texts[0][:60]!r}...: {error}; see --prompt") from error
+    if not config.chat and any(row and row[-1] == tokenizer.eos_token_id for row in ids):
+        raise UserError("this tokenizer ends a prompt with its end-of-sequence token: set add_eos_token to false in its files")
+    return ids
 
 
 def check_prompts(prompts: list[list[int]], context: int | None, max_new_tokens: int) -> None:
