@@ -70,7 +70,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(parts, "SHORT", {"copy": parts.SHORT["copy"]})
     monkeypatch.setattr(parts, "SIX", ["copy"])
     monkeypatch.setattr(parts, "LATER", ["fire", "cope"])
-    monkeypatch.setattr(parts, "LONGER", ["copy-v3"])
+    monkeypatch.setattr(parts, "MORE", ["copy-v3"])
     monkeypatch.setattr(parts, "SCRATCHPADS", {"addition": parts.SCRATCHPADS["addition"]})
     monkeypatch.setattr(paper, "FORMATS", ("none", "full", "icor"))
     monkeypatch.setattr(paper, "FORMAT_RANKS", {task: row[:3] for task, row in paper.FORMAT_RANKS.items()})
@@ -110,8 +110,8 @@ def test_the_parts_are_what_the_paper_s_claims_need():
     assert decoder_config(sweeps("narrow", config)[0][1], "rope25").head_dim == 16
     rates = sweeps("rates", config)
     assert len(rates) == 14 and all(s.seeds == [0] and {s.lr, tasks.TASKS[s.task].lr} == {1e-3, 2e-3} for _, s in rates)
-    longer = sweeps("longer", config)[1][1]
-    assert longer.task == "sum" and longer.steps == 4 * tasks.TASKS["sum"].steps
+    more = sweeps("more-updates", config)[1][1]
+    assert more.task == "sum" and more.steps == 4 * tasks.TASKS["sum"].steps
     assert len(folders("later")) == 7 and len(sweeps("later", config)[0][1].encodings) > 10
     assert "coupled" in sweeps("later", config)[6][1].encodings and sweeps("later", config)[6][1].task == "addition-reversed"
     assert next(s for _, s in rows if s.task == "scan").by_example
@@ -185,7 +185,7 @@ def test_all_parts_leave_their_tables_pictures_and_claims(quick, tmp_path, capsy
         assert (out / name).stat().st_size > 5000, name
     assert "| fire " in (out / "later" / "encodings.md").read_text() and "| nope " in (out / "later" / "encodings.md").read_text()
     assert "\n| copy " in (out / "rates" / "rates.md").read_text()
-    assert "copy-v3 (21-21): ours - paper + 10, 2 updates" in text  # of the part `longer`
+    assert "level: nope, more updates" in text and "--parts more-updates" in text
     assert "| addition | icor " in (out / "scratchpad" / "formats.md").read_text()
     assert not (out / "public.md").exists()  # two rows only
     small = [path for path in out.rglob("*") if path.is_file() and "models" not in path.parts]
@@ -319,7 +319,7 @@ def test_the_paper_s_own_figures_reach_its_levels_and_its_order():
     assert {f.verdict for f in few} == {"no interval"} and few[0].paper.endswith("(17 tasks)")
     levels = [f for f in found.values() if f.claim == "level: nope"]
     assert len(levels) == 13 and "19.1 %" not in {f.paper for f in levels} and {f.verdict for f in levels} == {"holds"}
-    more = claims.levels(rows[:1], "longer")[0]
+    more = claims.levels(rows[:1], "more-updates")[0]
     assert (more.claim, more.what) == ("level: nope, more updates", "copy (21-40): ours - paper + 10")
     low = claims.levels([*paper_s_results(-0.15)])
     assert {f.verdict for f in low if "copy (" in f.what} == {"does not hold"}

@@ -104,7 +104,7 @@ def write_report(folder: Path) -> None:
     if formats:
         write_text(folder / "scratchpad" / "formats.md", report.formats_table(formats) + "\n")
     findings = claims.ranks([*rows.values()]) + claims.levels([*rows.values()]) + claims.scratchpad(formats)
-    findings += claims.levels([*found["longer"].values()], "longer")
+    findings += claims.levels([*found["more-updates"].values()], "more-updates")
     findings += claims.frequencies([*found["narrow"].values()])
     for name, (_, _, judge, tasks) in MEASURED.items():
         for task in tasks:
