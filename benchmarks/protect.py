@@ -51,7 +51,7 @@ def risky_trainer(job: dict):
     algorithm = trainer.algorithm
     if not divided:  # neither by the deviation of the group nor by that of all tokens; RLOO is GRPO without it, times G / (G - 1)
         credit = RECORDS["rloo"].credit if config["algorithm"] == "grpo" else algorithm.credit
-        algorithm = dataclasses.replace(algorithm, credit=credit, whitened=False)
+        algorithm = dataclasses.replace(algorithm, credit=credit, whiten_advantages=False)
     if not negative:
         algorithm = dataclasses.replace(algorithm, loss=partial(positive_loss, algorithm.loss))
     trainer.algorithm = algorithm

@@ -183,7 +183,7 @@ def test_degenerate_episodes_give_finite_credit_and_a_finite_update(algorithm, c
     episodes = episodes_of(trainer, [text.format(trainer.train_problems[0].answer) for text in texts], finished)
     trainer.sample_episodes = lambda: episodes
     trainer.roll_out = lambda trajectories, cuts, k: [[[t] * k for _ in row] for t, row in zip(trajectories, cuts, strict=True)]
-    if ALGORITHMS[algorithm].examples and len(episodes.rewards.unique()) == 1:
+    if ALGORITHMS[algorithm].choose_examples and len(episodes.rewards.unique()) == 1:
         trainer.iteration = 1  # in the first iteration a policy without an example is an error
     trainer.config = replace(trainer.config, iterations=trainer.iteration + 1)
     [(metrics, _, advantages)] = trainer.train()

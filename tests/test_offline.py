@@ -105,7 +105,7 @@ def test_gradients_do_not_depend_on_the_micro_batch(name):
     assert (reference is None) == (name == "restem")  # imitation needs none
     reference = None if reference is None else reference.double() - 0.01
     trainer.policy.double()
-    examples = trainer.algorithm.examples(episodes.rewards, 10, random.Random(0))
+    examples = trainer.algorithm.choose_examples(episodes.rewards, 10, random.Random(0))
     found = []
     for micro in (10**6, 1):
         trainer.config = replace(trainer.config, micro_batch_tokens=micro, max_grad_norm=1e9)

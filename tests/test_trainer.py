@@ -37,7 +37,7 @@ def weights(model):
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-@pytest.mark.parametrize("name", [name for name, algorithm in ALGORITHMS.items() if not algorithm.examples])
+@pytest.mark.parametrize("name", [name for name, algorithm in ALGORITHMS.items() if not algorithm.choose_examples])
 def test_whole_iterations_of_each_algorithm(name):
     trainer = build_trainer(replace(SMALL, algorithm=name))
     start, reference = weights(trainer.policy), weights(trainer.reference)

@@ -105,20 +105,20 @@ class Algorithm:
     # Trainer: (logprobs [b, T], batch, config, denominator); SelfTrainer: (logprobs, ref_logprobs, mask [m, w, T], config,
     # denominator). -> scalar loss, stats
     loss: Callable = clipped_loss_with_kl
-    whitened: bool = False  # the advantages are whitened over all response tokens of the iteration, as in the paper
+    whiten_advantages: bool = False  # the advantages are whitened over all response tokens of the iteration, as in the paper
     needs_rollouts: bool = False
     needs_critic: bool = False
     needs_group: bool = False  # two or more responses to each problem
     needs_reference: bool = True  # log-probs of the frozen start policy
-    examples: Callable | None = None  # (rewards, limit, rng) -> rows: `SelfTrainer` fine-tunes the start policy on them
+    choose_examples: Callable | None = None  # (rewards, limit, rng) -> rows: `SelfTrainer` fine-tunes the start policy on them
 
 
 ALGORITHMS = {
-    "vineppo": Algorithm(vineppo, whitened=True, needs_rollouts=True),
-    "ppo": Algorithm(ppo, whitened=True, needs_critic=True),
+    "vineppo": Algorithm(vineppo, whiten_advantages=True, needs_rollouts=True),
+    "ppo": Algorithm(ppo, whiten_advantages=True, needs_critic=True),
     "grpo": Algorithm(whole_response(lambda R, config: group_relative(R, scale_by_std=config.scale_by_std)), needs_group=True),
     "rloo": Algorithm(whole_response(lambda R, config: leave_one_out(R)), needs_group=True),
-    "reinforce": Algorithm(whole_response(lambda R, config: R), whitened=True),
-    "restem": Algorithm(whole_response(lambda R, _: R), imitation_loss, needs_reference=False, examples=right_responses),
-    "dpo": Algorithm(whole_response(lambda R, config: R), dpo_positive_loss, needs_group=True, examples=pairs),
+    "reinforce": Algorithm(whole_response(lambda R, config: R), whiten_advantages=True),
+    "restem": Algorithm(whole_response(lambda R, _: R), imitation_loss, needs_reference=False, choose_examples=right_responses),
+    "dpo": Algorithm(whole_response(lambda R, config: R), dpo_positive_loss, needs_group=True, choose_examples=pairs),
 }

@@ -20,7 +20,7 @@ from vine_mini.types import Batch, UserError, derive_seed
 
 
 class SelfTrainer(Trainer):
-    """A trainer whose algorithm has `examples`. The reference is the start policy, whatever kl_coef is."""
+    """A trainer whose algorithm has `choose_examples`. The reference is the start policy, whatever kl_coef is."""
 
     def __init__(self, *args, **more):
         super().__init__(*args, **more)
@@ -33,7 +33,7 @@ class SelfTrainer(Trainer):
             with self._phase(clock, "sample"):
                 episodes = self.sample_episodes()
             rng = random.Random(derive_seed(self.config.seed, self.iteration, "examples"))
-            examples = self.algorithm.examples(episodes.rewards, self.config.examples, rng)
+            examples = self.algorithm.choose_examples(episodes.rewards, self.config.examples, rng)
             if not examples and self.iteration == 0:
                 says = "no response is an example to learn from: raise --prompts or --group, or take other problems"
                 raise UserError(f"{says}; give it a new --out")
@@ -67,7 +67,7 @@ class SelfTrainer(Trainer):
                         stats = self._update(tokens, minibatch, ref_logprobs, min(1.0, made / max(1, config.warmup)))
                     for name, value in stats.items():
                         log[name].append(value)
-            if self.validation_problems:
+            if self.validation_problems and config.epochs > 1:  # of a single epoch there is nothing to choose
                 with self._phase(clock, "validate"):
                     accuracy = self.evaluate(self.validation_problems, with_kl=False, greedy=False)["pass@1"][0]
                 validated += 1

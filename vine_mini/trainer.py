@@ -78,7 +78,7 @@ class Trainer:
                 scores, score_stats = self.score(episodes)
             with self._phase(clock, "rollouts"):  # credit; only VinePPO spends time here
                 advantages, returns, credit_stats = self.algorithm.credit(episodes, scores["values"], self.roll_out, self.config)
-            used = whiten(advantages, episodes.tokens.response_mask) if self.algorithm.whitened else advantages
+            used = whiten(advantages, episodes.tokens.response_mask) if self.algorithm.whiten_advantages else advantages
             batch = Batch(**vars(episodes.tokens), **scores, advantages=used, returns=returns)
             with self._phase(clock, "update"):
                 update_stats = self.update(batch)

@@ -151,7 +151,7 @@ def test_what_protects_a_policy(tmp_path, monkeypatch):
             setting=protect.SETTING, seconds=1, seed=0, config=fight.ALGORITHMS["vineppo"] | protect.RISKY | protect.CHANGES[name]
         )
         made[name] = protect.risky_trainer(job).algorithm
-    assert [made[name].whitened for name in names] == [True, False, True]
+    assert [made[name].whiten_advantages for name in names] == [True, False, True]
     assert made["none"].loss is not made["no negative advantages"].loss
 
 

@@ -30,12 +30,13 @@ def test_the_command(empty_folder, capsys):
     assert "VinePPO, K = 3, mc_lam 0.5, mc_mu 0.5" in out  # the setting that `train` would use
     assert out.count("VinePPO, K = 1") >= 2 and "GRPO, RLOO" in out and "PPO  " not in out
     report = json.loads(Path("here/credit_cost.json").read_text())
-    assert report["advice"] in out and report["advice"].startswith("Take ")
+    assert report["advice"] in out and " for the same learning" in report["advice"]
+    assert out.startswith("the shipped policy on arithmetic, 4 responses to each of 4 problems, 8 rollouts a state, seed 0, on ")
     assert [way["name"] for way in report["ways"]][:2] == ["GRPO, RLOO", "VinePPO, K = 1"]
     for way in report["ways"]:
         assert set(way["seconds"]) >= {"sample", "score", "update"} and way["error"] > 0
         assert ("rollouts" in way["seconds"]) == way["name"].startswith("VinePPO")
-    assert report["ways"][0]["relative"] == 1.0
+    assert report["ways"][0]["relative"] == 1.0 and report["ways"][1]["interval"][0] < report["ways"][1]["interval"][1]
     assert sum(report["places"]) == pytest.approx(1.0)
     assert Path("here/credit_cost.png").stat().st_size > 20_000
     assert report["advice"] in Path("here/credit_cost.md").read_text()
@@ -72,14 +73,21 @@ def test_a_pool_holds_the_states_of_training():
 
 
 def test_the_advice():
-    base = Way("GRPO, RLOO", 1.0, 0.1, 1.0, {"update": 1.0}, 1.0)
-    cheap, dear = (Way(name, 0.2, 0.1, 0.2, {"update": 1.0}, x) for name, x in (("VinePPO, K = 1", 0.7), ("VinePPO, K = 9", 1.3)))
+    def made(name, x, low, high):
+        return Way(name, 0.2, 0.1, 0.2, [0.2], {"update": 1.0}, x, (low, high))
+
+    base, cheap = made("GRPO, RLOO", 1.0, 1.0, 1.0), made("VinePPO, K = 1", 0.7, 0.6, 0.9)
+    dear, near = made("VinePPO, K = 9", 1.3, 1.1, 1.5), made("VinePPO, K = 2", 0.9, 0.7, 1.1)
     assert command.advice([base, cheap, dear]) == (
-        "Take VinePPO, K = 1: it needs 0.70 times the seconds of GRPO, RLOO for the same learning."
+        "Take VinePPO, K = 1: it needs 0.70 [0.60, 0.90] times the seconds of GRPO, RLOO for the same learning."
     )
     assert command.advice([base, dear]) == (
-        "Take GRPO, RLOO: VinePPO, K = 9 comes next and needs 1.30 times its seconds for the same learning."
+        "Take GRPO, RLOO: VinePPO, K = 9 comes next and needs 1.30 [1.10, 1.50] times its seconds for the same learning."
     )
+    for ways in ([base, near], [base, dear, near]):
+        assert command.advice(ways) == (
+            "VinePPO, K = 2 needs 0.90 [0.70, 1.10] times the seconds of GRPO, RLOO for the same learning: no difference is shown."
+        )
 
 
 @pytest.mark.slow
@@ -143,7 +151,8 @@ def test_bad_input(flags, said, empty_folder, capsys):
 
 
 def test_the_report_of_a_policy_without_right_responses():
-    report = Report([Way("GRPO, RLOO", 1.0, 0.1, 1.0, {"update": 1.0})], (0.1, 0.01), (0.0, 0.0), None, [0.1] * 10, "advice")
+    ways = [Way("GRPO, RLOO", 1.0, 0.1, 1.0, [1.0], {"update": 1.0})]
+    report = Report("made", ways, (0.1, 0.01), (0.0, 0.0), None, [0.1] * 10, "advice")
     assert "right responses" not in command.table(report) and command.table(report).endswith("advice")
 
 
@@ -154,6 +163,23 @@ def test_the_weight_of_a_step_is_how_unsure_the_policy_is_in_it():
     ]
     found = command.way("x", pools, [torch.tensor([2.0, 4.0], dtype=torch.float64)] * 2, {})
     assert found.noise == 6.0 and found.in_gradient == pytest.approx((1 * 2 + 3 * 4 + 0 * 2 + 4 * 4) / (2 + 2))
+    assert found.by_problem == pytest.approx([14 / 4, 16 / 4])
+
+
+def test_the_interval_resamples_problems():
+    """Two kinds of problems, in which the way has a quarter of the base's noise and the whole of it: 1/2, 0.79 or 1."""
+    base, mixed = (Way(name, 1.0, 0.1, 1.0, noise_of, {"update": seconds}) for name, noise_of, seconds in BY_HAND)
+    command.compare([base, mixed], Way("signal", 0.0, 0.0, 0.0, [0.0, 0.0], {}))
+    assert base.relative == 1.0 and base.interval == (1.0, 1.0)
+    assert mixed.relative == pytest.approx(2 * (5 / 8) ** 0.5) and mixed.interval == pytest.approx((1.0, 2.0))
+    few, more = ([1.0, 2.0, 3.0] * 4, [1.0, 2.0, 3.0] * 400)
+    widths = []
+    for noise_of in (few, more):
+        ways = [Way("a", 1.0, 0.1, 1.0, [1.0] * len(noise_of), {"x": 1.0}), Way("b", 1.0, 0.1, 1.0, noise_of, {"x": 1.0})]
+        command.compare(ways, Way("signal", 0.0, 0.0, 0.0, [0.0] * len(noise_of), {}))
+        assert ways[1].interval[0] < ways[1].relative < ways[1].interval[1]
+        widths.append(ways[1].interval[1] - ways[1].interval[0])
+    assert widths[0] == pytest.approx(10 * widths[1], rel=0.3)  # a hundred times as many problems
 
 
 def test_the_time_to_the_same_learning_by_hand(monkeypatch):
@@ -184,3 +210,4 @@ def test_the_time_to_the_same_learning_by_hand(monkeypatch):
 
 
 FREE = [[1.0, 3.0], [0.0, 4.0]]
+BY_HAND = (("GRPO, RLOO", [4.0, 4.0], 1.0), ("VinePPO, K = 1", [1.0, 4.0], 2.0))

@@ -163,4 +163,4 @@ def sample(config: SampleConfig) -> int:
 def machine(device) -> str:
     """What the run takes place on."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
-    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    return f"{name}, threads: {torch.get_num_threads()}, torch {torch.__version__}"

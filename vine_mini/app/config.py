@@ -182,12 +182,12 @@ class TrainConfig(Common):
         one_of("kl_kind", self.kl_kind, ("k1", "k2", "k3"))
         one_of("divisor", self.divisor, DIVISORS)
         if self.warmup is None:  # each iteration of restem and dpo trains anew, often with few updates
-            self.warmup = 0 if ALGORITHMS[self.algorithm].examples else 20
+            self.warmup = 0 if ALGORITHMS[self.algorithm].choose_examples else 20
         if self.importance_cap > 0 and not (self.bf16 or getattr(self, "vllm", None)):  # vLLM samples in bfloat16 by itself
             raise UserError("importance_cap corrects for a sampler in bfloat16: add --bf16 or leave it out")
         if ALGORITHMS[self.algorithm].needs_group and self.group < 2:
             raise UserError(f"{self.algorithm} compares the responses to one problem: group must be at least 2")
-        if ALGORITHMS[self.algorithm].examples is None and (episodes := self.prompts * self.group) % self.minibatch_size:
+        if ALGORITHMS[self.algorithm].choose_examples is None and (episodes := self.prompts * self.group) % self.minibatch_size:
             raise UserError(f"minibatch_size = {self.minibatch_size} does not divide prompts x group = {episodes}")
 
 

@@ -73,7 +73,7 @@ def estimate(model, config, longest_prompt: int, device=None) -> dict[str, int]:
     backbone = sum(p.numel() for p in model.base_model.parameters())
     critic = (backbone + sizes.hidden) * algorithm.needs_critic  # a backbone and a head of one output
     linear = sum(p.numel() for m in model.base_model.modules() if isinstance(m, nn.Linear) for p in m.parameters())
-    reference = weights * 4 - linear * 2 * (config.bf16 and not algorithm.examples)
+    reference = weights * 4 - linear * 2 * (config.bf16 and not algorithm.choose_examples)
     cache, forward = max((_sampling(sizes, config, phase) for phase in _phases(config, longest_prompt)), key=sum)
     # Autocast keeps a bfloat16 copy of each linear layer for the backward pass. With checkpointing only one layer is in use.
     cast = (backbone - sizes.vocab * sizes.hidden) // (sizes.layers if config.gradient_checkpointing else 1)
@@ -81,7 +81,7 @@ def estimate(model, config, longest_prompt: int, device=None) -> dict[str, int]:
     parts = {
         "policy: weights, AdamW": weights * adamw,
         "critic: weights, AdamW": critic * adamw,
-        "reference": reference * bool(algorithm.examples or (algorithm.needs_reference and config.kl_coef > 0)),
+        "reference": reference * bool(algorithm.choose_examples or (algorithm.needs_reference and config.kl_coef > 0)),
         "bf16 copy that samples": backbone * 2 * config.bf16,  # its head is the policy's float32 head
         "sampling: KV cache": cache,
         "sampling: activations": forward,

@@ -39,5 +39,5 @@ def build_trainer(config: TrainConfig) -> Trainer:
     validation = [train_problems[i] for i in sorted(aside)]
     train_problems = [problem for i, problem in enumerate(train_problems) if i not in aside]
     policy, tokenizer = models.load_policy(policy_name(config), device)
-    kind = SelfTrainer if ALGORITHMS[config.algorithm].examples else Trainer
+    kind = SelfTrainer if ALGORITHMS[config.algorithm].choose_examples else Trainer
     return kind(config, policy, tokenizer, train_problems, test_problems[: config.eval_problems or None], validation)

@@ -4,6 +4,7 @@ The functions that train also sample, roll out and update here, with learning ra
 """
 
 import json
+import random
 import time
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -14,6 +15,7 @@ import torch
 from vine_mini import tasks
 from vine_mini.algorithms import ALGORITHMS
 from vine_mini.app import checkpoint
+from vine_mini.app.commands import machine
 from vine_mini.app.config import TrainConfig
 from vine_mini.app.cost import STATES, check_cost
 from vine_mini.app.files import write_text
@@ -24,6 +26,7 @@ from vine_mini.credit_cost.config import CreditCostConfig
 from vine_mini.credit_cost.noise import Pool, mean_and_error
 from vine_mini.credit_cost.picture import plot_cost
 from vine_mini.evaluate import mean_of_steps
+from vine_mini.study.statistics import percentile_interval
 from vine_mini.trainer import Trainer
 from vine_mini.types import Episodes, UserError
 
@@ -40,14 +43,17 @@ class Way:
     noise: float  # summed over the steps of a response
     error: float  # the standard error of the noise, over problems
     in_gradient: float  # the noise, each step weighted by the freedom that the policy has there
+    by_problem: list[float]  # the share of each problem in it
     seconds: dict[str, float]  # of an iteration, by phase
     relative: float = 1.0  # seconds to the same learning, GRPO's = 1
+    interval: tuple[float, float] = (1.0, 1.0)  # its 95 % interval over problems; the seconds count as exact
 
 
 @dataclass
 class Report:
     """What the command measured."""
 
+    made: str  # policy, problems and settings
     ways: list[Way]  # the first is whole-response credit
     signal: tuple[float, float]  # and its standard error; summed over the steps of a response
     success: tuple[float, float]  # mean reward of the responses, and its error
@@ -81,7 +87,8 @@ def measure(config: CreditCostConfig) -> Report:
     check_cost(config, trainer.policy.num_parameters(), responses, responses)
     ppo = _trained_critic(config, settings, trainer)
     shared = seconds_of_training(trainer)
-    rollouts = {k: seconds_of_rollouts(trainer, k) for k in (1, 3)}  # other K follow from these two
+    most = max(2, config.k, *config.ks)
+    rollouts = {k: seconds_of_rollouts(trainer, k) for k in (1, most)}  # other K lie between these two
     pools, batches = sample_pools(trainer, config.problems, config.pool)
     check(pools)
     signal = way("signal", pools, [noise.signal(p) for p in pools], {})
@@ -93,7 +100,7 @@ def measure(config: CreditCostConfig) -> Report:
     dials = {k: [(0.0, 0.0), noise.best_dials(pools, k=k, group=config.group)] for k in config.ks}
     dials.setdefault(config.k, []).append((config.mc_lam, config.mc_mu))  # the user's own
     for k, of_k in sorted(dials.items()):
-        seconds = shared | {"rollouts": rollouts[1] + (k - 1) / 2 * max(0.0, rollouts[3] - rollouts[1])}
+        seconds = shared | {"rollouts": rollouts[1] + (k - 1) / (most - 1) * max(0.0, rollouts[most] - rollouts[1])}
         for lam, mu in dict.fromkeys(of_k):
             of_steps = [noise.noise(p, k=k, group=config.group, lam=lam, mu=mu) for p in pools]
             name = f"VinePPO, K = {k}" + (f", mc_lam {lam:g}, mc_mu {mu:g}" if lam or mu else "")
@@ -102,15 +109,16 @@ def measure(config: CreditCostConfig) -> Report:
         raise UserError(
             "the advantages are too small to tell from 0: raise --problems or --pool, or take problems of another length"
         )
-    for w in ways:
-        more = sum(w.seconds.values()) / sum(shared.values())
-        w.relative = more * ((w.in_gradient + signal.in_gradient) / (ways[0].in_gradient + signal.in_gradient)) ** EXPONENT
+    compare(ways, signal)
     places = [0.0] * PLACES
     for p in pools:
         for place, x in zip(p.places, noise.signal(p).tolist(), strict=True):
             places[int(PLACES * place)] += x / signal.noise / len(pools)
     success = mean_and_error(pools, [p.reward for p in pools])
-    return Report(ways, (signal.noise, signal.error), success, noise.largest_step(pools), places, advice(ways))
+    policy = f"the policy of {config.run}" if config.run else config.model or "the shipped policy"
+    size = f"{config.group} responses to each of {config.problems} problems, {config.pool} rollouts a state"
+    made = f"{policy} on {task_name(config)}, {size}, seed {config.seed}, on {machine(trainer.device)}"
+    return Report(made, ways, (signal.noise, signal.error), success, noise.largest_step(pools), places, advice(ways))
 
 
 def _trained_critic(config: CreditCostConfig, settings: dict, trainer: Trainer) -> Trainer | None:
@@ -124,9 +132,25 @@ def _trained_critic(config: CreditCostConfig, settings: dict, trainer: Trainer) 
 
 def way(name: str, pools: list[Pool], of_steps: list, seconds: dict[str, float]) -> Way:
     """The mean over responses of a noise of steps [n]. Where the policy is sure of its tokens, noise moves no weight."""
-    total = sum(float(p.freedom.mean()) for p in pools) or 1.0
-    weighted = sum(float(p.freedom @ row) for p, row in zip(pools, of_steps, strict=True)) / total  # the weights have mean 1
-    return Way(name, *mean_and_error(pools, [float(row.sum()) for row in of_steps]), weighted, seconds)
+    total = sum(float(p.freedom.mean()) for p in pools) or 1.0  # so that the weights have mean 1
+    by_problem = [0.0] * (1 + pools[-1].problem)
+    for p, row in zip(pools, of_steps, strict=True):
+        by_problem[p.problem] += float(p.freedom @ row) / total
+    return Way(name, *mean_and_error(pools, [float(row.sum()) for row in of_steps]), sum(by_problem), by_problem, seconds)
+
+
+def compare(ways: list[Way], signal: Way) -> None:
+    """Sets the seconds to the same learning of each way, as a multiple of the first one's. The interval resamples problems."""
+    rng, base, problems = random.Random(0), ways[0], range(len(signal.by_problem))
+    draws = [problems, *(rng.choices(problems, k=len(problems)) for _ in range(1000))]
+
+    def squared(w: Way, drawn) -> float:
+        return max(sum(w.by_problem[i] + signal.by_problem[i] for i in drawn), 1e-12)  # of one or two problems it may be below 0
+
+    for w in ways:
+        more = sum(w.seconds.values()) / sum(base.seconds.values())
+        w.relative, *resampled = (more * (squared(w, drawn) / squared(base, drawn)) ** EXPONENT for drawn in draws)
+        w.interval = percentile_interval(resampled)
 
 
 def seconds_of_training(trainer: Trainer) -> dict[str, float]:
@@ -213,25 +237,28 @@ def check(pools: list[Pool]) -> None:
 def advice(ways: list[Way]) -> str:
     """One sentence: the cheapest way and what it saves."""
     base, best = ways[0], min(ways, key=lambda way: way.relative)
+    rival = min(ways[1:], key=lambda way: way.relative) if best is base else best
+    low, high = rival.interval
+    says = f"{rival.relative:.2f} [{low:.2f}, {high:.2f}] times"
+    if low <= 1 <= high:
+        return f"{rival.name} needs {says} the seconds of {base.name} for the same learning: no difference is shown."
     if best is base:
-        rival = min(ways[1:], key=lambda way: way.relative)
-        return (
-            f"Take {base.name}: {rival.name} comes next and needs {rival.relative:.2f} times its seconds for the same learning."
-        )
-    return f"Take {best.name}: it needs {best.relative:.2f} times the seconds of {base.name} for the same learning."
+        return f"Take {base.name}: {rival.name} comes next and needs {says} its seconds for the same learning."
+    return f"Take {best.name}: it needs {says} the seconds of {base.name} for the same learning."
 
 
 def table(report: Report) -> str:
     """What was measured, as text."""
-    lines = ["success {:.3f} ± {:.3f}, signal {:.3f} ± {:.3f} a response".format(*report.success, *report.signal)]
+    lines = [report.made, ""]
+    lines.append("success {:.3f} ± {:.3f}, signal {:.3f} ± {:.3f} a response".format(*report.success, *report.signal))
     if report.largest:  # some response was right
         largest, average = report.largest
         lines += [f"right responses gain {largest:.0%} of their value in their largest step, {average:.0%} in an average step"]
     lines += [
         "",
-        f"{'credit':36} {'noise':>15} {'s/iteration':>12} {'of it rollouts':>15} {'time to the same learning':>26}",
+        f"{'credit':36} {'noise':>15} {'s/iteration':>12} {'of it rollouts':>15}   time to the same learning [95 %]",
     ]
     for w in report.ways:
         cells = f"{w.noise:8.3f} ± {w.error:.3f} {sum(w.seconds.values()):12.2f} {w.seconds.get('rollouts', 0.0):15.2f}"
-        lines.append(f"{w.name:36} {cells} {w.relative:26.2f}")
+        lines.append(f"{w.name:36} {cells} {w.relative:12.2f} [{w.interval[0]:.2f}, {w.interval[1]:.2f}]")
     return "\n".join([*lines, "", report.advice])

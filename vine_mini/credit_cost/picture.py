@@ -21,7 +21,8 @@ def plot_cost(report, path: Path) -> None:
         left = [a + b for a, b in zip(left, widths, strict=True)]
     seconds.set(title="seconds of an iteration", xlabel="s")
     seconds.legend(frameon=False)
-    drawn = relative.barh(names, [way.relative for way in ways], color=colours)
+    whiskers = [[way.relative - way.interval[0] for way in ways], [way.interval[1] - way.relative for way in ways]]
+    drawn = relative.barh(names, [way.relative for way in ways], xerr=whiskers, color=colours, capsize=3)
     relative.bar_label(drawn, [f"{way.relative:.2f}" for way in ways], padding=3)
     relative.axvline(1.0, color="0.3", linewidth=1)
     relative.set(title="time to the same learning, predicted", xlabel=f"{report.ways[0].name} = 1")

@@ -113,8 +113,10 @@ class _Gaps:
 
     def of(self, first: str, second: str) -> tuple[float, float, float]:
         """Mean, low, high of the first - the second."""
-        ends = ranking.middle([draw[first] - draw[second] for draw in self.draws]) if self.enough else (-math.inf, math.inf)
-        return self.means[first] - self.means[second], *ends
+        gap = self.means[first] - self.means[second]
+        if not self.enough:
+            return gap, -math.inf, math.inf
+        return gap, *statistics.percentile_interval([draw[first] - draw[second] for draw in self.draws])
 
 
 def levels(rows: list[dict], part: str = "rows") -> list[Finding]:

@@ -7,6 +7,7 @@ from vine_mini.app.tables import columns
 from vine_mini.lengthgen import paper
 from vine_mini.lengthgen.own import short
 from vine_mini.lengthgen.report import cell, extrapolation, learned, name_of, uneven
+from vine_mini.study.statistics import percentile_interval
 from vine_mini.types import UserError
 
 FEWEST = 8  # families of tasks for an interval: a bootstrap of fewer is too narrow
@@ -34,7 +35,7 @@ def mean_reciprocal_rank(tasks: list[list[dict[str, float]]]) -> dict[str, float
 def rank_intervals(tasks: list[list[dict[str, float]]], families: list[str]) -> dict[str, tuple[float, float]]:
     """95 % intervals of the mean reciprocal ranks: encoding -> low, high. Arguments as for `bootstrap_means`."""
     means = bootstrap_means([[reciprocal_ranks(query) for query in task] for task in tasks], families)
-    return {name: middle([row[name] for row in means]) for name in means[0]}
+    return {name: percentile_interval([row[name] for row in means]) for name in means[0]}
 
 
 def task_means(tasks: list[list[dict[str, float]]]) -> dict[str, float]:
@@ -70,12 +71,6 @@ def bootstrap_means(tasks: list[list[dict[str, float]]], families: list[str]) ->
         return [task for drawn in rng.choices([*of.values()], k=len(of)) for task in drawn]
 
     return [task_means([rng.choices(task, k=len(task)) for task in draw()]) for _ in range(2000)]
-
-
-def middle(values: list[float]) -> tuple[float, float]:
-    """The ends of the middle 95 % of the values: two quantiles."""
-    ordered, last = sorted(values), len(values) - 1
-    return ordered[round(0.025 * last)], ordered[round(0.975 * last)]
 
 
 def queries(all_results: list[dict], encodings: list[str] | None = None) -> list[list[dict[str, float]]]:

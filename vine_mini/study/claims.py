@@ -165,7 +165,7 @@ def accuracy_at(run: dict, x: str, end: float) -> float:
 
 def stepwise(config: dict) -> bool:
     """Whether the algorithm fine-tunes the start policy anew in each iteration."""
-    return ALGORITHMS[config["algorithm"]].examples is not None
+    return ALGORITHMS[config["algorithm"]].choose_examples is not None
 
 
 def _at_equal(a: dict, b: dict, x: str, y: str, levels: list[float] = LEVELS) -> float | None:

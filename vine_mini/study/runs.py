@@ -55,7 +55,7 @@ def learn(job: dict) -> dict:
     trainer, clock, few = trainer_of(job), Clock(job["prices"]), "train_size" in job["config"]
     checks = [check(trainer, clock, few)]
     for used in progress(job, trainer, clock):
-        if used >= len(checks) / job["evaluations"] or trainer.algorithm.examples:
+        if used >= len(checks) / job["evaluations"] or trainer.algorithm.choose_examples:
             checks.append(check(trainer, clock, few))
     return job | dict(checks=checks)
 
