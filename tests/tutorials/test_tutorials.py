@@ -1,6 +1,8 @@
 """Tests of the tutorials. Every run checks their form. With `-m tutorials`, each tutorial runs in its quick mode."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -102,6 +104,40 @@ def test_each_runs_in_its_quick_mode(path, tmp_path):
     assert not re.search(r"\bnan\b|Warning", done.stdout + done.stderr)
     assert not list(tmp_path.iterdir())  # no files are left in the reader's folder
     print(f"{path.stem}: {time.perf_counter() - begin:.0f} s")
+
+
+@pytest.mark.tutorials
+@pytest.mark.parametrize("path", TUTORIALS, ids=named)
+def test_its_notebook_holds_the_same_cells_and_the_picture(path):
+    jupytext = pytest.importorskip("jupytext", reason="pip install jupytext")
+    text = (FOLDER / "notebooks" / f"{path.stem}.ipynb").read_text(encoding="utf-8")
+    made, now = jupytext.reads(text, "ipynb"), jupytext.read(path)
+    assert [(c.cell_type, c.source) for c in made.cells] == [(c.cell_type, c.source) for c in now.cells], (
+        f"{path.name} has changed: python tutorials/notebooks.py {path.name[:2]}"
+    )
+    outputs = [o for c in made.cells if c.cell_type == "code" for o in c.outputs]
+    assert sum("image/png" in o.get("data", {}) for o in outputs) == 1 and not any(o.get("name") == "stderr" for o in outputs)
+    assert all("Traceback" not in str(o) and str(FOLDER.parent) not in str(o.get("text", "")) for o in outputs)
+
+
+def test_the_notebooks_are_small():
+    assert sum(path.stat().st_size for path in (FOLDER / "notebooks").glob("*.ipynb")) < 8 * 2**20
+
+
+@pytest.mark.tutorials
+def test_the_command_for_notebooks(tmp_path):
+    for name in ("jupytext", "nbclient", "ipykernel"):
+        pytest.importorskip(name, reason=f"pip install {name}")
+    for path in (FOLDER / "notebooks.py", FOLDER / "lesson.py", FOLDER / "11_nope_and_rope.py"):
+        shutil.copy(path, tmp_path)
+    (tmp_path / "11_nope_and_rope.py").write_text("# %% [markdown]\n# A cell.\n\n# %%\nimport lesson\n\nprint(6 * 7)\n")
+    environment = os.environ | {"PYTHONPATH": str(FOLDER.parent)}
+    command = [sys.executable, str(tmp_path / "notebooks.py")]
+    done = subprocess.run([*command, "11"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "11_nope_and_rope.ipynb: " in done.stdout, done.stderr
+    assert "42\\n" in (tmp_path / "notebooks" / "11_nope_and_rope.ipynb").read_text()
+    done = subprocess.run([*command, "77"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
 
 
 @pytest.mark.tutorials

@@ -218,7 +218,7 @@ class SFTConfig(Common):
 
 @dataclass
 class EvaluateConfig(Common):
-    """Measure a policy on test problems: pass@1, greedy, majority vote, any-hit, length, truncation, KL."""
+    """Measure a policy on test problems: pass@1, pass@n, greedy, majority vote, length, truncation, KL."""
 
     n: Count = knob(16, "Samples for each problem (paper: 16).")
     temperature: Amount = knob(0.35, "Of those samples (paper: 0.35).")
