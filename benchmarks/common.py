@@ -14,8 +14,8 @@ import transformers
 from tqdm import tqdm
 
 from vine_mini.app.config import TrainConfig
+from vine_mini.app.files import check_writable
 from vine_mini.app.plots import COLOURS, new_figure, save_figure
-from vine_mini.app.runs import check_writable
 from vine_mini.app.tables import columns
 from vine_mini.decoder.model import word_tokenizer
 from vine_mini.trainer import Trainer

@@ -29,13 +29,13 @@ from benchmarks.common import command, count, writable
 from vine_mini.app.config import TrainConfig
 from vine_mini.app.files import read_rows
 from vine_mini.app.flags import read_preset
+from vine_mini.app.intervals import interval
 from vine_mini.app.plots import COLOURS, new_figure, save_figure
 from vine_mini.app.setup import build_trainer
 from vine_mini.app.tables import columns
 from vine_mini.credit_cost.command import measure
 from vine_mini.credit_cost.config import CreditCostConfig
 from vine_mini.study.runs import run_missing
-from vine_mini.study.statistics import interval
 
 CHAIN12 = dict(steps=12, max_new_tokens=140, model="arithmetic-12")
 DECISIVE = dict(task="decisive", steps=12, max_new_tokens=140)

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from benchmarks.common import command, count, machine, writable
 from vine_mini.app.files import write_text
+from vine_mini.app.intervals import first_at, interval
 from vine_mini.app.plots import COLOURS, new_figure, save_figure
 from vine_mini.app.tables import columns
 from vine_mini.credit_cost.command import measure
@@ -29,7 +30,6 @@ from vine_mini.study.claims import column
 from vine_mini.study.config import NAMES, SETTINGS, SHARED
 from vine_mini.study.prices import measure_missing, with_prices
 from vine_mini.study.runs import key, learn, run_missing, trainer_of
-from vine_mini.study.statistics import first_at, interval
 
 STEPS, SECONDS = (4, 6, 8, 12, 16), 60
 AT, KS = 12, (1, 2, 3, 9)  # K is compared at one number of steps

@@ -92,10 +92,24 @@ def test_no_imports_in_a_circle():
 
 
 def test_length_generalization_knows_nothing_of_reinforcement_learning():
-    """It shares the sampler and app's runs and pictures, and none of the lesson's algorithms."""
-    for path in (PACKAGE / "lengthgen").glob("*.py"):
-        lesson = {"steps", "values", "advantages", "losses", "algorithms", "trainer", "evaluate", "tasks"}
-        assert not {name.split(".")[0] for name in imports(path)[0]} & lesson, path.name
+    """It shares the sampler, models and app's files, fields and pictures. Neither it nor what it imports knows an algorithm."""
+    of = {name_of(p): imports(p)[0] for p in files()}
+    reached = {name for name in of if name.startswith("lengthgen.")}
+    while more := set().union(*(of[name] for name in reached)) - reached:
+        reached |= more
+    lesson = {
+        "steps",
+        "values",
+        "advantages",
+        "losses",
+        "divisors",
+        "algorithms",
+        "trainer",
+        "self_training",
+        "offline",
+        "evaluate",
+    }
+    assert not {name.split(".")[0] for name in reached} & (lesson | {"tasks", "study"})
 
 
 def test_nothing_in_the_package_imports_another_engine():
@@ -117,18 +131,11 @@ def test_vineppo_is_flat_and_fits_on_a_screen():
     assert not any(isinstance(node, (ast.FunctionDef, ast.Lambda)) for node in ast.walk(vineppo) if node is not vineppo)
 
 
-def test_the_package_without_its_separate_rooms_stays_small():
-    # the second paper, tools beside the lesson, what runs on another engine, and what a CPU does not need
-    separate = {"lengthgen", "decoder", "credit_page", "credit_cost", "value_errors", "study", "doctor", "integrations", "gpu"}
-    counted = [p for p in PACKAGE.rglob("*.py") if not separate & set(p.parts)]
-    # It was to be 3,500. Tasks of one's own, JSON lines, atomic checkpoints, a counted memory estimate, a second generated task,
-    # the best policy by validation, RestEM, DPO-Positive, the official code's options and MATH (whose answers are formulas, which
-    # takes 300 lines) came in the meantime. So did what lets nothing be lost in a crash (whole files, a lock, a loop that can stop),
-    # and what refuses bad input in one line, says where a number is not finite, and warns of jobs that take years (250 lines).
-    # Answers with hundreds of digits, and the limits of RestEM's warm-up and validation, took 20. Moments in 8 bits and a run that
-    # can be watched in TensorBoard took 70. The hints of `exercises` took 10. A second hunt for input that ends in a traceback, or
-    # that changes a result without a word, took 100, and a third one 10.
-    assert sum(p.read_text().count("\n") for p in counted) <= 4970
+def test_what_the_lesson_imports_beside_itself_stays_small():
+    """A reader of the lesson looks into these files too: models, evaluate, the sampler's entry, health, offline, divisors, ..."""
+    lesson = [PACKAGE / f"{name}.py" for name in LESSON]
+    more = set().union(*(imports(path)[0] for path in lesson)) - {name_of(path) for path in lesson}
+    assert sum(p.read_text().count("\n") for p in files() if name_of(p) in more) <= 800, sorted(more)
 
 
 def strings_and_names(path: Path):

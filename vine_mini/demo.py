@@ -9,12 +9,13 @@ from dataclasses import dataclass, field, replace
 
 from vine_mini.algorithms import ALGORITHMS
 from vine_mini.app.commands import INTERRUPTED, machine
-from vine_mini.app.config import Count, Seconds, Seed, TrainConfig, check_ranges, knob, one_of
-from vine_mini.app.files import write_text
+from vine_mini.app.config import TrainConfig
+from vine_mini.app.fields import Count, Seconds, Seed, check_ranges, knob, one_of
+from vine_mini.app.files import new_folder, write_text
 from vine_mini.app.flags import parse, read_preset
 from vine_mini.app.loop import train_run
 from vine_mini.app.plots import plot_comparison
-from vine_mini.app.runs import Run, new_folder
+from vine_mini.app.runs import Run
 from vine_mini.app.setup import build_trainer
 from vine_mini.app.tables import visible
 from vine_mini.credit_page.command import explain

@@ -10,9 +10,10 @@ import torch
 from kills import killed_before_change
 
 from vine_mini.app.config import SFTConfig, TrainConfig
+from vine_mini.app.files import new_folder
 from vine_mini.app.flags import parse
 from vine_mini.app.plots import new_figure, save_figure
-from vine_mini.app.runs import Run, new_folder, samples_of
+from vine_mini.app.runs import Run, samples_of
 from vine_mini.app.setup import build_trainer, policy_name, task_name
 from vine_mini.app.sft import model_card
 from vine_mini.cli import main

@@ -13,10 +13,10 @@ from vine_mini.algorithms import ALGORITHMS
 from vine_mini.app import checkpoint
 from vine_mini.app.config import EvaluateConfig, SampleConfig, SFTConfig, TrainConfig
 from vine_mini.app.cost import STATES, check_cost
-from vine_mini.app.files import locked, whole, write_text
+from vine_mini.app.files import check_writable, locked, new_folder, whole, write_text
 from vine_mini.app.loop import train_run
 from vine_mini.app.memory import format_memory, memory_estimate
-from vine_mini.app.runs import Run, check_writable, new_folder
+from vine_mini.app.runs import Run
 from vine_mini.app.setup import build_trainer, policy_name, task_name
 from vine_mini.app.sft import imitate, model_card
 from vine_mini.app.tables import visible

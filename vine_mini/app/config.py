@@ -1,71 +1,19 @@
-"""The settings of each command: one dataclass for each, and one line of explanation for each field. `flags` reads them.
-
-The type of a field says which numbers it may have.
-"""
+"""The settings of each command: one dataclass for each, and one line of explanation for each field. `flags` reads them."""
 
 import datetime
-import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, get_args, get_type_hints
+from typing import Annotated
 
 from vine_mini import tasks
 from vine_mini.algorithms import ALGORITHMS
+from vine_mini.app.fields import Amount, Count, Positive, PositiveShare, Range, Seed, Share, Whole, check_ranges, knob, one_of
 from vine_mini.divisors import DIVISORS
 from vine_mini.types import UserError
 
 SHIPPED = Path(__file__).parent / "policies"  # made by `python -m vine_mini sft`
 POLICIES = {path.name: path for path in SHIPPED.iterdir() if path.is_dir()}
-
-
-@dataclass(frozen=True)
-class Range:
-    """The finite numbers from `low` to `high`; without `low` itself if `above`."""
-
-    low: float
-    high: float = math.inf
-    above: bool = False
-
-    def __contains__(self, x) -> bool:
-        return self.low <= x <= self.high and x < math.inf and not (self.above and x == self.low)  # a NaN fails as well
-
-    def __str__(self):
-        start = f"above {self.low}" if self.above else f"at least {self.low}"
-        return start if self.high == math.inf else f"{start} and at most {self.high}"
-
-
-Count = Annotated[int, Range(1, 10**9)]
-Several = Annotated[int, Range(2, 10**9)]
-Whole = Annotated[int, Range(0, 10**9)]
-LARGE = 1e30  # near the largest float32
-Amount = Annotated[float, Range(0, LARGE)]
-Positive = Annotated[float, Range(0, LARGE, above=True)]
-Share = Annotated[float, Range(0, 1)]
-PositiveShare = Annotated[float, Range(0, 1, above=True)]
-Seconds = Annotated[float, Range(0, 7 * 86_400, above=True)]
-Seed = Annotated[int, Range(0, 2**31)]
-
-
-def check_ranges(config) -> None:
-    """Raises UserError for a number that the type of its field does not allow."""
-    for name, hint in get_type_hints(type(config), include_extras=True).items():
-        value = getattr(config, name)
-        for part in (hint, *get_args(hint)):  # of `Count | None`, the part `Count`
-            for limits in getattr(part, "__metadata__", ()):
-                if value is not None and value not in limits:
-                    raise UserError(f"{name} = {value}: must be {limits}")
-
-
-def one_of(what: str, given: str, choices) -> None:
-    """Raises UserError where `given` is none of the choices."""
-    if given not in choices:
-        raise UserError(f"unknown {what} {given!r}: choose from {', '.join(choices)}")
-
-
-def knob(default, why: str, **more):
-    """A dataclass field whose one line of explanation is also its `--help`."""
-    return field(default=default, metadata={"help": why, **more})
 
 
 @dataclass

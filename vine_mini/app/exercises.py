@@ -5,7 +5,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from vine_mini.app.config import knob
+from vine_mini.app.fields import knob
 from vine_mini.types import UserError
 
 

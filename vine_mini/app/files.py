@@ -10,6 +10,7 @@ import os
 import shutil
 import socket
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -35,6 +36,33 @@ def whole(path: Path):
         if not isinstance(error, (OSError, SafetensorError)) and type(error) is not Exception:  # the last one is of tokenizers
             raise
         raise UserError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
+
+
+def new_folder(out: str | None, name: str) -> Path:
+    """The folder that `--out` names, which must be empty or absent, or else a new name under runs/. Nothing is created yet.
+
+    Raises UserError where the folder cannot be written, before hours of training.
+    """
+    tries = (Path("runs") / (name if n == 1 else f"{name}-{n}") for n in count(1))
+    path = next(path for path in tries if not path.exists()) if out is None else Path(out)
+    if path.name in ("", "..") or path.is_mount():  # nothing can be renamed to it
+        raise UserError(f"--out {path}: name a folder inside it")
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} already holds something: choose another --out, or remove it")
+    check_writable(path)
+    return path
+
+
+def check_writable(path: Path) -> None:
+    """Raises UserError where `path` cannot be created: its nearest existing parent is no folder, or may not be written to.
+
+    A name of more than 200 bytes is refused too: the file systems' usual limit is 255, and longer names are made from it.
+    """
+    if len(os.fsencode(path.name)) > 200:
+        raise UserError(f"{path}: this name is too long")
+    parent = next(p for p in path.absolute().parents if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(f"{path} cannot be written: {parent} is not a folder that may be written to")
 
 
 def write_text(path: Path, text: str) -> None:

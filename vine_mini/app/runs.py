@@ -12,12 +12,10 @@ diverged.json   what is known of a number that was not finite, if one has ended 
 lock            names the process that writes into the folder at present.
 """
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cached_property
-from itertools import count
 from pathlib import Path
 
 from vine_mini.app import checkpoint
@@ -30,33 +28,6 @@ from vine_mini.types import UserError
 
 SAMPLES_AN_ITERATION = 2
 DRAW_SECONDS = 20.0  # between two drawings of the curves, of which each takes about a second
-
-
-def new_folder(out: str | None, name: str) -> Path:
-    """The folder that `--out` names, which must be empty or absent, or else a new name under runs/. Nothing is created yet.
-
-    Raises UserError where the folder cannot be written, before hours of training.
-    """
-    tries = (Path("runs") / (name if n == 1 else f"{name}-{n}") for n in count(1))
-    path = next(path for path in tries if not path.exists()) if out is None else Path(out)
-    if path.name in ("", "..") or path.is_mount():  # nothing can be renamed to it
-        raise UserError(f"--out {path}: name a folder inside it")
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{path} already holds something: choose another --out, or remove it")
-    check_writable(path)
-    return path
-
-
-def check_writable(path: Path) -> None:
-    """Raises UserError where `path` cannot be created: its nearest existing parent is no folder, or may not be written to.
-
-    A name of more than 200 bytes is refused too: the file systems' usual limit is 255, and longer names are made from it.
-    """
-    if len(os.fsencode(path.name)) > 200:
-        raise UserError(f"{path}: this name is too long")
-    parent = next(p for p in path.absolute().parents if p.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UserError(f"{path} cannot be written: {parent} is not a folder that may be written to")
 
 
 class Run:

@@ -18,15 +18,14 @@ from vine_mini.app import checkpoint
 from vine_mini.app.commands import machine
 from vine_mini.app.config import TrainConfig
 from vine_mini.app.cost import STATES, check_cost
-from vine_mini.app.files import write_text
-from vine_mini.app.runs import new_folder
+from vine_mini.app.files import new_folder, write_text
+from vine_mini.app.intervals import percentile_interval
 from vine_mini.app.setup import build_trainer, task_name
 from vine_mini.credit_cost import noise
 from vine_mini.credit_cost.config import CreditCostConfig
 from vine_mini.credit_cost.noise import Pool, mean_and_error
 from vine_mini.credit_cost.picture import plot_cost
 from vine_mini.evaluate import mean_of_steps
-from vine_mini.study.statistics import percentile_interval
 from vine_mini.trainer import Trainer
 from vine_mini.types import Episodes, UserError
 

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from vine_mini.app.config import Range, Several, TrainConfig, knob, take_policy_of_run
+from vine_mini.app.config import TrainConfig, take_policy_of_run
+from vine_mini.app.fields import Range, Several, knob
 from vine_mini.types import UserError
 
 

@@ -16,8 +16,8 @@ from tqdm import tqdm
 from vine_mini import tasks
 from vine_mini.algorithms import ALGORITHMS
 from vine_mini.app.cost import STATES, check_cost
-from vine_mini.app.files import write_text
-from vine_mini.app.runs import new_folder, step_texts
+from vine_mini.app.files import new_folder, write_text
+from vine_mini.app.runs import step_texts
 from vine_mini.app.setup import task_name
 from vine_mini.credit_page import page
 from vine_mini.credit_page.config import CreditConfig

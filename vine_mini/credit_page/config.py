@@ -3,7 +3,8 @@
 import re
 from dataclasses import dataclass
 
-from vine_mini.app.config import Common, Count, Positive, Several, Whole, knob, take_policy_of_run
+from vine_mini.app.config import Common, take_policy_of_run
+from vine_mini.app.fields import Count, Positive, Several, Whole, knob
 from vine_mini.types import UserError
 
 

@@ -13,7 +13,8 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from vine_mini import models
-from vine_mini.app.config import Seconds, TrainConfig, knob
+from vine_mini.app.config import TrainConfig
+from vine_mini.app.fields import Seconds, knob
 from vine_mini.app.flags import PRESETS, read_preset
 from vine_mini.app.memory import estimate, format_memory, memory_estimate
 from vine_mini.app.setup import build_trainer, policy_name

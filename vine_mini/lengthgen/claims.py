@@ -12,11 +12,11 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 
+from vine_mini.app import intervals
 from vine_mini.app.tables import columns
 from vine_mini.lengthgen import paper, ranking, report
 from vine_mini.lengthgen.attention import SAME_SEED
 from vine_mini.lengthgen.own import short
-from vine_mini.study import statistics
 from vine_mini.types import UserError
 
 CLAIMS = {
@@ -64,12 +64,12 @@ class Finding:
     @property
     def verdict(self) -> str:
         """holds, does not hold, not shown, or no interval."""
-        return "no interval" if math.isinf(self.ours[1]) else statistics.verdict(self.ours)
+        return "no interval" if math.isinf(self.ours[1]) else intervals.verdict(self.ours)
 
 
 def interval(values: list[float]) -> tuple[float, float, float]:
     """Mean and interval over seeds. Equal values, such as 100 % of all seeds, say nothing about the spread: no interval."""
-    return statistics.interval(values) if len({*values}) > 1 else (values[0], -math.inf, math.inf)
+    return intervals.interval(values) if len({*values}) > 1 else (values[0], -math.inf, math.inf)
 
 
 def ranks(rows: list[dict]) -> list[Finding]:
@@ -116,7 +116,7 @@ class _Gaps:
         gap = self.means[first] - self.means[second]
         if not self.enough:
             return gap, -math.inf, math.inf
-        return gap, *statistics.percentile_interval([draw[first] - draw[second] for draw in self.draws])
+        return gap, *intervals.percentile_interval([draw[first] - draw[second] for draw in self.draws])
 
 
 def levels(rows: list[dict], part: str = "rows") -> list[Finding]:

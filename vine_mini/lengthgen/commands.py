@@ -6,8 +6,7 @@ import torch
 from tqdm import tqdm
 
 from vine_mini.app.cost import check_cost
-from vine_mini.app.files import write_text
-from vine_mini.app.runs import check_writable, new_folder
+from vine_mini.app.files import check_writable, new_folder, write_text
 from vine_mini.lengthgen import pictures, ranking, report
 from vine_mini.lengthgen.attention import distances_to_nope, of_each_seed, summary
 from vine_mini.lengthgen.config import (

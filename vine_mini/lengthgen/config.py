@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from vine_mini.app.config import Amount, Count, Positive, PositiveShare, Range, check_ranges, knob
+from vine_mini.app.fields import Amount, Count, Positive, PositiveShare, Range, check_ranges, knob
 from vine_mini.decoder.model import DecoderConfig
 from vine_mini.decoder.table import ENCODINGS, PAPER
 from vine_mini.lengthgen.own import check_causal, find_encoding, find_task, short

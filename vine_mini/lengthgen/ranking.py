@@ -3,11 +3,11 @@
 from random import Random
 from statistics import fmean
 
+from vine_mini.app.intervals import percentile_interval
 from vine_mini.app.tables import columns
 from vine_mini.lengthgen import paper
 from vine_mini.lengthgen.own import short
 from vine_mini.lengthgen.report import cell, extrapolation, learned, name_of, uneven
-from vine_mini.study.statistics import percentile_interval
 from vine_mini.types import UserError
 
 FEWEST = 8  # families of tasks for an interval: a bootstrap of fewer is too narrow

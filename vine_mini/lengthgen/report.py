@@ -2,12 +2,12 @@
 
 from statistics import fmean, mean, stdev
 
+from vine_mini.app.intervals import interval
 from vine_mini.app.tables import columns
 from vine_mini.lengthgen import paper
 from vine_mini.lengthgen.attention import SAME_SEED
 from vine_mini.lengthgen.own import short
 from vine_mini.lengthgen.tasks import TASKS
-from vine_mini.study.statistics import interval
 
 LEARNED = 0.9  # accuracy on seen lengths
 

@@ -18,8 +18,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from vine_mini.app.files import locked, write_text
-from vine_mini.app.runs import check_writable
+from vine_mini.app.files import check_writable, locked, write_text
 from vine_mini.lengthgen import claims, commands, paper, pictures, ranking, report
 from vine_mini.lengthgen.config import PARTS, AttentionConfig, ProbeConfig, StudyConfig
 from vine_mini.lengthgen.parts import QUICK, folders, sweeps

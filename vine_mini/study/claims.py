@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from vine_mini.algorithms import ALGORITHMS
+from vine_mini.app.intervals import at_levels, first_at, interval, verdict
 from vine_mini.study.config import BY_EPISODES, FEW_PROBLEMS, HOT, NAMES, PAPERS, SETTINGS, TASKS
-from vine_mini.study.statistics import at_levels, first_at, interval, verdict
 
 VERSIONS = {
     "K = 9": PAPERS,  # the paper's

@@ -8,8 +8,7 @@ from pathlib import Path
 from statistics import mean
 
 from vine_mini.app.commands import machine
-from vine_mini.app.files import whole, write_text
-from vine_mini.app.runs import check_writable
+from vine_mini.app.files import check_writable, whole, write_text
 from vine_mini.app.tables import columns
 from vine_mini.models import pick_device
 from vine_mini.study.claims import PAPER, Finding, judge, overall

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Annotated
 
-from vine_mini.app.config import Range, Seconds, check_ranges, knob, one_of
+from vine_mini.app.fields import Range, Seconds, check_ranges, knob, one_of
 from vine_mini.types import UserError
 
 TASKS: dict[str, dict] = {

@@ -17,9 +17,8 @@ from vine_mini.algorithms import ALGORITHMS
 from vine_mini.app import checkpoint
 from vine_mini.app.config import TrainConfig
 from vine_mini.app.cost import STATES, check_cost
-from vine_mini.app.files import write_text
+from vine_mini.app.files import new_folder, write_text
 from vine_mini.app.flags import parse
-from vine_mini.app.runs import new_folder
 from vine_mini.app.setup import build_trainer
 from vine_mini.app.tables import columns
 from vine_mini.evaluate import percent

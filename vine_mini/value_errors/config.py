@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from vine_mini.app.config import Count, Seed, Several, check_ranges, knob
+from vine_mini.app.fields import Count, Seed, Several, check_ranges, knob
 from vine_mini.types import UserError
 
 

@@ -24,11 +24,12 @@ from transformers import TrainerCallback
 
 from vine_mini import models, tasks
 from vine_mini.app.checkpoint import point
-from vine_mini.app.config import TrainConfig, knob
-from vine_mini.app.files import locked, write_text
+from vine_mini.app.config import TrainConfig
+from vine_mini.app.fields import knob
+from vine_mini.app.files import locked, new_folder, write_text
 from vine_mini.app.flags import parse
 from vine_mini.app.plots import plot_run
-from vine_mini.app.runs import Run, new_folder
+from vine_mini.app.runs import Run
 from vine_mini.app.setup import policy_name, task_name
 from vine_mini.integrations.trl import VinePPOTrainer, check_trl
 from vine_mini.integrations.trl.plan import plan

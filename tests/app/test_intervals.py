@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from vine_mini.study.statistics import at_levels, first_at, interval, t_cdf, t_quantile, verdict
+from vine_mini.app.intervals import at_levels, first_at, interval, t_cdf, t_quantile, verdict
 
 
 @pytest.mark.parametrize(
