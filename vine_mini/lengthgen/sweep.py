@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -15,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from vine_mini.app.files import discard, locked, whole
+from vine_mini.app.processes import SPAWN, end_with_parent
 from vine_mini.decoder.model import word_tokenizer
 from vine_mini.decoder.table import ENCODINGS
 from vine_mini.lengthgen import results
@@ -85,9 +85,8 @@ def _in_order_of_arrival(jobs, workers: int, bar):
         for job in jobs:
             yield _run(job, bar.update)
         return
-    context = multiprocessing.get_context("spawn")  # a fork would inherit PyTorch's locks without its threads
-    counter = context.Value("q", 0)  # progress of all workers
-    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(counter,)) as pool:
+    counter = SPAWN.Value("q", 0)  # progress of all workers
+    with ProcessPoolExecutor(workers, SPAWN, initializer=_start_worker, initargs=(counter,)) as pool:
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # workers inherit this handler: only the parent handles Ctrl-C
         waiting = {pool.submit(_run_in_worker, job) for job in jobs}
         signal.signal(signal.SIGINT, before)
@@ -110,12 +109,7 @@ _counter = None
 def _start_worker(counter):
     global _counter
     _counter = counter
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent():
-    multiprocessing.parent_process().join()  # a killed parent ends no process, and its workers would wait for ever
-    os._exit(1)
+    end_with_parent()
 
 
 def _run_in_worker(job):

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from vine_mini.app.config import TrainConfig
 from vine_mini.app.files import append_row, locked, read_rows, write_rows
+from vine_mini.app.processes import SPAWN, end_with_parent
 from vine_mini.app.setup import build_trainer
 from vine_mini.study.prices import Clock
 from vine_mini.trainer import Trainer
@@ -107,7 +108,7 @@ def run_missing(
         finished = read_runs(log, name)
         write_rows(log, [*finished.values()])  # without a line that a crash has cut, to which the next one would be appended
         missing = {name(job): job for job in jobs if name(job) not in finished}
-        with ProcessPoolExecutor(workers) as pool:
+        with ProcessPoolExecutor(workers, SPAWN, initializer=end_with_parent) as pool:
             futures = {pool.submit(run, job) for job in missing.values()}
             try:
                 with tqdm(total=len(futures), desc="learning runs", dynamic_ncols=True) as bar:
