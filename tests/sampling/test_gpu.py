@@ -124,13 +124,6 @@ def test_limits(trunks, slots, gpu, monkeypatch):
     assert kernels.count <= 2 * len(places)
 
 
-def test_at_most_twelve_graphs_whatever_the_work():
-    """A graph for each shape, and the shapes are few by construction."""
-    for count in (1, 2, 3, 7, 64, 500):
-        for width in (1, 2, 5, 300, 512):
-            assert len({-(-count // part) for part in groups.GROUPS}) * len({-(-width // part) for part in groups.WIDTHS}) <= 12
-
-
 def test_slots_in_a_group():
     assert groups.slots_in_a_group([54] * 76, 512) == 8  # six states and K = 9
     assert groups.slots_in_a_group([9] * 100, 512) == 4  # 12 slots for 9 requests; groups of 8 would take 16

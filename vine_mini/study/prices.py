@@ -5,7 +5,6 @@ So the seconds of a run do not depend on what else the machine does meanwhile, a
 
 import json
 import statistics
-import time
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -42,7 +41,7 @@ def work(metrics: dict, episodes: Episodes, updates: int) -> dict[str, int]:
 
 def timed(trainer: Trainer) -> Iterator[dict[str, float]]:
     """Trains, and yields what each iteration took: seconds for a unit of the work of each phase."""
-    trainer.clock, updates = time.perf_counter, 0
+    updates = 0
     for metrics, episodes, _ in trainer.train():
         amounts = work(metrics, episodes, trainer.updates - updates)
         updates = trainer.updates
