@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config
 
 from vine_mini.sampling import fast, rollouts, sample, way
-from vine_mini.sampling.gpu import graphs, groups
+from vine_mini.sampling.fast import graphs, groups
 from vine_mini.types import Sampling, Trajectory
 
 capture = graphs._capture

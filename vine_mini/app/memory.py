@@ -18,9 +18,9 @@ from vine_mini.algorithms import ALGORITHMS
 from vine_mini.app.cost import STATES
 from vine_mini.hardware import logits_at_once
 from vine_mini.sampling.fast import REQUESTS_PER_SLOT
+from vine_mini.sampling.fast.graphs import uses_graphs
+from vine_mini.sampling.fast.groups import slots_in_a_group
 from vine_mini.sampling.fast.trunks import READ_TOKENS
-from vine_mini.sampling.gpu.graphs import uses_graphs
-from vine_mini.sampling.gpu.groups import slots_in_a_group
 
 
 @dataclass(frozen=True)

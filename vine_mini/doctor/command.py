@@ -20,7 +20,7 @@ from vine_mini.app.memory import estimate, format_memory, memory_estimate
 from vine_mini.app.setup import build_trainer, policy_name
 from vine_mini.hardware import memory
 from vine_mini.sampling import sample, way
-from vine_mini.sampling.gpu.graphs import uses_graphs
+from vine_mini.sampling.fast.graphs import uses_graphs
 
 PROMPT = 300  # tokens of the longest prompt, which the estimates of the presets assume
 

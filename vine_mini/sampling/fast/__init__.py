@@ -18,7 +18,7 @@ A request starts at a token of its trunk and is sampled from there. Here are fiv
 - When a request is done, a waiting request takes its place at the next position (`scheduler`).
 
 On a GPU each shape of the forward pass becomes a CUDA graph. There the last two points give way to groups of slots whose tensors
-never change their size (`sampling/gpu`).
+never change their size (`graphs.py`, `groups.py`).
 
 `probe` finds out which models the fast way supports.
 """
@@ -32,10 +32,10 @@ import torch
 from vine_mini.logprobs import logits_of
 from vine_mini.sampling.fast.attention import attend, use_attention
 from vine_mini.sampling.fast.cache import Layout, SlotCache
+from vine_mini.sampling.fast.graphs import replaying, uses_graphs
+from vine_mini.sampling.fast.groups import Groups
 from vine_mini.sampling.fast.scheduler import Slots, Table
 from vine_mini.sampling.fast.trunks import read
-from vine_mini.sampling.gpu.graphs import replaying, uses_graphs
-from vine_mini.sampling.gpu.groups import Groups
 from vine_mini.sampling.plain import Request
 from vine_mini.types import Sampling, Trajectory
 

@@ -10,7 +10,7 @@ from transformers import DynamicCache
 from vine_mini.logprobs import response_logprobs
 from vine_mini.sampling.fast import complete
 from vine_mini.sampling.fast.attention import use_attention
-from vine_mini.sampling.gpu.graphs import GraphError
+from vine_mini.sampling.fast.graphs import GraphError
 from vine_mini.sampling.plain import Request
 from vine_mini.types import Sampling, collate, on_response
 
