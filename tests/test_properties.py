@@ -88,7 +88,8 @@ def test_an_answer_of_jsonl_is_graded_as_it_is_stated(text, answer):
     assert jsonl.reward(problem, problem.solution) == 1.0
     assert jsonl.reward(problem, f"so it is\n{problem.solution}\n") == 1.0
     reward = jsonl.reward(problem, text)
-    assert reward == float(jsonl.extract_answer(text) == problem.answer) or reward == 0.0
+    stated = {jsonl.extract_answer(text), gsm8k.extract_answer(text)}  # `#### 17 apples` is text, and right where 17 is asked for
+    assert reward == float(problem.answer in stated) or reward == 0.0
 
 
 @try_all

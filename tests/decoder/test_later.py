@@ -126,6 +126,10 @@ def test_abacus_counts_the_digits_of_each_number():
     ]
 
 
+def test_abacus_counts_a_number_with_which_a_sequence_begins():
+    assert later.abacus_ids(torch.tensor([[True, True, False, True]])).tolist() == [[1, 2, 0, 1]]
+
+
 def test_coupled_digits_of_the_same_significance_share_an_id():
     """726 + 57 and 4 + 9. The prompt is in plain order, the answer begins with its lowest digit."""
     is_digit, is_answer = marked()
@@ -141,7 +145,8 @@ def test_shifted_ids_stay_below_the_largest():
     assert starts == {3, 4, 5}
     moved = later.shifted(ids, 6) - ids
     assert (moved[ids == 0] == 0).all() and len(moved[ids > 0].unique()) == 1
-    with pytest.raises(ValueError, match="do not fit below 3"):
+    assert torch.equal(later.shifted(ids, 4), ids)  # they just fit
+    with pytest.raises(ValueError, match="ids up to 3 do not fit below 3"):
         later.shifted(ids, 3)
 
 
@@ -198,6 +203,14 @@ def test_fire_written_a_second_time():
                     max(0, w["first"][u].item() * x + w["first_bias"][u].item()) * w["second"][u, h].item() for u in range(32)
                 )
                 assert got[0, h, t, i].item() == pytest.approx(f, abs=1e-4)
+
+
+def test_fire_starts_with_a_threshold_of_32_tokens_and_stays_finite():
+    w = ENCODINGS["fire"].parameters(DecoderConfig(hidden_size=32)) | {"second": torch.randn(32, H)}
+    at = {t: later.fire(torch.tensor([[[3]]]), torch.tensor([[t]]), w) for t in (10, 32, 33)}
+    assert torch.equal(at[10], at[32]) and not torch.equal(at[10], at[33])
+    for c in (0.0, 1.5):  # psi is then 0 everywhere; and log(1 + c x) of a future key, which is masked, would have no value
+        assert later.fire(torch.tensor([[[-2, 0, 3]]]), torch.tensor([[0]]), w | {"c": torch.tensor(c)}).isfinite().all()
 
 
 def test_fire_can_be_alibi():

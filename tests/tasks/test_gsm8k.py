@@ -169,6 +169,38 @@ def test_long_numbers_have_a_canonical_form_that_can_be_read():
         assert answer is None or gsm8k.read_number(answer) == answer
 
 
+def test_a_number_has_at_most_sixty_characters():
+    assert gsm8k.read_number("1" * 60) == "1" * 60 and gsm8k.read_number("1" * 61) is None
+    small = "0." + "0" * 55 + "1"  # in lowest terms 1/1000..., with a character more for each zero
+    assert len(gsm8k.read_number(small)) == 59 and len(gsm8k.read_number(f"-{small}")) == 60
+    assert gsm8k.read_number(f"-{small[:2]}0{small[2:]}") is None
+
+
+def test_a_single_letter_before_the_number_makes_a_heading():
+    assert gsm8k.extract_answer("#### X 5") is None and gsm8k.extract_answer("#### X 5\n#### 7") == "7"
+
+
+def test_the_prompt_and_the_limits_are_those_of_the_paper_s_code():
+    assert gsm8k.TEMPLATE == "[MATH_TASK] Problem:\n{question}\n\nSolution:"
+    assert gsm8k.DEFAULTS == {"max_new_tokens": 512, "eval_temperature": 0.35}
+
+
+def test_half_a_character_and_other_encodings_are_told(tmp_path):
+    with pytest.raises(UserError, match="here: needs a text field 'question'"):
+        gsm8k.text_field({"question": "\ud83d"}, "question", "here")
+    for name, hint in (("train.jsonl", "; a folder for --data holds train.jsonl and test.jsonl"), ("mine.jsonl", "")):
+        (tmp_path / name).write_bytes(b"\xff\xfe")
+        with pytest.raises(UserError) as raised:
+            gsm8k.read_jsonl(tmp_path / name)
+        assert str(raised.value) == f"cannot read {tmp_path / name} (not UTF-8){hint}"
+    with pytest.raises(UserError) as raised:
+        gsm8k.read_jsonl(tmp_path / "test.jsonl")
+    says = (
+        f"cannot read {tmp_path / 'test.jsonl'} (No such file or directory); a folder for --data holds train.jsonl and test.jsonl"
+    )
+    assert str(raised.value) == says
+
+
 def test_every_real_problem_grades_its_own_solution(gsm8k_folder):
     train, test = gsm8k.problems(SimpleNamespace(data=gsm8k_folder))
     assert (len(train), len(test)) == (7473, 1319)

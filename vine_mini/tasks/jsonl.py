@@ -67,7 +67,10 @@ def reward(problem: Problem, text: str) -> float:
 
 
 def extract_answer(text: str) -> str | None:
-    """The answer of a response: a number in the canonical form of `gsm8k` where it is one, else text. None: no one answer."""
+    """The answer of a response: a number in the canonical form of `gsm8k` where it is one, else text. None: no one answer.
+
+    A number with more beside it, such as `17 apples`, is text here: whether a number is asked for is not known.
+    """
     stated = _stated(text)
     return gsm8k.extract_answer(text) if stated is None else _canonical(stated)  # beside headings, only a number can be told
 
