@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from tqdm import tqdm
@@ -176,6 +177,11 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 def noticed(module: str, source: str, tests: str) -> bool:
     """Whether a test fails with this source. The tests run in a process of their own, which forks from this one."""
+    with TemporaryDirectory() as folder:
+        return _noticed(module, source, tests, folder)
+
+
+def _noticed(module: str, source: str, tests: str, folder: str) -> bool:
     process = os.fork()
     if not process:
         resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT))
@@ -189,6 +195,9 @@ def noticed(module: str, source: str, tests: str) -> bool:
         sys.meta_path.insert(0, _Finder(f"vine_mini.{module}", source))
         code = 1
         try:
+            if module == "tasks.math_equal":  # a script that `tasks.math` starts, and looks for beside its own file
+                Path(folder, "math_equal.py").write_text(source, encoding="utf-8")
+                importlib.import_module("vine_mini.tasks.math").__file__ = f"{folder}/math.py"
             code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(ROOT / "tests" / tests)])
         finally:
             os._exit(int(code))
