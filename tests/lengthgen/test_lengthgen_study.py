@@ -111,7 +111,7 @@ def test_the_parts_are_what_the_paper_s_claims_need():
     rates = sweeps("rates", config)
     assert len(rates) == 14 and all(s.seeds == [0] and {s.lr, tasks.TASKS[s.task].lr} == {1e-3, 2e-3} for _, s in rates)
     more = sweeps("more-updates", config)[1][1]
-    assert more.task == "sum" and more.steps == 4 * tasks.TASKS["sum"].steps
+    assert more.task == "sum" and tuple(more.encodings) == paper.COLUMNS and more.steps == 4 * tasks.TASKS["sum"].steps
     assert len(folders("later")) == 7 and len(sweeps("later", config)[0][1].encodings) > 10
     assert "coupled" in sweeps("later", config)[6][1].encodings and sweeps("later", config)[6][1].task == "addition-reversed"
     assert next(s for _, s in rows if s.task == "scan").by_example

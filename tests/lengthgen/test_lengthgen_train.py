@@ -25,7 +25,7 @@ from vine_mini.decoder.table import ENCODINGS, Encoding
 from vine_mini.lengthgen import languages, own, ranking, report, tasks, vocabulary
 from vine_mini.lengthgen import sweep as sweep_module
 from vine_mini.lengthgen.config import FullSizeConfig, LengthgenConfig, decoder_config
-from vine_mini.lengthgen.results import load_model, load_results
+from vine_mini.lengthgen.results import load_model, load_results, load_so_far
 from vine_mini.lengthgen.sweep import _run, check_positions, sweep
 from vine_mini.lengthgen.train import (
     EVAL_SEED,
@@ -521,8 +521,14 @@ def test_a_sweep_that_was_interrupted_goes_on_where_it_was(tmp_path, monkeypatch
     monkeypatch.undo()
     whole = sweep(LengthgenConfig(**load_results(out)["settings"] | {"processes": 1}), tmp_path / "whole")
     assert [r["accuracy"] for r in whole["runs"]] == [r["accuracy"] for r in load_results(out)["runs"]]
+    results_before = load_results(out)["settings"]
     with pytest.raises(UserError, match="holds a run with steps = 3"):
         sweep(LengthgenConfig(**load_results(out)["settings"] | {"steps": 4}), out)
+    more = LengthgenConfig(**load_results(out)["settings"] | {"encodings": ["rope"], "seeds": [0], "processes": 1})
+    runs = [(r["encoding"], r["seed"]) for r in sweep(more, out)["runs"]]
+    assert runs == [("nope", 0), ("nope", 1), ("alibi", 0), ("alibi", 1), ("rope", 0)]
+    assert load_so_far(out)["settings"] | {"seeds": [], "encodings": []} == results_before | {"seeds": [], "encodings": []}
+    assert load_so_far(out)["settings"]["seeds"] == [0]  # the seed that all three encodings have
 
 
 def test_an_interrupted_sweep_without_a_finished_run_leaves_nothing(tmp_path, monkeypatch):

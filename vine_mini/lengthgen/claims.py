@@ -21,7 +21,9 @@ from vine_mini.types import UserError
 
 CLAIMS = {
     "rank": "mean reciprocal rank over tasks and seeds: NoPE, T5, ALiBi, RoPE, sinusoids, in this order (figure 1)",
+    "rank, more updates": "the same with four times the updates",
     "accuracy": "NoPE's mean accuracy on longer inputs is above that of each explicit encoding (section 4)",
+    "accuracy, more updates": "the same with four times the updates",
     "level: nope": "NoPE is at most 10 points below the paper, on the rows where the paper's NoPE is above 25 %",
     "level: nope, more updates": "the same with four times the updates",
     "level: t5": "T5 is at most 10 points below the paper, on the same rows",
@@ -33,6 +35,7 @@ CLAIMS = {
     "scratchpad": "the full scratchpad helps or hurts as in the paper: it helps on addition, and not in general (section 6)",
     "scratchpad parts": "a part helps or hurts as in the paper: which parts matter depends on the task (section 6)",
 }
+MORE = {"more-updates": ", more updates"}  # part -> the end of its claims' names
 VERDICTS = ("holds", "does not hold", "not shown", "no interval")
 NOTE = (
     "*holds*: the whole interval is above 0. *does not hold*: it is below 0. *not shown*: 0 is inside. *no interval*: one seed, "
@@ -72,17 +75,17 @@ def interval(values: list[float]) -> tuple[float, float, float]:
     return intervals.interval(values) if len({*values}) > 1 else (values[0], -math.inf, math.inf)
 
 
-def ranks(rows: list[dict]) -> list[Finding]:
+def ranks(rows: list[dict], part: str = "rows") -> list[Finding]:
     """The order of the mean reciprocal ranks, and NoPE's mean accuracy against the others'. rows: results of several tasks.
 
     Tasks that were not learned rank encodings by chance. Where there are some, the tasks that were learned are judged as well.
     """
     known = [results for results in rows if report.learned(results)]
-    of_learned = _ranks(known, f"{len(known)} learned tasks") if len(known) < len(rows) else []
-    return _ranks(rows, f"{len(rows)} tasks") + of_learned
+    of_learned = _ranks(known, f"{len(known)} learned tasks", part) if len(known) < len(rows) else []
+    return _ranks(rows, f"{len(rows)} tasks", part) + of_learned
 
 
-def _ranks(rows: list[dict], where: str) -> list[Finding]:
+def _ranks(rows: list[dict], where: str, part: str) -> list[Finding]:
     if len(rows) < 2:
         return []
     tasks = ranking.queries(rows)
@@ -96,11 +99,12 @@ def _ranks(rows: list[dict], where: str) -> list[Finding]:
     found = []
     for first, second in [*pairwise(names), *((names[0], other) for other in names[2:])]:  # neighbours; the first and each other
         figure = f"{paper.of(first, theirs) - paper.of(second, theirs):+.3f} (17 tasks)"
-        found.append(Finding("rank", f"{first} - {second}, {where}", figure, reciprocal.of(first, second), "", "rows"))
+        what = f"{first} - {second}, {where}"
+        found.append(Finding("rank" + MORE.get(part, ""), what, figure, reciprocal.of(first, second), "", part))
     for other in names[1:] if names[0] == "nope" else []:
         figure = f"{100 * (mean['nope'] - paper.of(other, mean)):+.1f}" if mean else ""
         what = f"nope - {other}, mean of {where}"
-        found.append(Finding("accuracy", what, figure, points.of("nope", other), "points", "rows"))
+        found.append(Finding("accuracy" + MORE.get(part, ""), what, figure, points.of("nope", other), "points", part))
     return found
 
 
@@ -130,7 +134,7 @@ def levels(rows: list[dict], part: str = "rows") -> list[Finding]:
                 gaps = [100 * (share - figures[name] + WITHIN) for share in shares]
                 lengths = "{}-{}".format(*results["settings"]["test_lengths"])
                 what = f"{report.name_of(results)} ({lengths}): ours - paper + {100 * WITHIN:.0f}"
-                claim = f"level: {name}" + ("" if part == "rows" else ", more updates")
+                claim = f"level: {name}" + MORE.get(part, "")
                 found.append(Finding(claim, what, f"{100 * figures[name]:.1f} %", interval(gaps), "points", part))
     return found
 

@@ -249,7 +249,7 @@ PARTS = {
     "short": "copy and reverse on half the lengths",
     "narrow": "17 tasks (copy and reverse on half the lengths) with four heads of 16 dimensions, of which RoPE's quarter turns "
     "two pairs",
-    "more-updates": "ten tasks with four times the updates, NoPE and T5",
+    "more-updates": "eleven tasks with four times the updates and the paper's five encodings",
     "later": "six tasks with learned positions and the encodings that came after the paper",
 }
 

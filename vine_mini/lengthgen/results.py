@@ -21,7 +21,7 @@ WHOLE = ("steps", "batch_size", "layers", "hidden", "heads", "head_dim", "nope_e
 
 
 def begin(config: LengthgenConfig, folder: Path) -> dict:
-    """Empty results, or the results that a run with the same settings has left in the folder. Further seeds join its seeds.
+    """Empty results, or those that a run with the same settings has left in the folder. Further seeds and encodings join its own.
 
     Returns {"task", "settings", "files", "runs": [{"encoding", "seed", "accuracy": {length: share}, "seconds"}]}. "files" has
     a checksum of each file of one's own. Raises UserError.
@@ -34,9 +34,10 @@ def begin(config: LengthgenConfig, folder: Path) -> dict:
     found = _read(folder)
     if changed := [name for name in files if found.get("files", files).get(name) != files[name]]:
         raise UserError(f"{folder} holds runs with {changed[0]} as it was before it was changed: choose another --out")
-    found["settings"]["seeds"] += [seed for seed in config.seeds if seed not in found["settings"]["seeds"]]
+    for name in ("seeds", "encodings"):
+        found["settings"][name] += [each for each in settings[name] if each not in found["settings"][name]]
     for name, value in settings.items():
-        if found["settings"].get(name) != value and name != "seeds":
+        if found["settings"].get(name) != value and name not in ("seeds", "encodings"):
             raise UserError(f"{folder} holds a run with {name} = {found['settings'].get(name)}: choose another --out")
     return found
 

@@ -104,6 +104,8 @@ def write_report(folder: Path) -> None:
         write_text(folder / "scratchpad" / "formats.md", report.formats_table(formats) + "\n")
     findings = claims.ranks([*rows.values()]) + claims.levels([*rows.values()]) + claims.scratchpad(formats)
     findings += claims.levels([*found["more-updates"].values()], "more-updates")
+    five = [r for r in found["more-updates"].values() if {*paper.COLUMNS} <= {*r["settings"]["encodings"]}]
+    findings += claims.ranks(five, "more-updates")
     findings += claims.frequencies([*found["narrow"].values()])
     for name, (_, _, judge, tasks) in MEASURED.items():
         for task in tasks:

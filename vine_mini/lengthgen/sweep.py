@@ -30,13 +30,14 @@ def sweep(config: LengthgenConfig, folder: Path, again: Path | None = None) -> d
     """Trains and tests every encoding with every seed, under one progress bar. -> what `results.load_results` reads
 
     results.json is written after each run. In a folder where the same sweep was interrupted, only the missing runs are made. A
-    sweep with other seeds adds its runs. `again` is the --out with which the user's command goes on; left out: `folder`. Raises
-    UserError, and Diverged where a run has diverged, after the other runs.
+    sweep with other seeds or encodings adds its runs. `again` is the --out with which the user's command goes on; left out:
+    `folder`. Raises UserError, and Diverged where a run has diverged, after the other runs.
     """
     check_positions(config)
     device = pick_device(config.device)
     found = results.begin(config, folder)
-    done, seeds = [(run["encoding"], run["seed"]) for run in found["runs"]], found["settings"]["seeds"]
+    done = [(run["encoding"], run["seed"]) for run in found["runs"]]
+    names, seeds = found["settings"]["encodings"], found["settings"]["seeds"]
     asked = [(name, seed) for seed in config.seeds for name in config.encodings]
     jobs = [(config, name, seed, str(device), folder) for name, seed in asked if (name, seed) not in done]
     workers = min(config.processes or ((os.cpu_count() or 1) if device.type == "cpu" else 1), len(jobs))
@@ -55,7 +56,7 @@ def sweep(config: LengthgenConfig, folder: Path, again: Path | None = None) -> d
                     diverged.append(row["diverged"])
                     continue
                 found["runs"].append(row)
-                found["runs"].sort(key=lambda r: (config.encodings.index(r["encoding"]), seeds.index(r["seed"])))
+                found["runs"].sort(key=lambda r: (names.index(r["encoding"]), seeds.index(r["seed"])))
                 results.write_json(found, folder / "results.json")
     except BrokenProcessPool as error:
         lost = "the system ended a process, perhaps for lack of memory: try fewer --processes"
