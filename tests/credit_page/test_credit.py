@@ -148,7 +148,7 @@ def test_the_run_of_a_critic_brings_it_along(ppo_run, tmp_path, capsys):
     found = next(credit.explain(CreditConfig(run=str(run), k=2, group=3, critic_iterations=5)))
     assert "run's own, after 2 iterations" in found.critic and found.lam == 0.9
     assert resting.resting_trainer(CreditConfig(run=str(run)), []).config.top_p == 0.8  # it samples as the run did
-    assert f"{run}/policy" in found.made
+    assert found.made.startswith(f"The policy of {run}, problem ")
     assert main(["credit", "--run", str(run), *SMALL, "--out", str(tmp_path / "page")]) == 0
     assert "PPO" in capsys.readouterr().out
     assert main(["credit", "--run", str(run), "--policy", "elsewhere", "--out", str(tmp_path / "x")]) == 2

@@ -70,7 +70,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(parts, "SHORT", {"copy": parts.SHORT["copy"]})
     monkeypatch.setattr(parts, "SIX", ["copy"])
     monkeypatch.setattr(parts, "LATER", ["fire", "cope"])
-    monkeypatch.setattr(parts, "MORE", ["copy-v3"])
+    monkeypatch.setattr(parts, "MORE", ["copy-v3", "copy"])
     monkeypatch.setattr(parts, "SCRATCHPADS", {"addition": parts.SCRATCHPADS["addition"]})
     monkeypatch.setattr(paper, "FORMATS", ("none", "full", "icor"))
     monkeypatch.setattr(paper, "FORMAT_RANKS", {task: row[:3] for task, row in paper.FORMAT_RANKS.items()})
