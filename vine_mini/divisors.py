@@ -33,9 +33,9 @@ def token_weights(batch, denominator, config):
 def importance(logprobs, sampler_logprobs, mask, cap: float):
     """Truncated importance weights min(p / q, cap) of tokens that q has sampled for p. All tensors are [B, T].
 
-    q is the sampler, whose bfloat16 differs from the trainer's. A weight corrects the distribution of its token. The tokens
-    before and after it are still the sampler's, so the expected gradient is nearer to that of samples of p, and not the same
-    (F. Yao et al., "Your efficient RL framework secretly brings you off-policy RL training", 2025).
+    q is the sampler, whose bfloat16 differs from the trainer's (F. Yao et al., "Your efficient RL framework secretly brings you
+    off-policy RL training", 2025). A weight corrects the distribution of its token. The tokens before and after it are still the
+    sampler's. So the expected gradient is closer to on-policy, but not on-policy.
 
     -> weights, or None for cap 0, and {`sampler_gap`: mean |log p - log q| of a token, `importance_capped`: share of tokens}
     """

@@ -2,7 +2,7 @@
 
 A causal model's output at position t - 1 predicts the token at t. The functions below line the two up, so that in every
 [B, T] tensor of this package column t belongs to the token at t. The language-model head and the critic's head are computed in
-float32, outside autocast: in bfloat16 a head would round its output, and the error of a log-ratio would be larger than the
+float32, outside autocast. In bfloat16 a head would round its output. The error of a log-ratio would then be larger than the
 log-ratio itself.
 """
 

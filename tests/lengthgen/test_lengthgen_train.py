@@ -529,6 +529,13 @@ def test_a_sweep_that_was_interrupted_goes_on_where_it_was(tmp_path, monkeypatch
     assert runs == [("nope", 0), ("nope", 1), ("alibi", 0), ("alibi", 1), ("rope", 0)]
     assert load_so_far(out)["settings"] | {"seeds": [], "encodings": []} == results_before | {"seeds": [], "encodings": []}
     assert load_so_far(out)["settings"]["seeds"] == [0]  # the seed that all three encodings have
+    mine = tmp_path / "mine.py"
+    mine.write_text(OWN)
+    own_one = LengthgenConfig(**load_so_far(out)["settings"] | {"encodings": [str(mine)], "seeds": [0], "processes": 1})
+    assert (str(mine), 0) in [(r["encoding"], r["seed"]) for r in sweep(own_one, out)["runs"]]
+    mine.write_text(OWN + "# changed")
+    with pytest.raises(UserError, match="as it was before it was changed"):
+        sweep(own_one, out)
 
 
 def test_an_interrupted_sweep_without_a_finished_run_leaves_nothing(tmp_path, monkeypatch):

@@ -167,7 +167,8 @@ def _origin(config: CreditConfig) -> str:
 def _made(config: CreditConfig, what: str) -> str:
     """Policy, problems and settings in one line, without a path that the user did not name."""
     policy = f"Policy {config.model}" if config.model else "The shipped policy"
-    policy = f"The policy of {config.run}" if config.run else policy
+    if config.run:
+        policy = f"The policy of {config.run}"
     cut = f", a step every {config.step_tokens} tokens" if config.step_tokens else ""
     other = f", other policy {config.other}" if config.other else ""
     made = f"{policy}, {what}{other}, temperature {config.temperature:g}, at most {config.max_new_tokens} tokens"

@@ -32,7 +32,8 @@ def begin(config: LengthgenConfig, folder: Path) -> dict:
     if not (folder / "results.json").exists():
         return {"task": config.task, "settings": settings, "files": files, "runs": []}
     found = _read(folder)
-    if changed := [name for name in files if found.get("files", files).get(name) != files[name]]:
+    found["files"] = files | found.get("files", {})
+    if changed := [name for name in files if found["files"][name] != files[name]]:
         raise UserError(f"{folder} holds runs with {changed[0]} as it was before it was changed: choose another --out")
     for name in ("seeds", "encodings"):
         found["settings"][name] += [each for each in settings[name] if each not in found["settings"][name]]
