@@ -104,3 +104,12 @@ def test_a_locked_folder_names_the_other_process_and_a_killed_one_holds_nothing(
     with files.locked(tmp_path):
         assert "moon" not in (tmp_path / "lock").read_text()
     assert not (tmp_path / "lock").exists()
+
+
+def test_another_error_in_the_block_is_not_called_an_error_of_writing(tmp_path):
+    """A drawing that failed, and a GPU without memory, were told as a file that cannot be written."""
+    with pytest.raises(ZeroDivisionError), files.whole(tmp_path / "file"):
+        1 / 0  # noqa: B018
+    with pytest.raises(UserError, match="cannot be written: No space"), files.whole(tmp_path / "file"):
+        raise OSError(28, "No space left on device")
+    assert not list(tmp_path.iterdir())

@@ -4,11 +4,14 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from kills import killed_before_change
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from vine_mini.app import checkpoint, loop
 from vine_mini.app.config import SFTConfig, TrainConfig
 from vine_mini.app.files import new_folder
 from vine_mini.app.flags import parse
@@ -172,3 +175,17 @@ def test_a_log_axis_has_numbers_and_not_the_source_of_formulas(tmp_path):
     save_figure(figure, tmp_path / "picture.png")
     numbers = {text.get_text() for side in (axis.xaxis, axis.yaxis) for text in side.get_ticklabels(which="both")}
     assert {"1", "0.01", "100"} <= numbers and not any("$" in text for text in numbers)
+
+
+def test_nothing_is_saved_while_a_graph_is_recorded(monkeypatch, capsys):
+    """Under a dispatch mode, as before a graph is recorded, the first Ctrl-C only asks the iteration to end."""
+    saved = []
+    monkeypatch.setattr(checkpoint, "save", lambda *_: saved.append(1))
+    trainer = build_trainer(TrainConfig(algorithm="grpo", steps=2, prompts=2, minibatch_size=4))
+    stop = loop._Stop(trainer, SimpleNamespace(rows=[{"iteration": 3}], folder=Path()))
+    with TorchDispatchMode():
+        stop.handle(2, None)
+    assert not saved and "iteration 4 ends first" in capsys.readouterr().err
+    stop = loop._Stop(trainer, SimpleNamespace(rows=[{"iteration": 3}], folder=Path()))
+    stop.handle(2, None)
+    assert saved == [1] and "iteration 3 is saved" in capsys.readouterr().err

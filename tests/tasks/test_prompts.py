@@ -97,3 +97,14 @@ def test_no_thinking_where_the_template_knows_it(tokenizer):
     knows = PLAIN + "{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}"
     assert chat(tokenizer, knows).endswith("<assistant><think></think>")
     assert "think" not in chat(tokenizer, PLAIN)
+
+
+def test_a_tokenizer_that_ends_every_prompt_is_refused(tokenizer):
+    class Ending:
+        eos_token_id = tokenizer.eos_token_id
+
+        def __call__(self, texts, add_special_tokens):
+            return {"input_ids": [[*row, self.eos_token_id] for row in tokenizer(texts)["input_ids"]]}
+
+    with pytest.raises(UserError, match="set add_eos_token to false"):
+        tasks.prompt_ids([QUESTION], Ending(), config())
