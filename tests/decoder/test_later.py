@@ -1,7 +1,12 @@
-"""The encodings that came after the paper: each against loops written from its definition, or against a limit that is known."""
+"""The encodings that came after the paper: each against loops written from its definition, or against a limit that is known.
 
+official.json holds what the official code of Abacus, and its class FIRE, compute.
+"""
+
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +22,7 @@ from vine_mini.decoder.table import ENCODINGS, Encoding, check_shapes
 H, T = 4, 7
 T_I = torch.arange(T)[:, None] - torch.arange(T)  # t - i
 DISTANCE, CAUSAL = T_I[None], T_I >= 0
+OFFICIAL = json.loads(Path(__file__).with_name("official.json").read_text())
 
 
 def decoder(encoding, like=None, **settings):
@@ -130,6 +136,11 @@ def test_abacus_counts_a_number_with_which_a_sequence_begins():
     assert later.abacus_ids(torch.tensor([[True, True, False, True]])).tolist() == [[1, 2, 0, 1]]
 
 
+def test_abacus_ids_are_those_of_the_official_code():
+    is_digit = torch.tensor([[c == "1" for c in mask] for mask in OFFICIAL["abacus"]])
+    assert later.abacus_ids(is_digit).tolist() == [*OFFICIAL["abacus"].values()] and is_digit.any() and not is_digit.all()
+
+
 def test_coupled_digits_of_the_same_significance_share_an_id():
     """726 + 57 and 4 + 9. The prompt is in plain order, the answer begins with its lowest digit."""
     is_digit, is_answer = marked()
@@ -203,6 +214,15 @@ def test_fire_written_a_second_time():
                     max(0, w["first"][u].item() * x + w["first_bias"][u].item()) * w["second"][u, h].item() for u in range(32)
                 )
                 assert got[0, h, t, i].item() == pytest.approx(f, abs=1e-4)
+
+
+def test_fire_is_the_official_class_with_the_same_weights():
+    """c = 0.7, L = 3 tokens. Its denominators are larger by 1e-6, and its MLP has an output bias, here 0."""
+    k = torch.arange(32.0, dtype=torch.float64)
+    w = {"first": k.cos(), "first_bias": (2 * k).sin(), "second": torch.outer(k, torch.arange(1.0, H + 1)).cos()}
+    w |= {"c": torch.tensor(0.7).double(), "L": torch.tensor(3 / later.FIRE_UNIT).double()}
+    got = later.fire(DISTANCE, torch.arange(T)[None], w)[0][:, CAUSAL]  # [H, pairs]
+    torch.testing.assert_close(got, torch.tensor(OFFICIAL["fire"]).double(), atol=1e-4, rtol=0)
 
 
 def test_fire_starts_with_a_threshold_of_32_tokens_and_stays_finite():

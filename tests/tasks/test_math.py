@@ -40,6 +40,8 @@ RIGHT = [  # a response's answer, the reference
     (r"\begin{pmatrix} -\frac13 \\ \frac23 \\ \frac53 \end{pmatrix}", r"\begin{pmatrix} -1/3 \\ 2/3 \\ 5/3 \end{pmatrix}"), (r"\begin{bmatrix}-1&0\\0&-1\end{bmatrix}", r"\begin{pmatrix} -1 & 0 \\ 0 & -1 \end{pmatrix}"),
     ("Evelyn", r"\text{Evelyn}"), (r"\text{evelyn}", r"\text{Evelyn}"), (r"\textbf{even}", r"\text{even}"), (r"\mathrm{east}", r"\text{east}"), ("C", r"\text{(C)}"), (r"\textbf{(C)}", r"\text{C}"), (r"\text{no solution}", r"\text{No  solution}"),
     ("4210_5", "4210_{5}"), (r"1.5 \times 10^3", "1500"), (r"6.72 \cdot 10^{-5}", ".0000672"), ("2^{10}", "1024"), ("2^{2005}", r"2 \cdot 2^{2004}"), ("5!", "120"), (r"\binom{10}{3}", "120"), ("2(3)", "6"), (r"\ln 8", r"3\ln 2"),
+    (r"\theta+\theta", r"2\theta"), (r"\sqrt{5+2\sqrt6}", r"\sqrt2+\sqrt3"), (r"10^{45}(\sqrt2+\sqrt3)", r"10^{45}\sqrt{5+2\sqrt6}"), ("10^{-60}", r"10^{-30}\cdot 10^{-30}"), ("10^{4000}", r"10^{2000}\cdot 10^{2000}"),
+    ("(x=5, y=3)", "(5,3)"), ("12_3, 5", "5.0, 12_3"), ("x=1/0, x=5", "2x=10, x=1/0"), ("[0.5,1)", r"[\frac12,1)"), ("[1, 2.0]", "[1.0, 2]"), (r"\pm 1 \mp \sqrt2", r"1-\sqrt2, -1+\sqrt2"), (r"\begin{pmatrix}0.5&1\end{pmatrix}", r"\begin{pmatrix}\frac12&1\end{pmatrix}"),
     ("(b+2)(a+5)", "(a+5)(b+2)"), ("x^2+2x+1", "(x+1)^2"), (r"\frac{11}{20}+\frac{9a}{20}", r"\frac{11+9a}{20}"), ("9i+6", "6+9i"), ("(1+2i)(1-2i)", "5"), (r"\frac{\cos x}{\sin x}", r"\cot x"), (r"1.25\pi", r"\frac{5\pi}{4}"), ("3R^2", "3 R^{2}"),
 ]  # fmt: skip
 
@@ -53,6 +55,7 @@ WRONG = [
     ("-5", "5"), ("50", "5"), ("0.5", "5"), ("5.01", "5"), ("1.2.3", "0.36"), ("1000", "1,001"), ("1,000", "1"), ("10,080", "10.080"), ("10^{-20}", "10^{-21}"), ("10^{20}", "10^{20}+1"), ("2^{2005}", "2^{2005}+1"), ("100!", "100!+1"), ("10^{41}", "10^{41}+1"), ("123456789012345678901", "123456789012345678902"), ("100,200", "100, 201"),
     ("0", r"\frac{1}{0}"), (r"\frac{1}{0}", r"\frac{2}{0}"), (r"\infty", r"-\infty"), ("5/0", "0"), ("0.5", r"50\%"), (r"5\%", "0.05"), ("2 3", "5"), ("2 3", "6"), ("2(3)", "5"), ("5 6", "56"), (r"1\frac{4}{5}", r"\frac{4}{5}"), ("3:4", "0.75"),
     ("x=5", "6"), ("x=5", "y=5"), ("x=5, y=3", "x=3, y=5"), ("y=2x+3", "y=2x-3"), ("y=2x+3", "y=3x+2"), ("y=2x", "x=2y"), ("2x-y+4=0", "y=2x+3"), ("x>3", r"x \ge 3"), ("x>3", "x<3"), ("x>3", "3"), ("x=3", "x>3"), ("x^2=1", "x=1"), ("2x=10", "5"), ("x=4=5", "5"),
+    ("x=5", "x=y=5"), ("1<x<3", "1<x"), ("1<x<3", "1<x<4"), ("y<3", "x<3"), ("(1,2]", "[1,2]"), ("[1,2]", "[2,1]"), ("10^{-35}", "10^{-36}"), ("0", "10^{-70}"), ("10^{2999}+1", "10^{2999}"), ("10^{4000}", r"2\cdot 10^{4000}"),
     (r"2\sqrt{3}", r"3\sqrt{2}"), (r"\sqrt{12}", r"\sqrt{13}"), (r"\sqrt{x^2}", "x"), ("|x|", "x"), (r"1+\sqrt{19}", r"1\pm\sqrt{19}"), (r"1 \pm \sqrt{19}", r"1 \pm \sqrt{18}"), ("6-5i", "6+5i"), ("9+6i", "6+9i"), (r"\sin x", r"\cos x"), (r"\log 2", r"\ln 2"),
     (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}2\\1\end{pmatrix}"), (r"\begin{pmatrix}1&2\end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}"), (r"\begin{pmatrix}1\\2\\3\end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}"),
 ]  # fmt: skip
@@ -83,6 +86,19 @@ def test_equal_answers_are_right():
 def test_near_answers_are_wrong():
     accepted = [pair for pair in WRONG if is_correct(rf"So the answer is $\boxed{{{pair[0]}}}$.", pair[1])]
     assert len(WRONG) >= 45 and accepted == []
+
+
+@needs_math_verify
+def test_numbers_of_more_than_3000_digits_are_compared_to_forty_digits():
+    assert is_correct(r"\boxed{10^{3000}+1}", "10^{3000}") and not is_correct(r"\boxed{10^{3000}(1+10^{-39})}", "10^{3000}")
+
+
+@needs_math_verify
+def test_an_error_in_the_process_is_a_wrong_answer():
+    """The first line raises, because it holds one answer. The second line is still judged."""
+    command = [sys.executable, "-P", str(Path(math.__file__).with_name("math_equal.py"))]
+    done = subprocess.run(command, input='["1"]\n["1", "1.0"]\n', capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "0\n1\n")
 
 
 def check_hostile(answers):

@@ -1,9 +1,13 @@
 """The runs of `lengthgen study`: for each part, the folders of its sweeps and their settings.
 
 Deviations from the paper: scratchpads are trained on shorter inputs than plain answers. A full one makes sequences up to ten
-times as long. The format `none` then has these lengths too. Only SCAN draws training lengths by their number of examples.
-`train.py` and `tasks.py` name the other deviations. `rates` trains each of 14 tasks, with two encodings and one seed, at
-the rate (1e-3 or 2e-3) that the task does not use. `rates` and `narrow` have copy and reverse on half the lengths, like `short`.
+times as long. The format `none` then has these lengths too. Scratchpads without one part are trained with three encodings only.
+Only SCAN draws training lengths by their number of examples. `train.py` and `tasks.py` name the other deviations.
+
+`rates` trains each of 14 tasks, with two encodings and one seed, at the rate (1e-3 or 2e-3) that the task does not use. `rates`
+and `narrow` have copy and reverse on half the lengths, like `short`. `later` has no coupled and abacus, which need numbers in
+reverse order. It has no head scales either: their paper fits them on a trained NoPE, and where they learn with all other weights
+they express nothing new.
 """
 
 from vine_mini.decoder.table import ENCODINGS
@@ -17,7 +21,6 @@ MAIN = ["nope", "t5", "alibi", "rope25", "rope", "sinusoidal"]
 SIX = ["copy", "copy-v2", "copy-v3", "reverse", "sort", "scan"]
 FEWER = ["nope", "t5", "rope25"]  # for scratchpads without one part; the other formats have all encodings
 MORE = ["copy", "sum", "sort", "copy-v3-2x", "reverse-2x", "lego", "polynomial", "sort-numbers", "scan", "copy-v3", "parity"]
-# coupled and abacus need numbers in reverse order; head scales that learn with all other weights express nothing new
 LATER = [name for name in ENCODINGS if name not in (*MAIN, "coupled", "abacus", "head-scale")]
 RATES = (1e-3, 2e-3)  # learning rates
 RATED = [task for task in ROWS if task not in ("copy-2x", "copy-v3", "reverse")]  # these have 99 % on 2 to 10 items at 2e-3

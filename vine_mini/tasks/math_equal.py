@@ -2,8 +2,8 @@ r"""Whether two answers of MATH mean the same. `math.py` runs this file as a pro
 
 The order counts in points, intervals and matrices. It does not count in lists and sets. Equations are compared up to a factor. A
 formula inside is read by math-verify. Two formulas are equal where they have the same value at three random points, to 40 digits,
-and in larger numbers to all digits before the point. The package's own `verify` is not used: to it, 10^{-20} equals 10^{-21}, X
-equals x, and 0.333333 equals 1/3.
+and in numbers of up to 3,000 digits to all digits before the point. The `verify` of math-verify is not used: to it, 10^{-20}
+equals 10^{-21}, X equals x, and 0.333333 equals 1/3.
 
 SymPy passes parts of a formula to `eval`: digits always, names inside a sum. So a formula may hold only letters, digits, signs
 and the commands below. No such list makes SymPy quick: think of 9!!!!! and of towers of powers. So each comparison runs in a fork
@@ -27,6 +27,7 @@ from latex2sympy2_extended import NormalizationConfig
 from math_verify import LatexExtractionConfig, parse
 
 DIGITS = 3000  # numbers with no more digits are compared digit by digit
+SECONDS, MEMORY = 1.0, 1 << 30  # processor time and bytes for a comparison
 COMMANDS = (
     "frac sqrt pi cdot times div infty binom sin cos tan cot sec csc arcsin arccos arctan log ln alpha beta gamma delta theta"
 )
@@ -99,18 +100,19 @@ def _list(text: str, separator: str) -> list[str]:
 def _relations(left: list[str], right: list[str]) -> bool:
     """Whether two relations say the same. [x, <, 3] is also 3 > x, and [x, =, 3] is 2x = 6."""
     left, right = ([FLIPPED.get(x, x) for x in reversed(r)] if r[1] in FLIPPED else r for r in (left, right))
-    if left[1::2] != right[1::2] or left[1::2] != ["="]:
-        return left[1::2] == right[1::2] and all(map(same, left[::2], right[::2]))
+    signs = left[1::2]
+    if signs != right[1::2]:
+        return False
+    if signs != ["="]:
+        return all(map(same, left[::2], right[::2]))
     x, y = (_values(f"{r[0]}-({r[2]})") for r in (left, right))
     ratios = [p / q for p, q in zip(x, y, strict=False) if q]
     return _equal(ratios, ratios[:1] * 3)
 
 
-@mpmath.workdps(DIGITS + 50)
 def _equal(x: list, y: list) -> bool:
     def close(p, q):
-        size = abs(p) + abs(q)  # 100! + 1 is not 100!
-        return abs(p - q) <= (min(1e-40 * size, 1e-30) if size < mpmath.mpf(10) ** DIGITS else 1e-40 * size) + 1e-80
+        return abs(p - q) <= min(1e-40 * abs(q), 1e-30) + 1e-80  # 100! + 1 is not 100!
 
     return 3 == len(x) == len(y) and all(map(close, x, y))
 
@@ -140,13 +142,13 @@ def _values(formula: str) -> list:
 if __name__ == "__main__":  # reads two answers as a JSON list from each line, and writes 1 where they mean the same, else 0
     logging.disable()  # math-verify warns of every formula that it cannot read
     with suppress(ValueError):  # macOS
-        resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     if not same(r"\frac{1}{2}(x^2-\sqrt{4})(a+5)R", r"(5+a)(0.5x^2-1!)R"):  # which also loads what a comparison needs
         sys.exit("math-verify does not read formulas: is antlr4-python3-runtime installed?")
     for line in sys.stdin:
         if (child := os.fork()) == 0:
             try:
-                signal.setitimer(signal.ITIMER_PROF, 1.0)  # its signal ends the process, whatever is running
+                signal.setitimer(signal.ITIMER_PROF, SECONDS)  # its signal ends the process, whatever is running
                 os._exit(not same(*json.loads(line)))
             finally:
                 os._exit(1)
