@@ -11,7 +11,8 @@
     e  `credit-cost` on the GPU and on one thread of the CPU of the same machine
 
 Each piece is a process of its own with a log beside the table. It is stopped after nine minutes, and what it had measured until
-then is kept. A piece that fails is one line of the table, and the next call tries it again. The exit code is then 1.
+then is kept. A piece that fails is one line of the table, and the next call tries it again. The exit code is then 1. Another
+commit or another machine begins anew.
 """
 
 import argparse
@@ -54,9 +55,8 @@ from vine_mini.types import UserError
 ROOT = Path(__file__).parents[1]
 RESULTS, REHEARSAL = ROOT / "results" / "gpu", ROOT / "runs" / "gpu-rehearsal"
 LIMIT, PEER_LIMIT = 540, 120  # seconds of a piece, and of a peer in it
-CORE_TESTS = ["tests/sampling", "tests/test_logprobs.py", "tests/test_trainer.py", "tests/app/test_checkpoint.py"]
-CORE_TESTS += ["-m", "not (tutorials or browser or install)", "-k", "not killed"]
-SMALL_TESTS = ["tests/sampling/test_gpu.py", "-k", "top_p_and_greedy or slots_in_a_group"]
+CORE_TESTS = ("tests/sampling/test_*.py", "tests/test_logprobs.py", "tests/test_trainer.py", "tests/app/test_checkpoint.py")
+SMALL_TESTS = ("tests/sampling/test_gpu.py",)
 MODELS = {  # preset -> the kind of its model; hidden size, layers, heads, heads of keys, inner size, vocabulary; head = embedding
     "gsm8k-qwen0.5b": (Qwen2ForCausalLM, Qwen2Config, (896, 24, 14, 2, 4864, 151_936), True),
     "gsm8k-rho1b": (LlamaForCausalLM, LlamaConfig, (2048, 22, 32, 4, 5632, 32_000), False),
@@ -79,15 +79,21 @@ class Place:
 
 
 def tests(place: Place):
-    """(a) The core of the test suite."""
-    arguments = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *place.size(CORE_TESTS, SMALL_TESTS)]
-    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"TEST_DEVICE": place.device})
-    print(done.stdout, flush=True)
-    lines = [line for line in done.stdout.splitlines() if line.strip()] or [done.stderr]
-    if done.returncode:
-        failed = [line.split()[1].rpartition("/")[2] for line in lines if line.startswith(("FAILED ", "ERROR "))]
-        raise RuntimeError(f"{lines[-1]}: {', '.join(failed)}")
-    yield {"table": {"the core of the tests": lines[-1]}}
+    """(a) The core of the test suite, a file at a time. Its slow tests are left out."""
+    call = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k"]
+    call += [place.size("not killed", "top_p_and_greedy or slots_in_a_group")]
+    table, failed = {}, []
+    for path in sorted(path for pattern in place.size(CORE_TESTS, SMALL_TESTS) for path in ROOT.glob(pattern)):
+        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        done = subprocess.run([*call, str(path)], cwd=ROOT, env=os.environ | {"TEST_DEVICE": place.device}, **pipes)
+        print(done.stdout, flush=True)
+        lines = [line for line in done.stdout.splitlines() if line.strip()] or ["it ended without a word"]
+        table[f"tests, {path.name}"] = lines[-1]
+        failed += [line.split()[1].rpartition("/")[2] for line in lines if line.startswith(("FAILED ", "ERROR "))]
+        failed += [path.name] if done.returncode and not failed else []
+        yield {"table": table}
+    if failed:
+        raise RuntimeError(f"{len(failed)} failed: {', '.join(failed)}")
 
 
 def random_model(preset: str, place: Place):
@@ -101,9 +107,10 @@ def random_model(preset: str, place: Place):
 
 
 def rollouts(place: Place):
-    """(b) New tokens a second, and the share of the limit in `rollouts.floor`, which reads all weights in bfloat16.
+    """(b) New tokens a second, and the share of both limits in `rollouts.limits`, which count all weights in bfloat16.
 
     This package samples as in training: in bfloat16, with a float32 head. TRL has a smaller workload of its own, see `peer_trl`.
+    There are 64 responses, the paper has 512. So the capture of the graphs takes a larger part of the time than in training.
     """
     table, rates, limits = {}, {}, {}
     for preset in MODELS:
@@ -118,7 +125,7 @@ def rollouts(place: Place):
             "TRL, smaller workload": partial(trl_rollouts, sys.executable, plain.model, PEER_LIMIT),
             "vLLM": partial(vllm, plain),
         }
-        limits[preset], rates[preset] = workloads.floor(plain, place.device, slots), {}
+        limits[preset], rates[preset] = workloads.limits(plain, place.device, slots), {}
         for name, way in ways.items():
             try:
                 tokens, seconds = way()
@@ -128,8 +135,8 @@ def rollouts(place: Place):
                 found = f"does not run here: {one_line(error)}"
             else:
                 rates[preset][name] = rate = tokens / seconds
-                share = "" if name.startswith("TRL") else f", {100 * rate / limits[preset]:.0f} % of the limit"
-                found = f"{rate:,.0f} tokens/s{share}"
+                shares = [f"{100 * rate / limit:.0f} % of the limit of {what}" for what, limit in limits[preset].items()]
+                found = ", ".join([f"{rate:,.0f} tokens/s", *([] if name.startswith("TRL") else shares)])
             table[f"rollouts, {preset}, {name}"] = found
             bars(rates, place.out / "rollouts.png", "Rollouts of random weights", "new tokens a second")
             yield {"table": table, "data": {"limits": limits, "rates": rates}}
@@ -151,9 +158,10 @@ def iteration(place: Place):
     Random weights never end a response, and few real ones are as long as the presets' limits. The second iteration is measured.
     """
     data, table = {}, {}
-    for name, preset, changes in (*((name, name, {}) for name in MODELS), ("gsm8k-rho1b, adam_8bit", "gsm8k-rho1b", EIGHT_BITS)):
+    runs = [*((name, name, "vineppo", {}) for name in MODELS), ("gsm8k-rho1b, ppo", "gsm8k-rho1b", "ppo", {})]
+    for name, preset, algorithm, changes in [*runs, ("gsm8k-rho1b, adam_8bit", "gsm8k-rho1b", "vineppo", EIGHT_BITS)]:
         try:
-            data[name] = found = phases_and_memory(preset, changes, place)
+            data[name] = found = phases_and_memory(preset, algorithm, changes, place)
         except UserError as error:  # without bitsandbytes
             table[f"an iteration, {name}"] = f"does not run here: {error}"
             continue
@@ -165,23 +173,25 @@ def iteration(place: Place):
             measured = f"{held:.1f} GiB, {held / estimate:.2f} of the estimate; {reserved:.1f} GiB with what PyTorch keeps"
         table[f"peak memory at these lengths, {name}"] = f"{measured}; estimate {estimate:.3g} GiB"
         seconds = {name: {"total": sum(found["seconds"].values())} | found["seconds"] for name, found in data.items()}
-        bars(seconds, place.out / "iteration.png", "One iteration of VinePPO, random weights", "seconds")
+        if algorithm == "ppo":
+            table["VinePPO's iteration / PPO's, gsm8k-rho1b"] = f"{seconds[preset]['total'] / seconds[name]['total']:.2f}"
+        bars(seconds, place.out / "iteration.png", "One iteration, random weights", "seconds")
         yield {"table": table, "data": data}
     yield {"table": table, "data": data}
 
 
-def phases_and_memory(name: str, changes: dict, place: Place) -> dict:
+def phases_and_memory(name: str, algorithm: str, changes: dict, place: Place) -> dict:
     """The second iteration of a preset: seconds of each phase, and in GiB the peak that PyTorch allocated and its estimate."""
     gc.collect()
     torch.cuda.empty_cache()
     preset = read_preset(name)
     shapes = dict(prompts=preset["prompts"], group=preset["group"], prompt=100, response=256, step=40, k=preset["k"])
     shapes = place.size(shapes, dict(prompts=2, group=2, prompt=6, response=8, step=4, k=2))
-    own = (*shapes, "task", "model", "prompt", "chat", "max_new_tokens", "iterations")
+    own = (*shapes, "algorithm", "task", "model", "prompt", "chat", "max_new_tokens", "iterations")
     changes = {field: value for field, value in preset.items() if field not in own} | changes
     changes |= place.size({}, dict(minibatch_size=2, sample_batch_size=8))
     on_gpu = place.device == "cuda"
-    trainer = random_trainer(random_model(name, place), "vineppo", shapes, iterations=2, **changes)
+    trainer = random_trainer(random_model(name, place), algorithm, shapes, iterations=2, **changes)
     iterations = trainer.train()
     next(iterations)  # now the moments exist, and everything is warm
     if on_gpu:
@@ -251,8 +261,8 @@ def in_process(name: str, place: Place) -> dict:
     """The record of a piece from a process of its own: `table` and `data`, and an `error` of one line if it did not end well."""
     call = [sys.executable, "-m", "benchmarks.gpu", "--one", name, "--out", str(place.out), *place.size([], ["--cpu-rehearsal"])]
     log, start, error = place.out / f"{name}.log", time.perf_counter(), {}
-    with log.open("w", encoding="utf-8") as file:
-        child = subprocess.Popen(call, stdout=file, start_new_session=True)
+    with log.open("w", encoding="utf-8") as file, log.with_suffix(".errors.log").open("w", encoding="utf-8") as errors:
+        child = subprocess.Popen(call, stdout=file, stderr=errors, start_new_session=True)
         try:
             if code := child.wait(LIMIT):
                 error = {"error": f"its process ended with exit code {code}"}
@@ -266,7 +276,13 @@ def in_process(name: str, place: Place) -> dict:
     found: dict = {"table": {}}
     for record in records:  # later ones hold what the earlier ones held
         found |= record["record"]
-    return found | error | {"machine": machine(place.device, 1), "seconds": time.perf_counter() - start}
+    return found | error | {"machine": where(place), "seconds": time.perf_counter() - start}
+
+
+def where(place: Place) -> str:
+    """Machine, versions and commit."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    return f"{machine(place.device, 1)}, commit {commit or 'unknown'}"
 
 
 def one_line(error: Exception) -> str:
@@ -280,10 +296,9 @@ def write(records: dict, place: Place) -> str:
     for name, record in sorted(records.items()):
         lines = record["table"] | ({"does not end well": record["error"]} if "error" in record else {})
         table += [[name, what, text] for what, text in lines.items()] + [[name, "seconds in all", f"{record['seconds']:.0f}"]]
-    where = machine(place.device, 1)
-    text = f"{place.size('', 'A rehearsal on a CPU, whose figures mean nothing. ')}{where}\n\n{columns(table)}\n"
+    text = f"{place.size('', 'A rehearsal on a CPU, whose figures mean nothing. ')}{where(place)}\n\n{columns(table)}\n"
     write_text(place.out / "gpu.md", text)
-    write_text(place.out / "gpu.json", json.dumps({"machine": where, "pieces": records}, indent=1))
+    write_text(place.out / "gpu.json", json.dumps({"machine": where(place), "pieces": records}, indent=1))
     return text
 
 
@@ -310,7 +325,7 @@ def main() -> int:
             traceback.print_exc()
             print(json.dumps({"record": {"error": one_line(error)}}), flush=True)
         return 0
-    path, here = place.out / "gpu.json", machine(place.device, 1)
+    path, here = place.out / "gpu.json", where(place)
     known = json.loads(path.read_text(encoding="utf-8"))["pieces"] if path.exists() and not small else {}
     records = {name: record for name, record in known.items() if record["machine"] == here}
     wanted = args.pieces or [name for name in PIECES if "error" in records.get(name, {"error": ""})]

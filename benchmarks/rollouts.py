@@ -160,7 +160,11 @@ class Vllm:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True)
         self.timer = threading.Timer(limit, self.process.kill)
         self.timer.start()
-        self._read("ready")
+        try:
+            self._read("ready")
+        except RuntimeError:
+            self.close()
+            raise
 
     def _read(self, start: str) -> str:
         for line in self.process.stdout:
@@ -182,21 +186,21 @@ class Vllm:
         self.timer.cancel()
 
 
-def floor(work: Workload, device: str, slots: int) -> float:
+def limits(work: Workload, device: str, slots: int) -> dict[str, float]:
     """The most tokens a second that the machine allows: matrix products, and on a GPU memory reads, at their measured rates."""
     c, model = work.model.config, work.model
     weights = sum(p.numel() for p in model.parameters()) - model.get_input_embeddings().weight.numel()
     weights += model.get_input_embeddings().weight.numel() * model.config.tie_word_embeddings  # the head
     arithmetic = gemm_rate(c.hidden_size, c.intermediate_size, model.dtype, device, slots) / (2 * weights)
     if device == "cpu":
-        return arithmetic
+        return {"products": arithmetic}
     size = model.dtype.itemsize
     trunk = sum(len(t.prompt_ids) + len(t.response_ids) for t in work.trajectories)
     a_token = 2 * c.num_hidden_layers * c.num_key_value_heads * (c.hidden_size // c.num_attention_heads) * size
     # One position of all slots reads the weights, the trunks of these slots (slots / rollouts of them) and half-full slots.
     share = min(1.0, slots / (work.k * sum(map(len, work.cuts))))
     position = weights * size + (trunk * share + slots * work.max_new_tokens / 2) * a_token
-    return min(arithmetic, bandwidth(device) / position * slots)
+    return {"products": arithmetic, "memory reads": bandwidth(device) / position * slots}
 
 
 def measure(name: str, args, threads: int) -> dict:
@@ -239,7 +243,7 @@ def measure(name: str, args, threads: int) -> dict:
     for peer in peers:
         peer.close()
     rollouts = work.k * sum(map(len, work.cuts))
-    limit = floor(work, args.device, slots)
+    limit = min(limits(work, args.device, slots).values())
     result = {
         "workload": name,
         "threads": threads,

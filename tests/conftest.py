@@ -6,6 +6,11 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+
+DEVICE = os.environ.get("TEST_DEVICE", "cpu")  # where the models of the tests are; `benchmarks.gpu` sets cuda
+if DEVICE == "cpu":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # commands would find a GPU
+
 import torch
 from transformers import (
     AutoModelForCausalLM,
@@ -26,7 +31,6 @@ from vine_mini.sampling import way
 from vine_mini.tasks import arithmetic
 
 torch.set_num_threads(1)  # models this small are slower with more, above all on a busy machine
-DEVICE = os.environ.get("TEST_DEVICE", "cpu")  # where the models of the tests are; `benchmarks.gpu` sets cuda
 VOCAB = 61
 SHARED = Path(__file__).parents[2] / "shared"
 _COMMON = dict(

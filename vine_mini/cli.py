@@ -16,6 +16,7 @@ from vine_mini.credit_page.config import CreditConfig
 from vine_mini.demo import DemoConfig, demo
 from vine_mini.doctor.command import DoctorConfig, doctor
 from vine_mini.lengthgen import words as lengthgen
+from vine_mini.sampling.fast.graphs import GraphError
 from vine_mini.study.command import study
 from vine_mini.study.config import StudyConfig
 from vine_mini.types import UserError
@@ -45,8 +46,8 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         says = str(error)  # of an OSError: a full disk, a folder that vanished
         if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in says:
-            says = f"not enough memory: lower --sample_batch_size, or other numbers of things at once ({says.strip()})"
-        elif not isinstance(error, (UserError, OSError)):
+            says = f"not enough memory: lower --sample_batch_size or --micro_batch_tokens, or other sizes ({says.strip()})"
+        elif not isinstance(error, (UserError, OSError, GraphError)):
             raise
         print(one_line(f"vine_mini {name}: {says}"), file=sys.stderr)
         return 2

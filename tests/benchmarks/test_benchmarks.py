@@ -304,7 +304,7 @@ def test_the_gpu_script_goes_on_where_it_stopped(tmp_path, gpu_script, monkeypat
 
     where = "a GPU"
     monkeypatch.setattr(gpu, "in_process", in_process)
-    monkeypatch.setattr(gpu, "machine", lambda *_: where)
+    monkeypatch.setattr(gpu, "where", lambda place: where)
     monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: True)
     assert gpu_script("--out", tmp_path, "--pieces", "a", "b", "c") == 1 and asked == ["a", "b", "c"]
     assert "it broke" in capsys.readouterr().out and "| b     | tokens" in (tmp_path / "gpu.md").read_text()

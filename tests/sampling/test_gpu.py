@@ -124,6 +124,35 @@ def test_limits(trunks, slots, gpu, monkeypatch):
     assert kernels.count <= 2 * len(places)
 
 
+@stand_in_only
+@pytest.mark.parametrize("architecture", USUAL)
+def test_a_position_copies_nothing_from_the_cpu(architecture, gpu, monkeypatch):
+    """On a GPU such a copy waits, and no graph can be captured with it. `x[i] = 0` is one, `x[i].zero_()` is none."""
+    seen, step = set(), groups.Groups._next_position
+
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.add(function)
+            return function(*args, **kwargs or {})
+
+    def watched(*args):
+        with Names():
+            step(*args)
+
+    monkeypatch.setattr(groups.Groups, "_next_position", watched)
+    rollouts_of(tiny_model(architecture))
+    assert torch.ops.aten.mm.default in seen or torch.ops.aten.addmm.default in seen
+    assert torch.ops.aten.lift_fresh.default not in seen  # a Python number that becomes a tensor on the CPU
+
+
+def test_a_copy_between_devices_is_no_part_of_a_graph():
+    for copied in (lambda: torch.zeros(2, device="meta").copy_(torch.zeros(2)), lambda: torch.zeros(2).to("meta")):
+        with graphs._NoWaiting(), pytest.raises(graphs.WaitsForGPU, match="copies from"):
+            copied()
+    with graphs._NoWaiting():
+        torch.zeros(2).copy_(torch.ones(2)).to(torch.float64)
+
+
 def test_slots_in_a_group():
     assert groups.slots_in_a_group([54] * 76, 512) == 8  # six states and K = 9
     assert groups.slots_in_a_group([9] * 100, 512) == 4  # 12 slots for 9 requests; groups of 8 would take 16
@@ -197,6 +226,22 @@ def test_errors_of_cuda_are_raised_and_not_taken_for_an_architecture(llama, gpu,
     monkeypatch.setattr(graphs, "_capture", capture)
     with pytest.raises(graphs.GraphError, match="no CUDA graph could be captured: captures_underway"):
         sample(llama, [[1, 2]], Sampling(4, EOS), seed=0)
+
+    @contextmanager
+    def ends_badly(graph, pool):
+        try:
+            yield
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    def fails(error):
+        raise error
+
+    monkeypatch.setattr(torch.cuda, "graph", ends_badly)
+    with pytest.raises(graphs.GraphError, match="captured: a copy is not permitted"):
+        graphs._capture(lambda: fails(RuntimeError("a copy is not permitted")), None)
+    with pytest.raises(torch.OutOfMemoryError):
+        graphs._capture(lambda: fails(torch.OutOfMemoryError("CUDA out of memory")), None)
 
 
 @stand_in_only

@@ -1,8 +1,7 @@
 """Sampling: token ids go in, trajectories come out.
 
 `sample` continues prompts. `rollouts` continues states of trajectories. Both turn their arguments into requests. `plain.py`
-completes requests in the simplest way and is the reference. `fast/` gives the same tokens, up to rounding, in less time; on a
-GPU with `gpu/`.
+completes requests in the simplest way and is the reference. `fast/` gives the same tokens, up to rounding, in less time.
 """
 
 import math

@@ -53,6 +53,10 @@ class _NoWaiting(TorchDispatchMode):
     """Raises an error where an operation would wait for the GPU."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function in (torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default):
+            other = args[1].device if len(args) > 1 else torch.device((kwargs or {}).get("device") or args[0].device)
+            if other.type != args[0].device.type:
+                raise WaitsForGPU(f"its forward pass copies from {args[0].device.type} or {other.type} to the other")
         picks = function in (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default)
         shape_of_data = torch.Tag.dynamic_output_shape in function.tags
         if picks:  # by a mask or by numbers
@@ -68,5 +72,8 @@ def _capture(function, pool):
         with torch.cuda.graph(graph, pool=pool):
             function()
     except Exception as error:
-        raise GraphError(f"no CUDA graph could be captured: {error}") from error
+        first = error.__context__ or error  # the end of a capture that has failed raises an error of its own
+        if isinstance(first, torch.OutOfMemoryError):
+            raise first from None
+        raise GraphError(f"no CUDA graph could be captured: {first}") from error
     return graph

@@ -36,7 +36,7 @@ class Table:
         self.tokens[rows, place], self.logprobs[rows, place] = token, logprob
         self.finished[rows] = (token[:, None] == self.eos).any(dim=1)
         self.length[rows] += 1
-        self.length[self.spare] = 0
+        self.length[self.spare].zero_()  # `= 0` would copy the number from the CPU, and a GPU would wait
 
     def done(self, rows):
         """Whether each of these requests has ended. rows [n] -> [n]"""
