@@ -4,9 +4,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from vine_mini.app.config import SHIPPED
 from vine_mini.cli import COMMANDS, main
+from vine_mini.sampling.fast.graphs import GraphError
 
 
 @pytest.fixture
@@ -126,6 +128,20 @@ def test_a_dollar_in_the_name_of_a_task_is_drawn(empty_folder, capsys):
     small = "--prompts 2 --group 2 --minibatch_size 4 --k 1 --iterations 1 --eval_problems 2 --eval_samples 1 --model arithmetic"
     assert main(["train", "--task", "price_$5_vs_$6.py", *small.split(), "--out", "run"]) == 0
     assert Path("run/curves.png").exists()
+
+
+@pytest.mark.parametrize("error, says", [
+    (torch.OutOfMemoryError("CUDA out of memory"), "lower --sample_batch_size or --micro_batch_tokens"),
+    (GraphError("no CUDA graph could be captured: it waits"), "no CUDA graph could be captured: it waits"),
+])  # fmt: skip
+def test_what_a_gpu_refuses_is_one_line(error, says, monkeypatch, capsys):
+    def fails(config):
+        raise error
+
+    monkeypatch.setitem(COMMANDS, "sample", (fails, COMMANDS["sample"][1]))
+    assert main(["sample"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("vine_mini sample: ") and says in line
 
 
 def test_numbers_beyond_float32_are_refused(capsys):

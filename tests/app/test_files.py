@@ -1,6 +1,10 @@
 """Files that a crash leaves whole, and the lock of a folder."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from kills import killed_before_change, largest_file, locked_by_another_process
@@ -104,6 +108,24 @@ def test_a_locked_folder_names_the_other_process_and_a_killed_one_holds_nothing(
     with files.locked(tmp_path):
         assert "moon" not in (tmp_path / "lock").read_text()
     assert not (tmp_path / "lock").exists()
+
+
+def test_without_what_windows_lacks_commands_run_and_folders_are_not_locked(tmp_path):
+    code = """
+import os, sys
+from pathlib import Path
+from transformers import LlamaForCausalLM  # which reads other names on Windows
+sys.modules["fcntl"] = None
+del os.sysconf, os.fork, os.killpg
+from vine_mini.app import files
+from vine_mini.cli import main
+with files.locked(Path(".")), files.locked(Path(".")):
+    assert not os.listdir()
+sys.exit(main(["sample", "--n", "1", "--max_new_tokens", "4"]))
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_another_error_in_the_block_is_not_called_an_error_of_writing(tmp_path):

@@ -1,5 +1,6 @@
 """The memory estimate counts what is really allocated. `tests/benchmarks` compares it with the peak of a process."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import conftest
@@ -8,12 +9,14 @@ import torch
 from conftest import ARCHITECTURES, tiny_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.gpu import MODELS
 from vine_mini.app import memory
 from vine_mini.app.config import TrainConfig
-from vine_mini.app.memory import estimate, format_memory, memory_estimate
+from vine_mini.app.flags import read_preset
+from vine_mini.app.memory import check_memory, estimate, format_memory, memory_estimate
 from vine_mini.app.setup import build_trainer
 from vine_mini.logprobs import response_logprobs
-from vine_mini.types import Batch
+from vine_mini.types import Batch, UserError
 
 SMALL = dict(device="cpu", prompts=2, group=2, minibatch_size=4, max_new_tokens=8, eval_problems=2, eval_samples=2)
 
@@ -139,3 +142,28 @@ def test_sizes_that_differ_between_layers_count_as_the_largest():
             raise RuntimeError("it differs between layers")
 
     assert [memory._largest(Config(), name) for name in ("intermediate_size", "head_dim", "n_inner")] == [128, 32, None]
+
+
+def test_the_estimates_of_the_gsm8k_presets_are_those_of_the_page(monkeypatch):
+    """results/README.md, for a GPU of 80 GiB and prompts of 300 tokens. The last line is for one of 24 GiB."""
+    page, device = (Path(__file__).parents[2] / "results" / "README.md").read_text(encoding="utf-8"), torch.device("cuda")
+
+    def peak(preset, gib, **changes):
+        room = SimpleNamespace(total_memory=gib << 30)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: room)
+        kind, config, sizes, tied = MODELS[preset]
+        names = "hidden_size num_hidden_layers num_attention_heads num_key_value_heads intermediate_size vocab_size".split()
+        with torch.device("meta"):
+            model = kind(config(**dict(zip(names, sizes, strict=True)), tie_word_embeddings=tied, max_position_embeddings=2048))
+        parts = estimate(model, TrainConfig(**read_preset(preset) | changes), 300, device)
+        if gib == 24 and not changes:
+            with pytest.raises(UserError, match=r"the GPU has 24.0 GiB, the estimate is 3\d.\d GiB: lower --sample_batch_size"):
+                check_memory(parts, device, yes=False)
+        check_memory(parts, device, yes=True)
+        return f"{parts['peak'] / 2**30:.1f} GiB"
+
+    for preset in MODELS:
+        cells = " | ".join(peak(preset, 80, algorithm=name) for name in ("vineppo", "grpo", "ppo"))
+        assert f"| `{preset}` | {cells} |" in page
+    assert f"The estimate is {peak('gsm8k-rho1b', 24, adam_8bit=True, sample_batch_size=128)}:" in page
+    peak("gsm8k-rho1b", 24)

@@ -15,7 +15,7 @@ from vine_mini.app.config import EvaluateConfig, SampleConfig, SFTConfig, TrainC
 from vine_mini.app.cost import STATES, check_cost
 from vine_mini.app.files import check_writable, locked, new_folder, whole, write_text
 from vine_mini.app.loop import train_run
-from vine_mini.app.memory import format_memory, memory_estimate
+from vine_mini.app.memory import check_memory, format_memory, memory_estimate
 from vine_mini.app.runs import Run
 from vine_mini.app.setup import build_trainer, policy_name, task_name
 from vine_mini.app.sft import imitate, model_card
@@ -38,7 +38,10 @@ def train(config: TrainConfig) -> int:
         config = trainer.config
         print(f"lr = {config.lr:g}, the default for a policy of {trainer.policy.num_parameters():,} parameters")
     print(f"{machine(trainer.device)}; {len(trainer.prompts)} training and {len(trainer.test_prompts)} test problems")
-    print(f"{format_memory(memory_estimate(trainer))}; sampling: {way(trainer.sampler())}")
+    estimate = memory_estimate(trainer)
+    print(format_memory(estimate), end="; ", flush=True)
+    check_memory(estimate, trainer.device, config.yes)
+    print(f"sampling: {way(trainer.sampler())}")
     check_cost(config, trainer.policy.num_parameters(), *_responses(config, len(trainer.test_prompts)))
     if not config.resume:
         before = trainer.evaluate(with_kl=False)

@@ -4,7 +4,6 @@ What replaces something is written beside it, under its name and `.partial`, and
 that is full, therefore leaves the old thing or the new one. The next write removes what an interrupted one has left.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -17,6 +16,11 @@ from safetensors import SafetensorError
 
 from vine_mini.health import Diverged
 from vine_mini.types import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where folders are not locked
+    fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager
@@ -123,6 +127,9 @@ def locked(folder: Path):
 
     The system takes the lock from a process that has ended, so a stale one does not exist.
     """
+    if fcntl is None:
+        yield
+        return
     path = folder / "lock"
     with path.open("a+", encoding="utf-8") as file:
         try:

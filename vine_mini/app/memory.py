@@ -16,11 +16,12 @@ from torch import nn
 
 from vine_mini.algorithms import ALGORITHMS
 from vine_mini.app.cost import STATES
-from vine_mini.hardware import logits_at_once
+from vine_mini.hardware import logits_at_once, memory
 from vine_mini.sampling.fast import REQUESTS_PER_SLOT
 from vine_mini.sampling.fast.graphs import uses_graphs
 from vine_mini.sampling.fast.groups import slots_in_a_group
 from vine_mini.sampling.fast.trunks import READ_TOKENS
+from vine_mini.types import UserError
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,13 @@ def estimate(model, config, longest_prompt: int, device=None) -> dict[str, int]:
     }
     in_turn = [sum(size for name, size in parts.items() if name.startswith(phase)) for phase in ("sampling", "update")]
     return parts | {"peak": sum(parts.values()) - min(in_turn)}
+
+
+def check_memory(parts: dict[str, int], device, yes: bool) -> None:
+    """Raises UserError where the estimate of `estimate` is above the memory of a GPU, unless `yes`."""
+    if device.type == "cuda" and parts["peak"] > memory(device) and not yes:
+        room = f"the GPU has {_size(memory(device))}, the estimate is {_size(parts['peak'])}"
+        raise UserError(f"{room}: lower --sample_batch_size or --micro_batch_tokens, or add --yes to try")
 
 
 def format_memory(parts: dict[str, int]) -> str:
