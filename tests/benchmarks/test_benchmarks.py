@@ -372,3 +372,14 @@ def test_the_clock_of_the_study(tmp_path, monkeypatch):
     text = (tmp_path / "clock.md").read_text()
     assert text.count("| decisive | VinePPO") == 2 and text.count("| decisive | GRPO") == 1 and " 0.00 " not in text
     assert "VinePPO, K = 1 - GRPO, test accuracy" in (tmp_path / "cheaper-and-dearer.md").read_text()
+
+
+def test_grading_is_timed(tmp_path, monkeypatch, capsys):
+    from benchmarks import grading
+
+    monkeypatch.setattr(sys, "argv", ["grading", "--rollouts", "5", "--repeats", "1", "--out", str(tmp_path)])
+    grading.main()
+    assert (
+        "| 5        | 290 " in capsys.readouterr().out
+        and len(json.loads((tmp_path / "grading.json").read_text())["seconds"]) == 1
+    )
