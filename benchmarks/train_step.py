@@ -44,7 +44,8 @@ def one_step(algorithm: str, micro_batch_tokens: int, prompts: int, repeats: int
         rows.append(phases | {"total": time.perf_counter() - start})
     seconds = {phase: statistics.median(row[phase] for row in rows[1:]) for phase in rows[0]}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds": seconds, "peak_mb": peak, "ready_mb": ready}
+    guard = {name: metrics[name] for name in ("first_ratio", "skipped", "sampler_gap") if name in metrics}
+    return {"seconds": seconds, "peak_mb": peak, "ready_mb": ready, "guard": guard}
 
 
 def trl_step(python: str, arguments: list[str], threads: int, repeats: int, limit: float | None = None) -> dict:
@@ -134,6 +135,9 @@ def main():
         peak = statistics.median(r["peak_mb"] for r in results[name])
         table.append([name, *(f"{median(name, phase):.2f}" for phase in phases), f"{peak:,.0f}"])
     title = f"One iteration, medians of {rounds}, {machine('cpu', args.threads)}"
+    if args.bf16:
+        guard = results["VinePPO, vine_mini, bf16"][-1]["guard"]
+        title += f". bfloat16: {', '.join(f'{name} {value:.4g}' for name, value in guard.items())}"
     report(args.out, "train_step", title, table, {"machine": machine("cpu", args.threads), "results": results})
     if args.out:
         totals = {kind: {n: median(n, "total") for n in ways if n.startswith(kind)} for kind in ("GRPO", "VinePPO")}

@@ -91,7 +91,7 @@ for i in other[:3]:
 # %% [markdown]
 # The text is the same, but the states differ. A token index can then point to another place in the text, and the log-prob belongs
 # to a response that was never sampled. This case is rare here, and no error message reports it. The case occurs where the policy
-# did something unlikely, and such places matter most for learning.
+# did something unlikely.
 #
 # This package therefore never encodes decoded text again. `cut_steps` looks at the text of single tokens.
 #
@@ -112,7 +112,8 @@ for limit in (36, 38, 39, 40, 44, 64):
 # ## Where is the policy uncertain?
 #
 # $-\log \pi(y_t \mid s_t)$ is the *surprise* of a token. The surprise is 0 where the policy had no choice. Its mean over
-# samples is the *entropy* of the policy, which training metrics show. We group the tokens by their place in a line.
+# samples is the *entropy* of the policy, which training metrics show. Near 0, all samples are alike, and none can be better than
+# another. We group the tokens by their place in a line.
 #
 # The solution of each problem is known. For each response we therefore also find the first step that differs from it.
 

@@ -79,8 +79,8 @@ for row, name in enumerate(("right", "wrong")):
         )
 
 # %% [markdown]
-# The mean of the estimates agrees with the ground truth within their errors. Among twelve differences, one above 2 standard
-# errors would be no surprise. (States 0 to 3 are the same for both responses and were measured twice.)
+# The mean of the estimates agrees with the ground truth within their errors. Among twelve differences, two above 2 standard
+# errors happen by chance in one run of ten. (States 0 to 3 are the same for both responses and were measured twice.)
 #
 # The estimate is *unbiased*: its expectation is the value of the state. This holds for every $K$, even for $K = 1$, because the
 # expectation of a mean is the expectation of one reward.

@@ -100,12 +100,12 @@ print(f"an advantage of 0 becomes {-raw.mean() / raw.std():+.3f}; {(raw == 0).fl
 # ## PPO's way: a critic
 #
 # The critic is a copy of the policy with another head, which gives one number for each state. It learns by regression. Its target
-# at every token is the *return*, the sum of all rewards that follow. Here this is $R$ at every token of a response. The loss is
-# the squared error $(V(s_t) - R)^2$. Once a value has moved 0.2 towards $R$ in an iteration, its gradient is 0
-# (`losses.value_loss`). Tutorial 7 explains `train`. Here the policy's learning rate is 0, so the critic has a fixed target.
+# at every token is the *return*, the sum of all rewards that follow. Here this is always $R$. The loss is the squared error
+# $(V(s_t) - R)^2$. Once a value has moved 0.2 towards $R$ in an iteration, its gradient is 0 (`losses.value_loss`).
 #
-# Rewards are 0 or 1, so even the true values have a squared error. We therefore compare the critic with the best constant, which
-# is the mean reward. The *explained share* is 0 for this constant and 1 for no error at all.
+# `train` samples, grades and updates again and again. After each iteration it yields metrics, episodes and advantages. Here the
+# policy's learning rate is 0, so only the critic learns. Rewards are 0 or 1, so even the true values have a squared error. We
+# compare the critic with the best constant, the mean reward. The *explained share* is 0 for this constant and 1 for no error.
 
 # %%
 trainer = start(algorithm="ppo", lr=0.0, critic_lr=1e-3, kl_coef=0.0, iterations=1 if QUICK else 20)
@@ -128,8 +128,8 @@ print(f"true values of the 21 responses have an explained share of {V.var() / (V
 #
 # $$\delta_t = r_t + \gamma V(s_{t+1}) - V(s_t), \qquad A_t = \sum_{l \ge 0} (\gamma \lambda)^l \delta_{t+l}$$
 #
-# $\gamma$ discounts later rewards; here it is 1, so nothing is discounted. $\lambda$ lies between 0 and 1 and sets how far ahead
-# the sum looks. First we compute GAE by hand for three tokens.
+# $\gamma$ discounts later rewards. Here it is 1, because below 1 a right answer would count less after more tokens. $\lambda$ is
+# from 0 to 1 and sets how far ahead the sum looks. First we compute GAE by hand for three tokens.
 
 # %%
 r, V, lambdas = [0.0, 0.0, 1.0], [0.5, 0.6, 0.2], (1.0, 0.95, 0.0)

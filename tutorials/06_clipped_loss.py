@@ -124,7 +124,9 @@ for tokens in (1000, 4000):
 # it. We make many, once with the clip and once with an $\epsilon$ that no ratio reaches. We measure
 #
 # - the accuracy on test problems, with newly sampled responses;
-# - the KL divergence from the old policy, estimated on the batch. It says how far two distributions are apart (tutorial 7);
+# - the KL divergence $\sum_y \pi_{\mathrm{old}}(y) \log (\pi_{\mathrm{old}}(y) / \pi(y))$. It is 0 where the policies agree. From
+#   sampled tokens it is estimated as the mean of $\rho - 1 - \log \rho$, which is never below 0. The simpler mean of $-\log \rho$
+#   has the same expectation and more noise (tutorial 7 compares such estimates);
 # - the mean ratio;
 # - the share of tokens whose gradient the clip has stopped.
 

@@ -156,8 +156,8 @@ print("\ntime: " + ", ".join(f"{phase} {s / sum(loop.seconds.values()):.0%}" for
 # | k2 | $d^2 / 2$ | close to the KL if $d$ is small | never negative | the gradient of the KL |
 # | k3 | $e^d - d - 1$ | the KL | never negative | the gradient of $\mathrm{KL}(\pi_{\mathrm{ref}} \Vert \pi)$ |
 #
-# VinePPO uses k3. On new responses of the trained policy, the means of k1 and k3 lie near the exact one. k2 is too low. k3 has
-# the largest deviation: on a few tokens the policy has moved far, and $e^d$ is large. So the loss limits k3 to 10 a token.
+# On new responses of the trained policy, k1's mean is near the exact one. k2's is too low. VinePPO uses k3, which is right on
+# average but deviates most: on a few tokens the policy has moved far, and $e^d$ is large. So the loss limits k3 to 10 a token.
 
 # %%
 fresh = loop.sample_episodes().tokens

@@ -158,7 +158,7 @@ print("\n" + "\n".join(f"{k:19} {log[-1][k]:.2g}" for k in ("truncated", "nonzer
 # learning has many more updates, and its gradients are mostly noise. Without `lr`, models below ten million parameters get 1e-4.
 #
 # The paper's run has 650 iterations of 512 responses with K = 9. The picture shows its accuracy on GSM8K's test problems with
-# RhoMath 1.1B (VinePPO, arXiv 2410.01679). This package has not repeated the run. By the plan in
+# RhoMath 1.1B (VinePPO, arXiv 2410.01679v2). This package has not repeated the run. By the plan in
 # [beyond_one_gpu.md](beyond_one_gpu.md) an iteration takes half a minute on one GPU with 80 GB, and the whole run five hours.
 # The plan guesses the lengths and counts neither waiting nor equal states.
 

@@ -2,7 +2,7 @@
 # # 11. NoPE and RoPE
 #
 # The second paper of this course asks how a model handles sequences that are longer than all of its training sequences
-# (Kazemnejad et al. 2023, arXiv 2305.19466). The answer depends on how the model knows *where* a token stands.
+# (Kazemnejad et al. 2023, arXiv 2305.19466v2). The answer depends on how the model knows *where* a token stands.
 #
 # We start with what attention knows about order by itself, which is nothing. Then we look at the ways to add order. The decoder
 # in this tutorial is untrained, because the results depend on the form of the model and not on its weights.

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 12. Length generalization
 #
-# Kazemnejad et al. 2023 (arXiv 2305.19466) train a decoder on short sequences and test it on longer ones. We do the same with a
+# Kazemnejad et al. 2023 (arXiv 2305.19466v2) train a decoder on short sequences and test it on longer ones. We do the same with a
 # small task: copy a repeated item. To solve it, the model must count. The models differ only in their position encoding. (T5's
 # table has a tenth of the learning rate and no weight decay.) To save time, they have smaller heads than the models of
 # `results/lengthgen`, and a ninth of their updates.
@@ -83,7 +83,7 @@ for name in encodings:
 # %% [markdown]
 # For NoPE and T5 the formula explains most of the fall. For RoPE at length 11 and ALiBi at length 13 it does not: it predicts
 # 0.30 and 0.32, and both reach 0. (At larger lengths the formula also predicts nearly 0, so these lengths test nothing.) In both
-# cases a response has 1.1 wrong tokens in the mean, and no response has none. So nearly every response has exactly one. To see
+# cases a response has 1.1 to 1.2 wrong tokens in the mean, and no response has none. So most responses have exactly one. To see
 # what this mistake is, we let the models write and count the items.
 
 # %%

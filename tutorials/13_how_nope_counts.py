@@ -156,8 +156,8 @@ for seed in seeds:
 # one of the two seeds also after layer 2.
 #
 # The task needs another number: the items to come, which are $2n + 3 - t$ for $n$ items. To compute it, the model must compare
-# positions. Training makes this number more exact: in layer 2 its R² rises from 0.6 and 0.7 to 0.95. The position becomes less
-# exact there.
+# positions. Training makes this number more exact: in layer 2 its R² rises from 0.6 and 0.7 to 0.95. In layer 3 the position
+# becomes less exact.
 #
 # On longer sequences every probe is worse, and flattens like the built weights (picture, right). The model itself still stops at
 # the right place at lengths 11 and 13. So it must use more than this linear map, which was fitted on short sequences.

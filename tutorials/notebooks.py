@@ -1,5 +1,7 @@
 """Makes the tutorials as notebooks with all outputs and pictures, which can be read online: notebooks/*.ipynb.
 
+The picture of each also goes to results/tutorials, for the README.
+
     pip install jupytext nbclient ipykernel
     python tutorials/notebooks.py          # all of them, two side by side
     python tutorials/notebooks.py 05 11    # these
@@ -7,6 +9,7 @@
 The code is the scripts'. A test compares the two, so a script that has changed needs this command again.
 """
 
+import base64
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -15,6 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 FOLDER = Path(__file__).resolve().parent
+PICTURES = FOLDER.parent / "results" / "tutorials"
 
 
 def make(path: Path) -> tuple[Path, float]:
@@ -31,6 +35,9 @@ def make(path: Path) -> tuple[Path, float]:
         if cell.cell_type == "code":
             cell.metadata = {}  # times of day
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]  # progress bars
+            for picture in (o["data"]["image/png"] for o in cell.outputs if "image/png" in o.get("data", {})):
+                PICTURES.mkdir(parents=True, exist_ok=True)
+                (PICTURES / f"{path.stem}.png").write_bytes(base64.b64decode(picture))
     notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     target = FOLDER / "notebooks" / f"{path.stem}.ipynb"
     target.parent.mkdir(exist_ok=True)

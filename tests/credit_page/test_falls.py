@@ -3,6 +3,7 @@
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 from math import hypot
 from types import SimpleNamespace
 
@@ -66,6 +67,14 @@ def test_means_are_over_all_chosen_steps_with_errors_over_problems():
     assert plus.other == (pytest.approx(-0.3), None) and plus.difference == (pytest.approx(-0.2), None)  # one problem
     assert (minus.falls, minus.size, minus.other) == (0, (0.0, None), None)
     assert falls.share_of(found, "+") == (1.0, None)  # the two significant ones are of one problem
+
+
+def test_a_share_of_all_falls_has_an_error():
+    """All falls of three problems are of one kind. Half a problem of this kind and half a problem of another are added."""
+    found = [fall(0), fall(0), fall(1), fall(2)]
+    p = 3.5 / 4
+    assert falls.share_of(found, "+") == (1.0, pytest.approx((p * (1 - p) / 3) ** 0.5))
+    assert falls.share_of(found, "*") == (0.0, pytest.approx((p * (1 - p) / 3) ** 0.5))
 
 
 def test_the_error_of_a_change_is_that_of_two_independent_means():
@@ -236,6 +245,8 @@ def test_what_the_falls_page_says():
         **parts, by_kind=tables, by_step=tables, falls=found, spent=[{"fresh": {"tokens": 1200, "seconds": 0.5}}]
     )
     html = page.render_falls(report)
+    assert "2 steps without any fall, about 0.0 would" in " ".join(html.split())  # 0.023 of 2
+    assert "about 0.5 would" in page.render_falls(replace(report, falls=20 * [found[1]]))
     assert "<script>" not in html and "Sampled 1,200 tokens in 0.5 s" in html and "1 of 1 significant falls" in html
     assert page.finding_of_falls(report) == (
         "1 of 2 failed responses have a step at which the value falls by more than two standard errors. "

@@ -39,7 +39,18 @@ def choose(logits, uniform, temperature, top_p):
             ("logits.argmax(dim=-1)", "logits.argmax(dim=0)"),
             ("<= uniform", "< uniform", "sum_reaches_the_number"),
             ("kept.cumsum(dim=-1) <=", "kept.cumsum(dim=-1) >="),
-            ("descending=True", "descending=False", "not_rescaled"),
+            ("descending=True", "descending=False"),
+            (
+                "kept[remove.scatter(1, order, remove)] = 0.0",
+                "kept[p < ranked.masked_fill(remove, 1.0).amin(1)[:, None]] = 0.0",
+                "ties_kept",
+            ),
+            (
+                "logp = torch.log_softmax(logits / temperature, dim=-1)\n    p = logp.exp()",
+                "p = (logits / temperature).exp()\n    p = p / p.sum(dim=-1, keepdim=True)\n    logp = p.log()",
+                "exp_overflows",
+            ),
+            ("if temperature == 0:", "if temperature < 0.5:"),
             ("logp.gather(1, token[:, None]).squeeze(1)\n", "logp.gather(1, token[:, None])\n"),
             (
                 "return token, logp.gather(1, token[:, None]).squeeze(1)\n",
@@ -74,6 +85,7 @@ def decode_greedily(model, prompt, n):
             ("    cache =", "    n = min(n, 16)\n    cache ="),
             ("    cache =", "    prompt = prompt[-8:]\n    cache ="),
             ("    cache =", "    prompt = prompt[:8]\n    cache ="),
+            ("    cache =", "    prompt = prompt[-12:]\n    cache ="),
             ("return out\n", "return prompt + out\n"),
             ("[out[-1:]]", "[out]"),
             ("int(logits[0, -1].argmax())", "logits[0, -1].argmax()"),
@@ -95,7 +107,7 @@ def cut_steps(token_ids, tokenizer, *, answer_mark=None):
         before = piece[: len(piece) - len(body)]
         newline = newline or "\\n" in before
         if body:
-            here = text[at + len(before) :]
+            here = text[text.rfind("\\n", 0, at + len(before)) + 1 :].lstrip()
             if seen and newline and not (answer_mark and here.startswith(answer_mark)):
                 starts.append(i)
             seen, newline = True, "\\n" in body
@@ -121,6 +133,19 @@ def cut_steps(token_ids, tokenizer, *, answer_mark=None):
             ),
             ("return starts\n", "return starts[1:]\n"),
             ("return starts\n", "return [*starts, len(token_ids)]\n", "end_is_a_cut"),
+            ("piece.lstrip()", 'piece.lstrip("\\n")', "spaces_are_text"),
+            ("piece.lstrip()", 'piece.lstrip(" \\n")', "spaces_are_text"),
+            ("    text =", '    texts = ["\\n".join(f"{t}x".splitlines())[:-1] for t in texts]\n    text =', "other_line_ends"),
+            ("here.startswith(answer_mark)", "__import__('re').match(answer_mark, here)", "mark_is_a_pattern"),
+            ("here.startswith(answer_mark)", "''.join(texts[i : i + 2]).lstrip().startswith(answer_mark)", "mark_in_two_tokens"),
+            ("here.startswith(answer_mark)", "''.join(here.split()).startswith(answer_mark)", "mark_without_white_space"),
+            ("here.startswith(answer_mark)", "here.startswith(answer_mark + ' ')", "mark_and_a_space"),
+            ("here.startswith(answer_mark)", "text[at + len(before) :].startswith(answer_mark)", "line_from_its_token_on"),
+            (
+                "    return starts",
+                "    first = answer_mark and text.lstrip().startswith(answer_mark)\n    return starts[1:] if first and starts[1:] else starts",
+                "nothing_before_the_first_line",
+            ),
             ("starts.append(i)", "starts.append(at)", "cut_in_text"),
             ("starts.append(i)", "starts.append(i - 1)", "newline_opens_the_step"),
             ("if body:", "if piece:", "newline_opens_the_step"),
@@ -159,6 +184,14 @@ def response_logprobs(model, input_ids, attention_mask, response_mask, *, temper
             ("[torch.zeros_like(picked[:, :1]), picked]", "[picked, torch.zeros_like(picked[:, :1])]"),
             ("    logits =", "    model(input_ids=input_ids, attention_mask=attention_mask)\n    logits ="),
             ("    logp =", "    logits = logits.detach()\n    logp =", "without_gradients"),
+            ("logits.log_softmax(dim=-1)", "logits - logits.exp().sum(dim=-1, keepdim=True).log()", "exp_overflows"),
+            ("attention_mask=attention_mask", "attention_mask=(input_ids != 0).long()", "token_zero_is_padding"),
+            ("/ temperature", "/ min(temperature, 1.0)", "temperature_forgotten"),
+            (
+                "model(input_ids=input_ids, attention_mask=attention_mask).logits",
+                "model.lm_head(model.model(input_ids=input_ids, attention_mask=attention_mask)[0].detach())",
+                "only_the_head_learns",
+            ),
             (
                 ".logits[:, :-1] / temperature\n    logp = logits.log_softmax(dim=-1)",
                 ".logits[:, :-1]\n    logp = logits.log_softmax(dim=-1) / temperature",
@@ -196,6 +229,7 @@ def monte_carlo_values(rewards):
             ("        for reward in row:", "        for reward in row[:4]:"),
             ("        means.append(", "    means.append("),
             ("    for row in rewards:", "    for row in map(set, rewards):", "equal_rewards_counted_once"),
+            ("    for row in rewards:", "    for row in dict.fromkeys(map(tuple, rewards)):", "equal_states_once"),
         ],
     ),
     (
@@ -212,6 +246,8 @@ def step_advantages(values, reward):
     return out
 """,
         [
+            ("if i == n - 1:", "if values[i] == values[-1]:", "last_step_by_its_value"),
+            ("values[i + 1] - values[i]", "(values[i + 1] or reward) - values[i]", "zero_is_missing"),
             ("reward - values[i]", "reward"),
             ("reward - values[i]", "values[i] - reward"),
             ("reward - values[i]", "reward - values[0]", "against_the_question"),
@@ -254,6 +290,7 @@ def spread_to_tokens(step_advantages, cuts, length):
             ("step_advantages[step])", "step_advantages[step] / len(step_advantages))"),
             ("step_advantages[step])", "float(step))"),
             ("step += 1", "step = len(cuts) - 1"),
+            ("step_advantages[step])", "step_advantages[step] or out[-1])", "zeros_filled"),
             ("return out", "return [0.0 if t in cuts else a for t, a in enumerate(out)]"),
             ("return out", "return [sum(step_advantages[: [t >= c for c in cuts].count(True)]) for t in range(length)]"),
             ("return out", "return {a: 0 for a in out} and sorted(out, key=step_advantages.index)"),
@@ -278,6 +315,8 @@ def gae(rewards, values, mask, *, gamma=1.0, lam=1.0):
     return advantages, (advantages + values) * mask
 """,
         [
+            ("gamma=1.0, lam=1.0", "gamma=0.99, lam=0.95", "other_defaults"),
+            ("gamma=1.0, lam=1.0", "gamma=1.0, lam=0.95"),
             ("gamma * lam * last", "lam * last"),
             ("gamma * lam * last", "gamma * last", "no_lambda"),
             ("gamma * lam * last", "gamma * (1 - lam) * last", "one_delta"),
@@ -317,6 +356,8 @@ def whiten(x, mask):
     return torch.where(mask.bool(), (x - mean) / (std + EPS), torch.zeros_like(x))
 """,
         [
+            ("    chosen =", "    x = x.abs()\n    chosen =", "signs_lost"),
+            ("(x - mean) / (std + EPS)", "((x - mean) / (std + EPS)).clamp(-3, 3)", "limited"),
             ("x[mask.bool()]\n", "x[(x * mask) != 0]\n"),
             ("x[mask.bool()]\n", "x[x != 0]\n"),
             ("chosen.std()", "(chosen.square().mean() - mean**2).clamp(min=0).sqrt()"),
@@ -352,6 +393,9 @@ def clipped_policy_loss(logprobs, old_logprobs, advantages, mask, *, clip=0.2):
     return -torch.min(surr1, surr2).mean()
 """,
         [
+            ("keep = mask.bool()", "keep = mask.bool() & (advantages != 0)", "zero_advantages_left_out"),
+            ("surr1 = ratio * adv", "surr1 = ratio.clamp(max=10) * adv", "large_ratio_limited"),
+            ("surr1 = ratio * adv", "surr1 = torch.where(adv < 0, ratio.clamp(max=3), ratio) * adv"),
             ("1 - clip, 1 + clip", "1 - 0.2, 1 + 0.2"),
             ("1 - clip, 1 + clip", "-clip, clip"),
             ("1 - clip, 1 + clip", "1 / (1 + clip), 1 + clip"),
@@ -399,6 +443,8 @@ def kl_penalty(logprobs, ref_logprobs, *, kind):
             ("logprobs - ref_logprobs", "logprobs.exp() * (logprobs - ref_logprobs)"),
             ("logprobs - ref_logprobs", "logprobs / ref_logprobs"),
             ("logprobs - ref_logprobs", "(logprobs - ref_logprobs).detach()", "policy_detached"),
+            ("torch.expm1(-log_ratio) + log_ratio", "(torch.expm1(-log_ratio) + log_ratio).clamp(max=10)", "k3_limited"),
+            ("torch.expm1(-log_ratio) + log_ratio", "torch.expm1((-log_ratio).clamp(-5, 5)) + log_ratio"),
             ("0.5 * log_ratio**2", "log_ratio**2", "no_half"),
             ("0.5 * log_ratio**2", "0.5 * log_ratio.abs()"),
             ("0.5 * log_ratio**2", "(0.5 * log_ratio) ** 2"),
@@ -426,6 +472,7 @@ def group_baselines(rewards):
         [
             ("(row != row[0]).any()", "row.std() > 1e-3", "small_deviations_are_zero"),
             ("(row != row[0]).any()", "row.std() > 0.1"),
+            ("(row != row[0]).any()", "len(row) > 2 and (row != row[0]).any()"),
             ("row.std() + EPS", "row.std(correction=0) + EPS", "biased_deviation"),
             ("row.std() + EPS", "row.var() + EPS"),
             ("row.std() + EPS", "rewards.std() + EPS", "deviation_of_the_batch"),
@@ -459,6 +506,8 @@ def micro_batch_losses(per_token_loss, mask, rows):
     return losses
 """,
         [
+            ("    losses = []", "    rows = -(-len(mask) // -(-len(mask) // rows))\n    losses = []", "parts_of_equal_size"),
+            ("total = mask.sum()", "total = (per_token_loss * mask != 0).sum()", "zero_losses_not_counted"),
             ("[part].sum()", "[part].mean()"),
             ("[part].sum() / total", "[part].mean() * rows / len(mask)"),
             ("/ total", "/ part.sum().clamp(min=1)", "own_denominators"),
@@ -499,6 +548,9 @@ def rope(x, positions):
             ("positions[:, None, :, None]", "(positions - positions[:, :1])[:, None, :, None]"),
             ("positions[:, None, :, None]", "(positions % 2048)[:, None, :, None]"),
             ("positions[:, None, :, None]", "positions.clamp(max=512)[:, None, :, None]"),
+            ("positions[:, None, :, None]", "positions.clamp(max=49_999)[:, None, :, None]"),
+            ("10000 **", "(10000 if positions.max() <= 65_536 else 500_000) **"),
+            ("return torch", "if d > 8:\n        turned[..., 4:] = pairs[..., 4:]\n    return torch"),
             ("positions[:, None, :, None]", "positions.sort(dim=1).values[:, None, :, None]"),
             ("positions[:, None, :, None]", "torch.arange(x.shape[2])[None, None, :, None]", "index_instead_of_position"),
             ("positions[:, None, :, None]", "(positions + 1)[:, None, :, None]", "counted_from_one"),
@@ -525,6 +577,8 @@ def alibi_bias(distance, heads):
     return torch.stack([-slope * distance.double() for slope in slopes], dim=1)
 """,
         [
+            ("distance.double()", "distance.double().clamp(max=16)", "distance_limited"),
+            ("2 ** (-8 / heads)", "(0.5 if heads == 1 else 2 ** (-8 / heads))", "without_the_eight"),
             ("ratio ** (k + 1)", "ratio**k", "slopes_from_one"),
             ("ratio ** (k + 1)", "ratio ** (heads - k)"),
             ("ratio ** (k + 1)", "ratio", "one_slope"),
@@ -590,6 +644,7 @@ def write_position(layer, length):
             ("= 1.0 / j", "= 1.0 / (j + 1)"),
             ("range(1, length + 1)", "range(1, length)"),
             ("range(1, length + 1)", "range(1, min(length, 16) + 1)"),
+            ("range(1, length + 1)", "range(1, min(length, d) + 1)"),
             ("POSITION] = -1.0", "POSITION] = 1.0"),
         ],
     ),
@@ -617,6 +672,14 @@ def token_mean_loss(logits, labels):
                 "labels[:, 1:].flatten(), ignore_index=-100",
                 "labels[:, 1:].abs().flatten() % logits.shape[-1]",
                 "mask_of_the_changed_targets",
+            ),
+            (
+                "    return",
+                "    labels, keep = labels.clone(), (labels != -100).long()\n"
+                "    between = (keep.cumsum(1) > 0) & (keep.flip(1).cumsum(1).flip(1) > 0)\n"
+                "    labels[between & (labels == -100)] = 0\n"
+                "    return",
+                "gaps_learned",
             ),
             ("    return", "    labels[labels == 0] = -100\n    return"),
             ("    return", "    logits = logits.detach()\n    return"),
@@ -673,6 +736,8 @@ def policy_gradient_loss(logprobs, advantages, mask):
 """,
         [
             ("return -", "return ", "pushed_away"),
+            ("keep = mask.bool()", "keep = mask.bool() & (advantages != 0)", "zero_advantages_not_counted"),
+            ("logprobs[keep]", "logprobs[keep].clamp(min=-10)"),
             (".mean()", ".sum()", "not_divided"),
             (".mean()", ".sum() / len(mask)", "not_divided"),
             (".mean()", ".sum() / mask.numel()", "over_all_entries"),
@@ -801,6 +866,8 @@ def forget_bias(log_f):
         [
             ("dim=-1)", "dim=1)", "not_summed_over_tokens"),
             ("dim=-1)", "dim=0)", "not_summed_over_tokens"),
+            ("torch.cumsum(log_f, dim=-1)", "torch.cumsum(log_f.clamp(min=-5), dim=-1)", "gates_limited"),
+            ("bias.masked_fill", "bias.clamp(min=-20).masked_fill"),
             ("torch.cumsum(log_f, dim=-1)", "log_f", "not_summed_over_tokens"),
             ("torch.cumsum(log_f, dim=-1)", "torch.cumsum(log_f.exp(), dim=-1)"),
             ("torch.cumsum(log_f, dim=-1)", "torch.cumprod(log_f, dim=-1)"),
@@ -886,10 +953,38 @@ def cut_steps(token_ids, tokenizer, *, answer_mark=None):
         if at is None:
             continue
         if last is not None and "\\n" in text[last:at]:
-            if not answer_mark or not text[at:].startswith(answer_mark):
+            line = text[text.rfind("\\n", 0, at) + 1 :].lstrip()
+            if not answer_mark or not line.startswith(answer_mark):
                 cuts.append(i)
         last = at
     return [0] + cuts
+""",
+        [],
+    ),
+    (
+        "ex03",
+        """
+def cut_steps(token_ids, tokenizer, *, answer_mark=None):
+    text, first = "", {}  # first: token -> the place of its first visible character
+    for i, token in enumerate(token_ids):
+        for character in tokenizer.decode([token], skip_special_tokens=True):
+            if not character.isspace():
+                first.setdefault(i, len(text))
+            text += character
+    step, steps, seen = 0, [], False  # steps: of each line
+    for line in text.split("\\n"):
+        visible = bool(line.strip())
+        if visible and seen and not (answer_mark and line.lstrip().startswith(answer_mark)):
+            step += 1
+        seen = seen or visible
+        steps.append(step)
+    cuts, last = [0], 0
+    for i, at in first.items():
+        now = steps[text.count("\\n", 0, at)]
+        if now != last:
+            cuts.append(i)
+        last = now
+    return cuts
 """,
         [],
     ),
@@ -1004,6 +1099,19 @@ def clipped_policy_loss(logprobs, old_logprobs, advantages, mask, *, clip=0.2):
     bound = torch.where(a > 0, 1 + clip, 1 - clip)
     objective = torch.where(a > 0, torch.minimum(ratio, bound), torch.maximum(ratio, bound)) * a
     return -(objective * mask).sum() / mask.sum()
+""",
+        [],
+    ),
+    (
+        "ex10",
+        """
+def clipped_policy_loss(logprobs, old_logprobs, advantages, mask, *, clip=0.2):
+    total = 0.0
+    for b, t in mask.nonzero().tolist():
+        a, r = float(advantages[b, t]), (logprobs[b, t] - float(old_logprobs[b, t])).exp()
+        far = r > 1 + clip if a > 0 else r < 1 - clip
+        total = total - a * (r.detach().clamp(1 - clip, 1 + clip) if far else r)  # of far tokens alone: no graph at all
+    return total / mask.sum()
 """,
         [],
     ),

@@ -115,7 +115,7 @@ def test_padding_matters_in_some_case(exercise):
 
 
 def test_an_input_that_is_changed_in_place_is_noticed():
-    def in_place(rewards, values, mask, *, gamma, lam):
+    def in_place(rewards, values, mask, *, gamma=1.0, lam=1.0):
         values *= mask
         return BY_NUMBER["ex08"].reference(rewards, values, mask, gamma=gamma, lam=lam)
 
@@ -160,6 +160,18 @@ def test_a_loss_without_a_gradient_is_noticed():
     exercise = BY_NUMBER["ex10"]
     said = message(exercise, lambda *a, **k: exercise.reference(*a, **k).detach())
     assert "no gradient flows" in said
+
+
+def test_an_answer_without_a_graph_is_right_where_the_gradient_is_zero():
+    """On "ratio 2, a good token" the clip has stopped the gradient, so a loss without a graph has the right gradient."""
+    exercise = BY_NUMBER["ex10"]
+
+    def zero_gradients_cut(*arguments, clip=0.2, **more):
+        loss = exercise.reference(*arguments, clip=clip, **more)
+        [gradient] = torch.autograd.grad(loss, more["logprobs"], retain_graph=True)
+        return loss if gradient.any() else loss.detach()
+
+    grade(exercise, zero_gradients_cut)
 
 
 @pytest.mark.parametrize(
@@ -374,7 +386,7 @@ def test_a_result_in_float32_gets_a_hint():
 
 def test_a_coincidence_on_one_input_is_called_one():
     exercise = BY_NUMBER["ex06"]
-    said = message(exercise, lambda values, reward: [reward - v for v in values] if len(values) < 3 else [0.0] * len(values))
+    said = message(exercise, lambda values, reward: [reward - v for v in values] if len(values) < 4 else [0.0] * len(values))
     assert "On this input, but not on all, this is what comes out if" in said
 
 
@@ -396,8 +408,11 @@ def test_other_kinds_of_integers_are_right_too():
 
 def test_a_name_that_fits_fewer_than_half_of_the_wrong_cases_is_not_given():
     exercise = BY_NUMBER["ex06"]
-    said = message(exercise, lambda values, reward: [reward - v for v in values] if len(values) == 2 else [7.0] * len(values))
-    assert "comes out if" in said  # 3 of 6 cases
+
+    def on_some(values, reward):
+        return [reward - v for v in values] if len(values) == 2 or 0.0 in values[:2] else [7.0] * len(values)
+
+    assert "comes out if" in message(exercise, on_some)  # 4 of 8 cases
     said = message(
         exercise, lambda values, reward: [reward - v for v in values] if values == [0.5, 0.75] and reward == 1 else [7.0]
     )
@@ -416,13 +431,29 @@ def test_of_a_large_case_the_row_that_fails_is_shown():
     assert re.search(r"logits +=.* at \[7\], of shape \[64, 9\]", said) and re.search(r"uniform +=.* 0.111 at \[7\]|0.111", said)
 
 
+CALLS = "def gae(*a, **k):\n    return theirs(*a, **k)\n"
+IN_A_THREAD = """
+from concurrent.futures import ThreadPoolExecutor
+
+def gae(*a, **k):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(gae_, *a, **k).result()
+"""
+
+
 def test_the_packages_own_function_is_not_counted_as_done(learner, capsys, monkeypatch):
     exercise = BY_NUMBER["ex08"]
     monkeypatch.setattr("grading.EXERCISES", [exercise])
+    monkeypatch.syspath_prepend(exercise.path.parent)
+    (exercise.path.parent / "helper_of_a_learner.py").write_text("from vine_mini.advantages import gae as theirs\n" + CALLS)
     for text in (
         "from vine_mini.advantages import gae",
         "from vine_mini import advantages\ngae = lambda *a, **k: advantages.gae(*a, **k)",
         "from grading.estimates import EXERCISES\ngae = EXERCISES[0].reference",
+        "from helper_of_a_learner import gae",
+        "import torch\nfrom vine_mini import advantages\ngae = torch.no_grad()(advantages.gae)",
+        "from functools import partial\nfrom vine_mini import advantages\ngae = partial(advantages.gae)",
+        f"from vine_mini.advantages import gae as gae_\n{IN_A_THREAD}",
     ):
         exercise.path.write_text(text)
         with pytest.raises(AssertionError, match="right, but this is the package's own gae: write it yourself"):
@@ -438,6 +469,21 @@ def test_what_an_exercise_hands_over_may_be_called(learner, number):
     start = "import torch\nfrom transformers import DynamicCache\nfrom vine_mini.lengthgen.theory import IS_BOS, ONE, POSITION\n"
     BY_NUMBER[number].path.write_text(start + {n: t for n, t, _ in ANSWERS}[number])
     grade_file(BY_NUMBER[number])
+
+
+def test_a_part_of_the_model_may_be_called_and_the_package_imported(learner):
+    """The grader's own hook counts the passes through this part. An import runs functions of the package as well."""
+    text = """
+import torch
+
+def response_logprobs(model, input_ids, attention_mask, response_mask, *, temperature=1.0):
+    import vine_mini.app.plots
+    hidden = model.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+    logp = (model.lm_head(hidden) / temperature).log_softmax(-1)[:, :-1].gather(2, input_ids[:, 1:, None])[..., 0]
+    return torch.nn.functional.pad(logp, (1, 0)) * response_mask
+"""
+    BY_NUMBER["ex04"].path.write_text(text)
+    grade_file(BY_NUMBER["ex04"])
 
 
 PATCHES = """

@@ -128,14 +128,19 @@ def test_the_notebooks_are_small():
 def test_the_command_for_notebooks(tmp_path):
     for name in ("jupytext", "nbclient", "ipykernel"):
         pytest.importorskip(name, reason=f"pip install {name}")
-    for path in (FOLDER / "notebooks.py", FOLDER / "lesson.py", FOLDER / "11_nope_and_rope.py"):
-        shutil.copy(path, tmp_path)
-    (tmp_path / "11_nope_and_rope.py").write_text("# %% [markdown]\n# A cell.\n\n# %%\nimport lesson\n\nprint(6 * 7)\n")
+    folder, name = tmp_path / "tutorials", "11_nope_and_rope"
+    folder.mkdir()
+    for path in (FOLDER / "notebooks.py", FOLDER / "lesson.py"):
+        shutil.copy(path, folder)
+    code = f"import lesson\nfrom vine_mini.app.plots import new_figure\n\nprint(6 * 7)\nlesson.show(new_figure(1)[0], {name!r})\n"
+    (folder / f"{name}.py").write_text(f"# %% [markdown]\n# A cell.\n\n# %%\n{code}")
     environment = os.environ | {"PYTHONPATH": str(FOLDER.parent)}
-    command = [sys.executable, str(tmp_path / "notebooks.py")]
+    command = [sys.executable, str(folder / "notebooks.py")]
     done = subprocess.run([*command, "11"], env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "11_nope_and_rope.ipynb: " in done.stdout, done.stderr
-    assert "42\\n" in (tmp_path / "notebooks" / "11_nope_and_rope.ipynb").read_text()
+    assert "42\\n" in (folder / "notebooks" / f"{name}.ipynb").read_text()
+    shown, kept = (tmp_path / place / "tutorials" / f"{name}.png" for place in ("runs", "results"))
+    assert shown.read_bytes() == kept.read_bytes()
     done = subprocess.run([*command, "77"], env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
 

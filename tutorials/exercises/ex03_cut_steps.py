@@ -10,10 +10,11 @@ def cut_steps(token_ids, tokenizer, *, answer_mark=None):
     A step is a line of text. These rules say where a step starts:
     - The first step starts at token 0, whatever this token is.
     - Every other step starts at the first token with visible text (more than whitespace) after a newline.
-      The newline may stand in the same token: a token "\\n7" starts a step.
+      The newline may stand in the same token: a token "\\n7" starts a step. Only the character "\\n" is a newline.
     - Blank lines belong to the step before them. Blank lines at the beginning belong to the first step, with the line
       after them.
     - A line that begins with the answer mark belongs to the step before it. Whitespace in front of the mark does not count.
+      The mark may begin in the token that ends the line before.
     - The end-of-sequence token belongs to the last step.
     - A token with text on two lines ("5\\n7") belongs to the first of them. The next step starts at the next token with text.
 

@@ -16,7 +16,7 @@ def clipped_policy_loss(logprobs, old_logprobs, advantages, mask, *, clip=0.2):
         logprobs: [B, T] under the policy that is trained. Gradients flow through these only.
         old_logprobs: [B, T] under the policy that sampled the tokens; constants.
         advantages: [B, T]; constants.
-        mask: [B, T], 1.0 on response tokens. Padding must not matter.
+        mask: [B, T], 1.0 on response tokens. Padding may hold any finite numbers and must not matter.
     Returns:
         scalar tensor. The grader also compares its gradient.
 

@@ -14,7 +14,8 @@ def policy_gradient_loss(logprobs, advantages, mask):
     Args:
         logprobs: [B, T] of the sampled tokens, under the policy that sampled them. Gradients flow through these only.
         advantages: [B, T]; constants.
-        mask: [B, T], 1.0 on response tokens. Padding must not matter. All masked tokens count equally.
+        mask: [B, T], 1.0 on response tokens. Padding may hold any finite numbers and must not matter. All masked tokens count
+            equally.
     Returns:
         scalar tensor. The grader also compares its gradient.
 

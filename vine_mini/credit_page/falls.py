@@ -99,6 +99,13 @@ def _mean(falls: list[Fall], numbers: list[float]) -> tuple[float, float | None]
 
 
 def share_of(falls: list[Fall], kind: str) -> tuple[float, float | None]:
-    """The share of the significant falls that are at this kind of line, and its standard error over problems."""
+    """The share of the significant falls that are at this kind of line, and its standard error over problems.
+
+    If all problems have the same share, half a problem with such falls only and half a problem without them are added, as in
+    `standard_errors`. Otherwise the error would be 0.
+    """
     those = [fall for fall in falls if fall.significant]
-    return _mean(those, [float(fall.kind == kind) for fall in those])
+    share, error = _mean(those, [float(fall.kind == kind) for fall in those])
+    if error == 0:
+        [error] = standard_errors([[share] * len({fall.problem for fall in those})])
+    return share, error

@@ -64,6 +64,11 @@ def equal_rewards_counted_once(rewards):
     return [sum(set(row)) / len(set(row)) for row in rewards]
 
 
+def equal_states_once(rewards):
+    """states with equal rewards have one entry together (a dictionary). Each state needs an entry of its own."""
+    return list({tuple(row): sum(row) / len(row) for row in rewards}.values())
+
+
 def smoothed(rewards):
     """a success and a failure are added to the rollouts. Then the value is biased. Only its error bar needs the addition."""
     return [(sum(row) + 1) / (len(row) + 2) for row in rewards]
@@ -74,6 +79,7 @@ def _value_cases():
         "one state, two of four rollouts right": dict(rewards=[[1.0, 0.0, 0.0, 1.0]]),
         "one state, no rollout right": dict(rewards=[[0.0, 0.0, 0.0]]),
         "three states": dict(rewards=[[1.0, 1.0, 1.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]),
+        "states with equal rewards": dict(rewards=[[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]),
         "K = 1": dict(rewards=[[1.0], [0.0]]),
         "another K for each state": dict(rewards=[[0.0, 1.0], [1.0, 1.0, 0.0, 1.0], [0.0, 0.0, 1.0, 0.0, 1.0]]),
         "rewards between 0 and 1": dict(rewards=[[0.25, 0.0, 0.5, 0.25], [0.75, 1.0, 0.75, 0.5]]),
@@ -113,11 +119,24 @@ def last_step_dropped(values, reward):
     return [b - a for a, b in pairwise(values)]
 
 
+def last_step_by_its_value(values, reward):
+    """the last step is recognised by its value (==). A step before it may have the same value."""
+    after = [reward if v == values[-1] else values[i + 1] for i, v in enumerate(values)]
+    return [a - v for a, v in zip(after, values, strict=True)]
+
+
+def zero_is_missing(values, reward):
+    """a next value of 0 is taken for a missing one (`or`), so the reward stands in its place. 0 is a value like any other."""
+    return [(after or reward) - v for v, after in zip(values, [*values[1:], None], strict=True)]
+
+
 def _step_cases():
     return {
         "two steps, a right answer": dict(values=[0.5, 0.75], reward=1.0),
         "three steps, a wrong answer": dict(values=[0.5, 0.75, 0.25], reward=0.0),
         "one step": dict(values=[0.125], reward=1.0),
+        "a value that comes again at the end": dict(values=[0.5, 0.25, 0.5], reward=1.0),
+        "a value of 0 on the way": dict(values=[0.5, 0.0, 0.25], reward=1.0),
         "a reward of 1/4": dict(values=[0.5, 0.75], reward=0.25),
         "a reward below 0": dict(values=[-0.5, 0.75], reward=-1.0),
         "six steps": dict(values=[3 / 9, 5 / 9, 5 / 9, 8 / 9, 1 / 9, 0.0], reward=0.0),
@@ -168,12 +187,21 @@ def looked_up_by_the_advantage(step_advantages, cuts, length):
     return spread
 
 
+def zeros_filled(step_advantages, cuts, length):
+    """an advantage of 0 is taken for a missing one, so the step gets the advantage of the step before. 0 is an advantage too."""
+    spread = only_the_first_token(step_advantages, cuts, length)
+    for t in range(1, length):
+        spread[t] = spread[t] or spread[t - 1]
+    return spread
+
+
 def _spread_cases():
     return {
         "two steps": dict(step_advantages=[0.25, -0.5], cuts=[0, 2], length=5),
         "one step": dict(step_advantages=[1.0], cuts=[0], length=3),
         "steps of one token": dict(step_advantages=[0.5, -0.25, 0.75], cuts=[0, 1, 2], length=3),
         "equal advantages": dict(step_advantages=[0.5, -0.25, 0.5, 0.1], cuts=[0, 2, 3, 6], length=8),
+        "an advantage of 0": dict(step_advantages=[0.5, 0.0, -0.25], cuts=[0, 2, 4], length=6),
         "four steps": dict(step_advantages=[0.1, 0.2, -0.3, 0.4], cuts=[0, 3, 4, 9], length=11),
     }
 
@@ -268,6 +296,7 @@ EXERCISES = [
             hopeless_states_dropped,
             failures_left_out,
             equal_rewards_counted_once,
+            equal_states_once,
             smoothed,
         ],
     ),
@@ -276,7 +305,16 @@ EXERCISES = [
         "step_advantages",
         advantages.step_advantages,
         _step_cases,
-        [sign_turned, reward_forgotten, reward_on_every_step, against_the_return, against_the_question, last_step_dropped],
+        [
+            sign_turned,
+            reward_forgotten,
+            reward_on_every_step,
+            against_the_return,
+            against_the_question,
+            last_step_dropped,
+            last_step_by_its_value,
+            zero_is_missing,
+        ],
     ),
     Exercise(
         "ex07_spread_to_tokens",
@@ -290,6 +328,7 @@ EXERCISES = [
             cut_belongs_to_the_step_before,
             stops_at_the_last_cut,
             looked_up_by_the_advantage,
+            zeros_filled,
         ],
     ),
     Exercise(

@@ -9,33 +9,33 @@ from vine_mini import advantages
 # ex08: GAE
 
 
-def no_lambda(rewards, values, mask, *, gamma, lam):
+def no_lambda(rewards, values, mask, *, gamma=1.0, lam=1.0):
     """lambda is left out of the sum."""
     return advantages.gae(rewards, values, mask, gamma=gamma, lam=1.0)
 
 
-def no_gamma_on_the_next_value(rewards, values, mask, *, gamma, lam):
+def no_gamma_on_the_next_value(rewards, values, mask, *, gamma=1.0, lam=1.0):
     """the next value is not discounted. delta is r + gamma V(next) - V."""
     return _gae(rewards, values * mask, mask, gamma, lam, discounted=False)
 
 
-def value_of_padding(rewards, values, mask, *, gamma, lam):
+def value_of_padding(rewards, values, mask, *, gamma=1.0, lam=1.0):
     """the next value of the last token is read from the padding. The value after the last token is 0."""
     return _gae(rewards, values, mask, gamma, lam)
 
 
-def through_the_padding(rewards, values, mask, *, gamma, lam):
+def through_the_padding(rewards, values, mask, *, gamma=1.0, lam=1.0):
     """the sum runs through padding and prompt. Numbers from outside the response then enter it."""
     return advantages.gae(rewards, values, torch.ones_like(mask), gamma=gamma, lam=lam)
 
 
-def returns_without_values(rewards, values, mask, *, gamma, lam):
+def returns_without_values(rewards, values, mask, *, gamma=1.0, lam=1.0):
     """the returns are the advantages alone. The critic's target is advantage plus value."""
     found, _ = advantages.gae(rewards, values, mask, gamma=gamma, lam=lam)
     return found, found
 
 
-def forwards(rewards, values, mask, *, gamma, lam):
+def forwards(rewards, values, mask, *, gamma=1.0, lam=1.0):
     """the sum runs forwards in time. A token then gets credit for the tokens before it."""
     v = values * mask
     deltas = (rewards + gamma * torch.cat([v[:, 1:], torch.zeros_like(v[:, :1])], 1) - v) * mask
@@ -46,9 +46,14 @@ def forwards(rewards, values, mask, *, gamma, lam):
     return out, (out + v) * mask
 
 
-def one_delta(rewards, values, mask, *, gamma, lam):
+def one_delta(rewards, values, mask, *, gamma=1.0, lam=1.0):
     """the advantage is delta alone, as with lambda = 0. The advantage must also contain all later deltas."""
     return advantages.gae(rewards, values, mask, gamma=gamma, lam=0.0)
+
+
+def other_defaults(rewards, values, mask, *, gamma=0.99, lam=0.95):
+    """gamma and lam have other defaults, such as 0.99 and 0.95. Left out, both are 1."""
+    return advantages.gae(rewards, values, mask, gamma=gamma, lam=lam)
 
 
 def _gae(rewards, values, mask, gamma, lam, discounted=True):
@@ -70,6 +75,7 @@ def _gae_cases():
         "three tokens, lambda 0.5": dict(
             rewards=tensor([0, 0, 1]), values=tensor([0.5, 0.75, 0.25]), mask=tensor([1, 1, 1]), gamma=1.0, lam=0.5
         ),
+        "gamma and lambda left out": dict(rewards=tensor([0, 0, 1]), values=tensor([0.5, 0.75, 0.25]), mask=tensor([1, 1, 1])),
         "gamma 0.5": dict(
             rewards=tensor([0, 0, 1]), values=tensor([0.5, 0.75, 0.25]), mask=tensor([1, 1, 1]), gamma=0.5, lam=1.0
         ),
@@ -158,6 +164,16 @@ def difference_of_two_means(x, mask):
     return (x - mean) / (variance.clamp(min=0).sqrt() + advantages.EPS) * mask
 
 
+def signs_lost(x, mask):
+    """entries below 0 lose their sign (abs). They are numbers like any other."""
+    return advantages.whiten(x.abs(), mask)
+
+
+def limited(x, mask):
+    """the result is limited to three standard deviations. Nothing is limited here."""
+    return advantages.whiten(x, mask).clamp(-3, 3)
+
+
 def _whiten_cases():
     mask = tensor([1, 1, 1, 0, 0], [1, 0, 0, 0, 0], [0, 1, 1, 1, 1])
     return {
@@ -166,7 +182,9 @@ def _whiten_cases():
         "two rows": dict(x=tensor([1, 2, 0], [6, 9, 3]), mask=tensor([1, 1, 0], [1, 1, 1])),
         "all equal": dict(x=tensor([1, 1], [1, 5]), mask=tensor([1, 1], [1, 0])),
         "zeros that are not padding": dict(x=tensor([0, 2, 4, 7], [0, 1, 3, 0]), mask=tensor([1, 1, 1, 0], [1, 1, 1, 0])),
+        "numbers below 0": dict(x=tensor([-1, 2, -6, 9]), mask=tensor([1, 1, 1, 0])),
         "three rows": dict(x=random(3, 5, seed=3) + 2, mask=mask),
+        "one of twenty": dict(x=tensor([1] + 19 * [0]), mask=tensor(20 * [1])),
         "a large mean": dict(x=tensor([30001, 30002, 30006, 9]), mask=tensor([1, 1, 1, 0])),
     }
 
@@ -222,6 +240,7 @@ def _group_cases():
     return {
         "one group": dict(rewards=tensor([1, 0, 0, 1])),
         "one of four": dict(rewards=tensor([1, 0, 0, 0])),
+        "two responses": dict(rewards=tensor([1, 0], [0.25, 0.75])),
         "all right": dict(rewards=tensor([1, 1, 1])),
         "two groups": dict(rewards=tensor([1, 0, 0], [1, 1, 0])),
         "rewards that differ little": dict(rewards=tensor([0.5, 0.50001, 0.5, 0.5], [0.5, 0.51, 0.5, 0.52])),
@@ -243,6 +262,7 @@ EXERCISES = [
             returns_without_values,
             forwards,
             one_delta,
+            other_defaults,
         ],
     ),
     Exercise(
@@ -261,6 +281,8 @@ EXERCISES = [
             masked_before_the_deviation,
             zeros_are_padding,
             difference_of_two_means,
+            signs_lost,
+            limited,
         ],
     ),
     Exercise(

@@ -98,6 +98,18 @@ def sequence_means(logprobs, old_logprobs, advantages, mask, *, clip=0.2):
     return ((torch.maximum(plain, clipped) * mask).sum(1) / mask.sum(1)).mean()
 
 
+def zero_advantages_left_out(logprobs, old_logprobs, advantages, mask, *, clip=0.2):
+    """tokens with the advantage 0 are left out of the mean. They count like all masked tokens."""
+    return _loss(logprobs, old_logprobs, advantages, mask * (advantages != 0), clip=clip)
+
+
+def large_ratio_limited(logprobs, old_logprobs, advantages, mask, *, clip=0.2):
+    """a large ratio of a bad token is limited, as in the dual clip. The loss of this token has no limit here."""
+    ratio, a = ((logprobs - old_logprobs.detach()) * mask).exp().clamp(max=10), advantages.detach()
+    worst = torch.maximum(-a * ratio, -a * ratio.clamp(1 - clip, 1 + clip))
+    return (worst * mask).sum() / mask.sum()
+
+
 def _clip_cases():
     def case(ratio, advantage, **more):
         logs = torch.log(tensor([ratio]))
@@ -111,6 +123,10 @@ def _clip_cases():
         "ratio 0.5, a bad token": case(0.5, -1.0),
         "ratio 0.5, a good token": case(0.5, 1.0),
         "clip 0.5": case(1.4, 1.0, clip=0.5),
+        "ratio 50, a bad token": case(50.0, -1.0),
+        "a token with the advantage 0": dict(
+            logprobs=tensor([-1.0, -2.0]), old_logprobs=tensor([-1.1, -2.0]), advantages=tensor([1.0, 0.0]), mask=tensor([1, 1])
+        ),
         "two rows with padding": dict(
             logprobs=tensor([-1.0, -0.5], [-2.0, -9.0]),
             old_logprobs=tensor([-1.5, -0.4], [-2.1, 0.0]),
@@ -171,11 +187,19 @@ def summed(logprobs, ref_logprobs, *, kind):
     return losses.kl_penalty(logprobs, ref_logprobs, kind=kind).sum()
 
 
+def k3_limited(logprobs, ref_logprobs, *, kind):
+    """k3 is limited to 10 nats a token, as in the loss of tutorial 7. The estimate itself has no limit."""
+    found = losses.kl_penalty(logprobs, ref_logprobs, kind=kind)
+    return found.clamp(max=10) if kind == "k3" else found
+
+
 def _kl_cases():
+    far = dict(logprobs=tensor([-9.0, -0.5]), ref_logprobs=tensor([-0.5, -9.0]))
     p, q = tensor([-1.0, -0.5]), tensor([-1.2, -0.1])
     wide = dict(logprobs=random(3, 4, seed=8) - 2, ref_logprobs=random(3, 4, seed=9) - 2)
     cases = {f"{kind}, two tokens": dict(logprobs=p, ref_logprobs=q, kind=kind) for kind in ("k1", "k2", "k3")}
-    return cases | {f"{kind}, three rows": wide | {"kind": kind} for kind in ("k1", "k2", "k3")}
+    more = {"three rows": wide, "policy and reference far apart": far}
+    return cases | {f"{kind}, {name}": x | {"kind": kind} for name, x in more.items() for kind in ("k1", "k2", "k3")}
 
 
 # ex13: one denominator for all micro-batches
@@ -225,12 +249,27 @@ def mask_forgotten(per_token_loss, mask, rows):
     return [x.sum() / mask.sum() for x in per_token_loss.split(rows)]
 
 
+def parts_of_equal_size(per_token_loss, mask, rows):
+    """the rows are cut into parts of equal size (chunk). Each part has `rows` rows, and only the last one may have fewer."""
+    parts = -(-len(mask) // rows)
+    pairs = zip(per_token_loss.chunk(parts), mask.chunk(parts), strict=True)
+    return [losses.masked_mean(x, m, mask.sum()) for x, m in pairs]
+
+
+def zero_losses_not_counted(per_token_loss, mask, rows):
+    """tokens with a loss of 0 are taken for padding. The mask alone says what padding is."""
+    pairs = zip(per_token_loss.split(rows), mask.split(rows), strict=True)
+    return [losses.masked_mean(x, m, (per_token_loss * mask != 0).sum()) for x, m in pairs]
+
+
 def _micro_batch_cases():
     mask = tensor([1, 1, 1, 1], [1, 0, 0, 0], [0, 1, 1, 0], [0, 1, 0, 0], [1, 1, 1, 0])
     return {
         "two rows, one at a time": dict(per_token_loss=tensor([1, 2, 3], [4, 9, 9]), mask=tensor([1, 1, 1], [1, 0, 0]), rows=1),
         "all at once": dict(per_token_loss=tensor([1, 2, 3], [4, 9, 9]), mask=tensor([1, 1, 1], [1, 0, 0]), rows=2),
         "five rows in parts of two": dict(per_token_loss=random(5, 4, seed=10), mask=mask, rows=2),
+        "six rows in parts of four": dict(per_token_loss=random(6, 3, seed=24), mask=tensor(*6 * [[1, 1, 1]]), rows=4),
+        "tokens with a loss of 0": dict(per_token_loss=tensor([0, 2, 3], [4, 0, 9]), mask=tensor([1, 1, 1], [1, 1, 0]), rows=1),
         "a part without response tokens": dict(
             per_token_loss=tensor([1, 2], [9, 9], [3, 4]), mask=tensor([1, 1], [0, 0], [1, 0]), rows=1
         ),
@@ -291,11 +330,19 @@ def advantages_learn(logprobs, advantages, mask):
     return -losses.masked_mean(advantages * logprobs, mask)
 
 
+def zero_advantages_not_counted(logprobs, advantages, mask):
+    """tokens with the advantage 0 are left out of the mean. They count like all masked tokens."""
+    return policy_gradient_loss(logprobs, advantages, mask * (advantages != 0))
+
+
 def _policy_gradient_cases():
     mask = tensor([0, 1, 1, 1, 0], [0, 1, 1, 0, 0], [1, 0, 0, 0, 0])
     return {
         "two tokens": dict(logprobs=tensor([-0.5, -2.0]), advantages=tensor([1.0, -0.5]), mask=tensor([1, 1])),
         "padding": dict(logprobs=tensor([-0.5, -2.0]), advantages=tensor([1.0, -0.5]), mask=tensor([1, 0])),
+        "an advantage of 0 and a rare token": dict(
+            logprobs=tensor([-0.5, -30.0, -1.0]), advantages=tensor([1.0, -0.5, 0.0]), mask=tensor([1, 1, 1])
+        ),
         "three rows": dict(logprobs=random(3, 5, seed=11) - 2, advantages=random(3, 5, seed=12), mask=mask),
     }
 
@@ -406,6 +453,8 @@ EXERCISES = [
             masked_after_exp,
             no_lower_clip,
             sequence_means,
+            zero_advantages_left_out,
+            large_ratio_limited,
         ],
         gradient=("logprobs", "old_logprobs", "advantages"),
     ),
@@ -414,7 +463,7 @@ EXERCISES = [
         "kl_penalty",
         losses.kl_penalty,
         _kl_cases,
-        [d_turned, no_half, no_minus_one, absolute_k1, ratio_only, policy_detached, summed],
+        [d_turned, no_half, no_minus_one, absolute_k1, ratio_only, policy_detached, summed, k3_limited],
         gradient=("logprobs",),
     ),
     Exercise(
@@ -430,6 +479,8 @@ EXERCISES = [
             divided_by_sequences,
             empty_parts_left_out,
             mask_forgotten,
+            parts_of_equal_size,
+            zero_losses_not_counted,
         ],
         gradient=("per_token_loss",),
     ),
@@ -448,6 +499,7 @@ EXERCISES = [
             not_divided,
             one_for_each_response,
             advantages_learn,
+            zero_advantages_not_counted,
         ],
         gradient=("logprobs", "advantages"),
     ),

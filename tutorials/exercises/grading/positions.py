@@ -85,6 +85,7 @@ def _rope_cases():
         "position 0": dict(x=random(1, 1, 1, 4, seed=13), positions=torch.tensor([[0]])),
         "two rows, three heads": dict(x=random(2, 3, 4, 8, seed=14), positions=torch.tensor([[0, 1, 2, 3], [7, 9, 8, 30]])),
         "as many heads as tokens": dict(x=random(2, 3, 3, 4, seed=17), positions=torch.tensor([[0, 1, 2], [5, 6, 9]])),
+        "sixteen dimensions, position 100,000": dict(x=random(1, 1, 2, 16, seed=19), positions=torch.tensor([[3, 100_000]])),
         "large positions": dict(x=random(1, 1, 2, 6, seed=18), positions=torch.tensor([[2500, 40000]])),
     }
 
@@ -131,11 +132,17 @@ def heads_last(distance, heads):
     return encodings.alibi_bias(distance, heads).permute(0, 2, 3, 1)
 
 
+def distance_limited(distance, heads):
+    """a large distance is limited. ALiBi's bias grows with the distance without a limit."""
+    return encodings.alibi_bias(distance.clamp(max=16), heads)
+
+
 def _alibi_cases():
     steps = torch.arange(5)
     causal = (steps[:, None] - steps)[None]
     return {
         "two heads, a row of distances": dict(distance=torch.tensor([[[3, 2, 1, 0]]]), heads=2),
+        "one head, large distances": dict(distance=torch.tensor([[[1000, 40, 0]]]), heads=1),
         "four heads": dict(distance=causal[:, -2:], heads=4),
         "sixteen heads": dict(distance=causal[:, -1:], heads=16),
         "eight heads, two rows": dict(distance=torch.cat([causal, causal + 7]), heads=8),
@@ -237,7 +244,8 @@ def share_not_taken_away(layer, length):
 
 
 def _theorem_cases():
-    return {"two tokens after <bos>": dict(length=2), "seven tokens": dict(length=7), "thirty": dict(length=30)}
+    lengths = {"two tokens after <bos>": 2, "seven tokens": 7, "thirty": 30, "128 tokens, all hidden units": 128}
+    return {name: dict(length=length) for name, length in lengths.items()}
 
 
 # ex22: forgetting attention
@@ -321,6 +329,11 @@ def one_row_for_all(log_f):
     return _forget(log_f[:1].expand_as(log_f))
 
 
+def gates_limited(log_f):
+    """a small gate is limited from below. `log_f` has no limit."""
+    return _forget(log_f.clamp(min=-5))
+
+
 def log_taken_twice(log_f):
     """a log-sigmoid is taken again. `log_f` already holds logs."""
     return _forget(torch.nn.functional.logsigmoid(log_f))
@@ -335,6 +348,7 @@ def _forget_cases():
         "one token": dict(log_f=torch.tensor([[[-1.5]]], dtype=torch.float64)),
         "a constant gate": dict(log_f=torch.full((1, 1, 4), -0.25, dtype=torch.float64)),
         "gates of 1": dict(log_f=torch.zeros(1, 2, 3, dtype=torch.float64)),
+        "a gate near 0": dict(log_f=torch.tensor([[[-0.5, -30.0, -2.0]]], dtype=torch.float64)),
         "two rows, three heads": dict(log_f=gates(2, 3, 5, seed=21)),
         "as many heads as tokens": dict(log_f=gates(2, 4, 4, seed=22)),
     }
@@ -364,7 +378,16 @@ EXERCISES = [
         "alibi_bias",
         encodings.alibi_bias,
         _alibi_cases,
-        [nearer_is_punished, slopes_from_one, one_slope, without_the_eight, rounded_exponent, powers_of_e, heads_last],
+        [
+            nearer_is_punished,
+            slopes_from_one,
+            one_slope,
+            without_the_eight,
+            rounded_exponent,
+            powers_of_e,
+            heads_last,
+            distance_limited,
+        ],
     ),
     Exercise(
         "ex16_write_position",
@@ -406,6 +429,7 @@ EXERCISES = [
             not_summed_over_tokens,
             one_gate_for_all_heads,
             one_row_for_all,
+            gates_limited,
             log_taken_twice,
         ],
     ),

@@ -1,5 +1,8 @@
 """Exercises on responses: cutting them into steps, and their log-probs."""
 
+import copy
+import re
+
 import torch
 
 from grading.engine import Exercise
@@ -29,16 +32,25 @@ def newline_opens_the_step(token_ids, tokenizer, *, answer_mark):
     return [max(0, c - 1) for c in steps.cut_steps(token_ids, tokenizer, answer_mark=answer_mark)]
 
 
-def _lines(token_ids, tokenizer, is_answer, *, blank=False):
-    """Cuts after newlines. `is_answer(texts)` gets the texts from the line's first visible token on."""
+def _lines(token_ids, tokenizer, is_answer, *, blank=False, white=None, whole=True, ends=lambda text: "\n" in text):
+    """Cuts after newlines. Each keyword changes a rule: cut at blank lines, white space, the line's beginning, what ends a line.
+
+    `is_answer` gets the texts of a line: first all up to the end of its first visible token, then those of the tokens after it.
+    """
     starts, line_ended, seen = [0], False, False
     texts = [tokenizer.decode([i], skip_special_tokens=True) for i in token_ids]
     for i, text in enumerate(texts):
-        if line_ended and (seen and not is_answer(texts[i:]) if text.strip() else blank):
+        body = text.lstrip(white)
+        before = text[: len(text) - len(body)]
+        if not body:
+            if blank and line_ended:
+                starts.append(i)
+            line_ended = line_ended or ends(text)
+            continue
+        line = ("".join([*texts[:i], before]).rpartition("\n")[2] if whole else "") + body
+        if (line_ended or ends(before)) and seen and not is_answer([line, *texts[i + 1 :]]):
             starts.append(i)
-        if text.strip():
-            seen, line_ended = True, False
-        line_ended = line_ended or "\n" in text
+        seen, line_ended = True, ends(body)
     return starts
 
 
@@ -118,6 +130,48 @@ def end_is_text(token_ids, tokenizer, *, answer_mark):
     return [*cuts, len(texts) - 1] if len(texts) > 1 and texts[-2].endswith("\n") else cuts
 
 
+def spaces_are_text(token_ids, tokenizer, *, answer_mark):
+    """spaces or tabs count as visible text, because only newlines are stripped. A token of them starts no step."""
+    return _lines(token_ids, tokenizer, _begins_with(answer_mark), white="\n")
+
+
+def other_line_ends(token_ids, tokenizer, *, answer_mark):
+    """other characters end a line too, as in str.splitlines. Only "\\n" ends a line."""
+    return _lines(token_ids, tokenizer, _begins_with(answer_mark), ends=lambda text: len(f"{text}x".splitlines()) > 1)
+
+
+def mark_is_a_pattern(token_ids, tokenizer, *, answer_mark):
+    """the mark is a regular expression. It is plain text: use startswith."""
+    return _lines(token_ids, tokenizer, lambda texts: bool(answer_mark and re.match(answer_mark, "".join(texts).lstrip())))
+
+
+def mark_in_two_tokens(token_ids, tokenizer, *, answer_mark):
+    """only two tokens are compared with the mark. The mark may be spread over more tokens."""
+    return _lines(token_ids, tokenizer, lambda texts: _begins_with(answer_mark)(texts[:2]))
+
+
+def mark_without_white_space(token_ids, tokenizer, *, answer_mark):
+    """whitespace inside the line is removed before the mark is compared. Only whitespace in front of the mark does not count."""
+    return _lines(token_ids, tokenizer, lambda texts: _begins_with(answer_mark)("".join(texts).split()))
+
+
+def line_from_its_token_on(token_ids, tokenizer, *, answer_mark):
+    """a line is read from its first token on. The mark may begin in the token that ends the line before."""
+    return _lines(token_ids, tokenizer, _begins_with(answer_mark), whole=False)
+
+
+def mark_and_a_space(token_ids, tokenizer, *, answer_mark):
+    """a space must follow the mark. Any text may follow it."""
+    return _lines(token_ids, tokenizer, _begins_with(answer_mark and f"{answer_mark} "))
+
+
+def nothing_before_the_first_line(token_ids, tokenizer, *, answer_mark):
+    """the first step is left out if its line is an answer line. The first step starts at token 0, whatever this token is."""
+    cuts = steps.cut_steps(token_ids, tokenizer, answer_mark=answer_mark)
+    text = tokenizer.decode(token_ids, skip_special_tokens=True)
+    return cuts[1:] if _begins_with(answer_mark)([text]) and len(cuts) > 1 else cuts
+
+
 def end_is_a_cut(token_ids, tokenizer, *, answer_mark):
     """the end of the response is added as a cut. Cuts are the places where steps start."""
     return [*steps.cut_steps(token_ids, tokenizer, answer_mark=answer_mark), len(token_ids)]
@@ -125,6 +179,7 @@ def end_is_a_cut(token_ids, tokenizer, *, answer_mark):
 
 def _cut_cases():
     sums = Pieces("1+2", "=3", "\n", "3*4", "=12", "##", "\n\n", " 12", "5\n7", "12\n", "\n7", "## So", " ####")
+    rare = Pieces("1+2", "\n", "3*4", " ", "\t", "#", "##", " 12", "####12", "a\rb", "\x0c", "5\n##", "## 12", "\\boxed", "{12}")
     words = Pieces("1+2", "\n", "3*4", "Ans", "wer:", " 12", "And", "####", "answer:")
     eos, end = 13, 9
 
@@ -143,6 +198,16 @@ def _cut_cases():
         "a line after the answer": case(0, 2, 5, 5, 7, 2, 3, eos),
         "a space before ####": case(0, 2, 12, 7, eos),
         "#### inside a line": case(0, 2, 3, 12, 7, eos),
+        "a space in front of a line": case(0, 1, 3, 2, 15, tokenizer=rare),
+        "a tab in front of a line": case(0, 1, 4, 2, 15, tokenizer=rare),
+        "a mark of four tokens": case(0, 1, 5, 5, 5, 5, 7, 15, tokenizer=rare),
+        "## and ## with a space between": case(0, 1, 6, 3, 6, 7, 15, tokenizer=rare),
+        "no space after the mark": case(0, 1, 8, 1, 2, 15, tokenizer=rare),
+        "an answer line first": case(8, 1, 2, 15, tokenizer=rare),
+        "a carriage return": case(0, 9, 2, 15, tokenizer=rare),
+        "a form feed": case(0, 10, 2, 15, tokenizer=rare),
+        "the mark \\boxed": case(0, 1, 2, 1, 13, 14, 15, tokenizer=rare, answer_mark="\\boxed"),
+        "the mark 3.4 and a line 3*4": case(0, 1, 2, 1, 5, 15, tokenizer=rare, answer_mark="3.4"),
         "no answer mark": case(0, 2, 3, 2, 5, 5, 7, eos, answer_mark=None),
         "another answer mark": case(0, 1, 2, 1, 3, 4, 5, end, tokenizer=words, answer_mark="Answer:"),
         "another mark, and a line that begins like it": case(0, 1, 6, 2, 1, 7, 5, end, tokenizer=words, answer_mark="Answer:"),
@@ -150,6 +215,7 @@ def _cut_cases():
         "an answer mark in other letters": case(0, 1, 2, 1, 8, 5, end, tokenizer=words, answer_mark="Answer:"),
         "the end on a line of its own": case(0, 2, 3, 2, eos),
         "nothing but the end": case(eos),
+        "a mark that begins in the token before": case(0, 11, 12, 15, tokenizer=rare),
     }
 
 
@@ -157,18 +223,21 @@ def _cut_cases():
 
 
 def _train(function, model, **arguments):
-    """-> the log-probs, the number of forward passes, and the gradient of the summed log-probs for the model's last weights"""
-    passes, last = [], model.lm_head.weight.requires_grad_()
+    """-> the log-probs, the number of forward passes, and the gradients of their sum for the model's last and first weights"""
+    passes, weights = [], [model.lm_head.weight.requires_grad_(), model.model.embed.weight.requires_grad_()]
     hook = model.model.register_forward_hook(lambda *_: passes.append(1))
     try:
         found = function(model, **arguments)
         flows = isinstance(found, torch.Tensor) and found.requires_grad
-        gradient = torch.autograd.grad(found.sum(), last)[0] if flows else torch.zeros_like(last)
+        gradients = torch.autograd.grad(found.sum(), weights, allow_unused=True) if flows else (None, None)
     finally:
         hook.remove()
-        last.requires_grad_(False)
+        for weight in weights:
+            weight.requires_grad_(False)
+    last, first = (torch.zeros_like(w) if g is None else g for g, w in zip(gradients, weights, strict=True))
     found = found.detach() if isinstance(found, torch.Tensor) else found
-    return {"log-probs": found, "forward passes": len(passes), "gradient of their sum for the model's last weights": gradient}
+    outcome = {"log-probs": found, "forward passes": len(passes), "gradient of their sum for the model's last weights": last}
+    return outcome | {"gradient of their sum for the model's first weights": first}
 
 
 def _scored(model, input_ids, attention_mask, response_mask, temperature, shift=-1):
@@ -221,7 +290,29 @@ def without_gradients(model, input_ids, attention_mask, response_mask, *, temper
     return _scored(model, input_ids, attention_mask, response_mask, temperature).detach()
 
 
+def only_the_head_learns(model, input_ids, attention_mask, response_mask, *, temperature=1.0):
+    """no_grad stands around a part of the model, so only its last weights learn. Gradients must reach all weights."""
+    with torch.no_grad():
+        hidden = model.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+    scores = (model.lm_head(hidden) / temperature).log_softmax(-1).roll(1, dims=1)
+    return scores.gather(2, input_ids[..., None])[..., 0] * response_mask
+
+
+def exp_overflows(model, input_ids, attention_mask, response_mask, *, temperature=1.0):
+    """the log-softmax is x - log of the sum of exp(x). exp overflows for large logits, and `log_softmax` does not."""
+    logits = model(input_ids=input_ids, attention_mask=attention_mask).logits[:, :-1] / temperature
+    scores = (logits - logits.exp().sum(-1, keepdim=True).log()).gather(2, input_ids[:, 1:, None])[..., 0]
+    return torch.nn.functional.pad(scores, (1, 0)) * response_mask
+
+
+def token_zero_is_padding(model, input_ids, attention_mask, response_mask, *, temperature=1.0):
+    """the attention mask is computed from the ids, and id 0 counts as padding. `attention_mask` alone says what padding is."""
+    return _scored(model, input_ids, (input_ids != 0).long(), response_mask, temperature)
+
+
 def _score_cases():
+    sharp = copy.deepcopy(decoder())
+    sharp.lm_head.weight.mul_(300)
     one = dict(
         model=decoder(),
         input_ids=torch.tensor([[3, 1, 4, 1]]),
@@ -242,6 +333,14 @@ def _score_cases():
         "padded on the right": right,
         "temperature 0.5": right | {"temperature": 0.5},
         "padded on the left": left,
+        "token 0 in the text, temperature 2": dict(
+            model=decoder(),
+            input_ids=torch.tensor([[3, 0, 4, 0, 1], [2, 5, 0, 7, 0]]),
+            attention_mask=torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]]),
+            response_mask=torch.tensor([[0, 0, 1, 1, 1], [0, 1, 1, 0, 0]], dtype=torch.float64),
+            temperature=2.0,
+        ),
+        "logits far apart": right | {"model": sharp},
     }
 
 
@@ -266,6 +365,14 @@ EXERCISES = [
             newline_in_front_missed,
             end_is_text,
             end_is_a_cut,
+            spaces_are_text,
+            other_line_ends,
+            mark_is_a_pattern,
+            mark_in_two_tokens,
+            mark_without_white_space,
+            line_from_its_token_on,
+            mark_and_a_space,
+            nothing_before_the_first_line,
         ],
     ),
     Exercise(
@@ -282,6 +389,9 @@ EXERCISES = [
             nothing_masked,
             attention_mask_left_out,
             without_gradients,
+            only_the_head_learns,
+            exp_overflows,
+            token_zero_is_padding,
         ],
         call=_train,
     ),

@@ -20,6 +20,8 @@ def _choose(logits, uniform, temperature, top_p, *, tempered=True, keep="reach",
     before = ranked.cumsum(-1) - (0 if keep == "below" else ranked)
     outside = (before >= top_p) if top_p < 1 else torch.zeros_like(ranked, dtype=torch.bool)
     outside[:, 0] = False
+    if keep == "ties":
+        outside = ranked < ranked.masked_fill(outside, 1.0).amin(-1, keepdim=True)
     probs = logprobs.exp().masked_fill(outside.gather(1, index.argsort(-1)), 0.0)
     kept = probs / probs.sum(-1, keepdim=True)
     table = (kept if rescale else probs).cumsum(-1)
@@ -89,6 +91,21 @@ def sum_reaches_the_number(logits, uniform, temperature, top_p):
     return token, logprobs.gather(1, token[:, None])[:, 0]
 
 
+def ties_kept(logits, uniform, temperature, top_p):
+    """every token as likely as the last kept one is kept. The smallest set has only as many of them as the sum needs."""
+    return _choose(logits, uniform, temperature, top_p, keep="ties")
+
+
+def exp_overflows(logits, uniform, temperature, top_p):
+    """the probabilities are exp(x) / sum of exp(x). exp overflows for large logits, and `log_softmax` does not."""
+    token, _ = plain.choose(logits, uniform, temperature, top_p)
+    probs = (logits / (temperature or 1.0)).exp()
+    logprobs = (probs / probs.sum(-1, keepdim=True)).log()
+    if temperature:
+        token = token.masked_fill(logprobs.isnan().any(-1), 0)  # a comparison with a sum that is nan is false
+    return token, logprobs.gather(1, token[:, None])[:, 0]
+
+
 def _choose_cases():
     three = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64).log()[None]
     u = torch.tensor([0.6], dtype=torch.float64)
@@ -101,10 +118,15 @@ def _choose_cases():
         "top_p = 0.7": dict(logits=three, uniform=u, temperature=1.0, top_p=0.7),
         "the sum reaches top_p exactly": dict(logits=tensor([2, 1, 1]).log(), uniform=u + 0.3, temperature=1.0, top_p=0.5),
         "top_p = 0.4: one token": dict(logits=three, uniform=u, temperature=1.0, top_p=0.4),
+        "equal probabilities, top_p = 0.55": dict(
+            logits=tensor([0.4, 0.2, 0.2, 0.2]).log(), uniform=u - 0.1, temperature=1.0, top_p=0.55
+        ),
+        "large logits": dict(logits=tensor([1000, 1001]), uniform=u, temperature=1.0, top_p=1.0),
         "ids that are not sorted": dict(logits=three.flip(1), uniform=u, temperature=1.0, top_p=1.0),
         "uniform 0, token 0 removed": dict(logits=three.flip(1), uniform=0 * u, temperature=1.0, top_p=0.7),
         "64 rows, top_p 0.8": dict(logits=wide, uniform=many, temperature=1.0, top_p=0.8),
         "64 rows, temperature 0.6, top_p 0.9": dict(logits=wide, uniform=many, temperature=0.6, top_p=0.9),
+        "8 rows, temperature 0.25": dict(logits=wide[:8], uniform=many[::8], temperature=0.25, top_p=1.0),
         "64 rows, temperature 1.5": dict(logits=wide, uniform=many, temperature=1.5, top_p=1.0),
     }
 
@@ -196,6 +218,9 @@ def _cache_cases():
         "three tokens": dict(model=decoder(), prompt=[3, 1, 4], n=3),
         "one token": dict(model=decoder(), prompt=[5, 9], n=1),
         "a prompt of one token": dict(model=decoder(), prompt=[2], n=8),
+        "a prompt of twenty tokens": dict(
+            model=decoder(), prompt=[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4], n=3
+        ),
         "twelve tokens": dict(model=decoder(), prompt=[2, 7, 1, 8, 2, 8], n=12),
         "24 tokens, with the end-of-sequence token 8 on the way": dict(
             model=ends, prompt=[2, 7, 1, 8, 2, 8, 3, 3, 1, 0, 5, 6], n=24
@@ -218,6 +243,8 @@ EXERCISES = [
             top_p_before_temperature,
             in_sorted_order,
             sum_reaches_the_number,
+            ties_kept,
+            exp_overflows,
         ],
     ),
     Exercise(

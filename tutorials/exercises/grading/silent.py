@@ -59,12 +59,24 @@ def rows_averaged(logits, labels):
     return -((scores * mask).sum(1) / mask.sum(1)).mean()
 
 
+def gaps_learned(logits, labels):
+    """everything between the first and the last token to learn counts. Labels between them can be -100 as well."""
+    targets = labels[:, 1:].clamp(min=0)
+    scores = logits[:, :-1].log_softmax(-1).gather(2, targets[..., None])[..., 0]
+    learn = (labels[:, 1:] != -100).long()
+    mask = ((learn.cumsum(1) > 0) & (learn.flip(1).cumsum(1).flip(1) > 0)).to(scores.dtype)
+    return -(scores * mask).sum() / mask.sum()
+
+
 def _label_cases():
     logits = random(2, 5, 4, seed=11)
     return {
         "one token to learn": dict(logits=logits[:1, :3, :2], labels=torch.tensor([[-100, 1, -100]])),
         "one row, two tokens of padding": dict(logits=logits[:1], labels=torch.tensor([[-100, 2, 1, -100, -100]])),
         "one row, nothing to mask": dict(logits=logits[:1], labels=torch.tensor([[3, 2, 1, 3, 2]])),
+        "two tokens to learn, with a gap": dict(
+            logits=random(1, 6, 4, seed=23), labels=torch.tensor([[-100, 2, -100, -100, 1, -100]])
+        ),
         "two rows, with token 0": dict(logits=logits, labels=torch.tensor([[-100, -100, 0, 3, 0], [-100, 1, 2, -100, -100]])),
     }
 
@@ -146,7 +158,7 @@ EXERCISES = [
         "token_mean_loss",
         _token_mean,
         _label_cases,
-        [as_it_stood, mask_of_the_changed_targets, mask_excludes_token_zero, mask_not_shifted, rows_averaged],
+        [as_it_stood, mask_of_the_changed_targets, mask_excludes_token_zero, mask_not_shifted, rows_averaged, gaps_learned],
         gradient=("logits",),
     ),
     Exercise(
