@@ -116,7 +116,7 @@ def test_nothing_in_the_package_imports_another_engine():
     for path in files():
         if name_of(path).split(".")[0] != "integrations":
             assert not any(name.startswith("integrations") for name in imports(path)[0]), path.name
-    assert sum(p.read_text().count("\n") for p in (PACKAGE / "integrations").rglob("*.py")) <= 560
+    assert sum(p.read_text().count("\n") for p in (PACKAGE / "integrations").rglob("*.py")) <= 675
 
 
 def test_one_iteration_is_ten_short_files():

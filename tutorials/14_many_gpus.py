@@ -163,6 +163,9 @@ for name, (at_once, shape) in shapes.items():
 #
 # In the right picture, a line starts at the fewest GPUs into which the model fits. More GPUs divide the time. They also free
 # memory for larger batches, so 8 GPUs can be more than twice as fast as 4. The plan counts no communication.
+#
+# Stay on one GPU while policy, AdamW and reference fit into it and an iteration takes minutes. Move when the memory is too small
+# or the run would take weeks. `python -m vine_mini.integrations.trl --plan`, with your own settings, prints the table below.
 
 # %%
 T, n = 200, 5

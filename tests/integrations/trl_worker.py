@@ -1,15 +1,22 @@
 """One process of the tests of VinePPO on TRL: `torchrun --nproc_per_node N trl_worker.py FOLDER`. It writes FOLDER/RANK.json.
 
-A fake vLLM client stands behind TRL's own code for vLLM servers: a completion says which prompt it answers.
+A fake vLLM client stands behind TRL's own code for vLLM servers: a completion says which prompt it answers. With `fsdp` after
+FOLDER, the model is trained once, divided by FSDP.
 """
 
+import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import PartialState
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from trl import GRPOConfig
 from trl.generation.vllm_generation import VLLMGeneration
 
@@ -19,6 +26,7 @@ from vine_mini.integrations.trl import VinePPOTrainer
 from vine_mini.integrations.trl.__main__ import RANK, RANKS, TrlConfig, grpo_arguments
 from vine_mini.types import UserError
 
+ROOT = Path(__file__).parents[2]
 CONFIG = dict(task="arithmetic", steps=4, prompts=4, group=2, k=2, minibatch_size=4, epochs=1, iterations=2, max_new_tokens=48)
 CONFIG |= dict(
     lr=1e-3, warmup=0, kl_coef=0.05, sample_batch_size=12, micro_batch_tokens=200, device="cpu", mc_lam=0.25, mc_mu=0.5
@@ -86,13 +94,39 @@ def make(out, **changes):
     return Recorder(config, policy, tokenizer, problems, GRPOConfig(output_dir=str(out), save_strategy="no", **arguments))
 
 
+def divide_by_fsdp() -> None:
+    """What the accelerate files of the package set. accelerate refuses FSDP on CPUs, so their processes are called GPUs here."""
+    file = ROOT / "vine_mini/integrations/trl/accelerate/fsdp-2.yaml"
+    settings = {name.upper(): str(value) for name, value in load_config_from_file(str(file)).fsdp_config.items()}
+    os.environ |= settings | {"ACCELERATE_USE_FSDP": "true"}
+    start = AcceleratorState.__init__
+
+    def started(self, *args, **more):
+        PartialState(cpu=True)  # gloo connects the processes
+        if PartialState._shared_state["distributed_type"] == DistributedType.MULTI_CPU:
+            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        start(self, *args, **more)
+
+    AcceleratorState.__init__ = started
+
+
+def train_once(folder: Path, trainer) -> dict:
+    """Trains. Each process then has all weights, also those that FSDP has divided. The first one saves them."""
+    trainer.train()
+    whole = {name: getattr(p, "full_tensor", lambda p=p: p)().detach() for name, p in trainer.model.named_parameters()}
+    if RANK == 0:
+        torch.save({name.removeprefix("module."): weight for name, weight in whole.items()}, folder / "weights.pt")
+    digest = hashlib.sha256(b"".join(weight.numpy().tobytes() for weight in whole.values())).hexdigest()
+    kinds = sorted({type(p).__name__ for p in trainer.model.parameters()})
+    lengths = [[len(row["response"]) for row in iteration["rows"]] for iteration in trainer.seen]
+    ranks, steps = trainer.accelerator.num_processes, trainer.state.global_step
+    return dict(ranks=ranks, seen=trainer.seen, steps=steps, weights=digest, kinds=kinds, lengths=lengths)
+
+
 def main(folder: Path):
     """Trains three times: as it is, with a reward that depends on the prompt alone, and with the fake server."""
-    torch.set_num_threads(1)
     trainer = make(folder)
-    trainer.train()
-    weights = sum(p.double().abs().sum().item() for p in trainer.model.parameters())
-    result = dict(ranks=trainer.accelerator.num_processes, seen=trainer.seen, steps=trainer.state.global_step, weights=weights)
+    result = train_once(folder, trainer)
 
     grade = tasks.grade
     tasks.grade = lambda task, problem, *_: len(problem.question) % 2 * 1.0
@@ -120,10 +154,21 @@ def main(folder: Path):
         trainer._check_server(other)
     with pytest.raises(UserError, match=f"--max-model-len {max(map(len, trainer.prompts.values())) + 48} or more"):
         trainer._check_server(FakeClient(trainer.processing_class, context=60))
+    end(folder, result, trainer)
+
+
+def end(folder: Path, result: dict, trainer):
     (folder / f"{RANK}.json").write_text(json.dumps(result))
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    torch.set_num_threads(1)
+    where = Path(sys.argv[1])
+    if sys.argv[2:] == ["fsdp"]:
+        divide_by_fsdp()
+        one = make(where)
+        end(where, train_once(where, one), one)
+    else:
+        main(where)

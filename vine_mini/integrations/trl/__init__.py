@@ -22,6 +22,7 @@ from importlib import metadata
 from typing import Any
 
 import torch
+from transformers import TrainerCallback
 
 from vine_mini import tasks
 from vine_mini.advantages import whiten
@@ -35,8 +36,9 @@ PRIVATE = {  # the private methods that are replaced or called, and their argume
     "_generate_and_score_completions": "self inputs",
     "_generate_single_turn": "self prompt_ids images multimodal_fields num_generations has_tool_images",
     "_tokenize_prompts": "self prompts",
+    "_get_train_sampler": "self dataset",
 }
-ANSWER_SECONDS = 600.0  # a vLLM server that needs longer for one request counts as lost
+ANSWER_SECONDS = 600.0  # a request that needs longer counts as lost, also where the vLLM server answers /health
 GRPOTrainer: Any = object
 try:
     version = metadata.version("trl")
@@ -54,6 +56,16 @@ def check_trl() -> None:
         found = " ".join(inspect.signature(getattr(GRPOTrainer, name)).parameters)
         if found != arguments:
             raise UserError(f"TRL {version}: {name} has the arguments ({found}), not ({arguments}); install TRL {TESTED}")
+
+
+class Order(TrainerCallback):
+    """Seeds the order of the problems in each epoch. TRL's sampler alone would begin a resumed run with the first order again."""
+
+    sampler: Any = None
+
+    def on_epoch_begin(self, args, state, control, **_):
+        """The sampler draws the order of the epoch after this call."""
+        self.sampler.generator.manual_seed((args.seed + int(state.epoch)) % 2**32)
 
 
 class VinePPOTrainer(GRPOTrainer):
@@ -95,6 +107,8 @@ class VinePPOTrainer(GRPOTrainer):
         cuts = dict(every=config.step_tokens, answer_mark=self.task.ANSWER_MARK, starts=getattr(self.task, "step_starts", None))
         self.cut = partial(cut_steps, tokenizer=tokenizer, **cuts)
         super().__init__(policy, self.grade, args, data, processing_class=tokenizer, **more)
+        self.order = Order()
+        self.add_callback(self.order)
         if self.use_vllm and self.vllm_mode == "server" and self.accelerator.is_main_process:
             self._check_server(self.vllm_generation.vllm_client)
 
@@ -158,6 +172,10 @@ class VinePPOTrainer(GRPOTrainer):
             ids += part
         return ids, logprobs  # without vLLM there are no log-probs
 
+    def _get_train_sampler(self, dataset=None):
+        self.order.sampler = super()._get_train_sampler(dataset)
+        return self.order.sampler
+
     def _tokenize_prompts(self, prompts):
         return [self.prompts[prompt] for prompt in prompts], None, {}
 
@@ -188,7 +206,9 @@ class VinePPOTrainer(GRPOTrainer):
         adapter.max_retries = adapter.max_retries.new(total=2, connect=2, read=0)  # connect again, but do not ask twice
         text, longest = max(self.prompts, key=len), max(map(len, self.prompts.values())) + self.config.max_new_tokens
         answer = client.session.post(f"{client.base_url}/tokenize", json={"model": client.model, "prompt": text})
-        found = answer.json() if answer.ok else {}
+        if not answer.ok:
+            raise UserError(f"the vLLM server answers /tokenize with status {answer.status_code}: {answer.text[:200]}")
+        found = answer.json()
         if found.get("tokens") != self.processing_class(text)["input_ids"]:
             raise UserError(f"the vLLM server has another tokenizer than the policy: start it with {self.model.name_or_path}")
         if found.get("max_model_len", longest) < longest:

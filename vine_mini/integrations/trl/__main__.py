@@ -8,8 +8,6 @@ that afterwards.
 """
 
 import json
-import os
-import re
 import signal
 import sys
 import time
@@ -32,12 +30,12 @@ from vine_mini.app.plots import plot_run
 from vine_mini.app.runs import Run
 from vine_mini.app.setup import policy_name, task_name
 from vine_mini.integrations.trl import VinePPOTrainer, check_trl
+from vine_mini.integrations.trl.lost import RANK, RANKS, lost, wait_for, watch
 from vine_mini.integrations.trl.plan import plan
 from vine_mini.types import UserError
 
 ABSENT = "algorithm max_seconds with_replacement divisor kl_per_response kl_kind max_ratio eval_every keep_every adam_8bit"
 SAVE_SECONDS = 120.0  # of training, at most, between two checkpoints of a single process
-RANK, RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # the launcher sets them
 
 LOGS = {name: name for name in ("reward", "kl", "entropy", "loss", "grad_norm")} | {  # our name -> TRL's
     "length": "completions/mean_length",
@@ -50,13 +48,20 @@ LOGS = {name: name for name in ("reward", "kl", "entropy", "loss", "grad_norm")}
 
 @dataclass
 class TrlConfig(TrainConfig):
-    """Train a policy by VinePPO on TRL's engine."""
+    """Train a policy by VinePPO on TRL's engine.
+
+    Nothing is evaluated, so `validation` and the fields of evaluations have no effect. `yes` has none, because nothing is
+    estimated. With vLLM, `sample_batch_size` has none either.
+    """
 
     vllm: str | None = knob(None, "Sample with vLLM: colocate, or the address of a server. Left out: Hugging Face generation.")
     plan: bool = knob(False, "Print tokens, seconds and memory of an iteration on 1 to 64 GPUs, and train nothing.")
 
     def __post_init__(self):
+        if self.eval_temperature is None and "eval_temperature" not in tasks.get(self.task).DEFAULTS:
+            self.eval_temperature = 1.0  # not used
         super().__post_init__()
+        self.vllm = self.vllm and self.vllm.rstrip("/")  # vLLM does not know //health
         for field in fields(self):
             if field.name in ABSENT.split() and getattr(self, field.name) != field.default:
                 raise UserError(
@@ -89,8 +94,10 @@ def grpo_arguments(config, ranks: int, longest_prompt: int) -> dict[str, Any]:
         vllm = dict(use_vllm=True, vllm_mode="colocate", vllm_importance_sampling_mode="token_truncate")
         low, high = (None, cap) if cap else (1.0, 1.0 + 1e-6)  # TRL wants two different bounds
         vllm |= dict(vllm_importance_sampling_clip_min=low, vllm_importance_sampling_clip_max=high)
-        if config.vllm != "colocate":
-            vllm |= dict(vllm_mode="server", vllm_server_base_url=config.vllm, vllm_server_timeout=60.0)
+        if config.vllm == "colocate":  # reserve no memory for a longer context
+            vllm |= dict(vllm_max_model_length=longest_prompt + config.max_new_tokens)
+        else:
+            vllm |= dict(vllm_mode="server", vllm_server_base_url=config.vllm)
     return vllm | dict(
         per_device_train_batch_size=rows, gradient_accumulation_steps=part // rows, num_iterations=config.epochs,
         steps_per_generation=config.prompts * config.group // (ranks * rows), num_generations=config.group,
@@ -197,25 +204,6 @@ def _stopping(callbacks: list[Folder]):
         raise KeyboardInterrupt
 
 
-@contextmanager
-def _lost(folder: Path):
-    """A process that has lost another one or the vLLM server ends with one line, and at once: cleaning up would wait for it."""
-
-    def end(why) -> None:
-        after = f"go on with --resume {folder}" if (folder / "policy").exists() else f"{folder} has no checkpoint yet"
-        os.write(2, f"process {RANK} ends: {' '.join(str(why).split())[:300]}; {after}\n".encode())
-        os._exit(1)
-
-    signal.signal(signal.SIGTERM, lambda *_: end("SIGTERM, which a launcher sends where another process was lost"))
-    try:
-        yield
-    except Exception as error:
-        lost = isinstance(error, (torch.distributed.DistError, ConnectionError)) or re.search("gloo|Request failed", str(error))
-        if lost or type(error).__module__.startswith(("requests.", "urllib3.")):
-            end(error)
-        raise
-
-
 def main(argv: list[str] | None = None) -> int:
     """Trains or plans. -> exit code: 0, 1 where another process or the server was lost, 2 for a mistake, 130 after Ctrl-C"""
     try:
@@ -230,7 +218,10 @@ def main(argv: list[str] | None = None) -> int:
         if config.vllm and find_spec("vllm") is None:
             raise UserError(f"vllm = {config.vllm} needs vLLM in this environment: pip install vllm")
         folder = Path(config.resume) if config.resume else new_folder(config.out, f"{task_name(config)}-trl")
-        with _lost(folder):
+        with lost(folder) as end:
+            if (config.vllm or "").startswith("http") and RANK == 0:
+                wait_for(config.vllm)
+                watch(config.vllm, end)
             train(config, folder)
         return 0
     except (UserError, OSError) as error:

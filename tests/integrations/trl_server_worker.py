@@ -1,0 +1,16 @@
+"""`python -m vine_mini.integrations.trl` without vLLM and CUDA: TRL's client sends no weights to the server."""
+
+import sys
+
+from trl.generation import vllm_client, vllm_generation
+
+from vine_mini.integrations.trl import __main__ as command
+
+for module in (vllm_client, vllm_generation):
+    module.is_vllm_available = lambda *_, **__: True
+vllm_client.VLLMClient.init_communicator = lambda self, device: None
+vllm_client.VLLMClient.update_named_params = lambda self, metadata, parameters: print(len(list(parameters)), "tensors")
+command.find_spec = lambda name: name
+
+if __name__ == "__main__":
+    sys.exit(command.main())
