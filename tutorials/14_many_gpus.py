@@ -161,11 +161,9 @@ for name, (at_once, shape) in shapes.items():
 # tokens, and fewer where states are equal. Our $T$ and $n$ are guesses. The plan turns tokens into seconds with the data
 # sheet of a GPU. An *engine* is the GPUs that hold one copy of the policy for sampling.
 #
-# In the right picture, a line starts at the fewest GPUs into which the model fits. More GPUs divide the time. They also free
-# memory for larger batches, so 8 GPUs can be more than twice as fast as 4. The plan counts no communication.
-#
-# Stay on one GPU while policy, AdamW and reference fit into it and an iteration takes minutes. Move when the memory is too small
-# or the run would take weeks. `python -m vine_mini.integrations.trl --plan`, with your own settings, prints the table below.
+# In the right picture, a line starts at the fewest GPUs into which the model fits. More GPUs also free memory for larger batches,
+# so 8 can be more than twice as fast as 4. Communication is not counted. Stay on one GPU while the policy, AdamW and the reference
+# fit and an iteration takes minutes. `python -m vine_mini.integrations.trl --plan` prints the table below for your own settings.
 
 # %%
 T, n = 200, 5
