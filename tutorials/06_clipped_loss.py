@@ -22,9 +22,9 @@
 # $$\max\left(-A_t\, \rho_t,\; -A_t\, \mathrm{clip}(\rho_t,\, 1 - \epsilon,\, 1 + \epsilon)\right)$$
 #
 # The gradient of $\rho_t$ is $\rho_t \nabla \log \pi$. At ratio 1 the loss therefore has the gradient of tutorial 5. The loss
-# takes the larger, that is the more pessimistic, of its two parts. $\epsilon$, here 0.2, says how far a ratio may move. A token
-# has no gradient where its ratio is already above $1 + \epsilon$ ($A > 0$) or below $1 - \epsilon$ ($A < 0$). A token that has
-# moved in the wrong direction counts in full.
+# takes the larger, that is the more pessimistic, of its two parts. (The PPO paper maximises, so it has a min there.) $\epsilon$,
+# here 0.2, says how far a ratio may move. A token has no gradient where its ratio is already above $1 + \epsilon$ ($A > 0$) or
+# below $1 - \epsilon$ ($A < 0$). A token that has moved in the wrong direction counts in full.
 
 # %%
 import torch
@@ -124,9 +124,9 @@ for tokens in (1000, 4000):
 # it. We make many, once with the clip and once with an $\epsilon$ that no ratio reaches. We measure
 #
 # - the accuracy on test problems, with newly sampled responses;
-# - the KL divergence $\sum_y \pi_{\mathrm{old}}(y) \log (\pi_{\mathrm{old}}(y) / \pi(y))$. It is 0 where the policies agree. From
-#   sampled tokens it is estimated as the mean of $\rho - 1 - \log \rho$, which is never below 0. The simpler mean of $-\log \rho$
-#   has the same expectation and more noise (tutorial 7 compares such estimates);
+# - the KL divergence $\sum_y \pi_{\mathrm{old}}(y) \log (\pi_{\mathrm{old}}(y) / \pi(y))$. It is 0 where the policies agree. It is
+#   estimated from the sampled tokens, as the mean of $\rho - 1 - \log \rho$. This number is never below 0. Tutorial 7 compares it
+#   with other estimates;
 # - the mean ratio;
 # - the share of tokens whose gradient the clip has stopped.
 
