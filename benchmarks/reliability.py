@@ -1,15 +1,18 @@
-"""Kills training runs at random moments, resumes them, and compares them with a run that was never stopped, bit for bit.
+"""Kills runs at random moments, goes on with them, and compares them with a run that was never stopped, bit for bit.
 
     python -m benchmarks.reliability --out results/reliability
 
 Each kill is a real SIGKILL, as of a machine that runs out of memory. Compared are the metrics without their times, the samples,
-the policy, the best policy, the critic and AdamW's moments. The exit code is 1 if anything differs.
+the policy, the best policy, the critic and AdamW's moments. Of `lengthgen` these are results.json and the models, of `sft` the
+policy. `train --resume` goes on with a run of `train`. The same command again goes on with a sweep of `lengthgen`, whose single
+runs begin anew. `sft` begins anew. The exit code is 1 if anything differs.
 """
 
 import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -29,10 +32,23 @@ from vine_mini.app.tables import columns
 from vine_mini.cli import main as vine_mini
 from vine_mini.tasks import arithmetic
 
+LOGS = ("metrics.jsonl", "samples.jsonl", "results.json")
 TINY = "--steps 2 --max_number 9 --max_new_tokens 16 --prompts 4 --group 2 --minibatch_size 4 --k 2 --lr 1e-3 --device cpu"
 TINY += " --eval_problems 4 --eval_samples 1 --eval_every 3 --validation 8 --keep_every 4 --save_every 2"
-ALGORITHMS = ("vineppo", "ppo", "grpo", "restem")
-NAMES = "algorithm", "kills", "runs", "refused to go on", "lines compared", "lines lost or doubled", "runs equal bit for bit"
+OTHERS = {  # commands beside `train`
+    "sft": "--updates 60 --batch_size 4 --hidden 16 --layers 1 --steps 2 --max_new_tokens 24 --eval_problems 4 --eval_samples 1",
+    "lengthgen": "--encodings nope t5 --seeds 0 1 --steps 20 --hidden 16 --layers 1 --heads 2 --examples 4 --processes 1",
+}
+ALGORITHMS = ("vineppo", "ppo", "grpo", "restem", *OTHERS)
+NAMES = (
+    "algorithm or command",
+    "kills",
+    "runs",
+    "refused to go on",
+    "lines compared",
+    "lines lost or doubled",
+    "runs equal bit for bit",
+)
 
 
 def start(command: list[str], log: Path) -> int:
@@ -63,21 +79,22 @@ def wait(process: int, kill_after: float | None = None) -> int:
 
 
 def rows(path: Path) -> list[dict]:
-    """The lines of a file, without times."""
-    found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """The lines of a log, or the runs of a results.json, without times."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    found = json.loads(text)["runs"] if path.name == "results.json" and text else map(json.loads, text.splitlines())
     return [{name: x for name, x in row.items() if not name.startswith("seconds")} for row in found]
 
 
 def differences(whole: Path, run: Path) -> tuple[int, list[str]]:
     """What differs between two finished runs. -> lines that are lost or doubled, names of all that differs"""
     wrong, named = 0, []
-    for name in ("metrics.jsonl", "samples.jsonl"):
+    for name in LOGS:
         expected, found = ([json.dumps(row, sort_keys=True) for row in rows(folder / name)] for folder in (whole, run))
         lost_or_doubled = sum(found.count(line) != expected.count(line) for line in {*expected, *found})
         wrong += lost_or_doubled
         named += [name] if found != expected else []
-    kept = [str(path.relative_to(whole)) for path in whole.glob("checkpoints/*")]
-    for name in (*kept, "policy", "best"):
+    kept = [str(path.relative_to(whole)) for path in (*whole.glob("checkpoints/*"), *whole.glob("models/*"))]
+    for name in (*kept, "policy", "best", "."):
         for file in ("model.safetensors", STATE):
             if (whole / name / file).exists():
                 expected, found = load_file(whole / name / file), load_file(run / name / file)
@@ -90,18 +107,23 @@ def differences(whole: Path, run: Path) -> tuple[int, list[str]]:
 def kill_and_compare(algorithm: str, kills: int, iterations: int, work: Path, rng: random.Random) -> list[str]:
     """Kills runs of an algorithm so many times, at most four times each. -> a row of the table, then all that differs"""
     log, fresh = work / "log", ["train", "--algorithm", algorithm, "--iterations", str(iterations), *TINY.split()]
+    if algorithm in OTHERS:
+        fresh = [algorithm, *OTHERS[algorithm].split()]
     whole = work / f"{algorithm}-whole"
     begin = time.monotonic()
     if wait(start([*fresh, "--out", str(whole)], log)):
         raise SystemExit(f"{algorithm}: {log.read_text()[-500:]}")
     span = time.monotonic() - begin
-    lines = len(rows(whole / "metrics.jsonl")) + len(rows(whole / "samples.jsonl"))
+    lines = sum(len(rows(whole / name)) for name in LOGS)
     made = count = refused = wrong = equal = 0
     named: list[str] = []
     while made < kills:
         run, mine, code = work / f"{algorithm}-{count}", 0, -signal.SIGKILL
         while code == -signal.SIGKILL:
-            command = ["train", "--resume", str(run)] if run.exists() else [*fresh, "--out", str(run)]
+            if algorithm == "sft" and run.exists():  # whole, but killed before its evaluation was written
+                shutil.rmtree(run)
+            begun = run.exists() and algorithm not in OTHERS
+            command = ["train", "--resume", str(run)] if begun else [*fresh, "--out", str(run)]
             code = wait(start(command, log), rng.uniform(0, span) if mine < 4 and made < kills else None)
             mine, made = mine + (code < 0), made + (code < 0)
         count += 1

@@ -53,13 +53,13 @@ def killed_before_change(n: int, folder: Path):
 @contextmanager
 def largest_file(size: int):
     """In the block, writing beyond so many bytes of a file fails, as it does on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before, bytecode = resource.getrlimit(resource.RLIMIT_FSIZE), sys.dont_write_bytecode
     sys.dont_write_bytecode = True  # Python would not notice that a file of compiled code was cut
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
         yield
     finally:
-        sys.dont_write_bytecode = False
+        sys.dont_write_bytecode = bytecode
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 

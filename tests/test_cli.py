@@ -1,11 +1,13 @@
 """The command line: one clear line for bad input, and help."""
 
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
+from vine_mini import __main__ as module
 from vine_mini.app.config import SHIPPED
 from vine_mini.cli import COMMANDS, main
 from vine_mini.sampling.fast.graphs import GraphError
@@ -77,7 +79,7 @@ GOOD = '{"question": "2+2?", "answer": "#### 4"}'
         ("train --out file/x", "file is not a folder", lambda: Path("file").touch()),
         ("sft --out file/x", "file is not a folder", lambda: Path("file").touch()),
         ("evaluate --out file/x.json", "file is not a folder", lambda: Path("file").touch()),
-        ("evaluate --out folder", "is a folder; name a JSON file", lambda: Path("folder").mkdir()),
+        ("evaluate --out folder", "folder is a folder or no regular file", lambda: Path("folder").mkdir()),
         ("evaluate --task chess", "unknown task 'chess'", None),
         ("train --steps 0", "steps = 0: must be at least 1", None),
         ("evaluate --n 0", "n = 0: must be at least 1", None),
@@ -150,3 +152,18 @@ def test_numbers_beyond_float32_are_refused(capsys):
         and "clip = 1e+300: must be at least 0 and at most 1e+30" in capsys.readouterr().err
     )
     assert main(["train", "--epochs", "1000000000"]) == 2
+
+
+def test_sigterm_and_a_closed_terminal_are_like_ctrl_c(monkeypatch):
+    """`lengthgen` ended at once after SIGHUP, and left its lock. Where `nohup` has SIGHUP ignored, it stays so."""
+    numbers, found = (signal.SIGTERM, signal.SIGHUP), []
+    before = [signal.getsignal(number) for number in numbers]
+    monkeypatch.setattr("vine_mini.cli.main", lambda: found.append([signal.getsignal(number) for number in numbers]) or 0)
+    try:
+        for hangup in (signal.SIG_DFL, signal.SIG_IGN):
+            signal.signal(signal.SIGHUP, hangup)
+            assert module.main() == 0
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+    assert found == [[signal.default_int_handler] * 2, [signal.default_int_handler, signal.SIG_IGN]]

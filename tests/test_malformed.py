@@ -5,7 +5,9 @@ default a sample of them, and with `-m slow` all.
 """
 
 import json
+import os
 import shutil
+import sys
 from dataclasses import fields
 from inspect import get_annotations
 from pathlib import Path
@@ -111,10 +113,11 @@ ODD = [b"", b"\xff\xfe", b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}", b"[1]",
 POLICIES = {
     **{f"{file} {n}": {file: odd} for file in ("config__json", "tokenizer__json", "tokenizer_config__json") for n, odd in enumerate(ODD) if (file, odd) != ("tokenizer_config__json", folder)},
     **{f"config {name} {x!r}": {"config__json": {name: x}} for name, xs in dict(
-        num_hidden_layers=[-1, 0, "x", 1.5, None, 10], num_attention_heads=[0, -4, 5, "x"], hidden_size=[-1, 0, 10**12, "x"], vocab_size=[-3, 0, 3, 10**13, "x"],
+        num_hidden_layers=[-1, 0, 1, 2, "x", 1.5, None, 10], num_attention_heads=[0, -4, 5, "x"], hidden_size=[-1, 0, 10**12, "x"], vocab_size=[-3, 0, 3, 10**13, "x"],
         max_position_embeddings=[2, 0, -1, "many"], model_type=["nothing", [1], "bert", "mamba", None], hidden_act=["no", 7], rope_parameters=["x", {"rope_type": "x"}],
         quantization_config=["x", {"quant_method": "bitsandbytes"}]).items() for x in xs},
     **{f"eos {x!r}": {"generation_config__json": {"eos_token_id": x}} for x in ("stop", ["a"], 10**6, -1, 1.5, True, {"a": 1}, [[1]])},
+    "generation {": {"generation_config__json": "{"},
     **{f"weights {n}": {"model__safetensors": x} for n, x in enumerate([b"", b"\xff" * 99, halves, of_other_names, folder, b"\x02\0\0\0\0\0\0\0{}"])},
 }  # fmt: skip
 GOOD = '{"question": "2+2?", "answer": "#### 4"}'
@@ -122,6 +125,7 @@ LINES = ["[" * 100_000, '{"question": "q", "answer": ' + "9" * 5000 + "}", "[1]"
          '{"question": "q", "answer": null}', '{"question": "q", "answer": ""}', '{"question": "q", "answer": {}}', '{"question": "q", "answer": "#### "}']  # fmt: skip
 PRESETS = ["out: x", "resume: x", "'yes': true", "- 1", "7", "", "a: [", "\t", "lr: &a 1\nclip: *a", "[" * 5000, "seed: " + "9" * 5000, "seed: 99999999999999", "date: 2025-99-99", "date: today", "lr: [1]",
            "lr: fast", "lr: .nan", "lr: .inf", "group: 1.5", "group: -1", "chat: maybe", "1: 2", "? [a]\n: 1", "task: chess", "task: no.py", "prompt: hello", 'prompt: "\\uDCE9 {question}"', 'model: "a\\0b"',
+           "lr: 1\nlr: 2", "clip: null", "seed: 010", "iterations: 1:30", "clip: 1:30.5", "task: own.py",
            "!!python/object/apply:os.system ['true']", "lr: !!binary x", "a: 1\n---\nb: 2", "algorithm: none", "learning_rate: 1", "prompts: 0x99999999999", "lr: 1\nlr: x"]  # fmt: skip
 
 
@@ -141,6 +145,18 @@ def data(line: bytes | str):
             write(name, GOOD.encode() + b"\n" + (line if isinstance(line, bytes) else line.encode()))()
 
     return prepare
+
+
+def not_files():
+    """A pipe, and a folder with the name under which a new file is written first."""
+    os.mkfifo("fifo")
+    Path("r.json.partial").mkdir()
+
+
+def pipes():
+    Path("data").mkdir()
+    os.mkfifo("data/train.jsonl")
+    os.mkfifo("data/test.jsonl")
 
 
 def by_hand() -> list[tuple]:
@@ -178,6 +194,8 @@ def by_hand() -> list[tuple]:
                 b"9" * 5000,
                 b'{"settings": {}}',
                 b'{"settings": 1, "runs": 2, "task": 3}',
+                b'{"settings": {"task": "evil.py", "encodings": []}, "runs": [], "task": "evil.py"}',
+                b'{"settings": {"task": "copy", "encodings": ["evil.py"]}, "runs": [], "task": "copy"}',
             )
         )
     ]
@@ -195,6 +213,11 @@ def by_hand() -> list[tuple]:
     ):
         for out in ("file/x", "caf\udce9", "x" * 9000, "", " "):
             found.append((f"{command} --out {out[:9]!r}", [*command.split(), f"--out={out}"], write("file", "")))
+    for name in ("fifo", "r.json"):
+        found.append((f"evaluate --out {name}", f"evaluate --out {name}", not_files))
+    for task in ("gsm8k", "jsonl"):
+        found.append((f"{task} of a pipe", f"evaluate --task {task} --model arithmetic --data data/train.jsonl", pipes))
+        found.append((f"{task} of a folder of pipes", f"evaluate --task {task} --model arithmetic --data data", pipes))
     for path in ("nothing.py", "x" * 9000 + ".py", "bad.py", "data"):
         for command in ("train", "evaluate", "lengthgen"):
             found.append(
@@ -211,7 +234,7 @@ def by_hand() -> list[tuple]:
             for x in texts
             if (name, x) not in FINE
         ]
-    words = ("train --iterations 999999999", "evaluate --n 999999999", "sample --n 999999999", "sft --updates 999999999", "sft --hidden 4096 --layers 100", "credit --truth 999999999",
+    words = ("train --iterations 999999999", "train --epochs 10000 --iterations 1000", "train --max_seconds 1e30", "evaluate --temperature 1e-45", "lengthgen --max_positions 999999999", "evaluate --n 999999999", "sample --n 999999999", "sft --updates 999999999", "sft --hidden 4096 --layers 100", "credit --truth 999999999",
              "credit-cost --pool 999999999", "lengthgen --steps 999999999", "lengthgen --hidden 65536 --layers 1000", "train --eval_samples 999999999", "walk", "analyze", "analyze x", "lengthgen x", "\x1b[2J",
              "x" * 9000, "\udce9", "train --resume", "train --preset a --resume b", "credit --run a --preset b", "train --resume nowhere", "sample --problem 99999", "evaluate --device cuda:99", "evaluate --device meta")  # fmt: skip
     return found + [(each[:30], each, None) for each in words]
@@ -229,6 +252,7 @@ SAMPLE = range(0, len(CASES), 25)
 )
 def test_a_malformed_invocation_is_one_line_and_changes_nothing(words, prepare, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # beside a task file, Python itself writes one
     if prepare:
         prepare()
     before = {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")}

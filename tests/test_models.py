@@ -318,3 +318,94 @@ def test_an_architecture_without_checkpoints_of_activations(llama, monkeypatch):
     monkeypatch.setattr(type(llama), "supports_gradient_checkpointing", False)
     with pytest.raises(UserError, match="no gradient_checkpointing"):
         models.checkpoint_activations(llama)
+
+
+def changed(folder, **settings):
+    """A copy of the shipped policy with other settings in its config.json."""
+    shutil.copytree(SHIPPED, folder)
+    config = folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | settings))
+    return folder
+
+
+def with_tensors(folder, **more):
+    path = folder / "model.safetensors"
+    save_file(load_file(path) | more, path, {"format": "pt"})
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_configuration_with_fewer_layers_than_the_weights_is_refused(tmp_path, layers):
+    """The other layers were left out without a word."""
+    folder = changed(tmp_path / "policy", num_hidden_layers=layers)
+    with pytest.raises(UserError, match=rf"have model\.layers\.{layers}\..* for which its config\.json has no place"):
+        models.load_policy(str(folder), "cpu")
+
+
+def test_weights_that_the_model_does_not_use_are_refused(tmp_path):
+    with_tensors(folder := changed(tmp_path / "policy"), **{"model.layers.0.self_attn.q_proj.bias": torch.ones(64)})
+    with pytest.raises(UserError, match=r"have model\.layers\.0\.self_attn\.q_proj\.bias, for which"):
+        models.load_policy(str(folder), "cpu")
+
+
+def test_masks_that_older_versions_saved_are_no_weights(tmp_path, tokenizer):
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=64)
+    models.save_policy(AutoModelForCausalLM.from_config(config), tokenizer, tmp_path / "policy")
+    masks = {"transformer.h.0.attn.bias": torch.ones(1, 1, 64, 64), "transformer.h.0.attn.masked_bias": torch.tensor(-1e4)}
+    with_tensors(tmp_path / "policy", **masks)
+    models.load_policy(str(tmp_path / "policy"), "cpu")
+    with_tensors(folder := changed(tmp_path / "llama"), **{"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)})
+    models.load_policy(str(folder), "cpu")
+
+
+def quantized(folder):
+    """The shipped policy with integers in a file that the index names."""
+    shutil.copytree(SHIPPED, folder)
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    save_file(
+        {name: (x * 99).to(torch.int8) if x.dim() == 2 else x for name, x in tensors.items()},
+        folder / "part-1.safetensors",
+        {"format": "pt"},
+    )
+    index = {"metadata": {}, "weight_map": {name: "part-1.safetensors" for name in tensors}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def in_the_cache(tmp_path, monkeypatch):
+    """The folder of someone/policy in the Hub's cache, which is read without a network."""
+    repository = tmp_path / "models--someone--policy"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return repository / "snapshots" / ("0" * 40)
+
+
+def test_quantized_weights_in_a_file_of_another_name_are_refused(tmp_path, monkeypatch):
+    """They were read as float32, and of the Hub no file was looked at."""
+    quantized(tmp_path / "policy")
+    with pytest.raises(UserError, match="are quantized"):
+        models.load_policy(str(tmp_path / "policy"), "cpu")
+    quantized(in_the_cache(tmp_path, monkeypatch))
+    with pytest.raises(UserError, match="are quantized"):
+        models.load_policy("someone/policy", "cpu")
+
+
+def test_a_folder_that_is_gone_is_not_asked_of_the_hub(tmp_path, monkeypatch):
+    """A stranger's repository of that name would have been loaded."""
+    shutil.copytree(SHIPPED, in_the_cache(tmp_path, monkeypatch))
+    monkeypatch.chdir(tmp_path)
+    assert models.load_policy("someone/policy", "cpu")
+    (tmp_path / "someone").mkdir()
+    (tmp_path / "best").symlink_to("nowhere")
+    for name in ("someone/policy", "best"):
+        with pytest.raises(UserError, match=f"no model folder {name}"):
+            models.load_policy(name, "cpu")
+
+
+def test_a_damaged_generation_config_is_refused(tmp_path):
+    """Its further end-of-sequence ids were lost without a word."""
+    folder = shutil.copytree(SHIPPED, tmp_path / "policy")
+    (folder / "generation_config.json").write_text("{")
+    with pytest.raises(UserError, match=r"cannot load the policy.*generation_config"):
+        models.load_policy(str(folder), "cpu")

@@ -124,8 +124,8 @@ for tokens in (1000, 4000):
 # it. We make many, once with the clip and once with an $\epsilon$ that no ratio reaches. We measure
 #
 # - the accuracy on test problems, with newly sampled responses;
-# - the KL divergence $\sum_y \pi_{\mathrm{old}}(y) \log (\pi_{\mathrm{old}}(y) / \pi(y))$. It is 0 where the policies agree. It is
-#   estimated from the sampled tokens, as the mean of $\rho - 1 - \log \rho$. This number is never below 0. Tutorial 7 compares it
+# - the KL divergence $\sum_y \pi_{\mathrm{old}}(y) \log (\pi_{\mathrm{old}}(y) / \pi(y))$. It is 0 where the policies agree. The
+#   estimate from the sampled tokens is the mean of $\rho - 1 - \log \rho$. This number is never below 0. Tutorial 7 compares it
 #   with other estimates;
 # - the mean ratio;
 # - the share of tokens whose gradient the clip has stopped.

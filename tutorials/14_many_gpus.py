@@ -162,7 +162,7 @@ for name, (at_once, shape) in shapes.items():
 # sheet of a GPU. An *engine* is the GPUs that hold one copy of the policy for sampling.
 #
 # In the right picture, a line starts at the fewest GPUs into which the model fits. More GPUs also free memory for larger batches,
-# so 8 can be more than twice as fast as 4. Communication is not counted. Stay on one GPU while the policy, AdamW and the reference
+# so 8 can be more than twice as fast as 4. Communication is not counted. Stay on one GPU while policy, AdamW and reference
 # fit and an iteration takes minutes. `python -m vine_mini.integrations.trl --plan` prints the table below for your own settings.
 
 # %%

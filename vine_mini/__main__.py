@@ -7,7 +7,10 @@ from io import TextIOWrapper
 
 def main() -> int:
     """Runs the command line of this process. -> exit code"""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems and containers end a process by it
+    # Batch systems and containers end a process by SIGTERM, a closed terminal by SIGHUP, which `nohup` has ignored.
+    for name in ("SIGTERM", "SIGHUP"):
+        if (number := getattr(signal, name, None)) and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
     try:
         from vine_mini.cli import main  # takes some seconds, in which Ctrl-C must not print a traceback
 

@@ -2,6 +2,8 @@
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
@@ -33,6 +35,8 @@ def main(argv: list[str] | None = None) -> int:
         print("usage: python -m vine_mini [command] [--help]\n", *lines, "\nWithout a command: demo.", sep="\n")
         return 0
     try:
+        if (here := str(Path.cwd())).encode(errors="ignore").decode() != here:
+            raise UserError(f"the path of this folder, {here}, is not UTF-8 text: libraries cannot write there")
         if name == "analyze":
             name, rest = f"analyze {rest[0]}" if rest else name, rest[1:]
         if name == "study" and rest and not rest[0].startswith("-"):
@@ -49,10 +53,12 @@ def main(argv: list[str] | None = None) -> int:
             says = f"not enough memory: lower --sample_batch_size or --micro_batch_tokens, or other sizes ({says.strip()})"
         elif not isinstance(error, (UserError, OSError, GraphError)):
             raise
-        print(one_line(f"vine_mini {name}: {says}"), file=sys.stderr)
+        with suppress(OSError):  # whoever read the lines, such as `head`, may be gone
+            print(one_line(f"vine_mini {name}: {says}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        with suppress(OSError):
+            print("\ninterrupted", file=sys.stderr)
         return commands.INTERRUPTED
 
 

@@ -59,7 +59,7 @@ def demo(config: DemoConfig) -> int:
             print(f"Training {', '.join(config.algorithms)} for {config.seconds:g} s each, from the same policy.")
             before = trainer.evaluate(with_kl=False)
         run = Run.start(folder / name, trainer.config, before)
-        if not train_run(trainer, run):
+        if not train_run(trainer, run):  # a stop was asked for, maybe in the last iteration
             print(f"interrupted; what was trained is in {folder}")
             return INTERRUPTED
         runs[name] = run.rows

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from vine_mini.types import UserError
 
+OWN_MISTAKES = (Exception, SystemExit, GeneratorExit)  # what a user's file may raise; Ctrl-C is not the file's
+
 
 def load_file(name: str, what: str, needed: Sequence[str]):
     """Runs a Python file once in a process. -> its module
@@ -31,11 +33,12 @@ def load_file(name: str, what: str, needed: Sequence[str]):
     return module
 
 
-def told(function: Callable, path: Path, returns=object) -> Callable:
+def told(function: Callable, path: Path, returns=object, fits: Callable | None = None) -> Callable:
     """The function of a user's file, whose mistakes become UserErrors that name the line. Told once, it is returned as it is.
 
     Args:
         returns: the type that the function must return.
+        fits: whether a returned value of this type is right.
     """
     if hasattr(function, "told"):
         return function
@@ -46,10 +49,12 @@ def told(function: Callable, path: Path, returns=object) -> Callable:
             found = function(*args, **more)
         except UserError:
             raise
-        except Exception as error:
+        except OWN_MISTAKES as error:
             raise UserError(_says(error, path)) from error
-        if not isinstance(found, returns):
-            raise UserError(f"{path}: {getattr(function, '__name__', 'a function')}() returned {type(found).__name__}")
+        right = isinstance(found, returns)
+        if not right or (fits and not fits(found)):
+            what = repr(found)[:100] if right else type(found).__name__
+            raise UserError(f"{path}: {getattr(function, '__name__', 'a function')}() returned {what}")
         return found
 
     call.told = True  # type: ignore[attr-defined]
@@ -68,7 +73,7 @@ def _run(path: Path):
     sys.modules[spec.name] = module  # dataclasses in the file look their module up here
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+    except OWN_MISTAKES as error:
         del sys.modules[spec.name]
         raise UserError(_says(error, path)) from error
     return module

@@ -1,16 +1,28 @@
 """Policies, tokenizers and the critic: what is loaded, copied, built and written as a Hugging Face folder."""
 
 import copy
+import json
 import logging
+import os
+import re
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 from transformers import logging as hf_logging
 from transformers.modeling_utils import load_state_dict
+from transformers.utils import cached_file
 
 from vine_mini.decoder.model import Decoder  # noqa: F401  registers it with the Auto classes
 from vine_mini.logprobs import logits_of
@@ -23,6 +35,8 @@ PICKLED = (
     "model with transformers, save it with save_pretrained into a folder, and give that folder as --model"
 )
 PROBED = 8  # tokens with which a model is tried out
+# What weights may hold beside the model: masks and frequencies that older versions saved, and the parts for pictures and sound.
+BESIDE = re.compile(r"(attn|attention)\.(bias|masked_bias|causal_mask)$|inv_freq$|vision|visual|audio|modal")
 
 logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # it would tell of each try to reach the Hub
 hf_logging.set_verbosity_error()
@@ -48,8 +62,8 @@ def load_policy(name: str, device) -> tuple[Any, Any]:
 
     Dropout is set to zero in the configuration: a policy is sampled, scored and updated as one distribution.
     """
-    if Path(name).exists() or name.startswith((".", "/", "~")):
-        _check_folder(Path(name))
+    if os.path.lexists(name) or name.startswith((".", "/", "~")) or ("/" in name and Path(name.split("/")[0]).is_dir()):
+        _check_folder(Path(name))  # the Hub is not asked for what looks like a folder that is gone
     try:
         with warnings.catch_warnings(action="ignore"):
             config = AutoConfig.from_pretrained(name, trust_remote_code=False)
@@ -60,7 +74,10 @@ def load_policy(name: str, device) -> tuple[Any, Any]:
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
             how: dict = dict(use_safetensors=True, output_loading_info=True, trust_remote_code=False)
             loaded: Any = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=torch.float32, **how)
-            files = [load_state_dict(path, map_location="meta") for path in Path(name).glob("model*.safetensors")]
+            folder = Path(cached_file(name, "config.json")).parent  # of the Hub, in its cache
+            if (folder / "generation_config.json").exists():
+                GenerationConfig.from_pretrained(folder)  # transformers takes one that is no JSON as none
+            files = [load_state_dict(path, map_location="meta") for path in _weight_files(folder, config)]
     except Exception as error:  # the Hub client, configuration, tokenizer and safetensors each have their own kinds
         if "cannot be loaded with `safetensors`" in str(error):
             raise UserError(PICKLED.format(name)) from error
@@ -74,7 +91,16 @@ def load_policy(name: str, device) -> tuple[Any, Any]:
     if integers or getattr(config, "quantization_config", None):
         raise UserError(f"the weights of {name!r} are quantized ({', '.join(integers[:1])}): save them as float32 first")
     _check_model(model, tokenizer, name)
+    if surplus := [key for key in sorted(report["unexpected_keys"]) if not BESIDE.search(key)]:  # transformers would leave it out
+        raise UserError(f"the weights of {name!r} have {surplus[0]}, for which its config.json has no place")
     return model, tokenizer
+
+
+def _weight_files(folder: Path, config) -> list[Path]:
+    index, named = folder / "model.safetensors.index.json", {getattr(config, "transformers_weights", None)}
+    if index.is_file():
+        named |= {*json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    return [*folder.glob("model*.safetensors"), *(folder / file for file in named if file)]
 
 
 def _check_folder(folder: Path):

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest import slow
 from kills import killed_before_change, largest_file
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from vine_mini.app import checkpoint
-from vine_mini.app.config import TrainConfig
+from vine_mini.app.config import SHIPPED, TrainConfig
 from vine_mini.app.flags import parse
 from vine_mini.app.runs import Run
 from vine_mini.app.setup import build_trainer
@@ -172,6 +173,17 @@ def test_a_log_with_odd_lines_is_refused_and_kept(name, line, ppo_run):
         Run(ppo_run, config, 1)
 
 
+@pytest.mark.parametrize("line", ['{"iteration": 2, "eval": null}', '{"iteration": 2, "episodes": 8, "eval": {"odd": [1]}}', '{"iteration": 2, "episodes": 8, "eval": {"odd": "x"}}',
+         '{"iteration": 2, "episodes": 8, "validation": {"zz": 3}}', '{"iteration": 2, "episodes": 8, "reward": 1, "length": 1, "seconds_sample": "x"}',
+         '{"iteration": 2, "eval": {"pass@1": [1, 0]}}', '{"iteration": 1}', '{"iteration": 3}'])  # fmt: skip
+def test_a_line_of_which_no_picture_can_be_made_is_refused_before_training(line, ppo_run, capsys):
+    """An iteration was trained and logged, then came a traceback. Lines that were missing or doubled were accepted."""
+    with odd_line(ppo_run / "metrics.jsonl", line.encode()):
+        assert main(["train", "--resume", str(ppo_run), "--iterations", "2"]) == 2
+    says = capsys.readouterr().err
+    assert says.count("\n") == 1 and f"{ppo_run / 'metrics.jsonl'}, line 3: " in says
+
+
 @pytest.mark.parametrize("name", LOGS)
 def test_a_run_with_an_odd_line_in_a_log_does_not_go_on(name, ppo_run, capsys):
     with odd_line(ppo_run / name, b"[1]"):
@@ -309,6 +321,32 @@ def test_a_config_that_was_changed_by_hand_does_not_drop_the_critic(tmp_path):
         checkpoint.save(other, tmp_path / name)
         with pytest.raises(UserError, match="belongs to another model"):
             checkpoint.resume(trainer, tmp_path / name)
+
+
+def test_a_config_that_was_changed_by_hand_is_refused(empty_folder, no_pictures, capsys):
+    """The same change by a flag was refused. What a flag may change, and files that have moved, may change there too."""
+    assert main(["train", *QUICK, "--iterations", "1", "--out", "run"]) == 0
+    path = Path("run/config.yaml")
+    settings = yaml.safe_load(path.read_text())
+    for name, x in {"algorithm": "grpo", "lr": 0.5, "seed": 7, "kl_coef": 0.2, "max_states": 3, "task": "decisive"}.items():
+        with pytest.raises(UserError, match=f"run/config.yaml has {name} = {x}; the run was trained with {settings[name]}"):
+            checkpoint.check_settings(TrainConfig(**settings | {name: x}), Path("run"), "policy")
+    path.write_text(yaml.safe_dump(settings | {"kl_coef": 0.2}))
+    assert main(["train", "--resume", "run", "--iterations", "2"]) == 2
+    path.write_text(yaml.safe_dump(settings | {"iterations": 2, "sample_batch_size": 3}))
+    assert main(["train", "--resume", "run"]) == 0
+    checkpoint.check_settings(TrainConfig(**settings), Path("run"), "policy")
+    checkpoint.check_settings(TrainConfig(**settings), Path("run"), "nothing")  # told by `resume`
+
+
+def test_files_that_have_moved_are_no_other_setting(tmp_path):
+    trainer = build_trainer(replace(SMALL, model=str(SHIPPED / "arithmetic")))
+    checkpoint.save(trainer, tmp_path)
+    shutil.copytree(SHIPPED / "arithmetic", tmp_path / "arithmetic")
+    checkpoint.check_settings(replace(trainer.config, model=str(tmp_path / "arithmetic")), tmp_path, "policy")
+    (tmp_path / "arithmetic").rename(tmp_path / "other")
+    with pytest.raises(UserError, match=r"has model = .*other; the run was trained with .*arithmetic"):
+        checkpoint.check_settings(replace(trainer.config, model=str(tmp_path / "other")), tmp_path, "policy")
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_old_checkpoint(tmp_path):

@@ -1,8 +1,10 @@
 """The commands, run as people run them: what they print and what they write."""
 
 import datetime
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -289,6 +291,71 @@ def test_evaluate_writes_json(empty_folder):
     assert set(numbers) == {"pass@1", "greedy", "maj@2", "pass@2", "length", "truncated"}
 
 
+def test_evaluate_replaces_files_alone(empty_folder, capsys):
+    """A FIFO was replaced, a link as well, and its target kept the old numbers; r.json.partial/ was deleted."""
+    os.mkfifo("fifo")
+    Path("r.json.partial").mkdir()
+    Path("old.json").write_text("old")
+    Path("link").symlink_to("old.json")
+    for out in ("fifo", "r.json", "."):
+        assert main(["evaluate", "--problems", "1", "--n", "1", "--out", out]) == 2
+        assert "name another file" in capsys.readouterr().err
+    assert Path("fifo").is_fifo() and Path("r.json.partial").is_dir()
+    assert main(["evaluate", "--problems", "1", "--n", "1", "--out", "link"]) == 0
+    assert Path("link").is_symlink() and "pass@1" in Path("old.json").read_text()
+
+
+def test_the_name_of_a_shipped_policy_and_of_a_folder_here_is_refused(empty_folder, capsys):
+    """The shipped policy was taken without a word. Of --reference, the Hub was asked for it."""
+    few = ["evaluate", "--problems", "1", "--n", "1", "--out", "r.json"]
+    assert main([*few, "--reference", "arithmetic-12"]) == 0 and json.loads(Path("r.json").read_text())["kl"][0] > 0
+    shutil.copytree(SHIPPED / "arithmetic", "arithmetic-12")
+    for flag in ("--model", "--reference"):
+        assert main([*few, flag, "arithmetic-12"]) == 2
+        assert "arithmetic-12 is a shipped policy and a folder here: write ./arithmetic-12" in capsys.readouterr().err
+        assert main([*few, flag, "./arithmetic-12"]) == 0
+
+
+def test_the_name_of_a_policy_s_folder_is_printed_safely(empty_folder, capsys):
+    shutil.copytree(SHIPPED / "arithmetic", "a\x1b[31m")
+    assert main(["evaluate", "--model", "a\x1b[31m", "--problems", "1", "--n", "1"]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_a_temperature_too_low_for_the_logits_is_refused(empty_folder, capsys):
+    """It said that the policy had diverged."""
+    for words in ("evaluate --temperature 1e-45", "train --temperature 1e-30", "sft --eval_temperature 1e-9"):
+        assert main(words.split()) == 2
+        assert "must be 0, which is greedy, or at least 0.001" in capsys.readouterr().err
+
+
+def test_updates_count_in_the_estimate(empty_folder, capsys):
+    """About 25 days started without a word."""
+    for words in ("--epochs 10000 --iterations 1000", "--algorithm restem --epochs 10000 --iterations 1000 --eval_every 1"):
+        assert main(["train", *words.split()]) == 2
+        assert "days" in capsys.readouterr().err
+    assert main(["train", "--max_seconds", "1e30", "--iterations", "999999999"]) == 2
+    assert "max_seconds = 1e+30: must be at least 0 and at most 604800" in capsys.readouterr().err
+
+
+def test_a_folder_whose_path_is_not_utf8_is_refused(empty_folder, monkeypatch, capsys):
+    Path("caf\udce9").mkdir()
+    monkeypatch.chdir("caf\udce9")
+    assert main(["train", "--iterations", "1"]) == 2
+    assert "is not UTF-8 text" in capsys.readouterr().err and not any(Path().iterdir())
+
+
+def test_who_has_stopped_reading_gets_the_exit_code(monkeypatch):
+    """The line was printed to the broken pipe again, and the exit code was 1."""
+
+    class Broken(io.StringIO):
+        def write(self, _):
+            raise BrokenPipeError
+
+    monkeypatch.setattr("sys.stderr", Broken())
+    assert main(["walk"]) == 2
+
+
 def spied(monkeypatch, name: str) -> list:
     """The positional arguments of each call of a function of `commands`, from now on."""
     calls, whole = [], getattr(commands, name)
@@ -399,10 +466,14 @@ def test_sft_looks_at_the_test_problems_before_it_trains(empty_folder, capsys):
     assert "but the model sees only 1024" in capsys.readouterr().err and not Path("tiny").exists()
 
 
-def test_a_second_training_that_diverges_replaces_what_the_first_one_left(empty_folder, capsys):
-    for _ in range(2):
+def test_a_training_that_diverges_removes_no_folder(empty_folder, capsys):
+    """What stood in tiny-diverged was deleted, whatever it was."""
+    (empty_folder / "tiny-diverged").mkdir()
+    (empty_folder / "tiny-diverged" / "mine").write_text("")
+    for name in ("tiny-diverged-2", "tiny-diverged-3"):
         assert main("sft --updates 3 --batch_size 2 --hidden 16 --layers 1 --lr 1e30 --out tiny".split()) == 2
-        assert "tiny-diverged/diverged.json has the ids" in capsys.readouterr().err
+        assert f"{name}/diverged.json has the ids" in capsys.readouterr().err
+    assert (empty_folder / "tiny-diverged" / "mine").exists()
 
 
 @pytest.mark.parametrize("out", [".", "..", "x" * 250])

@@ -13,8 +13,9 @@ import torch
 from kills import Killed, killed_before_change, locked_by_another_process
 from safetensors.torch import load_file, save_file
 
+from vine_mini.algorithms import ALGORITHMS
 from vine_mini.app import checkpoint, commands, files, loop, runs
-from vine_mini.app.config import TrainConfig
+from vine_mini.app.config import SFTConfig, TrainConfig
 from vine_mini.types import UserError
 
 SETTINGS = dict(algorithm="ppo", iterations=5, eval_every=1, save_every=2, keep_every=2, lr=1e-3)
@@ -27,9 +28,11 @@ class TinyTrainer:
     def __init__(self, config):
         torch.manual_seed(0)
         self.config, self.tokenizer, self.device = config, None, torch.device("cpu")
-        self.policy, self.critic = torch.nn.Linear(2, 1), torch.nn.Sequential(torch.nn.Linear(2, 1))
+        self.policy, other = torch.nn.Linear(2, 1), torch.nn.Sequential(torch.nn.Linear(2, 1))
+        self.critic = other if ALGORITHMS[config.algorithm].needs_critic else None
         self.policy.num_parameters = lambda: 3
-        self.optimizer = torch.optim.AdamW([*self.policy.parameters(), *self.critic.parameters()], fused=True)
+        self.networks = [self.policy, *filter(None, [self.critic])]
+        self.optimizer = torch.optim.AdamW([p for network in self.networks for p in network.parameters()], fused=True)
         self.iteration, self.updates, self.seconds = 0, 0, defaultdict(float)
         self.prompts, self.test_prompts, self.validation_problems = [1], [1], [1]
         self.sampling = self.updated = lambda: None  # a test puts something in
@@ -41,7 +44,7 @@ class TinyTrainer:
     def train(self):
         while not self.done:
             self.sampling()
-            loss = (self.policy.weight + self.critic[0].weight).sum() * (1 + self.iteration)
+            loss = sum(p.sum() for network in self.networks for p in network.parameters()) * (1 + self.iteration)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
@@ -88,6 +91,12 @@ def tiny(monkeypatch, tmp_path):
     monkeypatch.setattr(commands, "table", lambda columns: "")
 
 
+@pytest.fixture(params=["ppo", "grpo"])
+def algorithm(request, monkeypatch):
+    """One with a critic and one without: nothing else of an algorithm is in a checkpoint."""
+    monkeypatch.setitem(SETTINGS, "algorithm", request.param)
+
+
 def go_on(**more):
     """Resumes the run, or starts it again where it had not begun."""
     begun = Path("run/config.yaml").exists()
@@ -114,7 +123,7 @@ def whole_run() -> dict:
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_before_any_change_goes_on_to_the_same_end(capsys):
+def test_a_run_that_is_killed_before_any_change_goes_on_to_the_same_end(capsys, algorithm):
     """The start, the logs, RUN/best, the checkpoints and those that are kept, the curves, the evaluation of the best policy."""
     expected = whole_run()
     for n in itertools.count():
@@ -130,7 +139,7 @@ def test_a_run_that_is_killed_before_any_change_goes_on_to_the_same_end(capsys):
 
 
 @pytest.mark.slow
-def test_a_resume_that_is_killed_before_any_change_goes_on_to_the_same_end(capsys, monkeypatch):
+def test_a_resume_that_is_killed_before_any_change_goes_on_to_the_same_end(capsys, monkeypatch, algorithm):
     """After a kill in iteration 4, whose policy was already the best one: the checkpoint is of iteration 2."""
     expected = whole_run()
     with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -147,6 +156,36 @@ def test_a_resume_that_is_killed_before_any_change_goes_on_to_the_same_end(capsy
             break
         assert go_on() == 0 and state() == expected, n
     assert n > 70
+
+
+def test_sft_that_is_killed_before_any_change_begins_anew_and_ends_the_same(capsys, monkeypatch, tmp_path):
+    """It has no checkpoint, so the same command makes the policy again. What an interrupted one has left is no hindrance."""
+    policy = SimpleNamespace(num_parameters=lambda: 3, state_dict=lambda: {"weight": torch.ones(2)})
+    monkeypatch.setattr(commands, "imitate", lambda config, folder: (policy, None, 1.0, 1e-3))
+    monkeypatch.setattr(commands, "models", SimpleNamespace(save_policy=checkpoint.save_policy))
+    monkeypatch.setattr(commands, "_evaluate", lambda *_: {})
+
+    def made():
+        assert commands.sft(SFTConfig(out="policy")) == 0
+        found = {str(path): path.read_bytes() for path in sorted(Path().rglob("*")) if path.is_file()}
+        shutil.rmtree("policy")
+        return found
+
+    expected = made()
+    assert set(expected) == {"policy/README.md", "policy/model.safetensors"}
+    for n in itertools.count():
+        with killed_before_change(n, tmp_path) as ended:
+            commands.sft(SFTConfig(out="policy"))
+        if not ended:
+            break
+        if Path("policy").exists():  # whole, but for its evaluation
+            assert {path.name for path in Path("policy").iterdir() if path.suffix != ".partial"} == {
+                "README.md",
+                "model.safetensors",
+            }
+            shutil.rmtree("policy")
+        assert made() == expected, n
+    assert n > 5
 
 
 def killed_in_iteration(number: int):
@@ -175,7 +214,7 @@ def saved() -> int:
     return int(Path("run/policy").readlink().name)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["Ctrl-C", "SIGTERM", "SIGHUP"])
 def test_the_first_stop_saves_at_once_what_is_finished_and_then_the_iteration(number, capsys, monkeypatch):
     expected, seen, before = whole_run(), [], signal.getsignal(number)
 
@@ -198,6 +237,75 @@ def test_the_first_stop_saves_at_once_what_is_finished_and_then_the_iteration(nu
     assert signal.getsignal(number) is before
     monkeypatch.setattr(commands, "build_trainer", lambda config: TinyTrainer(config))
     assert go_on() == 0 and state()["metrics.jsonl"].count(b"\n") == expected["metrics.jsonl"].count(b"\n") == 6
+
+
+@pytest.mark.parametrize("error", [UserError("reward() raised"), BrokenPipeError(), MemoryError()], ids=repr)
+def test_an_error_saves_the_finished_iterations(error, capsys, monkeypatch):
+    """Of `train 2>&1 | head`, and of a reward() that raised, nothing was saved."""
+
+    def fail(trainer):
+        def while_sampling():
+            if trainer.iteration == 3:
+                raise error
+
+        trainer.sampling = while_sampling
+        return trainer
+
+    monkeypatch.setattr(commands, "build_trainer", lambda config: fail(TinyTrainer(config)))
+    with pytest.raises(type(error)):
+        commands.train(TrainConfig(**SETTINGS | dict(save_every=100, keep_every=0), out="run"))
+    assert saved() == 3 and rows() == [0, 1, 2, 3]
+
+
+def test_an_error_after_an_update_saves_nothing(capsys, monkeypatch):
+    """The weights are not those of a finished iteration."""
+
+    def fail(trainer):
+        trainer.updated = lambda: trainer.iteration == 3 and 1 / 0
+        return trainer
+
+    monkeypatch.setattr(commands, "build_trainer", lambda config: fail(TinyTrainer(config)))
+    with pytest.raises(ZeroDivisionError):
+        commands.train(TrainConfig(**SETTINGS, out="run"))
+    assert saved() == 2
+
+
+def test_a_terminal_that_is_gone_does_not_keep_the_run_from_saving(capsys, monkeypatch):
+    """After SIGHUP the first line that is printed fails."""
+
+    def hang_up(trainer):
+        trainer.sampling = lambda: trainer.iteration == 3 and signal.raise_signal(signal.SIGHUP)
+        return trainer
+
+    def gone(*_, **more):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(commands, "build_trainer", lambda config: hang_up(TinyTrainer(config)))
+    monkeypatch.setattr(loop, "print", gone, raising=False)
+    assert commands.train(TrainConfig(**SETTINGS, out="run")) == commands.INTERRUPTED
+    assert saved() == 4
+
+
+def test_nohup_stays_in_force(capsys, monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert loop.heeded_hangup() == []
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert loop.heeded_hangup() == [signal.SIGHUP]
+
+
+def test_a_stop_in_the_last_iteration_is_told(capsys, monkeypatch):
+    """`demo` went on with the next algorithm."""
+
+    def stop(trainer):
+        trainer.sampling = lambda: trainer.iteration == 4 and signal.raise_signal(signal.SIGINT)
+        return trainer
+
+    monkeypatch.setattr(commands, "build_trainer", lambda config: stop(TinyTrainer(config)))
+    assert commands.train(TrainConfig(**SETTINGS, out="run")) == commands.INTERRUPTED and saved() == 5
+    monkeypatch.setattr(commands, "build_trainer", lambda config: TinyTrainer(config))
+    assert go_on() == 0
 
 
 @pytest.mark.parametrize("where, presses, then", [("sampling", 2, 3), ("updated", 3, 2)])

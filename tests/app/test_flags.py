@@ -150,3 +150,55 @@ def test_a_saved_config_without_its_algorithm_is_refused(empty_folder):
 def test_two_whole_configurations_at_once_are_refused(tmp_path, capsys):
     assert main(["train", "--preset", "arithmetic", "--resume", str(tmp_path)]) == 2
     assert "give one of them" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("lr: 1e-4\nlr: 1e-3\n", "has 'lr' twice"),
+        ("clip: null\n", "clip has no value"),
+        ("clip:\n", "clip has no value"),
+        ("seed: 010\n", "seed = 010 is 8 in YAML: write a plain decimal number"),
+        ("iterations: 1:30\n", "iterations = 1:30 is 90 in YAML: write"),
+        ("clip: 1:30.5\n", "clip = 1:30.5 is 90.5 in YAML: write"),
+        ("seed: 0x10\n", "seed = 0x10 is 16 in YAML"),
+    ],
+)
+def test_a_value_of_a_preset_that_would_be_read_as_another_is_refused(text, says, empty_folder, capsys):
+    """The last of two lines won, a missing value was the default, and 010 was 8."""
+    Path("other.yaml").write_text(text)
+    assert main(["train", "--preset", "other.yaml"]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_field_without_a_default_may_be_left_empty(empty_folder):
+    Path("own.yaml").write_text("max_states: null\nlr:\nseed: 10\nclip: 0.25\n")
+    config = parse(TrainConfig, "train", ["--preset", "own.yaml"])
+    assert (config.max_states, config.lr, config.seed, config.clip) == (None, None, 10, 0.25)
+
+
+OWN = "import pathlib\npathlib.Path('RAN').touch()\nfrom vine_mini.tasks.arithmetic import *\nfrom vine_mini.tasks.arithmetic import reward\n"
+
+
+@pytest.mark.parametrize("config_class", [TrainConfig, EvaluateConfig])
+def test_the_task_file_of_a_preset_runs_only_if_the_command_line_names_it(config_class, empty_folder, capsys):
+    """A preset of somebody else ran a file."""
+    Path("own.py").write_text(OWN)
+    Path("own.yaml").write_text("task: own.py\n")
+    for more in ([], ["--task", "other.py"]):
+        with pytest.raises(UserError, match=r"own.yaml names the task file own.py.*add --task own.py|no task file .*other.py"):
+            parse(config_class, "train", ["--preset", "own.yaml", *more])
+    assert not Path("RAN").exists()
+    assert parse(config_class, "train", ["--preset", "own.yaml", "--task", str(empty_folder / "own.py")]).task.endswith("own.py")
+    assert Path("RAN").exists() and capsys.readouterr().err == ""
+
+
+def test_the_task_file_of_a_run_is_named_when_it_runs(empty_folder, capsys):
+    Path("own.py").write_text(OWN)
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text(to_yaml(TrainConfig(task="own.py", lr=1e-4)))
+    for words in (["--resume", "run"], ["--preset", "run/config.yaml"]):
+        parse(TrainConfig, "train", words)
+        assert f"running the task file {empty_folder / 'own.py'}, which run/config.yaml names" in capsys.readouterr().err
+    parse(TrainConfig, "train", ["--resume", "run", "--task", "own.py"])
+    assert capsys.readouterr().err == ""

@@ -337,6 +337,7 @@ def test_a_piece_that_raises_or_dies_keeps_what_it_had_measured(tmp_path, gpu_sc
         return started[-1]
 
     monkeypatch.setattr(subprocess, "Popen", instead)
+    monkeypatch.setattr(gpu, "where", lambda place: "here")
     monkeypatch.setattr(gpu, "LIMIT", 3)
     for says in ("its process ended with exit code 7", "stopped after 3 s"):
         record = gpu.in_process("a", gpu.Place("cpu", tmp_path, True))

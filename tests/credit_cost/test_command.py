@@ -14,6 +14,7 @@ from vine_mini.credit_cost.command import Report, Way
 from vine_mini.credit_cost.config import CreditCostConfig
 from vine_mini.credit_cost.noise import Pool
 from vine_mini.models import load_policy, save_policy
+from vine_mini.types import UserError
 
 QUICK = "--steps 3 --prompts 4 --group 4 --minibatch_size 8 --problems 4 --pool 8 --ks 1 3".split()
 
@@ -154,6 +155,25 @@ def test_the_report_of_a_policy_without_right_responses():
     ways = [Way("GRPO, RLOO", 1.0, 0.1, 1.0, [1.0], {"update": 1.0})]
     report = Report("made", ways, (0.1, 0.01), (0.0, 0.0), None, [0.1] * 10, "advice")
     assert "right responses" not in command.table(report) and command.table(report).endswith("advice")
+
+
+def test_a_full_disk_does_not_lose_the_measurement(empty_folder, capsys, monkeypatch):
+    """The picture was drawn first, and the table printed last."""
+
+    def full(*_):
+        raise UserError("credit_cost.png cannot be written: No space left on device")
+
+    monkeypatch.setattr(command, "new_folder", lambda out, name: empty_folder)
+    monkeypatch.setattr(command, "plot_cost", full)
+    ways = [Way("GRPO, RLOO", 1.0, 0.1, 1.0, [1.0], {"update": 1.0})]
+    report = Report("made", ways, (0.1, 0.01), (0.0, 0.0), None, [0.1] * 10, "advice")
+    monkeypatch.setattr(command, "measure", lambda config: report)
+    with pytest.raises(UserError):
+        command.credit_cost(CreditCostConfig())
+    assert capsys.readouterr().out.endswith("advice\n") and {p.name for p in empty_folder.iterdir()} == {
+        "credit_cost.json",
+        "credit_cost.md",
+    }
 
 
 def test_the_weight_of_a_step_is_how_unsure_the_policy_is_in_it():

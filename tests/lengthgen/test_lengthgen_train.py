@@ -16,20 +16,20 @@ import pytest
 import torch
 from kills import killed_before_change
 
-from vine_mini import cli
+from vine_mini import cli, loading
 from vine_mini.app.config import TrainConfig
 from vine_mini.app.files import write_text
 from vine_mini.app.setup import build_trainer
 from vine_mini.decoder.model import Decoder, DecoderConfig
 from vine_mini.decoder.table import ENCODINGS, Encoding
-from vine_mini.lengthgen import languages, own, ranking, report, tasks, vocabulary
+from vine_mini.health import Diverged
+from vine_mini.lengthgen import commands, languages, own, ranking, report, tasks, vocabulary
 from vine_mini.lengthgen import sweep as sweep_module
 from vine_mini.lengthgen.config import FullSizeConfig, LengthgenConfig, decoder_config
 from vine_mini.lengthgen.results import load_model, load_results, load_so_far
 from vine_mini.lengthgen.sweep import _run, check_positions, sweep
 from vine_mini.lengthgen.train import (
     EVAL_SEED,
-    Diverged,
     collate,
     evaluate,
     evaluation_examples,
@@ -375,6 +375,29 @@ def test_a_task_from_a_file_is_one_of_the_tasks(run, tmp_path):
     assert row["accuracy"] == load_results(tmp_path / "run")["runs"][0]["accuracy"]
 
 
+def test_a_file_that_results_name_runs_only_if_the_command_names_it(run, folder, tmp_path, monkeypatch):
+    """A results.json of somebody else ran a file."""
+    monkeypatch.chdir(tmp_path)
+    results = json.loads((folder / "results.json").read_text())
+    renamed = [r | {"encoding": "evil.py"} if r["encoding"] == "rope" else r for r in results["runs"]]
+    names = ["evil.py" if name == "rope" else name for name in results["settings"]["encodings"]]
+    for made, text in (
+        (results | {"task": "evil.py", "settings": results["settings"] | {"task": "evil.py"}}, EXAMPLE),
+        (results | {"runs": renamed, "settings": results["settings"] | {"encodings": names}}, OWN),
+    ):
+        Path("evil.py").write_text("import pathlib\npathlib.Path('RAN').touch()\n" + text)
+        Path("results.json").write_text(json.dumps(made))
+        for command in ("rank", "attention", "temperature", "probe"):
+            code, _, err = run(command, tmp_path)
+            assert code == 2 and "names the file evil.py, which would run: add evil.py after the folder" in err
+        assert not Path("RAN").exists()
+        code, _, err = run("rank", tmp_path, "evil.py", "--encodings", "nope", "hybrid")
+        assert code == 0 and Path("RAN").exists(), err
+        Path("RAN").unlink()
+        loading._run.cache_clear()
+        tasks.TASKS.pop("evil.py", None), ENCODINGS.pop("evil.py", None)
+
+
 @pytest.mark.parametrize(
     "text, says",
     [
@@ -570,7 +593,13 @@ def test_training_that_diverges_is_told(run, tmp_path):
     code, _, err = run(
         "--lr", 1e30, "--encodings", "nope", "--seeds", 0, "--steps", 5, "--processes", 1, "--out", tmp_path / "run"
     )
-    assert code == 2 and "training diverged at update" in err and "lower --lr" in err and not (tmp_path / "run").exists()
+    path = tmp_path / "run-diverged" / "nope-0" / "diverged.json"
+    assert code == 2 and "nope, seed 0, update 2: the gradient is not finite" in err and str(path) in err and "lower --lr" in err
+    assert not (tmp_path / "run").exists()
+    found = json.loads(path.read_text())
+    assert (
+        len(found["metrics"]["loss"]) == 2 and len(found["ids"]) == 32 and vocabulary.decode(found["ids"][0]).startswith("Copy")
+    )
 
 
 @pytest.mark.slow
@@ -741,6 +770,10 @@ def test_theory_command(run, tmp_path):
         (["--device", "warp"], "'warp'"),
         (["--encodings", "hybrid", "--nope_every", "9"], "nope_every = 9"),
         (["--colour", "red"], "unrecognized"),
+        (
+            ["--max_positions", "999999999", "--encodings", "rope-random"],
+            "max_positions = 999999999: must be at least 1 and at most",
+        ),
         (["train"], "unknown command 'train': choose from study"),
         (["theory", "63"], "unrecognized arguments: 63"),
         (["--out", ""], "--out is empty"),
@@ -771,6 +804,21 @@ def test_bad_input_gets_one_line(run, words, says, tmp_path, monkeypatch):
     assert not list(Path().rglob("*"))  # nothing half-written
 
 
+def test_a_table_of_positions_counts_in_the_estimate(monkeypatch):
+    counted = []
+
+    def check_cost(config, parameters, *_):
+        counted.append(parameters)
+        raise UserError("enough")
+
+    monkeypatch.setattr("vine_mini.lengthgen.commands.check_cost", check_cost)
+    for encoding, positions in (("nope", 10**6), ("learned", 256), ("learned", 10**6)):
+        with pytest.raises(UserError, match="enough"):
+            commands.train(LengthgenConfig(encodings=[encoding], hidden=32, max_positions=positions))
+    none, few, many = counted
+    assert few - none == 256 * 32 and many - none == 10**6 * 32
+
+
 def test_foreign_and_unfinished_results_are_refused(run, folder, tmp_path):
     foreign = tmp_path / "results.json"
     for text in ("", "[]", "{}", '{"runs": [{"accuracy": {"x": 1}}]}'):
@@ -784,6 +832,9 @@ def test_foreign_and_unfinished_results_are_refused(run, folder, tmp_path):
         results | {"settings": results["settings"] | {"colour": "red"}},
         results | {"settings": results["settings"] | {"test_lengths": [5, 9]}},
         results | {"settings": results["settings"] | {"examples": 10.5}},
+        results | {"settings": results["settings"] | {"train_lengths": None}},
+        results | {"files": 7},
+        results | {"runs": [r | {"seed": 5} if r["seed"] == 1 else r for r in results["runs"]]},
     ):
         foreign.write_text(json.dumps(broken))
         code, _, err = run("rank", tmp_path)

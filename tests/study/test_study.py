@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pickle
 import signal
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from kills import locked_by_another_process
 from vine_mini.app.config import TrainConfig
 from vine_mini.app.files import read_rows
 from vine_mini.cli import main
+from vine_mini.health import Diverged
 from vine_mini.study import claims, config
 from vine_mini.study import runs as study_runs
 from vine_mini.study.claims import Finding
@@ -200,11 +202,63 @@ def test_files_of_a_study_that_are_something_else(tmp_path, capsys, monkeypatch)
         ("prices.json", "{", "prices.json holds no prices"),
         ("prices.json", '{"a": 3}', "prices.json holds no prices"),
         ("prices.json", '{"a": {"sample": "much"}}', "prices.json holds no prices"),
+        ("prices.json", "[" * 100_000, "prices.json holds no prices"),
+        ("prices.json", '{"a": {"sample": 1}}', "prices.json holds no prices"),
+        ("prices.json", '{"a": {"sample": NaN, "score": 1, "rollouts": 1, "update": 1}}', "prices.json holds no prices"),
     ):
         (tmp_path / name).write_text(text)
         assert main(["study", "kl", "--quick", "--out", "."]) == 2
         assert says in capsys.readouterr().err and (tmp_path / name).read_text() == text
         (tmp_path / name).unlink()
+
+
+def a_job_of(claim):
+    return jobs(claim, StudyConfig(quick=True))[0] | dict(prices=dict(sample=1.0, score=1.0, rollouts=1.0, update=1.0))
+
+
+CHECK = dict(iteration=0, updates=0, tokens=0, seconds=0.0, episodes=0, test=0.5, train=None, kl=0.0, greedy=0.5)
+STATE, CHOICE = dict(problem=0, step=0, steps=1, truth=0.5, values={"critic": 0.4, "K = 9": 0.5}), dict(problem=0, truth=[0.1, 0.9], values={"critic": [0.1, 0.2], "K = 9": [0.1, 0.2]}, rollouts=16)  # fmt: skip
+REPORT = dict(iteration=1, states=[STATE], choices=[CHOICE])
+
+
+@pytest.mark.parametrize("claim, odd", [
+    *(("kl", dict(checks=checks)) for checks in (None, 7, [], [7], [{}], {"a": 1}, [CHECK | dict(test="x")], [CHECK | dict(kl=None)], [CHECK | dict(test=math.nan)], [CHECK | dict(seconds=3)],
+                                                [CHECK, CHECK | dict(iteration=2), CHECK | dict(iteration=1)])),
+    *(("values", dict(reports=reports)) for reports in (None, 7, [7], [{}], [REPORT | dict(states=[])], [REPORT | dict(states=[{}])], [REPORT | dict(choices=[{}])], [REPORT | dict(iteration="x")],
+                                                        [REPORT | dict(states=[STATE | dict(truth="x")])], [REPORT | dict(states=[STATE | dict(values={})])],
+                                                        [REPORT | dict(choices=[CHOICE | dict(rollouts=0)])], [REPORT | dict(choices=[CHOICE | dict(truth=[])])])),
+])  # fmt: skip
+def test_a_run_with_odd_numbers_is_refused_before_anything_is_measured(claim, odd, tmp_path, capsys, monkeypatch):
+    """Eleven of eleven such rows ended in a traceback, after the other runs had been made."""
+    monkeypatch.chdir(tmp_path)
+    log = tmp_path / ("values.jsonl" if claim == "values" else "runs.jsonl")
+    log.write_text(json.dumps(a_job_of(claim) | odd) + "\n")
+    assert main(["study", claim, "--quick", "--out", "."]) == 2
+    says = capsys.readouterr().err
+    assert f"{log.name}, run 1, is not what the study wrote" in says and says.count("\n") == 1 and [*tmp_path.iterdir()] == [log]
+
+
+def test_what_a_study_wrote_is_read(tmp_path):
+    runs = [
+        a_job_of("kl") | dict(checks=[CHECK, CHECK | dict(iteration=1, train=None)]),
+        a_job_of("values") | dict(reports=[REPORT]),
+    ]
+    (tmp_path / "log").write_text("".join(json.dumps(run) + "\n" for run in runs))
+    learned, analysed = study_runs.finished_runs(tmp_path / "log").values()
+    assert learned == runs[0] and analysed["reports"][0]["errors"]["critic"]["error"][0] == pytest.approx(0.1)
+
+
+def test_a_run_that_diverges_leaves_what_is_known(tmp_path, monkeypatch):
+    monkeypatch.setattr("vine_mini.study.runs.ProcessPoolExecutor", ThreadPoolExecutor)
+
+    def run(job):
+        error = Diverged("iteration 2, minibatch 1: the loss is not finite")
+        error.found = {"ids": [[1, 2]]}
+        raise pickle.loads(pickle.dumps(error))  # as it comes out of a process
+
+    with pytest.raises(Diverged, match=r"minibatch 1: the loss is not finite; .*diverged\.json has the ids"):
+        run_missing([dict(seed=0)], tmp_path / "runs.jsonl", str, run, 1)
+    assert json.loads((tmp_path / "diverged.json").read_text())["ids"] == [[1, 2]]
 
 
 def die(job):

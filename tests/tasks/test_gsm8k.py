@@ -1,6 +1,7 @@
 """GSM8K's grader: a right answer is never wrong because of its spelling, and no trick makes a wrong one right."""
 
 import json
+import os
 import random
 import sys
 import time
@@ -210,6 +211,19 @@ def test_every_real_problem_grades_its_own_solution(gsm8k_folder):
         assert "<<" not in problem.solution
 
 
+def test_the_verdicts_of_openai_on_solutions_of_models(gsm8k_folder):
+    """On all 5,276. The file is example_model_solutions.jsonl of github.com/openai/grade-school-math, whose answer mark is `A:`."""
+    path = gsm8k_folder / "example_model_solutions.jsonl"
+    if not path.exists():
+        pytest.skip("the graded solutions are not here")
+    same = []
+    for row in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+        truth = row.pop("ground_truth").replace("A:", "####")
+        graded = [of for of in row.values() if isinstance(of, dict)]
+        same += [gsm8k.is_correct(of["solution"].replace("A:", "####"), truth) == of["is_correct"] for of in graded]
+    assert len(same) == sum(same) == 5276
+
+
 def write(path, *rows):
     path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows), encoding="utf-8")
     return path
@@ -242,6 +256,13 @@ def test_a_bad_line_is_named(tmp_path, row, says):
     path = write(tmp_path / "train.jsonl", {"question": "q", "answer": "#### 4"}, row)
     with pytest.raises(UserError, match=f"train.jsonl, {says}" if says.startswith("line") else says):
         gsm8k.read_jsonl(path)
+
+
+def test_a_pipe_is_no_file_of_problems(tmp_path):
+    """Reading it did not end."""
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(UserError, match=r"pipe.jsonl is no regular file"):
+        gsm8k.read_jsonl(tmp_path / "pipe.jsonl")
 
 
 def test_a_missing_file_is_named(tmp_path):

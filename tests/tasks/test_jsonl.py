@@ -2,6 +2,7 @@
 
 import json
 import random
+import zlib
 from types import SimpleNamespace
 
 import pytest
@@ -130,6 +131,7 @@ def test_a_tenth_of_one_file_is_the_test_split(tmp_path):
     rows = [{"question": f"What is {n} + 1?", "answer": n + 1} for n in range(2000)]
     train, test = load(write(tmp_path / "all.jsonl", *rows))
     assert len(train) + len(test) == 2000 and 150 < len(test) < 250
+    assert [p.question for p in test] == [row["question"] for row in rows if zlib.crc32(row["question"].encode()) % 10 == 0]
     random.Random(0).shuffle(rows)
     again, test_again = load(write(tmp_path / "shuffled.jsonl", *rows, *rows[:5]))  # neither order nor repetition matters
     assert {p.question for p in test_again} == {p.question for p in test} and {p.question for p in again} == {
@@ -162,7 +164,7 @@ def test_data_that_is_not_there(tmp_path):
 
 
 def test_the_prompt_tells_how_to_end():
-    assert "{question}" in jsonl.TEMPLATE and '"#### answer"' in jsonl.TEMPLATE
+    assert "{question}" in jsonl.TEMPLATE and jsonl.TEMPLATE.endswith('End with one line "#### answer".\n')
 
 
 @pytest.mark.parametrize(
@@ -178,6 +180,17 @@ def test_a_json_number_is_the_number_that_was_written(answer, text):
 def test_what_is_no_number_is_refused(answer):
     with pytest.raises(UserError, match=r"line 1: 'answer' is .*, which is no number"):
         jsonl.parse_row(json.loads(f'{{"question": "q", "answer": {answer}}}'), "line 1")
+
+
+def test_the_answer_is_what_follows_the_last_mark():
+    assert jsonl.parse_row({"question": "q", "answer": "####\n#### 4"}, "line 1").answer == "4"
+    with pytest.raises(UserError, match="must be one line"):
+        jsonl.parse_row({"question": "q", "answer": "#### 4 ####"}, "line 1")
+
+
+def test_a_letter_beside_a_number_makes_it_text():
+    for answer in ("4X", "4 m"):
+        assert jsonl.reward(problem(answer), f"#### {answer}") == 1.0 and jsonl.reward(problem(answer), "#### 4") == 0.0
 
 
 def test_half_a_character_is_refused():

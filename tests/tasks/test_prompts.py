@@ -1,6 +1,8 @@
 """Prompts: the template of the task or of the user, and the chat template, which must not change from day to day."""
 
 import copy
+import signal
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -84,6 +86,21 @@ def test_a_date_that_cannot_be_fixed_is_refused(tokenizer):
 def test_a_chat_template_that_fails_is_refused(tokenizer, template):
     with pytest.raises(UserError, match="chat template fails"):
         chat(tokenizer, template)
+
+
+def test_a_chat_template_that_does_not_end_is_refused(tokenizer, monkeypatch):
+    """Two nested loops had not ended after eight seconds."""
+    monkeypatch.setattr("vine_mini.tasks.chat.SECONDS", 0.3)
+    before = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(UserError, match=r"chat template fails \(it takes more than 0.3 seconds\)"):
+        chat(tokenizer, "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}")
+    assert signal.getsignal(signal.SIGALRM) is before and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+    assert chat(tokenizer, PLAIN)
+
+
+def test_outside_the_main_thread_a_chat_template_works(tokenizer):
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(chat, tokenizer, PLAIN).result() == chat(tokenizer, PLAIN)
 
 
 @pytest.mark.parametrize("template", ["Hello.", "{{ question }}", "{% for m in messages %}{{ m.text }}{% endfor %}"])

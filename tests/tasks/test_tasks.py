@@ -130,6 +130,7 @@ def test_what_the_functions_of_an_own_task_raise_names_the_line(tmp_path, tokeni
         ("demonstration", "return text", ("=> 4",), {"NoneType": None}),
         ("step_starts", "return text", ([0],), {"tuple": (0,)}),
         ("step_starts", "yield 0", (), {"generator": ""}),
+        ("step_starts", "return text", ([0, 0, 7], []), {r"\['a'\]": ["a"], r"\[3, 1\]": [3, 1], r"\[0, None\]": [0, None]}),
     ],
 )
 def test_a_function_of_an_own_task_that_returns_something_else_is_named(name, body, right, wrong, tmp_path):
@@ -139,6 +140,26 @@ def test_a_function_of_an_own_task_that_returns_something_else_is_named(name, bo
     for kind, value in wrong.items():
         with pytest.raises(UserError, match=rf"^{path}: {name}\(\) returned {kind}$"):
             function(value)
+
+
+@pytest.mark.parametrize("error", ["SystemExit(0)", "GeneratorExit()"])
+def test_a_function_of_an_own_task_that_leaves_is_a_mistake(error, tmp_path):
+    """SystemExit(0) ended the training with exit code 0."""
+    kind = error.split("(")[0]
+    with pytest.raises(UserError, match=rf"line \d+: {kind}"):
+        tasks.get(own_task(tmp_path, OWN + f"def reward(problem, text):\n    raise {error}\n")).reward(None, "")
+    with pytest.raises(UserError, match=rf"line 1: {kind}"):
+        tasks.get(own_task(tmp_path, f"raise {error}", name="other.py"))
+
+
+def test_problems_may_be_generators(tmp_path):
+    """It said that the train split is empty."""
+    each = "(Problem(q, q, q) for q in 'ab')"
+    path = own_task(tmp_path, OWN + f"def problems(config):\n    return {each}, {each}\n")
+    assert [len(part) for part in tasks.load_problems(SimpleNamespace(task=path))] == [2, 2]
+    path = own_task(tmp_path, OWN + "def problems(config):\n    return (1 / 0 for _ in 'a'), []\n", name="other.py")
+    with pytest.raises(UserError, match="ZeroDivisionError"):
+        tasks.load_problems(SimpleNamespace(task=path))
 
 
 def test_a_function_without_a_name_that_returns_something_else_is_refused(tmp_path):

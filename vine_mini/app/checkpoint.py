@@ -12,6 +12,7 @@ Seeds follow from the iteration, so a resumed run continues exactly as the unint
 
 import json
 import math
+import os
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -21,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from vine_mini.app.files import discard, whole
+from vine_mini.app.flags import kept_fields
 from vine_mini.models import load_policy, save_policy
 from vine_mini.types import UserError
 
@@ -49,6 +51,7 @@ def _write(trainer, target: Path) -> None:
             x = x.clone() if name.startswith("qmap") else torch.as_tensor(x)  # one table serves all parameters in 8 bits
             tensors[f"optimizer.{number}.{name}"] = x
     counters = {name: getattr(trainer, name) for name in COUNTERS} | {"seconds": trainer.seconds, "tensors": len(tensors)}
+    counters["settings"] = {name: x for name, x in kept_fields(trainer.config).items() if name != "out"}  # it may be renamed
     discard(target)  # of an interrupted run; no link leads to it
     with whole(target) as fresh:
         save_policy(trainer.policy, trainer.tokenizer, fresh)
@@ -95,6 +98,23 @@ def newest(run: Path) -> str | None:
         return "policy"
     last = kept(run)[-1]  # "policy" where nothing is kept
     return None if last == "policy" else last  # it was killed before the link was made
+
+
+def check_settings(config, run: Path, name: str) -> None:
+    """Raises UserError where a setting that a resumed run cannot change was another one when the checkpoint was written.
+
+    Files and folders may have moved to another folder. A checkpoint of an older version does not tell.
+    """
+    try:
+        with safe_open(run / name / STATE, "pt") as file:
+            saved = json.loads(file.metadata()["counters"]).get("settings", {})
+        changed = [(field, saved[field], now) for field, now in kept_fields(config).items() if field in saved]
+    except (OSError, SafetensorError, TypeError, KeyError, ValueError, AttributeError, RecursionError):
+        return  # `resume` tells what is wrong with the file
+    for field, old, now in changed:
+        moved = isinstance(old, str) and os.path.isabs(old) and Path(old).name == Path(str(now)).name
+        if now != old and not moved:
+            raise UserError(f"{run}/config.yaml has {field} = {now}; the run was trained with {old}: change it back")
 
 
 def resume(trainer, run: Path, name: str = "policy") -> None:

@@ -13,11 +13,11 @@ from vine_mini.algorithms import ALGORITHMS
 from vine_mini.app import checkpoint
 from vine_mini.app.config import EvaluateConfig, SampleConfig, SFTConfig, TrainConfig
 from vine_mini.app.cost import STATES, check_cost
-from vine_mini.app.files import check_writable, locked, new_folder, whole, write_text
+from vine_mini.app.files import file_to_write, locked, new_folder, whole, write_text
 from vine_mini.app.loop import train_run
 from vine_mini.app.memory import check_memory, format_memory, memory_estimate
 from vine_mini.app.runs import Run
-from vine_mini.app.setup import build_trainer, policy_name, task_name
+from vine_mini.app.setup import build_trainer, find_policy, policy_name, task_name
 from vine_mini.app.sft import imitate, model_card
 from vine_mini.app.tables import visible
 from vine_mini.evaluate import evaluate, table, verdict
@@ -52,6 +52,7 @@ def train(config: TrainConfig) -> int:
     with locked(folder):
         if config.resume:
             if saved := checkpoint.newest(folder):
+                checkpoint.check_settings(config, folder, saved)
                 checkpoint.resume(trainer, folder, saved)
             print(f"going on after iteration {trainer.iteration}")
         run = Run(folder, config, trainer.iteration)
@@ -68,17 +69,24 @@ def train(config: TrainConfig) -> int:
 
 
 def _responses(config: TrainConfig, tests: int) -> tuple[float, float]:
-    """The responses of a training run, and those in memory at the same time. One iteration, where seconds limit the run."""
-    iterations = 1 if config.max_seconds else config.iterations
-    rollouts = STATES * config.k if ALGORITHMS[config.algorithm].needs_rollouts else 0
-    an_iteration, an_evaluation = config.prompts * config.group * (1 + rollouts), tests * config.eval_samples
+    """The responses of a training run, and those in memory at the same time. One iteration, where seconds limit the run.
+
+    An update counts as three responses for each of its own, because a backward pass takes twice the time of a forward pass.
+    """
+    iterations, algorithm = 1 if config.max_seconds else config.iterations, ALGORITHMS[config.algorithm]
+    rollouts = STATES * config.k if algorithm.needs_rollouts else 0
+    episodes, an_evaluation = config.prompts * config.group, tests * config.eval_samples
+    sampled = episodes * (1 + rollouts)
     evaluations = 2 + (iterations // config.eval_every if config.eval_every else 0)
-    return iterations * an_iteration + evaluations * an_evaluation, max(an_iteration, an_evaluation)
+    responses = iterations * (sampled + 3 * config.epochs * episodes) + evaluations * an_evaluation
+    if algorithm.choose_examples and config.eval_every:  # they choose the best epoch by the validation problems
+        responses += iterations * config.epochs * config.validation * config.eval_samples
+    return responses, max(sampled, an_evaluation)
 
 
 def evaluate_best(trainer: Trainer, folder: Path, iteration: int) -> dict:
     """Measures RUN/best, the policy of an iteration, on the test problems. -> {name: evaluation}, also in its evaluation.json"""
-    policy, _ = models.load_policy(str(folder / "best"), trainer.device)
+    policy, _ = models.load_policy(str((folder / "best").absolute()), trainer.device)  # never a name of the Hub
     trainer.policy.load_state_dict(policy.state_dict())
     tested = {f"best, iteration {iteration}": trainer.evaluate()}
     write_text(folder / "best" / "evaluation.json", json.dumps(tested, indent=1))
@@ -103,15 +111,11 @@ def sft(config: SFTConfig) -> int:
 
 def evaluate_policy(config: EvaluateConfig) -> int:
     """The `evaluate` command."""
-    out = Path(config.out) if config.out else None
-    if out:
-        check_writable(out)
-        if out.is_dir():
-            raise UserError(f"--out {out} is a folder; name a JSON file")
+    out = file_to_write(Path(config.out)) if config.out else None
     model, tokenizer = _load(config)
-    reference = models.load_policy(config.reference, model.device)[0] if config.reference else None
+    reference = models.load_policy(find_policy(config.reference), model.device)[0] if config.reference else None
     result = _evaluate(config, model, tokenizer, config.temperature, config.problems, config.n, config.top_p, reference)
-    print(table({Path(policy_name(config)).name: result}))
+    print(table({visible(Path(policy_name(config)).name): result}))
     if out:
         write_text(out, json.dumps(result, indent=1))
     return 0

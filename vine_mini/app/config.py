@@ -8,11 +8,25 @@ from typing import Annotated
 
 from vine_mini import tasks
 from vine_mini.algorithms import ALGORITHMS
-from vine_mini.app.fields import Amount, Count, Positive, PositiveShare, Range, Seed, Share, Whole, check_ranges, knob, one_of
+from vine_mini.app.fields import (
+    WEEK,
+    Amount,
+    Count,
+    Positive,
+    PositiveShare,
+    Range,
+    Seed,
+    Share,
+    Whole,
+    check_ranges,
+    knob,
+    one_of,
+)
 from vine_mini.divisors import DIVISORS
 from vine_mini.types import UserError
 
 SHIPPED = Path(__file__).parent / "policies"  # made by `python -m vine_mini sft`
+COLDEST = 1e-3  # of the temperatures
 POLICIES = {path.name: path for path in SHIPPED.iterdir() if path.is_dir()}
 
 
@@ -48,6 +62,9 @@ class Common:
             if getattr(self, name, 0) is None:
                 raise UserError(f"{name}: the task has no default, so give --{name}")
         check_ranges(self)
+        for name in ("temperature", "eval_temperature"):
+            if 0 < getattr(self, name, 0) < COLDEST:  # logits would be divided to infinity
+                raise UserError(f"{name} = {getattr(self, name)}: must be 0, which is greedy, or at least {COLDEST}")
         if self.prompt is not None and "{question}" not in self.prompt:
             raise UserError("--prompt must contain {question}")
         if self.chat and self.date is None:
@@ -77,7 +94,9 @@ class TrainConfig(Common):
     out: str | None = knob(None, "Run folder, which must not hold another run; a new one under runs/ when left out.")
     resume: str | None = knob(None, "Go on with this run folder, with the fields of its config.yaml.")
     iterations: Count = knob(60, "Rounds of sampling, credit and updates.")
-    max_seconds: Amount = knob(0, "Stop after so many seconds of training, evaluations not counted; 0: no limit.")
+    max_seconds: Annotated[float, Range(0, WEEK)] = knob(
+        0, "Stop after so many seconds of training, evaluations not counted; 0: no limit."
+    )
     prompts: Count = knob(32, "Different problems in an iteration.")
     with_replacement: bool = knob(False, "Draw problems independently, as the official code does, instead of in epochs.")
     group: Count = knob(4, "Responses to each problem.")

@@ -2,11 +2,11 @@
 
 import torch
 
+from vine_mini.app.fields import WEEK
 from vine_mini.hardware import memory
 from vine_mini.models import pick_device
 from vine_mini.types import UserError
 
-WEEK = 7 * 86_400  # seconds
 CPU, GPU = 1e10, 4e13  # operations a second that sampling does on a thread, on a GPU
 USED = 0.25  # of the length limit, by responses that end by themselves
 STATES = 8  # of a response, whose values rollouts estimate

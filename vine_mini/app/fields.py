@@ -31,7 +31,8 @@ Amount = Annotated[float, Range(0, LARGE)]
 Positive = Annotated[float, Range(0, LARGE, above=True)]
 Share = Annotated[float, Range(0, 1)]
 PositiveShare = Annotated[float, Range(0, 1, above=True)]
-Seconds = Annotated[float, Range(0, 7 * 86_400, above=True)]
+WEEK = 7 * 86_400  # seconds
+Seconds = Annotated[float, Range(0, WEEK, above=True)]
 Seed = Annotated[int, Range(0, 2**31)]
 
 

@@ -47,14 +47,18 @@ def new_folder(out: str | None, name: str) -> Path:
 
     Raises UserError where the folder cannot be written, before hours of training.
     """
-    tries = (Path("runs") / (name if n == 1 else f"{name}-{n}") for n in count(1))
-    path = next(path for path in tries if not path.exists()) if out is None else Path(out)
+    path = free_name(Path("runs") / name) if out is None else Path(out)
     if path.name in ("", "..") or path.is_mount():  # nothing can be renamed to it
         raise UserError(f"--out {path}: name a folder inside it")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} already holds something: choose another --out, or remove it")
     check_writable(path)
     return path
+
+
+def free_name(path: Path) -> Path:
+    """`path`, or where that is taken, its name with the first free number at the end."""
+    return next(p for n in count(1) if not os.path.lexists(p := path if n == 1 else path.with_name(f"{path.name}-{n}")))
 
 
 def check_writable(path: Path) -> None:
@@ -67,6 +71,16 @@ def check_writable(path: Path) -> None:
     parent = next(p for p in path.absolute().parents if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise UserError(f"{path} cannot be written: {parent} is not a folder that may be written to")
+
+
+def file_to_write(path: Path) -> Path:
+    """The file that a new one will replace, which is where the links of `path` lead. Raises UserError for what is no file."""
+    path = Path(os.path.realpath(path))
+    check_writable(path)
+    for taken in (path, _beside(path)):
+        if taken.exists() and not taken.is_file():
+            raise UserError(f"{taken} is a folder or no regular file: name another file")
+    return path
 
 
 def write_text(path: Path, text: str) -> None:

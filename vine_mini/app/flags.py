@@ -1,5 +1,6 @@
 """Reads a command line and YAML presets into the dataclasses of `config`. A later source wins: defaults, preset, flags."""
 
+import sys
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from vine_mini.app.config import Common, TrainConfig
+from vine_mini.app.tables import one_line
 from vine_mini.types import UserError
 
 PRESETS = Path(__file__).parent / "presets"
@@ -29,16 +31,24 @@ def read_preset(name: str) -> dict:
                 raise UserError(f"{path}: write the values out; anchors (&) and aliases (*) are not read")
             if isinstance(event, yaml.SequenceStartEvent) or (number > 2 and isinstance(event, yaml.MappingStartEvent)):
                 raise UserError(f"{path} is not YAML of lines 'field: value', with one value each")
-        values = yaml.safe_load(text)
+        values, lines = yaml.safe_load(text), getattr(yaml.compose(text), "value", [])
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, a number of 5000 digits
         raise UserError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold lines of the form 'field: value'")
-    for name in values:
+    names = [key.value for key, _ in lines]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"{path} has {twice[0]!r} twice: remove one of the lines")
+    defaults = {f.name: f.default for f in fields(TrainConfig)}
+    for (name, x), (_, node) in zip(values.items(), lines, strict=True):
         if name in OF_A_CALL:
             raise UserError(f"{path}: remove {name!r}; only the command line may give --{name}")
-        if name not in {f.name for f in fields(TrainConfig)}:
+        if name not in defaults:
             raise UserError(f"{path}: unknown field {name!r}")
+        if x is None and defaults[name] is not None:
+            raise UserError(f"{path}: {name} has no value: give it one, or remove the line")
+        if (type(x) is int and str(x) != node.value) or (type(x) is float and ":" in node.value):
+            raise UserError(f"{path}: {name} = {node.value} is {x} in YAML: write a plain decimal number")
     return values
 
 
@@ -47,7 +57,8 @@ def parse(config_class, prog: str, argv: list[str]):
 
     The fields of a preset act as flags that stand before the user's flags. `--resume RUN` and `--run RUN` take the fields of
     RUN/config.yaml in the same way. Presets are written for training, so the other commands take only the fields of `Common`
-    from a preset. `--run` takes all fields of its command but the policy's. `--help` prints them and exits. Raises UserError.
+    from a preset. `--run` takes all fields of its command but the policy's. A task file that only a preset names does not run.
+    `--help` prints them and exits. Raises UserError.
     """
     names = {f.name for f in fields(config_class)}
     finder = _Parser(add_help=False, allow_abbrev=False)
@@ -56,17 +67,18 @@ def parse(config_class, prog: str, argv: list[str]):
     sources = {name: value for name, value in vars(finder.parse_known_args(argv)[0]).items() if value is not None}
     if len(sources) > 1:
         raise UserError("--preset, --resume and --run each bring a whole configuration: give one of them")
-    values, usable = {}, names
+    values, usable, path = {}, names, ""
     for name, source in sources.items():
+        path = source if name == "preset" else f"{source}/config.yaml"
         if name == "preset":
             values = read_preset(source)
             usable = names if issubclass(config_class, TrainConfig) else names & {f.name for f in fields(Common)}
             continue
-        if not Path(source, "config.yaml").is_file():
-            raise UserError(f"there is no {source}/config.yaml: --{name} needs the folder of a run")
-        values = read_preset(f"{source}/config.yaml")
+        if not Path(path).is_file():
+            raise UserError(f"there is no {path}: --{name} needs the folder of a run")
+        values = read_preset(path)
         if missing := {"task", "algorithm", "lr"} - {*values}:
-            raise UserError(f"{source}/config.yaml lacks {', '.join(sorted(missing))}: put the lines back")
+            raise UserError(f"{path} lacks {', '.join(sorted(missing))}: put the lines back")
         own = set() if name == "resume" else {"model"} if issubclass(config_class, TrainConfig) else {"model", "group"}
         usable = names - own  # `credit` and `credit-cost` load RUN/policy, and `credit` has its own group
     flags = [f"--{name}={value}" for name, value in values.items() if name in usable and value is not None]
@@ -84,16 +96,39 @@ def parse(config_class, prog: str, argv: list[str]):
                 raise UserError(f"{name} = {value}: not UTF-8 text")  # paths too, because libraries that save refuse others
         return config_class(**{name: given[name] for name in names})
 
+    if "task" in usable and str(values.get("task")).endswith(".py"):
+        _check_task_file(values["task"], path, argv)
     config = read([*flags, *argv])
     if "resume" not in sources:
         return config
     saved = read(flags)
     if bool(config.eval_every) != bool(saved.eval_every):
         raise UserError("--resume cannot begin or end evaluations (eval_every): validation problems would be trained on")
-    for name, old in vars(saved).items():
-        if getattr(config, name) != old and name not in MAY_CHANGE.split() and not name.startswith("eval_"):
+    for name, old in kept_fields(saved).items():
+        if getattr(config, name) != old:
             raise UserError(f"--resume goes on with {name} = {old}; it cannot change to {getattr(config, name)}")
     return config
+
+
+def _check_task_file(task: str, path: str, argv: list[str]) -> None:
+    """A preset of somebody else may name a file that then runs. Raises UserError, unless the command line names the file too.
+
+    Of the config.yaml of a run, which is the user's own, one line tells of the file.
+    """
+    finder = _Parser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--task")
+    given = finder.parse_known_args(argv)[0].task
+    if given is not None and Path(given).absolute() == Path(task).absolute():
+        return
+    if given is None and Path(path).name == "config.yaml":
+        print(f"running the task file {one_line(task)}, which {one_line(path)} names", file=sys.stderr)
+    elif given is None:
+        raise UserError(f"{path} names the task file {task}, which would run: add --task {task} if you trust it")
+
+
+def kept_fields(config) -> dict:
+    """The fields that a resumed run cannot change."""
+    return {name: x for name, x in vars(config).items() if name not in MAY_CHANGE.split() and not name.startswith("eval_")}
 
 
 def to_yaml(config) -> str:

@@ -1,12 +1,12 @@
 """The loop of a run: it logs and saves what the trainer yields.
 
-Ctrl-C, and SIGTERM, by which batch systems and containers end a process, let the loop end whole.
+Ctrl-C, SIGTERM, by which batch systems and containers end a process, and SIGHUP of a closed terminal let the loop end whole.
 """
 
 import signal
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode
@@ -22,9 +22,10 @@ SAVE_SECONDS = 120.0  # a run that is killed loses no more than about so much tr
 
 
 def train_run(trainer: Trainer, run: Run) -> bool:
-    """The loop with its logging and saving. It evaluates after the last iteration. -> False if Ctrl-C or SIGTERM ended it
+    """The loop with its logging and saving. It evaluates after the last iteration. -> False if a stop was asked for
 
-    Raises Diverged, and then leaves diverged.json in the run folder, and the checkpoint of the last good state there was.
+    Where an error ends it, the finished iterations are saved, if their state is still there. Raises Diverged, and then leaves
+    diverged.json in the run folder.
     """
     config = trainer.config
     total = config.max_seconds or config.iterations
@@ -45,26 +46,26 @@ def train_run(trainer: Trainer, run: Run) -> bool:
                 if run.best(metrics) is metrics:
                     checkpoint.save_best(trainer, run.folder)
                 run.log(metrics, episodes, advantages)
-                for name, says in symptoms(metrics).items():
-                    if says not in said:  # once in a run
-                        bar.write(f"iteration {trainer.iteration}: {name} = {metrics[name]:.3g}: {says}", file=sys.stderr)
-                        said.add(says)
                 kept = config.keep_every and trainer.iteration % config.keep_every == 0
                 due = kept or trainer.iteration % config.save_every == 0 or time.monotonic() - saved >= SAVE_SECONDS
                 if due and not trainer.done:
                     run.save(trainer)
                     saved = time.monotonic()
+            for name, says in symptoms(metrics).items():
+                if says not in said:  # once in a run
+                    bar.write(f"iteration {trainer.iteration}: {name} = {metrics[name]:.3g}: {says}", file=sys.stderr)
+                    said.add(says)
             bar.set_postfix(iteration=trainer.iteration, **{name: f"{metrics[name]:.2f}" for name in ("reward", "truncated")})
             bar.update(done() - bar.n)
             if stop.asked:
                 break
         with stop.unfinished():
             run.save(trainer)
-    return trainer.done
+    return not stop.asked
 
 
 class _Stop:
-    """Handles Ctrl-C and SIGTERM. The first one saves the finished iterations and lets this iteration end.
+    """Handles Ctrl-C, SIGTERM and SIGHUP. The first one saves the finished iterations and lets this iteration end.
 
     The second one stops at once. While an update or an evaluation is under way, nothing can be saved; then the third one does.
     """
@@ -99,23 +100,33 @@ class _Stop:
         now = f"iteration {done} is saved, and iteration {done + 1} will be" if whole else f"iteration {done + 1} ends first"
         again = "again" if whole or self.asked == 2 else "twice more"
         lost = f"loses iteration {done + 1}" if whole else "loses what came after the last checkpoint"
-        print(f"\nstopping: {now}; Ctrl-C {again} stops at once and {lost}", file=sys.stderr)
+        with suppress(OSError):  # the terminal may be gone
+            print(f"\nstopping: {now}; Ctrl-C {again} stops at once and {lost}", file=sys.stderr)
 
 
 @contextmanager
 def _stops_wait(trainer: Trainer, run: Run):
     stop = _Stop(trainer, run)
-    before = {number: signal.signal(number, stop.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM, *heeded_hangup()]
+    before = {number: signal.signal(number, stop.handle) for number in numbers}
     try:
         yield stop
-    except Diverged as error:
-        if not error.found:  # in sampling, and a policy that cannot sample is no good state
-            error.args = (f"iteration {run.rows[-1]['iteration'] + 1}: {error}",)
+    except Exception as error:
+        diverged = error if isinstance(error, Diverged) else None
+        if diverged and not diverged.found:  # in sampling, and a policy that cannot sample is no good state
+            diverged.args = (f"iteration {run.rows[-1]['iteration'] + 1}: {error}",)
         elif stop.weights == stop._version():
             with stop.unfinished():
                 run.save(trainer)
-        write_diverged(run.folder, error, last_iteration=run.rows[-1])
+        if diverged:
+            write_diverged(run.folder, diverged, last_iteration=run.rows[-1])
         raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def heeded_hangup() -> list:
+    """SIGHUP, by which a closed terminal ends its processes. Not on Windows, and not where `nohup` has it ignored."""
+    number = getattr(signal, "SIGHUP", None)
+    return [] if number is None or signal.getsignal(number) == signal.SIG_IGN else [number]

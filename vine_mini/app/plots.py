@@ -48,7 +48,7 @@ def smooth(values: list[float]) -> list[float]:
 def plot_run(rows: list[dict], path: Path, title: str) -> None:
     """Draws curves.png of a run from the rows of its metrics.jsonl: reward, length, KL and seconds."""
     figure, ((reward, length), (kl, seconds)) = new_figure(2, 2)
-    tests = [(row["episodes"], row["eval"]["pass@1"][0], row["eval"]["pass@1"][1] or 0) for row in rows if "eval" in row]
+    tests = [(row["episodes"], row["eval"]["pass@1"][0], row["eval"]["pass@1"][1] or 0) for row in rows if row.get("eval")]
     validation = [(row["episodes"], row["validation"]["pass@1"][0]) for row in rows if "validation" in row]
     rows = [row for row in rows if "reward" in row]
     x, rewards = [row["episodes"] for row in rows], [row["reward"] for row in rows]

@@ -14,7 +14,6 @@ lock            names the process that writes into the folder at present.
 
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -105,16 +104,32 @@ def show(board, row: dict) -> None:
 
 
 def _rows(path: Path) -> list[dict]:
-    """The rows of a file that a run wrote. Raises UserError for a line of which no table or picture could be made."""
+    """The rows of a file that a run wrote. Raises UserError for a line of which no table or picture could be made.
+
+    The metrics have one line for each iteration. Those of `train` begin with iteration 0, those of TRL with 1.
+    """
     for number, row in enumerate(rows := read_rows(path), 1):
-        trained = "reward" in row and "steps" not in row  # else the start of a run, or one of the samples
-        with suppress(KeyError, TypeError, IndexError):
-            used = [row[name] for name in (("episodes", "reward", "length") if trained else ())]
-            used += [row[name]["pass@1"][0] for name in ("eval", "validation") if row.get(name)]
-            if type(row["iteration"]) is int and all(type(x) in (int, float) for x in used):
-                continue
-        raise UserError(f"{path}, line {number}: not a line of a run; remove the line to go on")
+        if not _is_line(row):
+            raise UserError(f"{path}, line {number}: not a line of a run; remove the line to go on")
+        due = rows[0]["iteration"] + number - 1
+        if path.name == "metrics.jsonl" and row["iteration"] != due:
+            raise UserError(f"{path}, line {number}: iteration {row['iteration']}, not {due}; lines are missing or doubled")
     return rows
+
+
+def _is_line(row: dict) -> bool:
+    """Whether tables and pictures can be made of a line: of the numbers to plot, and of each measure's mean and error."""
+    trained = "reward" in row and "steps" not in row  # else the start of a run, or one of the samples
+    plotted = [x for name, x in row.items() if name in ("kl", "approx_kl") or name.startswith("seconds")]
+    try:
+        plotted += [row[name] for name in (("episodes", "reward", "length") if trained else ())]
+        for tested in (row[name] for name in ("eval", "validation") if name in row):
+            for mean, error in tested.values():
+                plotted += [mean, 0 if error is None else error]
+            plotted += [row["episodes"], *(tested["pass@1"][:1] if tested else [])]
+        return type(row["iteration"]) is int and all(type(x) in (int, float) for x in plotted)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False
 
 
 def samples_of(episodes, advantages) -> Iterator[dict]:

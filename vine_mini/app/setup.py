@@ -18,11 +18,19 @@ def task_name(config: Common) -> str:
 def policy_name(config: Common) -> str:
     """`config.model`, or the folder of the policy that ships under this name, or else under the task's name.
 
-    Raises UserError if no policy ships for the task.
+    Raises UserError if no policy ships for the task, or if a folder has the name of a shipped policy.
     """
-    name = config.model or config.task
-    if config.model is None and name not in POLICIES:
+    if config.model is not None:
+        return find_policy(config.model)
+    if config.task not in POLICIES:
         raise UserError(f"no policy ships for {task_name(config)}: give one with --model (a Hub name or a folder)")
+    return str(POLICIES[config.task])
+
+
+def find_policy(name: str) -> str:
+    """The folder of the policy that ships under this name, or else the name. Raises UserError if it is a folder here as well."""
+    if name in POLICIES and Path(name).exists():
+        raise UserError(f"{name} is a shipped policy and a folder here: write ./{name} for the folder, or rename it")
     return str(POLICIES.get(name, name))
 
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from vine_mini import tasks
 from vine_mini.app.cost import check_cost
-from vine_mini.app.files import discard, whole, write_diverged
+from vine_mini.app.files import free_name, whole, write_diverged
 from vine_mini.app.setup import policy_name, task_name
 from vine_mini.health import Diverged, finite, located
 from vine_mini.logprobs import response_logprobs
@@ -23,7 +23,7 @@ def imitate(config, folder: Path):
     """Runs supervised fine-tuning, from `config.model` or from a small new Llama with a tokenizer made for the task.
 
     Returns (model, tokenizer, mean loss of the last hundredth of the updates in nats a token, peak learning rate).
-    Raises Diverged, and then leaves the last good policy and diverged.json in FOLDER-diverged.
+    Raises Diverged, and then leaves the last good policy and diverged.json in FOLDER-diverged, or with a number at the end.
     """
     device = pick_device(config.device)
     train, test = tasks.load_problems(config)
@@ -62,8 +62,7 @@ def imitate(config, folder: Path):
             with located(f"update {n + 1}", batch, torch.arange(len(batch)), {"loss": losses}):
                 losses.append(_gradients(model, batch, config, device))
         except Diverged as error:
-            folder = folder.with_name(f"{folder.name}-diverged")
-            discard(folder)  # of an earlier training that diverged
+            folder = free_name(folder.with_name(f"{folder.name}-diverged"))
             with whole(folder) as fresh:
                 save_policy(model, tokenizer, fresh)
             write_diverged(folder, error)

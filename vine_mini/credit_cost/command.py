@@ -68,10 +68,11 @@ def credit_cost(config: CreditCostConfig) -> int:
     report = measure(config)
     folder = new_folder(config.out, name)
     text = table(report)
-    plot_cost(report, folder / "credit_cost.png")
+    print(text, flush=True)  # first, since a full disk would lose the whole measurement
     write_text(folder / "credit_cost.json", json.dumps(asdict(report), indent=1))
     write_text(folder / "credit_cost.md", text + "\n")
-    print(f"{text}\n\npicture, table and JSON: {folder}")
+    plot_cost(report, folder / "credit_cost.png")
+    print(f"\npicture, table and JSON: {folder}")
     return 0
 
 

@@ -261,9 +261,23 @@ def claims_table(findings: list[Finding]) -> str:
 
 
 def measured(folder: Path, name: str) -> dict | None:
-    """The numbers that `attention` or `probe` has left in a folder, or None."""
+    """The numbers that `attention` or `probe` has left in a folder, or None. Raises UserError for something else."""
     path = folder / f"{name}.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    except ValueError as error:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        if found is not None and not all(type(x) in (int, float) for x in _numbers(found)):
+            raise ValueError("it holds something else than numbers")
+        return found
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is not what `lengthgen {name}` wrote: delete it, and it is measured again") from error
+
+
+def _numbers(measured: dict) -> list:
+    """What `attention` or `positions` takes from a measurement."""
+    seeds = [None for _ in measured["seeds"]]
+    if "networks" in measured:
+        pairs = zip(measured["networks"]["trained"], measured["networks"]["untrained"], seeds, strict=True)
+        networks = [network for *both, _ in pairs for network in both]
+        return [of["after layer 1"]["t"][lengths] for of in networks for lengths in ("seen", "longer")] + measured["seeds"]
+    every = [distances[name] for distances in measured["of each seed"].values() for name in {"t5", *distances}]
+    return [x for row in every for x, _ in zip(row, seeds, strict=True)] + measured["seeds"]

@@ -7,6 +7,7 @@ from tqdm import tqdm
 
 from vine_mini.app.cost import check_cost
 from vine_mini.app.files import check_writable, new_folder, write_text
+from vine_mini.decoder.table import ENCODINGS
 from vine_mini.lengthgen import pictures, ranking, report
 from vine_mini.lengthgen.attention import distances_to_nope, of_each_seed, summary
 from vine_mini.lengthgen.config import (
@@ -33,7 +34,8 @@ def train(config: LengthgenConfig) -> None:
     """The `lengthgen` command."""
     of_a_run = 3 * config.steps * config.batch_size + len(config.lengths()) * config.examples  # a backward pass counts twice
     matrices = 4 * config.hidden * config.heads * config.head_dim + 8 * config.hidden**2  # of a layer: attention and MLP
-    parameters, length = config.layers * matrices, 8 * max(config.test_lengths)
+    table = config.max_positions * config.hidden * any(ENCODINGS[name].table for name in config.encodings)
+    parameters, length = config.layers * matrices + table, 8 * max(config.test_lengths)
     runs = len(config.encodings) * len(config.seeds)
     check_cost(config, parameters, runs * of_a_run, max(config.batch_size, config.examples), length)
     pad = "" if config.scratchpad == "none" else f"-{config.scratchpad}"

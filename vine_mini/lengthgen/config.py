@@ -6,7 +6,7 @@ from typing import Annotated
 from vine_mini.app.fields import Amount, Count, Positive, PositiveShare, Range, check_ranges, knob
 from vine_mini.decoder.model import DecoderConfig
 from vine_mini.decoder.table import ENCODINGS, PAPER
-from vine_mini.lengthgen.own import check_causal, find_encoding, find_task, short
+from vine_mini.lengthgen.own import check_causal, find_encoding, find_task, load_own, short
 from vine_mini.lengthgen.paper import COLUMNS
 from vine_mini.lengthgen.scratchpad import STEPS, WITHOUT_VARIABLE, parts_of
 from vine_mini.lengthgen.tasks import TASKS
@@ -50,7 +50,9 @@ class LengthgenConfig:
     heads: Count = knob(4, "Attention heads.")
     head_dim: Annotated[int, Range(1, 65_536)] = knob(64, "Dimensions of a head (paper: 64, of which rope25 turns eight pairs).")
     nope_every: Annotated[int, Range(2)] = knob(3, "hybrid, hybrid-window: every n-th layer has no position encoding.")
-    max_positions: Count = knob(256, "learned, coupled, abacus: positions in the table. ...-random: positions to draw from.")
+    max_positions: Annotated[int, Range(1, 10**6)] = knob(
+        256, "learned, coupled, abacus: positions in the table. ...-random: positions to draw from."
+    )
     examples: Count = knob(200, "Examples of each length in the evaluation.")
     processes: Count | None = knob(None, "Runs at the same time, one thread each. Left out: one for each core; 1 on a GPU.")
     device: str = knob("cpu", "auto, cpu, cuda, cuda:1, ...")
@@ -183,11 +185,12 @@ def _check_range(name: str, ends: list[int]):
 class RankConfig:
     """Rank encodings over several tasks by their mean reciprocal rank, the paper's five beside the paper's ranks."""
 
-    results: list[str] = _list((), "Folders that `lengthgen` wrote.")
+    results: list[str] = _list((), "Folders that `lengthgen` wrote, and the .py files of your own that they name.")
     encodings: list[str] | None = knob(None, "Which encodings to rank. Left out: the paper's five.")
     out: str | None = knob(None, "Folder for rank.md and rank.png; when left out, the table is only printed.")
 
     def __post_init__(self):
+        self.results = load_own(self.results)
         if not self.results:
             raise UserError("name at least one folder that `lengthgen` wrote, for example: lengthgen rank runs/lengthgen-copy")
 
@@ -196,7 +199,7 @@ class RankConfig:
 class AttentionConfig:
     """Measure the distance of each encoding's attention from NoPE's, for the models of a `lengthgen` folder."""
 
-    results: list[str] = _list((), "The folder. It must hold NoPE with at least two seeds.")
+    results: list[str] = _list((), "The folder, with NoPE and at least two seeds, and the .py files of your own that it names.")
     examples: Count = knob(10, "Sequences of each length (paper: 10).")
 
     def __post_init__(self):
@@ -208,7 +211,7 @@ class AttentionConfig:
 class ProbeConfig:
     """Look for positions in the trained NoPE models of a `lengthgen` folder, with a linear probe at each place of the network."""
 
-    results: list[str] = _list((), "The folder. It must hold NoPE.")
+    results: list[str] = _list((), "The folder, with NoPE, and the .py files of your own that it names.")
     examples: Annotated[int, Range(2)] = knob(50, "Sequences of each length to fit, and as many others to test.")
 
     def __post_init__(self):
@@ -220,7 +223,7 @@ class ProbeConfig:
 class TemperatureConfig:
     """Test the models of a `lengthgen` folder again with their attention logits divided by a temperature (below 1: sharper)."""
 
-    results: list[str] = _list((), "The folder.")
+    results: list[str] = _list((), "The folder, and the .py files of your own that it names.")
     temperatures: list[float] = _list((1.0, 0.9, 0.8, 0.7, 0.6, 0.5), "Temperatures of the softmax; 1: as in training.")
 
     def __post_init__(self):
@@ -284,5 +287,6 @@ def check_seeds(seeds: list[int]) -> None:
 
 
 def _one_folder(config, command: str):
+    config.results = load_own(config.results)
     if len(config.results) != 1:
         raise UserError(f"name one folder that `lengthgen` wrote, for example: lengthgen {command} runs/lengthgen-copy")

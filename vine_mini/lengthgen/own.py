@@ -23,7 +23,8 @@ whose numbers all begin with their lowest digit, as abacus needs it (`--encoding
         a, b = (int(number.replace(" ", "")[::-1]) for number in numbers)
         return answer.replace(" ", "") == str(a + b)[::-1]
 
-A file joins the table under its path. A saved model keeps the path as a name. Loading the model never runs the file.
+A file joins the table under its path. A saved model keeps the path as a name. Loading the model never runs the file. Results name
+the file too. A command that reads results runs it only if the command names it as well: `lengthgen rank FOLDER mine.py`.
 """
 
 from copy import copy
@@ -63,6 +64,24 @@ def find_encoding(name: str) -> None:
     if not isinstance(found, Encoding):
         raise UserError(f"{name}: ENCODING must be an Encoding of vine_mini.decoder.table, not {type(found).__name__}")
     ENCODINGS[name] = found
+
+
+def load_own(words: list[str]) -> list[str]:
+    """Runs the Python files among the words of a command, each with a task or an encoding. -> the other words
+
+    A file that only results name is never run: whoever made the results chose it.
+    """
+    for name in [word for word in words if word.endswith(".py")]:
+        module = load_file(name, "task or position encoding", [])
+        find_encoding(name) if hasattr(module, "ENCODING") else find_task(name)
+    return [word for word in words if not word.endswith(".py")]
+
+
+def check_named(names: list[str]) -> None:
+    """Raises UserError for a Python file among the names that results hold, unless the user has named it too."""
+    for name in names:
+        if name.endswith(".py") and name not in TASKS and name not in ENCODINGS:
+            raise UserError(f"it names the file {name}, which would run: add {name} after the folder if you trust it")
 
 
 @torch.no_grad()

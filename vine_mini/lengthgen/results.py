@@ -14,7 +14,7 @@ from typing import Any
 from vine_mini.app.files import write_text
 from vine_mini.decoder.model import Decoder
 from vine_mini.lengthgen.config import LengthgenConfig, decoder_config
-from vine_mini.lengthgen.own import short
+from vine_mini.lengthgen.own import check_named, short
 from vine_mini.types import UserError
 
 WHOLE = ("steps", "batch_size", "layers", "hidden", "heads", "head_dim", "nope_every", "max_positions", "examples")
@@ -87,7 +87,10 @@ def _read(folder: Path) -> dict:
         raise UserError(f"{folder} has no results.json: not a folder that `lengthgen` wrote")
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
+        check_named([results["settings"]["task"], *results["settings"]["encodings"]])
         config = LengthgenConfig(**results["settings"])
+        if any(getattr(config, name) != value for name, value in results["settings"].items()):
+            raise UserError("its settings lack numbers")
         if any(type(getattr(config, name)) is not int for name in WHOLE):
             raise UserError(f"{', '.join(WHOLE)} must be whole numbers")
         for run in results["runs"]:
@@ -96,7 +99,9 @@ def _read(folder: Path) -> dict:
             if list(run["accuracy"]) != config.lengths() or not all(type(x) in (int, float) and 0 <= x <= 1 for x in shares):
                 raise UserError("its accuracies do not fit its settings")
         done = [(run["encoding"], run["seed"]) for run in results["runs"]]
-        if results["task"] != config.task or len(set(done)) < len(done):
+        asked = {(name, seed) for name in config.encodings for seed in config.seeds}
+        fits = results["task"] == config.task and {*done} <= asked and isinstance(results.get("files", {}), dict)
+        if not fits or len({*done}) < len(done):
             raise UserError("its runs do not fit its settings")
     except UserError as error:
         raise UserError(f"{path}: {error}") from error

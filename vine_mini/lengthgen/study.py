@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from vine_mini.app.files import check_writable, locked, write_text
+from vine_mini.health import Diverged
 from vine_mini.lengthgen import claims, commands, paper, pictures, ranking, report
 from vine_mini.lengthgen.config import PARTS, AttentionConfig, ProbeConfig, StudyConfig
 from vine_mini.lengthgen.parts import QUICK, folders, sweeps
 from vine_mini.lengthgen.results import load_so_far, merged, only
 from vine_mini.lengthgen.sweep import sweep
-from vine_mini.lengthgen.train import Diverged
 from vine_mini.types import UserError
 
 MEASURED: dict[str, tuple[Any, Any, Any, list[str]]] = {  # command, its settings, judge, tasks of `rows` with the models
@@ -40,6 +40,9 @@ def study(config: StudyConfig) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     failed: list[str] = []
     _check_quick(config, folder)
+    for name, (_, _, _, tasks) in MEASURED.items():  # refuses before hours of runs
+        for task in tasks:
+            claims.measured(folder / task, name)
     with locked(folder):
         try:
             for part in config.parts:

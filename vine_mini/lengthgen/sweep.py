@@ -13,14 +13,15 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from vine_mini.app.files import discard, locked, whole
+from vine_mini.app.files import discard, locked, whole, write_diverged
 from vine_mini.app.processes import SPAWN, end_with_parent
 from vine_mini.decoder.model import word_tokenizer
 from vine_mini.decoder.table import ENCODINGS
+from vine_mini.health import Diverged
 from vine_mini.lengthgen import results
 from vine_mini.lengthgen.config import LengthgenConfig
 from vine_mini.lengthgen.own import find_task, short
-from vine_mini.lengthgen.train import Diverged, evaluate, longest_sequence, train
+from vine_mini.lengthgen.train import evaluate, longest_sequence, train
 from vine_mini.lengthgen.vocabulary import IDS, TOKEN
 from vine_mini.models import pick_device, save_policy
 from vine_mini.types import UserError
@@ -30,12 +31,12 @@ def sweep(config: LengthgenConfig, folder: Path, again: Path | None = None) -> d
     """Trains and tests every encoding with every seed, under one progress bar. -> what `results.load_results` reads
 
     results.json is written after each run. In a folder where the same sweep was interrupted, only the missing runs are made. A
-    sweep with other seeds or encodings adds its runs. `again` is the --out with which the user's command goes on; left out:
-    `folder`. Raises UserError, and Diverged where a run has diverged, after the other runs.
+    sweep with other seeds or encodings adds its runs. FOLDER-diverged holds what is known of a run that has diverged. `again` is
+    the --out with which the user's command goes on; left out: `folder`. Raises UserError, and Diverged where a run has diverged,
+    after the other runs.
     """
     check_positions(config)
-    device = pick_device(config.device)
-    found = results.begin(config, folder)
+    found, device = results.begin(config, folder), pick_device(config.device)
     done = [(run["encoding"], run["seed"]) for run in found["runs"]]
     names, seeds = found["settings"]["encodings"], found["settings"]["seeds"]
     asked = [(name, seed) for seed in config.seeds for name in config.encodings]
@@ -51,6 +52,8 @@ def sweep(config: LengthgenConfig, folder: Path, again: Path | None = None) -> d
     try:
         bar = tqdm(total=total, desc=f"{short(config.task)}: {len(jobs)} runs", dynamic_ncols=True)
         with locked(folder), bar, closing(_in_order_of_arrival(jobs, workers, bar)) as rows:
+            if results.begin(config, folder)["runs"] != found["runs"]:
+                raise UserError(f"another process has made runs in {folder} meanwhile: call again")
             for row in rows:
                 if "diverged" in row:  # the other runs go on
                     diverged.append(row["diverged"])
@@ -129,6 +132,7 @@ def _run(job: tuple[LengthgenConfig, str, int, str, Path], progress) -> dict:
     try:
         model = train(config, encoding, seed, device, progress)
     except Diverged as error:
+        write_diverged(folder.with_name(f"{folder.name}-diverged") / f"{short(encoding)}-{seed}", error)
         return {"encoding": encoding, "seed": seed, "diverged": str(error)}
     seconds = time.perf_counter() - start
     accuracy = evaluate(model, config, progress)

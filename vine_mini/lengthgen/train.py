@@ -11,13 +11,14 @@ with the best validation. There is no dropout.
 import zlib
 from functools import cache
 from random import Random
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
 
 from vine_mini.decoder.model import Decoder
 from vine_mini.decoder.table import ENCODINGS
-from vine_mini.health import Diverged
+from vine_mini.health import finite, located
 from vine_mini.lengthgen.config import LengthgenConfig, decoder_config
 from vine_mini.lengthgen.scratchpad import expand, final_answer, parts_of
 from vine_mini.lengthgen.tasks import TASKS
@@ -36,7 +37,8 @@ def train(config: LengthgenConfig, encoding: str, seed: int, device="cpu", progr
     """Trains a new decoder. -> the model, in eval mode
 
     The optimizer is AdamW with betas (0.9, 0.98). Gradients are clipped to norm 1. The learning rate rises over 6 % of the
-    updates, then falls linearly to 5 %. `progress` is called with 1 after each update. Raises Diverged.
+    updates, then falls linearly to 5 %. `progress` is called with 1 after each update. Raises Diverged, which says what is not
+    finite in which update.
     """
     torch.manual_seed(seed)
     rng = Random(seed)
@@ -48,13 +50,16 @@ def train(config: LengthgenConfig, encoding: str, seed: int, device="cpu", progr
     )
     lengths = TASKS[config.task].lengths(*config.train_lengths)
     weights = [TASKS[config.task].weight(length) for length in lengths]
-    generator = torch.Generator().manual_seed(seed)
+    generator, losses = torch.Generator().manual_seed(seed), list[float]()
     for step in range(config.steps):
         [length] = rng.choices(lengths, weights) if config.by_example else [rng.choice(lengths)]
         ids, mask = collate([example(config, length, rng, held_out=False) for _ in range(config.batch_size)], device)  # [B, T]
-        F.cross_entropy(target_logits(model, ids, mask, config, generator), ids[mask.bool()]).backward()
-        if not torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).isfinite():
-            raise Diverged(f"{encoding}, seed {seed}: training diverged at update {step + 1}; lower --lr (now {config.lr:g})")
+        tokens = SimpleNamespace(input_ids=ids, attention_mask=ids != PAD)
+        with located(f"{encoding}, seed {seed}, update {step + 1}", tokens, torch.arange(len(ids)), {"loss": losses}):
+            loss = F.cross_entropy(target_logits(model, ids, mask, config, generator), ids[mask.bool()])
+            finite("the loss", loss).backward()
+            losses.append(loss.item())
+            finite("the gradient", torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)

@@ -15,7 +15,7 @@ from vine_mini.study.claims import PAPER, Finding, judge, overall
 from vine_mini.study.config import CLAIMS, TASKS, StudyConfig, jobs, seeds_of
 from vine_mini.study.picture import plot_accuracy, plot_curves, plot_findings
 from vine_mini.study.prices import TIMED, measure_missing, with_prices
-from vine_mini.study.runs import analyse, key, learn, read_runs, run_missing, trainer_of
+from vine_mini.study.runs import analyse, finished_runs, key, learn, run_missing, trainer_of
 from vine_mini.value_errors.command import Report, report_of, table
 from vine_mini.value_errors.measures import Choice, State, with_constant
 from vine_mini.value_errors.picture import plot_values
@@ -27,7 +27,7 @@ def study(config: StudyConfig) -> int:
     check_writable(folder / "runs.jsonl")
     folder.mkdir(parents=True, exist_ok=True)
     for claim in config.claims:  # before anything is measured
-        read_runs(log_of(claim, folder))
+        finished_runs(log_of(claim, folder))
     try:
         for claim in config.claims:
             measure_missing(jobs(claim, config), trainer_of, folder / "prices.json", 0 if config.quick else TIMED)
@@ -48,7 +48,7 @@ def report(config: StudyConfig, folder: Path) -> None:
     findings, learned, measured = {}, {}, []
     for claim in CLAIMS:
         wanted = {key(job) for job in with_prices(jobs(claim, config), folder / "prices.json")}
-        runs = {name: run for name, run in read_runs(log_of(claim, folder)).items() if name in wanted}
+        runs = {name: run for name, run in finished_runs(log_of(claim, folder)).items() if name in wanted}
         if found := judge(claim, [*runs.values()], seeds_of(claim, config)):
             findings[claim] = found
         if claim == "values":

@@ -4,6 +4,7 @@ So the seconds of a run do not depend on what else the machine does meanwhile, a
 """
 
 import json
+import math
 import statistics
 from collections.abc import Iterator
 from itertools import product
@@ -16,6 +17,7 @@ from vine_mini.trainer import Trainer
 from vine_mini.types import Episodes, UserError
 
 TIMED = 3  # iterations
+PHASES = {"sample", "score", "rollouts", "update"}  # that every setting has a price of
 
 
 class Clock:
@@ -81,8 +83,11 @@ def with_prices(jobs: list[dict], path: Path) -> list[dict]:
 def _read(path: Path) -> dict[str, dict[str, float]]:
     try:
         prices = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        return {name: {phase: float(x) for phase, x in of.items()} for name, of in prices.items()}
-    except (ValueError, AttributeError, TypeError) as error:
+        prices = {name: {phase: float(x) for phase, x in of.items()} for name, of in prices.items()}
+        if not all(of.keys() >= PHASES and all(0 <= x < math.inf for x in of.values()) for of in prices.values()):
+            raise ValueError("a price is missing, or no number of seconds")
+        return prices
+    except (ValueError, AttributeError, TypeError, RecursionError, OverflowError) as error:
         raise UserError(f"{path} holds no prices: move it away, and they are measured again") from error
 
 

@@ -1,6 +1,7 @@
 """Learning runs of a study: each is made once and is one line of runs.jsonl. A study that was stopped goes on where it was."""
 
 import json
+import math
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -12,15 +13,18 @@ import torch
 from tqdm import tqdm
 
 from vine_mini.app.config import TrainConfig
-from vine_mini.app.files import append_row, locked, read_rows, write_rows
+from vine_mini.app.files import append_row, locked, read_rows, write_diverged, write_rows
 from vine_mini.app.processes import SPAWN, end_with_parent
 from vine_mini.app.setup import build_trainer
+from vine_mini.health import Diverged
 from vine_mini.study.prices import Clock
 from vine_mini.trainer import Trainer
 from vine_mini.types import UserError
-from vine_mini.value_errors.command import measure
+from vine_mini.value_errors.command import measure, report_of
 from vine_mini.value_errors.config import ValuesConfig
+from vine_mini.value_errors.measures import Choice, State
 
+GROWING = ("iteration", "updates", "tokens", "seconds", "episodes")  # numbers of a check
 STAGES = 3  # of a PPO run at which values are measured
 
 
@@ -92,8 +96,37 @@ def read_runs(log: Path, name: Callable[[dict], str] = key) -> dict[str, dict]:
     """The runs of a log by their names; one that is there twice counts once. Raises UserError for a line that is no run."""
     try:
         return {name(run): run for run in read_rows(log)}
-    except KeyError as error:
+    except (KeyError, RecursionError) as error:
         raise UserError(f"{log} has a line that is no run, without {error}: move the file away to go on") from error
+
+
+def finished_runs(log: Path) -> dict[str, dict]:
+    """The runs of a log that `learn` or `analyse` wrote. Raises UserError where one has something else as its numbers."""
+    found = read_runs(log)
+    for number, run in enumerate(found.values(), 1):
+        try:
+            if "reports" in run:
+                run["reports"] = [_report(**report) for report in run["reports"]]
+            elif not _are_checks(run["checks"], "train_size" in run["config"]):
+                raise ValueError("its checks are no numbers that grow from 0")
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError, RecursionError) as error:
+            says = f"{log}, run {number}, is not what the study wrote ({type(error).__name__}: {error})"
+            raise UserError(f"{says}: move the file away to go on") from error
+    return found
+
+
+def _are_checks(checks: list[dict], few: bool) -> bool:
+    """Whether they are the checks of `learn`, on few training problems or not."""
+    of = {name: [check[name] for check in checks] for name in (*GROWING, "test", "kl", "greedy", *["train"] * few)}
+    numbers = all(type(x) in (int, float) and math.isfinite(x) for column in of.values() for x in column)
+    return numbers and all(of[name][0] == 0 and of[name] == sorted(of[name]) for name in GROWING)
+
+
+def _report(iteration: int, states: list[dict], choices: list[dict], **_) -> dict:
+    """A report of `analyse`, computed from its states and choices."""
+    report = asdict(report_of(int(iteration), [State(**state) for state in states], [Choice(**choice) for choice in choices]))
+    json.dumps([report["errors"]["critic"], report["errors"]["K = 9"], report], allow_nan=False)
+    return report
 
 
 def run_missing(
@@ -101,7 +134,8 @@ def run_missing(
 ) -> list[dict]:
     """Makes the runs that the log lacks, each in a process, and appends them to the log. -> the runs of the jobs
 
-    If a run raises, the runs that have ended are kept and the others are given up. Raises UserError while another process makes
+    If a run raises, the runs that have ended are kept and the others are given up. If it has diverged, diverged.json says what is
+    known of it. Raises UserError while another process makes
     runs in the same folder, and where the system kills the process of a run.
     """
     with locked(log.parent):
@@ -123,6 +157,8 @@ def run_missing(
                 for future in futures:
                     if future.done() and not future.cancelled() and not future.exception():
                         append_row(log, future.result())
+                if isinstance(error, Diverged):
+                    write_diverged(log.parent, error)
                 if isinstance(error, BrokenProcessPool):
                     says = "the process of a run was killed, perhaps for lack of memory: lower --workers, and call again"
                     raise UserError(says) from error

@@ -70,6 +70,8 @@ def text_field(row, name: str, where: str) -> str:
 
 def read_jsonl(path: Path, parse: Callable[..., Any] = parse_row) -> list:
     """What `parse(row, where)` makes of each row of a file with one JSON object a line; of GSM8K a Problem. Raises UserError."""
+    if path.exists() and not (path.is_file() or path.is_dir()):  # reading a device or a pipe may not end
+        raise UserError(f"{path} is no regular file")
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: JSON strings may hold U+2028
     except (OSError, ValueError) as error:

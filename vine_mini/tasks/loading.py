@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
-from vine_mini.loading import load_file, told
+from vine_mini.loading import OWN_MISTAKES, load_file, told
 from vine_mini.tasks import arithmetic, decisive, gsm8k, jsonl, math
 from vine_mini.types import Problem, UserError
 
 BUILT_IN = {"arithmetic": arithmetic, "decisive": decisive, "gsm8k": gsm8k, "jsonl": jsonl, "math": math}
 NAMES = ("TEMPLATE", "ANSWER_MARK", "DEFAULTS", "problems", "extract_answer", "reward")
 FUNCTIONS = {"problems": object, "extract_answer": str | None, "reward": object, "demonstration": str, "step_starts": list}
+LISTS = "problems() must return two lists of Problem, whose three fields are text"
+FITS = {"step_starts": lambda starts: all(isinstance(start, int) for start in starts) and starts == sorted(starts)}
 
 
 def get(name: str):
@@ -32,17 +34,17 @@ def get(name: str):
             raise UserError(f"{module.__file__}: {says}")
     for function, returns in FUNCTIONS.items():
         if hasattr(module, function):
-            setattr(module, function, told(getattr(module, function), Path(module.__file__), returns))
+            setattr(module, function, told(getattr(module, function), Path(module.__file__), returns, FITS.get(function)))
     return module
 
 
 def two_lists(found, task: str) -> tuple[list[Problem], list[Problem]]:
     """What the task's `problems` returned. Raises UserError for anything but two lists of Problem whose fields are text."""
     try:
-        train, test = found
+        train, test = (list(part) for part in found)  # a part may be a generator
         texts = [text for problem in (*train, *test) for text in (problem.question, problem.solution, problem.answer)]
-    except (TypeError, ValueError, AttributeError):
-        texts = [None]
+    except OWN_MISTAKES as error:
+        raise UserError(f"{task}: {LISTS} ({type(error).__name__}: {error})") from error
     if not all(isinstance(text, str) for text in texts):
-        raise UserError(f"{task}: problems() must return two lists of Problem, whose three fields are text")
-    return list(train), list(test)
+        raise UserError(f"{task}: {LISTS}")
+    return train, test

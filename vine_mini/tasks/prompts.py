@@ -1,12 +1,8 @@
 """From problems to what a policy reads and imitates: the token ids of prompts, the same on every day, and demonstrations."""
 
-import re
-from datetime import date
-
+from vine_mini.tasks.chat import user_turns
 from vine_mini.tasks.loading import get
 from vine_mini.types import Problem, UserError
-
-TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")  # how a template asks for today's date, with a literal format
 
 
 def prompt_ids(problems: list[Problem], tokenizer, config) -> list[list[int]]:
@@ -18,7 +14,7 @@ def prompt_ids(problems: list[Problem], tokenizer, config) -> list[list[int]]:
     template = config.prompt or get(config.task).TEMPLATE
     texts = [template.replace("{question}", problem.question) for problem in problems]
     if config.chat:
-        texts = _user_turns(texts, tokenizer, config.date)
+        texts = user_turns(texts, tokenizer, config.date)
     try:
         ids = tokenizer(texts, add_special_tokens=not config.chat)["input_ids"]  # a chat template has its own special tokens
     except Exception as error:  # the tokenizers library raises nothing more special
@@ -47,26 +43,3 @@ def demonstration(task, problem: Problem, error_rate: float, rng) -> str:
     if error_rate:
         raise UserError("only a task with its own demonstration() makes errors: this one needs --error_rate 0")
     return problem.solution
-
-
-def _user_turns(texts: list[str], tokenizer, day: str) -> list[str]:
-    """Each text as a user's turn, followed by the start of the assistant's turn.
-
-    A template that thinks by default is asked not to: `enable_thinking` is False, which other templates ignore. `day` is the
-    date of the run's start, as YYYY-MM-DD. It replaces today's date, so that a resumed run has the prompts of its start.
-    """
-    if tokenizer.chat_template is None:
-        raise UserError("this tokenizer has no chat template; leave out --chat")
-    turns = [[{"role": "user", "content": text}] for text in texts]
-    settings = dict(add_generation_prompt=True, tokenize=False, enable_thinking=False)
-    try:
-        # Transformers lets no function into a template, so the date replaces the calls in the template's text.
-        template = TODAY.sub(lambda call: repr(date.fromisoformat(day).strftime(call[2])), tokenizer.get_chat_template())
-        prompts = [] if "strftime_now(" in template else tokenizer.apply_chat_template(turns, chat_template=template, **settings)
-    except Exception as error:  # a template is a program: it may not parse, may use what is not defined, or refuse these turns
-        raise UserError(f"this tokenizer's chat template fails ({error}); correct it, or leave out --chat") from error
-    if not prompts:
-        raise UserError("this tokenizer's chat template contains today's date in a form that cannot be fixed; leave out --chat")
-    if any(text.strip() not in prompt for text, prompt in zip(texts, prompts, strict=True)):
-        raise UserError("this tokenizer's chat template leaves the question out; correct it, or leave out --chat")
-    return prompts
