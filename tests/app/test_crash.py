@@ -214,6 +214,15 @@ def saved() -> int:
     return int(Path("run/policy").readlink().name)
 
 
+@pytest.fixture
+def hangup():
+    """The usual handling of SIGHUP, also where `nohup` runs these tests."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangup")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["Ctrl-C", "SIGTERM", "SIGHUP"])
 def test_the_first_stop_saves_at_once_what_is_finished_and_then_the_iteration(number, capsys, monkeypatch):
     expected, seen, before = whole_run(), [], signal.getsignal(number)
@@ -270,6 +279,7 @@ def test_an_error_after_an_update_saves_nothing(capsys, monkeypatch):
     assert saved() == 2
 
 
+@pytest.mark.usefixtures("hangup")
 def test_a_terminal_that_is_gone_does_not_keep_the_run_from_saving(capsys, monkeypatch):
     """After SIGHUP the first line that is printed fails."""
 
@@ -286,13 +296,11 @@ def test_a_terminal_that_is_gone_does_not_keep_the_run_from_saving(capsys, monke
     assert saved() == 4
 
 
-def test_nohup_stays_in_force(capsys, monkeypatch):
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        assert loop.heeded_hangup() == []
-    finally:
-        signal.signal(signal.SIGHUP, before)
+@pytest.mark.usefixtures("hangup")
+def test_nohup_stays_in_force():
     assert loop.heeded_hangup() == [signal.SIGHUP]
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert loop.heeded_hangup() == []
 
 
 def test_a_stop_in_the_last_iteration_is_told(capsys, monkeypatch):
