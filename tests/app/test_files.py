@@ -110,6 +110,7 @@ def test_a_locked_folder_names_the_other_process_and_a_killed_one_holds_nothing(
     assert not (tmp_path / "lock").exists()
 
 
+@pytest.mark.slow
 def test_without_what_windows_lacks_commands_run_and_folders_are_not_locked(tmp_path):
     code = """
 import os, sys
