@@ -89,8 +89,8 @@ def tests(place: Place):
         print(done.stdout, flush=True)
         lines = [line for line in done.stdout.splitlines() if line.strip()] or ["it ended without a word"]
         table[f"tests, {path.name}"] = lines[-1]
-        failed += [line.split()[1].rpartition("/")[2] for line in lines if line.startswith(("FAILED ", "ERROR "))]
-        failed += [path.name] if done.returncode and not failed else []
+        named = [line.split()[1].rpartition("/")[2] for line in lines if line.startswith(("FAILED ", "ERROR "))]
+        failed += named or [path.name] * bool(done.returncode)
         yield {"table": table}
     if failed:
         raise RuntimeError(f"{len(failed)} failed: {', '.join(failed)}")

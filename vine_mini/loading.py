@@ -1,16 +1,38 @@
-"""A user's own Python file, named by its path: the only code from outside that the package runs."""
+"""Code of others: a user's own Python file, the only code from outside that the package runs, and a limit of time."""
 
 import hashlib
 import importlib.util
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from functools import cache, wraps
 from pathlib import Path
 
 from vine_mini.types import UserError
 
 OWN_MISTAKES = (Exception, SystemExit, GeneratorExit)  # what a user's file may raise; Ctrl-C is not the file's
+
+
+@contextmanager
+def time_limit(seconds: float):
+    """Raises TimeoutError in a block that takes longer. There is no limit in other threads than the main one, and on Windows."""
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_):
+        raise TimeoutError(f"it takes more than {seconds:g} seconds")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def load_file(name: str, what: str, needed: Sequence[str]):

@@ -147,7 +147,7 @@ def test_a_position_copies_nothing_from_the_cpu(architecture, gpu, monkeypatch):
 
 def test_a_copy_between_devices_is_no_part_of_a_graph():
     for copied in (lambda: torch.zeros(2, device="meta").copy_(torch.zeros(2)), lambda: torch.zeros(2).to("meta")):
-        with graphs._NoWaiting(), pytest.raises(graphs.WaitsForGPU, match="copies from"):
+        with graphs._NoWaiting(), pytest.raises(graphs.WaitsForGPU, match="copies between"):
             copied()
     with graphs._NoWaiting():
         torch.zeros(2).copy_(torch.ones(2)).to(torch.float64)

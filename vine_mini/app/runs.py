@@ -106,7 +106,7 @@ def show(board, row: dict) -> None:
 def _rows(path: Path) -> list[dict]:
     """The rows of a file that a run wrote. Raises UserError for a line of which no table or picture could be made.
 
-    The metrics have one line for each iteration. Those of `train` begin with iteration 0, those of TRL with 1.
+    The metrics have one line for each iteration. `train` begins with iteration 0, and TRL with 1.
     """
     for number, row in enumerate(rows := read_rows(path), 1):
         if not _is_line(row):

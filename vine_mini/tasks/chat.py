@@ -1,11 +1,9 @@
 """The chat template of a tokenizer: a program that comes with a model, and that may hang, fail or leave the question out."""
 
 import re
-import signal
-import threading
-from contextlib import contextmanager
 from datetime import date
 
+from vine_mini.loading import time_limit
 from vine_mini.types import UserError
 
 TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")  # how a template asks for today's date, with a literal format
@@ -27,7 +25,7 @@ def user_turns(texts: list[str], tokenizer, day: str) -> list[str]:
         template = TODAY.sub(lambda call: repr(date.fromisoformat(day).strftime(call[2])), tokenizer.get_chat_template())
         prompts: list[str] = []
         if "strftime_now(" not in template:
-            with _limited():
+            with time_limit(SECONDS):
                 tokenizer.apply_chat_template(turns[:1], chat_template=template, **settings)
             prompts = tokenizer.apply_chat_template(turns, chat_template=template, **settings)
     except Exception as error:  # a template is a program: it may not parse, may use what is not defined, or refuse these turns
@@ -37,22 +35,3 @@ def user_turns(texts: list[str], tokenizer, day: str) -> list[str]:
     if any(text.strip() not in prompt for text, prompt in zip(texts, prompts, strict=True)):
         raise UserError("this tokenizer's chat template leaves the question out; correct it, or leave out --chat")
     return prompts
-
-
-@contextmanager
-def _limited():
-    """Raises TimeoutError in a block that takes too long. Signals of time exist on Linux and macOS, in the main thread."""
-    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(*_):
-        raise TimeoutError(f"it takes more than {SECONDS:g} seconds")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)

@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 
 import vine_mini
+from vine_mini.loading import time_limit
 
 FOLDER = Path(__file__).parents[1]  # holds the learner's files
 TOLERANCE = 1e-9
@@ -319,26 +320,20 @@ def _undisturbed():
 
 @contextmanager
 def _time_limit():
-    """Raises TimeoutError in a call that takes too long. There is no limit in a debugger and on systems without SIGALRM."""
-    if sys.gettrace() or not hasattr(signal, "SIGALRM") or threading.current_thread() is not threading.main_thread():
+    """`time_limit` for a call of an answer. There is none in a debugger."""
+    if sys.gettrace() or not hasattr(signal, "setitimer"):
         yield
         return
-
-    def ring(*_):
-        raise TimeoutError
 
     def breakpoint_(*args, **kwargs):
         signal.setitimer(signal.ITIMER_REAL, 0)
         return hook(*args, **kwargs)
 
     hook, sys.breakpointhook = sys.breakpointhook, breakpoint_
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
     try:
-        yield
+        with time_limit(SECONDS):
+            yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
         sys.breakpointhook = hook
 
 

@@ -35,7 +35,8 @@ def newline_opens_the_step(token_ids, tokenizer, *, answer_mark):
 def _lines(token_ids, tokenizer, is_answer, *, blank=False, white=None, whole=True, ends=lambda text: "\n" in text):
     """Cuts after newlines. Each keyword changes a rule: cut at blank lines, white space, the line's beginning, what ends a line.
 
-    `is_answer` gets the texts of a line: first all up to the end of its first visible token, then those of the tokens after it.
+    `is_answer` gets a list of texts for each line. The first text reaches to the end of the line's first visible token.
+    Each token after it gives one text more.
     """
     starts, line_ended, seen = [0], False, False
     texts = [tokenizer.decode([i], skip_special_tokens=True) for i in token_ids]

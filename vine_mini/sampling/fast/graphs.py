@@ -56,7 +56,7 @@ class _NoWaiting(TorchDispatchMode):
         if function in (torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default):
             other = args[1].device if len(args) > 1 else torch.device((kwargs or {}).get("device") or args[0].device)
             if other.type != args[0].device.type:
-                raise WaitsForGPU(f"its forward pass copies from {args[0].device.type} or {other.type} to the other")
+                raise WaitsForGPU(f"its forward pass copies between {args[0].device.type} and {other.type}")
         picks = function in (torch.ops.aten.index.Tensor, torch.ops.aten.index_put_.default)
         shape_of_data = torch.Tag.dynamic_output_shape in function.tags
         if picks:  # by a mask or by numbers
