@@ -108,6 +108,22 @@ def few_problems(request, monkeypatch):
         monkeypatch.setattr(arithmetic, "TRAIN_SIZE", 300)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With -n, the tests of a file that makes something once for all of them run in one process. The others are dealt out singly.
+
+    The groups of pytest-xdist 3.8 would do this, but they have no effect under pytest 9.2.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.split("::")[0]
+            return file if 'scope="module"' in (config.rootpath / file).read_text(encoding="utf-8") else nodeid
+
+    return Scheduler(config, log)
+
+
 def slow(*case):
     """One of the parameters of a test, for `pytest -m slow` alone."""
     return pytest.param(*case, marks=pytest.mark.slow)

@@ -25,7 +25,6 @@ from vine_mini.models import build_tiny, load_policy
 from vine_mini.tasks import arithmetic
 from vine_mini.types import UserError
 
-pytestmark = pytest.mark.xdist_group("checkpoint")
 QUICK = "--steps 2 --prompts 2 --group 4 --minibatch_size 4 --k 2 --iterations 2 --eval_problems 4 --eval_samples 2".split()
 
 

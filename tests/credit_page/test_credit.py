@@ -24,7 +24,6 @@ from vine_mini.evaluate import standard_errors
 from vine_mini.steps import cut_steps
 from vine_mini.types import Episodes, Trajectory, collate
 
-pytestmark = pytest.mark.xdist_group("credit")  # one process makes its runs
 HOSTILE = '<script>document.title = "taken"</script></details></td></table>"><img src=x onerror=alert(1)>&lt;\u202egnorw\x00'
 SMALL = ["--k", "3", "--group", "4", "--critic_iterations", "0", "--fresh", "4"]
 

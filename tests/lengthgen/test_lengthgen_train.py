@@ -44,7 +44,6 @@ from vine_mini.models import load_policy, save_policy
 from vine_mini.sampling import sample
 from vine_mini.types import Sampling, Trajectory, UserError
 
-pytestmark = pytest.mark.xdist_group("lengthgen")  # one process makes its run
 SMALL = {"hidden": 32, "layers": 2, "heads": 2, "examples": 12, "steps": 3}
 
 
