@@ -6,7 +6,7 @@ A mutant is a module with one change: another comparison, operator, function, nu
 tests of the module run until the first failure. A mutant that no test notices is listed with its line. Some of these are
 *equivalent*: they compute the same for every input. EQUIVALENT names each of them with the reason. Results are kept in
 mutants.json after each module, and a second call makes what is missing. A mutant counts as noticed where it computes for more
-than a minute, waits for more than ten, or needs more than MEMORY.
+than a minute, takes more than three, or needs more than MEMORY.
 """
 
 import argparse
@@ -229,7 +229,7 @@ def _noticed(module: str, source: str, tests: str, folder: str) -> bool:
     if not process:
         resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT))
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-        signal.alarm(10 * LIMIT)
+        signal.alarm(3 * LIMIT)
         os.environ.pop("PYTHONUNBUFFERED", None)  # it would hide a missing flush
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1), os.dup2(null, 2)

@@ -15,6 +15,7 @@ need no products.
 """
 
 import argparse
+import copy
 import json
 import statistics
 import subprocess
@@ -32,6 +33,7 @@ from vine_mini import sampling
 from vine_mini.app.config import TrainConfig
 from vine_mini.app.flags import read_preset
 from vine_mini.app.setup import build_trainer
+from vine_mini.models import bfloat16_copy
 from vine_mini.types import Sampling, Trajectory
 
 
@@ -45,6 +47,7 @@ class Workload:
     k: int
     max_new_tokens: int
     eos: list[int]
+    sampler: object = None  # the copy of the model with which this package samples on a GPU
 
     def states(self) -> tuple[list[list[int]], list[int]]:
         """Token ids of each state and what is left of its limit."""
@@ -107,7 +110,7 @@ WORKLOADS = {"demo": lambda quick: demo(prompts=4 if quick else 32), "small": sm
 def ours(work: Workload, slots: int, plain: bool = False):
     """This package. -> new tokens"""
     settings = Sampling(work.max_new_tokens, tuple(work.eos), batch_size=slots)
-    done = sampling.rollouts(work.model, work.trajectories, work.cuts, settings, k=work.k, seed=0, plain=plain)
+    done = sampling.rollouts(work.sampler or work.model, work.trajectories, work.cuts, settings, k=work.k, seed=0, plain=plain)
     return sum(len(t.response_ids) for of_row in done for of_state in of_row for t in of_state)
 
 
@@ -209,7 +212,8 @@ def measure(name: str, args, threads: int) -> dict:
     work = WORKLOADS[name](args.quick)
     work.model.to(args.device)
     if args.device == "cuda":
-        work.model.bfloat16()
+        work.sampler = bfloat16_copy(work.model)
+        work.model = copy.deepcopy(work.model).bfloat16()
     batches = (64,) if args.quick else (128, 512, 1024)
     best = max(batches, key=lambda rows: _rate(lambda: generate(work, rows), args.device))
     slots = max(args.slots, key=lambda size: _rate(lambda: ours(work, size), args.device))

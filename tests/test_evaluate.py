@@ -79,9 +79,11 @@ def test_every_error_is_an_error_over_problems(tokenizer, monkeypatch):
 
 
 def test_table():
-    text = table({"before": {"pass@1": (0.25, 0.012), "length": (40.0, 0.5)}, "after": {"pass@1": (0.5, 0.02)}})
+    before = {"pass@1": (0.25, 0.012), "length": (1023.4, 12.3), "kl": (0.0123, 0.00456)}
+    text = table({"before": before, "after": {"pass@1": (0.5, 0.02)}})
     assert text.splitlines()[1].split() == ["pass@1", "25.0", "±", "1.2", "%", "50.0", "±", "2.0", "%"]
-    assert text.splitlines()[2].split() == ["length", "40", "±", "0.5"]
+    assert text.splitlines()[2].split() == ["length", "1023.4", "±", "12.3"]
+    assert text.splitlines()[3].split() == ["kl", "0.012", "±", "0.0046"]
 
 
 def test_one_problem_has_no_standard_error(tokenizer, monkeypatch):

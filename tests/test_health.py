@@ -279,7 +279,7 @@ def test_a_model_may_have_anything_at_padding(llama):
 
     def forward(**inputs):
         out = inner(**inputs)
-        out.last_hidden_state = out.last_hidden_state.masked_fill(inputs["attention_mask"][..., None] == 0, NAN)
+        out.last_hidden_state = out.last_hidden_state.masked_fill(tokens.attention_mask[..., None] == 0, NAN)
         return out
 
     llama.base_model.forward = forward
@@ -313,6 +313,7 @@ def test_healthy_metrics_have_no_symptom():
         ("ratio", dict(ratio=1.3), "--epochs"),
         ("ratio", dict(ratio=0.7), "--epochs"),
         ("first_ratio", dict(first_ratio=1.1), "report a bug"),
+        ("sampler_gap", dict(sampler_gap=0.11), "--importance_cap 2"),
         ("skipped", dict(skipped=0.25), "--lr"),
     ],
 )

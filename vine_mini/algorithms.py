@@ -55,7 +55,7 @@ def vineppo(episodes: Episodes, values, roll_out, config):
     for t, starts, of_row, R, rest in zip(trajectories, cuts, states, episodes.rewards.flatten().tolist(), others, strict=True):
         values = [value[state] for state in of_row]
         values[0] = (config.k * values[0] + rest) / (config.k + config.group - 1)
-        values += [R] * (len(starts) - len(values))  # as the official code does where a response has more than max_states
+        values += [R] * (len(starts) - len(values))  # beyond max_states, as in the official code
         of_steps = step_advantages(values, R, lam=config.mc_lam, mu=config.mc_mu)
         advantages.append(spread_to_tokens(of_steps, starts, len(t.response_ids)))
     every = [r for group in rollouts for r in group]

@@ -21,7 +21,7 @@ from vine_mini.types import Trajectory, collate
 def evaluate(
     model, tokenizer, task, problems, prompts, sampling, *, n, greedy=True, seed=0, reference=None, sampler=None, progress=None
 ) -> dict[str, tuple[float, float | None]]:
-    """Samples n responses to each problem and, with `greedy`, one of the most likely token each time, and grades them.
+    """Samples n responses to each problem, and with `greedy` one more that takes the most likely token each time. Grades all.
 
     Args:
         task: the task module that grades the responses.
@@ -104,8 +104,8 @@ def table(columns: dict[str, dict[str, tuple[float, float | None]]]) -> str:
 
 
 def _cell(measure: str, mean: float, error: float | None) -> str:
-    if measure in ("length", "kl"):
-        return f"{mean:.3g} ± {'?' if error is None else format(error, '.1g')}"
+    if form := {"length": ".1f", "kl": ".2g"}.get(measure):
+        return f"{mean:{form}} ± {'?' if error is None else format(error, form)}"
     return percent(mean, error, 1)
 
 

@@ -53,6 +53,8 @@ def symptoms(metrics: dict) -> dict[str, str]:
         # Its expectation is 1. The presets have 0.998 to 1.002, and 1.000 before the first update, in bfloat16 as well.
         ("ratio", abs(m["ratio"] - 1) > 0.1, "updates lead away from the policy that sampled: lower --lr or --epochs"),
         ("first_ratio", abs(m["first_ratio"] - 1) > 0.01, "sampler and trainer disagree before any update: report a bug"),
+        # In nats a token. The policies here have 0.0005 in bfloat16.
+        ("sampler_gap", m["sampler_gap"] > 0.05, "sampler and trainer differ much: add --importance_cap 2 or leave out --bf16"),
         ("skipped", m["skipped"] > 0, "minibatches with a ratio above --max_ratio were skipped: lower --lr or --epochs"),
     ]  # fmt: skip
     return {name: says for name, bad, says in cases if bad}

@@ -34,6 +34,8 @@ PICKLED = (
     "{} has its weights only as .bin files, which are pickle and can run code when they are read: if you trust them, load the "
     "model with transformers, save it with save_pretrained into a folder, and give that folder as --model"
 )
+# cuDNN's attention is the default in bfloat16 on an H100 or H200. With a mask, its gradients can be NaN (PyTorch issue 196678).
+torch.backends.cuda.enable_cudnn_sdp(False)
 PROBED = 8  # tokens with which a model is tried out
 # What weights may hold beside the model: masks and frequencies that older versions saved, and the parts for pictures and sound.
 BESIDE = re.compile(r"(attn|attention)\.(bias|masked_bias|causal_mask)$|inv_freq$|vision|visual|audio|modal")
@@ -169,7 +171,10 @@ def checkpoint_activations(model) -> None:
     """In train mode, keep one hidden state a layer and compute the rest again in the backward pass. Raises UserError."""
     if not model.supports_gradient_checkpointing:
         raise UserError("this architecture has no gradient_checkpointing: leave it out, and lower --micro_batch_tokens")
-    model.activation_checkpointing_enable({"use_reentrant": False})
+    enable = (
+        getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    )  # as older versions call it
+    enable({"use_reentrant": False})
 
 
 def default_lr(policy) -> float:

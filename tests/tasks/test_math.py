@@ -178,6 +178,19 @@ def test_every_real_solution_states_its_answer():
         assert math.reward(problem, row["solution"]) == 1.0
 
 
+@needs_math_verify
+@pytest.mark.parametrize(
+    "answer", ["100, 200", "5, 100", r"100 \text{ and } 200", r"12\% \text{ and } 312", "x = 100, 200", "-5, 100, 300"]
+)
+def test_a_list_stays_a_list_when_it_is_normalized_again(answer):
+    """The reference is normalized when its row is read and when a response is compared. `100,200` is a number."""
+    digits = "".join(c for c in answer if c.isdigit())
+    problem = math.parse_row({"problem": "p", "solution": rf"\boxed{{{answer}}}"}, "row")
+    assert math.reward(problem, rf"So \boxed{{{answer}}}") == 1.0
+    assert math.reward(problem, rf"\boxed{{{digits}}}") == 0.0
+    assert all(normalize(normalize(text)) == normalize(text) for pair in RIGHT + WRONG for text in (*pair, answer))
+
+
 EQUAL = [{"x=5", "5"}]  # by reading the list of pairs: the only two texts among the 292 different answers that mean the same
 
 

@@ -100,7 +100,8 @@ def test_own_files_of_one_name_do_not_clash(tmp_path):
      (OWN.replace("def reward", "def rewards"), "my_task.py lacks reward: a task needs TEMPLATE, "), ("TEMPLATE = '{question}'", "lacks ANSWER_MARK, DEFAULTS, problems, extract_answer, reward:"),
      (OWN.replace("{question}", "question"), "TEMPLATE must contain {question}"), (OWN + "TEMPLATE = ['{question}']", "TEMPLATE must contain {question}"),
      (OWN + "ANSWER_MARK = ['=']", "ANSWER_MARK must be text or None"), (OWN + "DEFAULTS = [1]", "DEFAULTS must be a dictionary of numbers"),
-     (OWN + "DEFAULTS = {'max_new_tokens': '8'}", "DEFAULTS must be"), (OWN + "DEFAULTS = {'max_new_tokens': 8.5}", "max_new_tokens must be a whole number")],
+     (OWN + "DEFAULTS = {'max_new_tokens': '8'}", "DEFAULTS must be"), (OWN + "DEFAULTS = {'max_new_tokens': 8.5}", "max_new_tokens must be a whole number"),
+     (OWN + "DEFAULTS = {'temperature': 0.6}", "must set no other field than max_new_tokens, eval_temperature, steps")],
 )  # fmt: skip
 def test_mistakes_in_an_own_task_are_one_line(tmp_path, text, says):
     before = set(sys.modules)

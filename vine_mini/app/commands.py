@@ -115,9 +115,10 @@ def evaluate_policy(config: EvaluateConfig) -> int:
     model, tokenizer = _load(config)
     reference = models.load_policy(find_policy(config.reference), model.device)[0] if config.reference else None
     result = _evaluate(config, model, tokenizer, config.temperature, config.problems, config.n, config.top_p, reference)
-    print(table({visible(Path(policy_name(config)).name): result}))
+    print(table({f"{visible(Path(policy_name(config)).name)} at {config.temperature:g}": result}))
     if out:
-        write_text(out, json.dumps(result, indent=1))
+        settings = {"temperature": config.temperature, "top_p": config.top_p, "n": config.n}
+        write_text(out, json.dumps(result | settings, indent=1))
     return 0
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 from vine_mini import tasks
 from vine_mini.algorithms import ALGORITHMS
 from vine_mini.app.fields import (
+    COLDEST,
     WEEK,
     Amount,
     Count,
@@ -17,6 +18,7 @@ from vine_mini.app.fields import (
     Range,
     Seed,
     Share,
+    Warm,
     Whole,
     check_ranges,
     knob,
@@ -26,7 +28,6 @@ from vine_mini.divisors import DIVISORS
 from vine_mini.types import UserError
 
 SHIPPED = Path(__file__).parent / "policies"  # made by `python -m vine_mini sft`
-COLDEST = 1e-3  # of the temperatures
 POLICIES = {path.name: path for path in SHIPPED.iterdir() if path.is_dir()}
 
 
@@ -35,7 +36,9 @@ class Common:
     """What every command needs to know: the problems, the policy and the machine."""
 
     task: str = knob(next(iter(tasks.BUILT_IN)), f"Problems: {', '.join(tasks.BUILT_IN)}, or the path of your own task file.")
-    data: str | None = knob(None, "Folder or file of the problems, for tasks that read them. Left out: the Hub, if there.")
+    data: str | None = knob(
+        None, "Folder or file of the problems, for tasks that read them. Left out: the task's data set on the Hub."
+    )
     steps: Annotated[int, Range(1, 200)] | None = knob(None, "Generated tasks: operations. Left out: the task's own number.")
     min_steps: Count | None = knob(None, "Generated tasks: fewest operations, if problems of several lengths are wanted.")
     max_number: Annotated[int, Range(3, 10**9)] = knob(20, "Generated tasks: no number in a solution is larger.")
@@ -55,15 +58,16 @@ class Common:
     def __post_init__(self):
         if self.task.endswith(".py"):
             self.task = str(Path(self.task).absolute())  # a run can then be resumed from any folder
-        for name, value in tasks.get(self.task).DEFAULTS.items():
+        defaults = tasks.get(self.task).DEFAULTS
+        for name, value in (*defaults.items(), ("temperature", defaults.get("eval_temperature"))):  # evaluate: --temperature
             if getattr(self, name, value) is None:
                 setattr(self, name, value)
-        for name in ("max_new_tokens", "eval_temperature"):
+        for name in ("max_new_tokens", "eval_temperature", "temperature"):
             if getattr(self, name, 0) is None:
                 raise UserError(f"{name}: the task has no default, so give --{name}")
         check_ranges(self)
         for name in ("temperature", "eval_temperature"):
-            if 0 < getattr(self, name, 0) < COLDEST:  # logits would be divided to infinity
+            if 0 < getattr(self, name, 0) < COLDEST:
                 raise UserError(f"{name} = {getattr(self, name)}: must be 0, which is greedy, or at least {COLDEST}")
         if self.prompt is not None and "{question}" not in self.prompt:
             raise UserError("--prompt must contain {question}")
@@ -107,7 +111,7 @@ class TrainConfig(Common):
     step_tokens: Count | None = knob(None, "vineppo: cut a step every so many tokens instead of at newlines.")
     scale_by_std: bool = knob(True, "grpo: divide by the standard deviation of the group (Dr. GRPO: no).")
     divisor: str = knob("tokens", "Of the policy loss: tokens, sequences (GRPO) or constant (Dr. GRPO); see divisors.py.")
-    temperature: Positive = knob(1.0, "Of responses and rollouts; log-probs are taken at it too.")
+    temperature: Warm = knob(1.0, "Of responses and rollouts; log-probs are taken at it too.")
     top_p: PositiveShare = knob(1.0, "Nucleus sampling. Below 1 the gradient is biased: log-probs are of the whole distribution.")
     importance_cap: Amount = knob(0.0, "bf16: weigh a token by policy / sampler, at most this (2 is usual); 0: all weigh 1.")
     epochs: Annotated[int, Range(1, 10_000)] = knob(2, "Passes over an iteration's episodes.")
@@ -123,16 +127,18 @@ class TrainConfig(Common):
     value_clip: Amount = knob(0.2, "ppo: how far a value may move from the old one.")
     gamma: Share = knob(1.0, "ppo: discount.")
     lam: Share = knob(1.0, "ppo: GAE's lambda (paper: 1.0).")
-    examples: Count = knob(10, "restem, dpo: at most so many examples from a problem (paper: 10 and 64); right is a reward of 1.")
+    examples: Count = knob(10, "restem, dpo: most examples from a problem (paper: 10 and 64). A response with reward 1 is right.")
     dpo_beta: Positive = knob(0.3, "dpo: how strongly the policy is kept near the reference (paper: 0.3 for GSM8K).")
     dpo_penalty: Amount = knob(50.0, "dpo: weight of a right response's lost log-prob (paper: 50); 0: plain DPO.")
-    kl_coef: Amount = knob(0.1, "Weight of the KL to the reference in the loss (paper: 1e-4); 0: only restem and dpo keep one.")
+    kl_coef: Amount = knob(0.1, "Weight of the KL to the reference in the loss (paper: 1e-4). restem and dpo have no such term.")
     kl_per_response: bool = knob(False, "Sum the KL over a response, as the official code does, instead of a mean over tokens.")
     kl_kind: str = knob("k3", "KL estimator: k1, k2 or k3.")
     max_ratio: Annotated[float, Range(1)] = knob(10.0, "A minibatch whose mean ratio is above this is skipped.")
     gradient_checkpointing: bool = knob(False, "Compute activations again in the backward pass: slower, less memory.")
-    eval_every: Whole = knob(0, "Evaluate every so many iterations; 0: only before and after.")
-    validation: Whole = knob(200, "With eval_every: training problems set aside to find RUN/best, the best policy; 0: none.")
+    eval_every: Whole = knob(0, "Evaluate every so many iterations; 0: on test problems before and after only.")
+    validation: Whole = knob(
+        200, "With eval_every: training problems set aside, on which RUN/best is chosen; 0: evaluate on test problems."
+    )
     eval_problems: Whole = knob(200, "Test problems in an evaluation; 0: all.")
     eval_samples: Count = knob(4, "Samples for each problem in an evaluation.")
     eval_temperature: Amount | None = knob(None, "Of those samples. Left out: the task's own.")
@@ -175,7 +181,7 @@ class SFTConfig(Common):
     vocab_size: Annotated[int, Range(258, 10**6)] = knob(400, "New model: tokens of its byte-level BPE.")
     eval_problems: Whole = knob(200, "Test problems in the evaluation at the end; 0: all.")
     eval_samples: Count = knob(4, "Samples for each of them.")
-    eval_temperature: Amount = knob(1.0, "Of those samples.")
+    eval_temperature: Amount | None = knob(None, "Of those samples. Left out: the task's own.")
 
     def __post_init__(self):
         super().__post_init__()
@@ -188,7 +194,7 @@ class EvaluateConfig(Common):
     """Measure a policy on test problems: pass@1, pass@n, greedy, majority vote, length, truncation, KL."""
 
     n: Count = knob(16, "Samples for each problem (paper: 16).")
-    temperature: Amount = knob(0.35, "Of those samples (paper: 0.35).")
+    temperature: Amount | None = knob(None, "Of those samples. Left out: the task's own (GSM8K and MATH: 0.35, the paper's).")
     top_p: PositiveShare = knob(1.0, "Nucleus sampling (paper: 0.9).")
     problems: Whole = knob(0, "Test problems; 0: all.")
     reference: str | None = knob(None, "Also measure the KL to this policy (a Hub name or a folder).")

@@ -29,6 +29,8 @@ Whole = Annotated[int, Range(0, 10**9)]
 LARGE = 1e30  # near the largest float32
 Amount = Annotated[float, Range(0, LARGE)]
 Positive = Annotated[float, Range(0, LARGE, above=True)]
+COLDEST = 1e-3  # of the temperatures; a lower one divides logits to infinity
+Warm = Annotated[float, Range(COLDEST, LARGE)]
 Share = Annotated[float, Range(0, 1)]
 PositiveShare = Annotated[float, Range(0, 1, above=True)]
 WEEK = 7 * 86_400  # seconds

@@ -14,8 +14,8 @@ from vine_mini.types import UserError
 PRESETS = Path(__file__).parent / "presets"
 PRESET_NAMES = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
 # What a resumed run may change: its length, its machine and, not listed here, its evaluation.
-MAY_CHANGE = "resume device data iterations max_seconds save_every keep_every gradient_checkpointing"
-MAY_CHANGE += " sample_batch_size micro_batch_tokens yes vllm"
+MAY_CHANGE = set("resume yes iterations max_seconds save_every keep_every device data gradient_checkpointing vllm".split())
+MAY_CHANGE |= {"sample_batch_size", "micro_batch_tokens"}
 OF_A_CALL = ("out", "resume", "yes")  # no preset may choose where a run writes
 
 
@@ -55,33 +55,12 @@ def read_preset(name: str) -> dict:
 def parse(config_class, prog: str, argv: list[str]):
     """Reads a command line. -> an instance of `config_class`
 
-    The fields of a preset act as flags that stand before the user's flags. `--resume RUN` and `--run RUN` take the fields of
-    RUN/config.yaml in the same way. Presets are written for training, so the other commands take only the fields of `Common`
-    from a preset. `--run` takes all fields of its command but the policy's. A task file that only a preset names does not run.
-    `--help` prints them and exits. Raises UserError.
+    The fields that --preset, --resume or --run bring act as flags that stand before the user's flags. A task file that only a
+    preset names does not run. `--help` prints all flags and exits. Raises UserError.
     """
     names = {f.name for f in fields(config_class)}
-    finder = _Parser(add_help=False, allow_abbrev=False)
-    for name in ("preset", *({"resume", "run"} & names)):
-        finder.add_argument(f"--{name}")
-    sources = {name: value for name, value in vars(finder.parse_known_args(argv)[0]).items() if value is not None}
-    if len(sources) > 1:
-        raise UserError("--preset, --resume and --run each bring a whole configuration: give one of them")
-    values, usable, path = {}, names, ""
-    for name, source in sources.items():
-        path = source if name == "preset" else f"{source}/config.yaml"
-        if name == "preset":
-            values = read_preset(source)
-            usable = names if issubclass(config_class, TrainConfig) else names & {f.name for f in fields(Common)}
-            continue
-        if not Path(path).is_file():
-            raise UserError(f"there is no {path}: --{name} needs the folder of a run")
-        values = read_preset(path)
-        if missing := {"task", "algorithm", "lr"} - {*values}:
-            raise UserError(f"{path} lacks {', '.join(sorted(missing))}: put the lines back")
-        own = set() if name == "resume" else {"model"} if issubclass(config_class, TrainConfig) else {"model", "group"}
-        usable = names - own  # `credit` and `credit-cost` load RUN/policy, and `credit` has its own group
-    flags = [f"--{name}={value}" for name, value in values.items() if name in usable and value is not None]
+    values, path, source = _source(config_class, argv)
+    flags = [f"--{name}={value}" for name, value in values.items()]
     parser = _Parser(config_class, prog=prog, description=config_class.__doc__, allow_abbrev=False)
     if issubclass(config_class, Common):
         only = "" if issubclass(config_class, TrainConfig) else " Only the fields that all commands share are taken."
@@ -96,10 +75,10 @@ def parse(config_class, prog: str, argv: list[str]):
                 raise UserError(f"{name} = {value}: not UTF-8 text")  # paths too, because libraries that save refuse others
         return config_class(**{name: given[name] for name in names})
 
-    if "task" in usable and str(values.get("task")).endswith(".py"):
+    if str(values.get("task")).endswith(".py"):
         _check_task_file(values["task"], path, argv)
     config = read([*flags, *argv])
-    if "resume" not in sources:
+    if source != "resume":
         return config
     saved = read(flags)
     if bool(config.eval_every) != bool(saved.eval_every):
@@ -108,6 +87,35 @@ def parse(config_class, prog: str, argv: list[str]):
         if getattr(config, name) != old:
             raise UserError(f"--resume goes on with {name} = {old}; it cannot change to {getattr(config, name)}")
     return config
+
+
+def _source(config_class, argv: list[str]) -> tuple[dict, str, str]:
+    """What --preset, --resume or --run brings. -> the fields that the command takes, their file, the flag; empty without one
+
+    Presets are written for training, so the other commands take only the fields of `Common` from a preset. `--resume RUN` and
+    `--run RUN` bring RUN/config.yaml. Raises UserError.
+    """
+    names, trains = {f.name for f in fields(config_class)}, issubclass(config_class, TrainConfig)
+    finder = _Parser(add_help=False, allow_abbrev=False)
+    for name in ("preset", *({"resume", "run"} & names)):
+        finder.add_argument(f"--{name}")
+    given = {flag: value for flag, value in vars(finder.parse_known_args(argv)[0]).items() if value is not None}
+    if len(given) > 1:
+        raise UserError("--preset, --resume and --run each bring a whole configuration: give one of them")
+    if not given:
+        return {}, "", ""
+    [(flag, value)] = given.items()
+    path = value if flag == "preset" else f"{value}/config.yaml"
+    if flag == "preset" and not trains:
+        names &= {f.name for f in fields(Common)}
+    elif flag == "run":  # these commands load RUN/policy, and `credit` has its own group
+        names -= {"model"} if trains else {"model", "group"}
+    if flag != "preset" and not Path(path).is_file():
+        raise UserError(f"there is no {path}: --{flag} needs the folder of a run")
+    values = read_preset(path)
+    if flag != "preset" and (missing := {"task", "algorithm", "lr"} - {*values}):
+        raise UserError(f"{path} lacks {', '.join(sorted(missing))}: put the lines back")
+    return {name: x for name, x in values.items() if name in names and x is not None}, path, flag
 
 
 def _check_task_file(task: str, path: str, argv: list[str]) -> None:
@@ -128,7 +136,7 @@ def _check_task_file(task: str, path: str, argv: list[str]) -> None:
 
 def kept_fields(config) -> dict:
     """The fields that a resumed run cannot change."""
-    return {name: x for name, x in vars(config).items() if name not in MAY_CHANGE.split() and not name.startswith("eval_")}
+    return {name: x for name, x in vars(config).items() if name not in MAY_CHANGE and not name.startswith("eval_")}
 
 
 def to_yaml(config) -> str:

@@ -83,6 +83,7 @@ def estimate(model, config, longest_prompt: int, device=None) -> dict[str, int]:
         "policy: weights, AdamW": weights * adamw,
         "critic: weights, AdamW": critic * adamw,
         "reference": reference * bool(algorithm.choose_examples or (algorithm.needs_reference and config.kl_coef > 0)),
+        "best epoch": weights * 4 * bool(algorithm.choose_examples and config.eval_every and config.epochs > 1),
         "bf16 copy that samples": backbone * 2 * config.bf16,  # its head is the policy's float32 head
         "sampling: KV cache": cache,
         "sampling: activations": forward,
@@ -175,10 +176,9 @@ def _activations(s: _Sizes, config, longest_prompt: int) -> int:
     #   2 norms: their input and the normalised input, in float32                                        4 hidden
     #   inputs of q, k, v, gate and up: one vector for q, k and v, and one for gate and up               2 hidden
     #     (in bfloat16, autocast makes a copy for each of the five)                                      5 hidden
-    #   attention: q, k and v (k and v repeated for all heads), and its output                           4 queries
-    #   attention: a row of the mask for this batch                                                      length
+    #   attention: q and its output, k and v                                                             2 queries, 2 keys
     #   MLP: the gate, its SiLU, the other half, and their product                                       4 inner
-    products = (5 if config.bf16 else 2) * s.hidden + 4 * s.queries + length + 4 * s.inner
+    products = (5 if config.bf16 else 2) * s.hidden + 2 * (s.queries + s.keys) + 4 * s.inner
     layer = 4 * s.hidden * 4 + products * s.number
     kept = s.layers * s.hidden * 4 + layer if config.gradient_checkpointing else s.layers * layer  # checkpointing: the inputs
     # The backward pass begins at the head: the last norm, the states that predict response tokens, and three numbers of each

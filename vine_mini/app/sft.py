@@ -35,9 +35,10 @@ def imitate(config, folder: Path):
     model, tokenizer, usual_lr, what = _start(config, train, rng, device)
     _check_cost(config, model.num_parameters(), len(test))
     prompts = tasks.prompt_ids(train, tokenizer, config)
-    longest = 1 + max(map(len, tokenizer([p.solution for p in train], add_special_tokens=False)["input_ids"]))
+    texts = [tasks.demonstration(task, p, config.error_rate, random.Random(0)) for p in train]
+    longest = 1 + max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
     if longest > config.max_new_tokens:
-        raise UserError(f"the longest solution has {longest} tokens: raise --max_new_tokens (now {config.max_new_tokens})")
+        raise UserError(f"the longest demonstration has {longest} tokens: raise --max_new_tokens (now {config.max_new_tokens})")
     tasks.check_prompts(prompts + tasks.prompt_ids(test, tokenizer, config), context_length(model), config.max_new_tokens)
     ends = eos_ids(model, tokenizer)
     eos = ends[0] if tokenizer.eos_token_id is None else tokenizer.eos_token_id
@@ -107,12 +108,13 @@ def _start(config, train, rng, device):
 
 
 def model_card(config, loss: float, results: str) -> str:
-    """The README.md in the policy's folder: what the policy is, the command that made it, and its evaluation."""
+    """The README.md in the policy's folder: what the policy is, the command that made it, and its evaluation (`results`)."""
     default = type(config)  # before the task's own numbers come in
     changed = {name: x for name, x in vars(config).items() if name != "out" and x not in (None, getattr(default, name))}
     joined = {name: f"{'=' if str(x).startswith('-') else ' '}{shlex.quote(str(x))}" for name, x in changed.items()}
     flags = " ".join(f"--{name}{x}" for name, x in joined.items())
     start = "from scratch" if config.model is None else f"from {config.model}"
+    most = f"at most {config.eval_problems} " if config.eval_problems else ""
     how = f" with mistakes (--error_rate {config.error_rate})" if config.error_rate else ""
     return f"""---
 library_name: transformers
@@ -124,7 +126,7 @@ Trained {start} to imitate demonstrations{how}. It is a start for reinforcement 
 
     python -m vine_mini sft {flags}
 
-The loss at the end is {loss:.4f} nats a token. On {config.eval_problems or "all"} test problems (mean ± standard error):
+The loss at the end is {loss:.4f} nats a token. On {most}test problems (mean ± standard error):
 
 ```
 {results}

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from vine_mini.app.config import Common, take_policy_of_run
-from vine_mini.app.fields import Count, Positive, Several, Whole, knob
+from vine_mini.app.fields import Count, Several, Warm, Whole, knob
 from vine_mini.types import UserError
 
 
@@ -26,7 +26,7 @@ class CreditConfig(Common):
     other: str | None = knob(
         None, "Another policy, such as a later checkpoint: its values of the same states beside the first's."
     )
-    temperature: Positive = knob(1.0, "Of responses and rollouts.")
+    temperature: Warm = knob(1.0, "Of responses and rollouts.")
     step_tokens: Count | None = knob(None, "Cut a step every so many tokens instead of at newlines.")
     critic_iterations: Whole = knob(20, "ppo: iterations for a critic while the policy rests (a ppo run has one); 0: no column.")
     out: str | None = knob(None, "Folder for what the command writes; a new one under runs/ when left out.")

@@ -105,6 +105,6 @@ def cumulative(logprobs, top_p: float):
     if top_p < 1.0:
         ranked, index = probs.sort(dim=-1, descending=True)
         outside = ranked.cumsum(dim=-1) - ranked >= top_p  # the more likely tokens alone reach top_p
-        probs = probs.masked_fill(outside.gather(1, index.argsort(dim=-1)), 0.0)
+        probs = torch.zeros_like(probs).scatter_(1, index, ranked.masked_fill(outside, 0.0))
     cdf = probs.cumsum(dim=-1)
     return cdf.div_(cdf[:, -1:].clone())  # ends with exactly 1, so every uniform number falls into an interval

@@ -5,7 +5,7 @@ path/to/my_task.py` loads a user's own file. No module outside this folder knows
 
     TEMPLATE: str                                   the prompt, with {question} in it
     ANSWER_MARK: str | None                         what an answer line begins with; None where there is no such line
-    DEFAULTS: dict                                  of the config fields that depend on the task: max_new_tokens, eval_temperature
+    DEFAULTS: dict                                  of config fields: max_new_tokens, eval_temperature, steps
     problems(config) -> (train, test)               two lists of Problem
     extract_answer(text) -> str | None              the answer of a response; equal answers have equal text (for majority votes)
     reward(problem, text) -> float                  from 0 to 1, for the text of a response that ended by itself

@@ -9,6 +9,7 @@ from vine_mini.types import Problem, UserError
 BUILT_IN = {"arithmetic": arithmetic, "decisive": decisive, "gsm8k": gsm8k, "jsonl": jsonl, "math": math}
 NAMES = ("TEMPLATE", "ANSWER_MARK", "DEFAULTS", "problems", "extract_answer", "reward")
 FUNCTIONS = {"problems": object, "extract_answer": str | None, "reward": object, "demonstration": str, "step_starts": list}
+ASKED = ("max_new_tokens", "eval_temperature", "steps")  # the config fields that are the task's where the user gives none
 LISTS = "problems() must return two lists of Problem, whose three fields are text"
 FITS = {"step_starts": lambda starts: all(isinstance(start, int) for start in starts) and starts == sorted(starts)}
 
@@ -29,6 +30,7 @@ def get(name: str):
         (isinstance(module.ANSWER_MARK, str | None), "ANSWER_MARK must be text or None"),
         (all(type(x) in (int, float) for x in limits.values()), "DEFAULTS must be a dictionary of numbers"),
         (type(limits.get("max_new_tokens", 1)) is int, "DEFAULTS: max_new_tokens must be a whole number"),
+        ({*limits} <= {*ASKED}, f"DEFAULTS must set no other field than {', '.join(ASKED)}"),
     ):
         if not right:
             raise UserError(f"{module.__file__}: {says}")

@@ -23,15 +23,15 @@ def attend(cache: SlotCache, module, query, key, value, attention_mask, scaling=
     H = len(own_keys) // n
     q = (query * (scaling or d**-0.5)).view(n, H, -1, d)  # [n, H, g, d]
 
-    def on_trunks(x, y):
+    def on_trunks(x, y, product=torch.bmm):
         """Each slot's x [n, H, g, i] times the matrix of its trunk in y [G H, i, j]. -> [n, H, g, j]"""
         new = x.new_empty if x.dtype == torch.float32 else x.new_zeros  # a bfloat16 product may read past its row: no NaN there
         grid = new(last - first, H, R, *x.shape[2:])  # [G, H, R, g, i]; products of empty places are not read
         grid[trunk, :, rank] = x
-        return (grid.view(len(y), -1, y.shape[1]) @ y).view(*grid.shape[:4], -1)[trunk, :, rank]
+        return product(grid.view(len(y), -1, y.shape[1]), y).view(*grid.shape[:4], -1)[trunk, :, rank]
 
-    own = (q.flatten(0, 1) @ own_keys).view(n, H, -1, W)
-    logits = torch.cat([on_trunks(q, trunk_keys), own], dim=-1).view(n, heads, -1)  # [n, heads, L + W]
+    own = _logits(q.flatten(0, 1), own_keys).view(n, H, -1, W)
+    logits = torch.cat([on_trunks(q, trunk_keys, _logits), own], dim=-1).view(n, heads, -1)  # [n, heads, L + W]
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     logits += attention_mask[:, 0]
@@ -41,6 +41,11 @@ def attend(cache: SlotCache, module, query, key, value, attention_mask, scaling=
     out = on_trunks(weights[..., :L], trunk_values)
     out += (weights[..., L:].flatten(0, 1) @ own_values).view(n, H, -1, d)
     return out.view(n, 1, heads, d), None
+
+
+def _logits(x, y):
+    """x @ y; of bfloat16 on a GPU in float32, because a logit of -100 is rounded by up to 0.25 otherwise."""
+    return torch.bmm(x, y, out_dtype=torch.float32) if x.is_cuda and x.dtype == torch.bfloat16 else torch.bmm(x, y)
 
 
 @contextmanager

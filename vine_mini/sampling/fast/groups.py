@@ -27,9 +27,10 @@ class Groups:
 
     def __init__(self, table: Table, counts: Counter, size: int, longest: int, run):
         size = min(size, table.spare)
-        self.table, self.longest, self.run = table, longest, run
         self.crowd = slots_in_a_group(counts.values(), size)
-        self.count, self.width = size // self.crowd, table.tokens.shape[1]
+        # In bfloat16 a product is slow whose rows are no multiple of eight numbers. A quarter of a width is a multiple as well.
+        longest, width = -(-longest // 8) * 8, -(-table.tokens.shape[1] // 32) * 32
+        self.table, self.longest, self.width, self.run, self.count = table, longest, width, run, size // self.crowd
         self.member = torch.full((self.count * self.crowd,), table.spare, device=table.start.device)  # the request in each slot
         self.cache: SlotCache | None = None
 
