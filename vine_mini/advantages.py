@@ -1,6 +1,6 @@
 """Advantages: how much better an action was than what the policy does on average. Pure functions.
 
-Deviation: GRPO and whitening divide by the sample standard deviation (n - 1). The papers do not say which one they use.
+GRPO and whitening divide by the sample standard deviation (n - 1). The papers do not say which one they use.
 """
 
 import torch

@@ -9,7 +9,7 @@
     dpo        prefers right responses to wrong ones (DPO-Positive)            arXiv 2402.13228
 
 Deviations from the paper: steps are cut in the sampled tokens. V(s_0) counts the other responses to a problem as rollouts of its
-prompt. By default mc_lam = mc_mu = 0.5; the paper has 0.
+prompt. By default mc_lam = mc_mu = 0.5; the paper has 0. GRPO's loss is a mean over tokens (as published: --divisor sequences).
 """
 
 from collections.abc import Callable
@@ -30,39 +30,41 @@ MAX_KL = 10.0  # the KL of a token counts no more than this in the loss, as in t
 
 def vineppo(episodes: Episodes, values, roll_out, config):
     """Monte Carlo credit: the advantage of a step is the change that it makes to the expected reward (section 4)."""
-    trajectories, cuts, tokenizer = episodes.trajectories, episodes.cuts, episodes.tokenizer
     # Each response is cut into steps. The state before a step is the problem and the response so far. [B][step]
-    rows = zip(episodes.problems, trajectories, cuts, strict=True)
-    states = [[(problem, tuple(t.response_ids[:cut])) for cut in starts[: config.max_states]] for problem, t, starts in rows]
-    # Equal states have equal values. Each distinct state is rolled out K times, from the response where it occurs first.
-    first: dict = {}  # distinct state -> the response where it occurs first, in the order of the rollouts
-    for row, of_row in enumerate(states):
-        for state in of_row:
-            first.setdefault(state, row)
-    distinct_cuts = [[len(state[1]) for state in of_row if first[state] == row] for row, of_row in enumerate(states)]
-    rollouts = [group for of_row in roll_out(trajectories, distinct_cuts, config.k) for group in of_row]  # [state][K]
-    # Grade the response that each rollout completes.
-    graded: dict = {}
-    rewards = [
-        [tasks.grade(episodes.task, problem, r, tokenizer, so_far, graded) for r in group]
-        for (problem, so_far), group in zip(first, rollouts, strict=True)
-    ]  # [state][K]
-    # The value of a state is the mean of its K rewards. The other responses to a problem are rollouts of its prompt as well.
-    value = dict(zip(first, monte_carlo_values(rewards), strict=True))
-    others = (episodes.rewards.sum(dim=1, keepdim=True) - episodes.rewards).flatten().tolist()  # [B]
+    rows = list(zip(episodes.problems, episodes.trajectories, episodes.cuts, strict=True))
+    states = [[(problem, tuple(t.response_ids[:cut])) for cut in cuts[: config.max_states]] for problem, t, cuts in rows]
+    value, rollouts = state_values(episodes, states, roll_out, config.k)
+    # The other responses to a problem are rollouts of its prompt as well. [B] the sum of their rewards
+    others = (episodes.rewards.sum(dim=1, keepdim=True) - episodes.rewards).flatten().tolist()
     # The advantage of a step is the value after it minus the value before it. Every token of the step gets this advantage.
     advantages = []
-    for t, starts, of_row, R, rest in zip(trajectories, cuts, states, episodes.rewards.flatten().tolist(), others, strict=True):
-        values = [value[state] for state in of_row]
-        values[0] = (config.k * values[0] + rest) / (config.k + config.group - 1)
-        values += [R] * (len(starts) - len(values))  # beyond max_states, as in the official code
-        of_steps = step_advantages(values, R, lam=config.mc_lam, mu=config.mc_mu)
-        advantages.append(spread_to_tokens(of_steps, starts, len(t.response_ids)))
+    for (_, t, cuts), of_row, R, rest in zip(rows, states, episodes.rewards.flatten().tolist(), others, strict=True):
+        V = [value[state] for state in of_row]
+        V[0] = (config.k * V[0] + rest) / (config.k + config.group - 1)
+        V += [R] * (len(cuts) - len(V))  # beyond max_states, as in the official code
+        of_steps = step_advantages(V, R, lam=config.mc_lam, mu=config.mc_mu)
+        advantages.append(spread_to_tokens(of_steps, cuts, len(t.response_ids)))
     every = [r for group in rollouts for r in group]
     stats: dict = {"states": sum(map(len, states)), "unique_states": len(rollouts), "rollouts": len(every)}
     stats |= {"rollout_tokens": sum(len(r.response_ids) for r in every)}
     stats |= {"rollouts_truncated": sum(not r.finished for r in every) / len(every)}
     return on_response(advantages, episodes.tokens.response_mask), None, stats
+
+
+def state_values(episodes: Episodes, states, roll_out, k: int):
+    """The Monte Carlo value of each distinct state: the mean reward of k rollouts from it. Equal states share their rollouts.
+
+    states: [B][step] of (problem, response so far). -> {state: value}, the rollouts [distinct state][k]
+    """
+    first: dict = {}  # state -> the response from which it is rolled out: the first one with this state
+    for row, of_row in enumerate(states):
+        for state in of_row:
+            first.setdefault(state, row)
+    cuts = [[len(so_far) for problem, so_far in of_row if first[problem, so_far] == row] for row, of_row in enumerate(states)]
+    rollouts, graded = roll_out(episodes.trajectories, cuts, k), {}  # [B][state that is rolled out here][k]
+    rows = zip(episodes.problems, episodes.trajectories, cuts, rollouts, strict=True)
+    rewards = [of for row in rows for of in tasks.grade_rollouts(episodes.task, *row, episodes.tokenizer, graded)]
+    return dict(zip(first, monte_carlo_values(rewards), strict=True)), [group for of_row in rollouts for group in of_row]
 
 
 def ppo(episodes: Episodes, values, roll_out, config):
@@ -91,7 +93,7 @@ def clipped_loss_with_kl(logprobs, batch: Batch, config, denominator):
     if batch.ref_logprobs is not None:
         # exp of a large difference is infinite, and its gradient after the clamp is NaN. So the difference is bounded first.
         reference = torch.minimum(batch.ref_logprobs, logprobs.detach() + 2 * MAX_KL)
-        kl = masked_mean(kl_penalty(logprobs, reference, kind=config.kl_kind).clamp(max=MAX_KL), mask, denominator)
+        kl = masked_mean(kl_penalty(logprobs, reference).clamp(max=MAX_KL), mask, denominator)
         mean_length = denominator / config.minibatch_size if config.kl_per_response else 1.0
         loss, stats["kl"] = loss + config.kl_coef * mean_length * kl, kl.item()
     return loss, stats

@@ -24,7 +24,7 @@ def finite(what: str, x: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def located(where: str, tokens, rows, log: dict[str, list[float]]):
-    """Adds to a Diverged error from the block which minibatch it was (`where`), its tokens (rows [m]), and earlier metrics."""
+    """Where the block raises Diverged, adds to the error: the minibatch (`where`), its rows [m], and earlier metrics."""
     try:
         yield
     except Diverged as error:
@@ -35,7 +35,7 @@ def located(where: str, tokens, rows, log: dict[str, list[float]]):
 
 
 def symptoms(metrics: dict) -> dict[str, str]:
-    """What the metrics of one iteration say against the training. -> {name of the metric: what is wrong and what to try}"""
+    """Warnings that follow from the metrics of one iteration. -> {name of the metric: what is wrong and what to try}"""
     m = defaultdict(lambda: math.nan, metrics)  # a comparison with what is not measured is false
     unsolved = m["reward"] < 0.9
     cases = [

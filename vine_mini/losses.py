@@ -26,7 +26,7 @@ def clipped_policy_loss(logprobs, old_logprobs, advantages, mask, *, clip: float
         clip: how far the ratio may move in its favoured direction.
         denominator: see the first lines of the module.
     Returns (scalar loss, stats): `ratio` (mean), `clip_frac` (share of tokens whose gradient the clip stopped) and `approx_kl`
-    (KL from the old policy, k3), each divided by the same denominator.
+    (KL(old || new), by k3), each divided by the same denominator.
     """
     log_ratio = (logprobs - old_logprobs.detach()).where(mask.bool(), 0.0)  # 0 on padding, so that exp cannot overflow there
     ratio, advantages = log_ratio.exp(), advantages.detach()

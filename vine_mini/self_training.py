@@ -3,6 +3,7 @@
 With validation problems, an iteration stops after the first epoch that lowers their accuracy, and goes back to the best epoch.
 
 Deviations from the paper: an iteration draws `prompts` problems instead of all. DPO-Positive may have several iterations.
+Log-probs are taken at the sampling temperature.
 """
 
 import copy
@@ -36,7 +37,7 @@ class SelfTrainer(Trainer):
             examples = self.algorithm.choose_examples(episodes.rewards, self.config.examples, rng)
             if not examples and self.iteration == 0:
                 says = "no response is an example to learn from: raise --prompts or --group, or take other problems"
-                raise UserError(f"{says}; give it a new --out")
+                raise UserError(f"{says}, and start again with another --out")
             with self._phase(clock, "score"):
                 scores, score_stats = self.score(episodes)
             stats = {"examples": 0}  # then the policy stays as it is
@@ -85,7 +86,7 @@ class SelfTrainer(Trainer):
         for part in tokens.micro_batches(rows, self.config.micro_batch_tokens):
             micro = tokens.rows(part.flatten())
             width, shape = micro.input_ids.shape[1], (*part.shape, -1)
-            logprobs = self._forward(self.policy, micro).view(shape)  # [m, w, T]
+            logprobs = self.forward(self.policy, micro).view(shape)  # [m, w, T]
             reference = None if ref_logprobs is None else ref_logprobs[part, :width]
             mask = micro.response_mask.view(shape)
             loss, parts = self.algorithm.loss(logprobs, reference, mask, self.config, denominator)

@@ -18,7 +18,7 @@ def cut_steps(token_ids, tokenizer, *, every: int | None = None, answer_mark: st
     first visible character. A token of white space belongs to the step before, and the end-of-sequence token to the last step.
 
     Args:
-        token_ids, tokenizer: the sampled response tokens, and what decodes single tokens; unused when `every` is given.
+        token_ids, tokenizer: the sampled response tokens; what decodes single tokens, unused when `every` is given.
         every: cut every so many tokens instead.
         answer_mark: what the task's answer line begins with, such as "####"; None: the line is a step of its own.
         starts: text -> where its steps start, in characters; for a task whose steps are not lines.

@@ -1,8 +1,8 @@
 """The training loop. `Trainer.train` is one iteration on one screen, for VinePPO and its baselines alike.
 
-Deviations from the paper: by default sampling uses no top-p, because the ratio needs log-probs of the whole distribution.
-The learning rate stays constant after its warm-up. The old log-probs are the sampler's own; in bfloat16 the policy computes
-them again.
+Deviations from the paper: responses are sampled without top-p by default, because the log-probs are those of the whole
+distribution. Evaluations use none either (paper: 0.9). Problems come in epochs; the official code draws them with replacement.
+The learning rate stays constant after its warm-up. The old log-probs are the sampler's own, except in bfloat16.
 """
 
 import time
@@ -126,7 +126,7 @@ class Trainer:
         for rows in tqdm(tokens.micro_batches(torch.arange(len(tokens)), self.config.micro_batch_tokens), desc="score", **BAR):
             part = tokens.rows(rows)
             for name in [name for name, network in networks.items() if network]:
-                scores[name][rows, : part.input_ids.shape[1]] = self._forward(networks[name], part)
+                scores[name][rows, : part.input_ids.shape[1]] = self.forward(networks[name], part)
         if not policy:
             return scores | {"old_logprobs": sampled}, {}
         weights, stats = importance(scores["old_logprobs"], sampled, tokens.response_mask, self.config.importance_cap)
@@ -145,7 +145,7 @@ class Trainer:
             for name, value in stats.items():
                 log[name].append(value)
         first = {f"first_{name}": log[name][0] for name in ("ratio", "approx_kl")}  # 1 and 0 up to rounding
-        first |= {"sampler_gap": log.pop("gap")[0], "lr": log.pop("lr")[-1]}  # at the first gap the policy has not moved
+        first |= {"sampler_gap": log.pop("gap")[0], "lr": log.pop("lr")[-1]}  # at the first minibatch the policy has not moved
         return first | {name: sum(values) / len(values) for name, values in log.items()}
 
     def _accumulate_gradients(self, batch: Batch, rows) -> dict:
@@ -153,13 +153,13 @@ class Trainer:
         stats, denominator = defaultdict(float), batch.response_mask[rows].sum()
         for micro in batch.micro_batches(rows, self.config.micro_batch_tokens):
             b = batch.rows(micro)
-            logprobs = self._forward(self.policy, b)  # [b, T]
+            logprobs = self.forward(self.policy, b)  # [b, T]
             loss, parts = self.algorithm.loss(logprobs, b, self.config, denominator)
             gap = masked_mean((logprobs.detach() - b.old_logprobs).abs(), b.response_mask, denominator)
             parts |= {"loss": loss.item(), "gap": gap.item()}
             finite("the loss", loss).backward()
             if self.critic:
-                values, clip = self._forward(self.critic, b), self.config.value_clip
+                values, clip = self.forward(self.critic, b), self.config.value_clip
                 loss, more = value_loss(values, b.values, b.returns, b.response_mask, clip=clip, denominator=denominator)
                 finite("the critic's loss", loss).backward()
                 parts |= more | {"value_loss": loss.item()}
@@ -198,7 +198,7 @@ class Trainer:
         """The model that samples: the policy itself, or its copy in bfloat16, brought up to date."""
         return models.refresh(self.low_precision, self.policy) if self.low_precision else self.policy
 
-    def _forward(self, model, tokens: Tokens):
+    def forward(self, model, tokens: Tokens):
         """Log-probs of a policy, or values of the critic, [b, T]. Checkpointing works in train mode only; dropout is zero."""
         inputs = tokens.input_ids, tokens.attention_mask, tokens.response_mask
         model.train(self.config.gradient_checkpointing)

@@ -102,7 +102,7 @@ class Batch(Tokens):
     ref_logprobs: torch.Tensor | None = None  # of the reference policy; None without a KL penalty
     values: torch.Tensor | None = None  # V(s_t) before token t, by the critic; None without a critic
     returns: torch.Tensor | None = None  # the critic's targets
-    weights: torch.Tensor | None = None  # of the tokens in the policy loss, if they correct for the sampler; else each is 1
+    weights: torch.Tensor | None = None  # of the tokens in the policy loss (`divisors.importance`); None: each is 1
 
 
 @dataclass(frozen=True)

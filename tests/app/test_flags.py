@@ -31,7 +31,7 @@ def test_the_paper_preset_is_the_papers_table():
     table = dict(
         model="realtreetune/rho-1b-sft-GSM8K", prompts=64, group=8, k=9, temperature=0.6, max_new_tokens=1024, epochs=2,
         minibatch_size=64, lr=1e-6, warmup=312, mc_lam=0.0, mc_mu=0.0, weight_decay=0.0, max_grad_norm=1.0, bf16=True, clip=0.2, value_clip=0.2, kl_coef=1e-4,
-        kl_kind="k3", max_ratio=10.0, gamma=1.0, lam=1.0, iterations=650, eval_temperature=0.35, eval_samples=16,
+        max_ratio=10.0, gamma=1.0, lam=1.0, iterations=650, eval_temperature=0.35, eval_samples=16,
     )  # fmt: skip
     assert {name: getattr(config, name) for name in table} == table
     official = parse(TrainConfig, "train", ["--preset", "gsm8k-rho1b-paper"])
@@ -102,7 +102,7 @@ def test_a_saved_config_may_write_numbers_as_yaml_does_not(empty_folder):
 MAY_CHANGE = "data device sample_batch_size yes iterations max_seconds micro_batch_tokens gradient_checkpointing"
 MAY_CHANGE += " eval_problems eval_samples eval_temperature save_every keep_every"
 OTHER = dict(task="decisive", data="folder", prompt="{question}", date="2025-01-31", model="m", device="cpu", out="o")
-OTHER |= dict(algorithm="ppo", divisor="constant", kl_kind="k1")
+OTHER |= dict(algorithm="ppo", divisor="constant")
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(TrainConfig) if field.name != "resume"])

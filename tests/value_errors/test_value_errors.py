@@ -259,7 +259,7 @@ def test_the_critic_values_a_response_that_fills_the_context():
     trainer = SimpleNamespace(critic=Critic(tiny_model("gpt2")), device=DEVICE, sampling=SimpleNamespace(eos_token_id=(0,)))
     torch.nn.init.normal_(trainer.critic.head.weight)
     trainer.config = SimpleNamespace(micro_batch_tokens=1000)
-    trainer._forward = lambda critic, t: response_values(critic, t.input_ids, t.attention_mask, t.response_mask)
+    trainer.forward = lambda critic, t: response_values(critic, t.input_ids, t.attention_mask, t.response_mask)
     whole, start = (Trajectory([1], [2] * n, [0.0] * n, False) for n in (127, 5))  # the model has 128 positions
     [first, second] = command.critic_values(trainer, [whole, start], [[0, 5], [0, 5]])["critic"]
     assert first == pytest.approx(second, abs=1e-5) and abs(first[0] - first[1]) > 1e-3

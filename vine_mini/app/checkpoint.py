@@ -103,7 +103,7 @@ def newest(run: Path) -> str | None:
 def check_settings(config, run: Path, name: str) -> None:
     """Raises UserError where a setting that a resumed run cannot change was another one when the checkpoint was written.
 
-    Files and folders may have moved to another folder. A checkpoint of an older version does not tell.
+    Files and folders may have moved to another folder. A checkpoint of an older version holds no settings and passes.
     """
     try:
         with safe_open(run / name / STATE, "pt") as file:

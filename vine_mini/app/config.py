@@ -132,7 +132,6 @@ class TrainConfig(Common):
     dpo_penalty: Amount = knob(50.0, "dpo: weight of a right response's lost log-prob (paper: 50); 0: plain DPO.")
     kl_coef: Amount = knob(0.1, "Weight of the KL to the reference in the loss (paper: 1e-4). restem and dpo have no such term.")
     kl_per_response: bool = knob(False, "Sum the KL over a response, as the official code does, instead of a mean over tokens.")
-    kl_kind: str = knob("k3", "KL estimator: k1, k2 or k3.")
     max_ratio: Annotated[float, Range(1)] = knob(10.0, "A minibatch whose mean ratio is above this is skipped.")
     gradient_checkpointing: bool = knob(False, "Compute activations again in the backward pass: slower, less memory.")
     eval_every: Whole = knob(0, "Evaluate every so many iterations; 0: on test problems before and after only.")
@@ -152,7 +151,6 @@ class TrainConfig(Common):
         if self.model and Path(self.model).is_dir() and self.model not in POLICIES:
             self.model = str(Path(self.model).resolve())  # from any folder, and also when RUN/policy leads elsewhere
         one_of("algorithm", self.algorithm, ALGORITHMS)
-        one_of("kl_kind", self.kl_kind, ("k1", "k2", "k3"))
         one_of("divisor", self.divisor, DIVISORS)
         if self.warmup is None:  # each iteration of restem and dpo trains anew, often with few updates
             self.warmup = 0 if ALGORITHMS[self.algorithm].choose_examples else 20

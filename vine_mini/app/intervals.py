@@ -44,7 +44,7 @@ def percentile_interval(values: list[float]) -> tuple[float, float]:
 
 
 def verdict(interval: tuple[float, float, float]) -> str:
-    """Of a difference that the claim says is positive."""
+    """The verdict on the claim that a difference is positive."""
     _, low, high = interval
     return "holds" if low > 0 else "does not hold" if high < 0 else "not shown"
 

@@ -30,7 +30,7 @@ DRAW_SECONDS = 20.0  # between two drawings of the curves, of which each takes a
 
 
 class Run:
-    """The folder of one training run, from the iteration at which the trainer is. Later lines are dropped."""
+    """The folder of one training run. Lines of its logs that come after `iteration` are dropped."""
 
     def __init__(self, folder: Path, config, iteration: int = 0):
         self.folder, self.config, self.drawn = folder, config, time.monotonic()

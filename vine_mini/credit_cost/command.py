@@ -197,12 +197,9 @@ def sample_pools(trainer: Trainer, problems: int, m: int):
         rows = range(min(len(episodes.trajectories), wanted - len(pools)))
         trajectories, cuts = [episodes.trajectories[i] for i in rows], [episodes.cuts[i] for i in rows]
         for i, states in enumerate(trainer.roll_out(trajectories, cuts, m, "pool")):
-            response = trajectories[i].response_ids
-            rewards = [
-                [tasks.grade(episodes.task, episodes.problems[i], r, trainer.tokenizer, response[:cut], known) for r in state]
-                for cut, state in zip(cuts[i], states, strict=True)
-            ]  # [n][m]
-            places = [cut / len(response) for cut in cuts[i]]
+            of = episodes.problems[i], trajectories[i], cuts[i], states
+            rewards = tasks.grade_rollouts(episodes.task, *of, trainer.tokenizer, known)  # [n][m]
+            places = [cut / len(trajectories[i].response_ids) for cut in cuts[i]]
             R, problem = episodes.rewards.flatten()[i].item(), len(pools) // group
             sure = torch.tensor(trajectories[i].logprobs, dtype=torch.float64).exp()
             freedom = torch.stack([(1 - part).sum() for part in sure.tensor_split(cuts[i][1:])])  # [n]

@@ -32,11 +32,9 @@ class Pool:
 @cache
 def coefficients(n: int, lam: float, mu: float):
     """W [n, n] and c [n] with advantages = W values + c R."""
-    unit, zero = torch.eye(n).tolist(), [0.0] * n
-    columns = [step_advantages(unit[j], 0.0, lam=lam, mu=mu) for j in range(n)]
-    return torch.tensor(columns, dtype=torch.float64).T, torch.tensor(
-        step_advantages(zero, 1.0, lam=lam, mu=mu), dtype=torch.float64
-    )
+    columns = [step_advantages(unit, 0.0, lam=lam, mu=mu) for unit in torch.eye(n).tolist()]
+    of_reward = step_advantages([0.0] * n, 1.0, lam=lam, mu=mu)
+    return torch.tensor(columns, dtype=torch.float64).T, torch.tensor(of_reward, dtype=torch.float64)
 
 
 def noise(pool: Pool, *, k: float, group: int, lam: float, mu: float):

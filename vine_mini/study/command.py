@@ -1,7 +1,6 @@
 """The `study` command: makes the learning runs that are missing, judges the claims, writes verdicts.md, CSV and pictures."""
 
 import csv
-import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ from vine_mini.app.files import check_writable, whole, write_text
 from vine_mini.app.tables import columns
 from vine_mini.models import pick_device
 from vine_mini.study.claims import PAPER, Finding, judge, overall
-from vine_mini.study.config import CLAIMS, TASKS, StudyConfig, jobs, seeds_of
+from vine_mini.study.config import CLAIMS, TASKS, StudyConfig, episodes_of, jobs, seeds_of
 from vine_mini.study.picture import plot_accuracy, plot_curves, plot_findings
 from vine_mini.study.prices import TIMED, measure_missing, with_prices
 from vine_mini.study.runs import analyse, finished_runs, key, learn, run_missing, trainer_of
@@ -75,9 +74,7 @@ def write(config: StudyConfig, findings: dict[str, list[Finding]], runs: list[di
                 for same in by_task
                 for f in same
             ]
-    where = (
-        f"{machine(pick_device('cpu'))}; {config.seconds:g} seconds a run, or {128 * math.ceil(config.seconds / 3):,} episodes"
-    )
+    where = f"{machine(pick_device('cpu'))}; {config.seconds:g} seconds a run, or {episodes_of(config):,} episodes"
     how = (
         "All intervals of a part of a claim on one task are true at once, with a probability of 95 %. "
         "VinePPO has K = 1 and averaged values (mc_lam, mc_mu). At equal episodes it is the paper's, without averages."

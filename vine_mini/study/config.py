@@ -88,10 +88,15 @@ def seeds_of(claim: str, config: StudyConfig) -> int:
     return config.seeds or (8 if claim == "values" else 5)
 
 
+def episodes_of(config: StudyConfig) -> int:
+    """The length of the runs that end after a number of episodes: an iteration of 128 for every three seconds."""
+    return 128 * math.ceil(config.seconds / 3)
+
+
 def jobs(claim: str, config: StudyConfig) -> list[dict]:
     """The learning runs that a claim needs. Claims share runs: equal jobs are made once."""
     size = dict(evaluations=2 if config.quick else 8, problems=20 if config.quick else 200)
-    seconds, episodes = dict(seconds=config.seconds), dict(episodes=128 * math.ceil(config.seconds / 3))
+    seconds, episodes = dict(seconds=config.seconds), dict(episodes=episodes_of(config))
     found = []
     for seed, task in product(range(seeds_of(claim, config)), TASKS):
         job = size | dict(task=task, seed=seed, shared=SHARED | TASKS[task])

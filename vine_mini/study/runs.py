@@ -135,8 +135,8 @@ def run_missing(
     """Makes the runs that the log lacks, each in a process, and appends them to the log. -> the runs of the jobs
 
     If a run raises, the runs that have ended are kept and the others are given up. If it has diverged, diverged.json says what is
-    known of it. Raises UserError while another process makes
-    runs in the same folder, and where the system kills the process of a run.
+    known of it. Raises UserError while another process makes runs in the same folder, and where the system kills the process of
+    a run.
     """
     with locked(log.parent):
         finished = read_runs(log, name)

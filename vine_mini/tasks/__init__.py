@@ -16,19 +16,11 @@ path/to/my_task.py` loads a user's own file. No module outside this folder knows
 from collections.abc import Sequence
 from numbers import Real
 
-from vine_mini.tasks.loading import BUILT_IN, get, two_lists
+from vine_mini.tasks.loading import BUILT_IN, get, load_problems
 from vine_mini.tasks.prompts import check_prompts, demonstration, prompt_ids
 from vine_mini.types import Problem, Trajectory, UserError
 
-__all__ = ["BUILT_IN", "check_prompts", "demonstration", "get", "grade", "load_problems", "prompt_ids"]
-
-
-def load_problems(config) -> tuple[list[Problem], list[Problem]]:
-    """The (train, test) problems of `config.task`. Raises UserError where a split is empty, or holds something else."""
-    splits = train, test = two_lists(get(config.task).problems(config), config.task)
-    if not all(splits):
-        raise UserError(f"the {'test' if train else 'train'} split of {config.task} is empty")
-    return train, test
+__all__ = ["BUILT_IN", "check_prompts", "demonstration", "get", "grade", "grade_rollouts", "load_problems", "prompt_ids"]
 
 
 def grade(task, problem: Problem, response: Trajectory, tokenizer, so_far: Sequence[int] = (), known=None) -> float:
@@ -45,3 +37,9 @@ def grade(task, problem: Problem, response: Trajectory, tokenizer, so_far: Seque
         if not isinstance(reward, Real) or not 0 <= float(reward) <= 1:  # a NaN fails the comparison
             raise UserError(f"the task's reward() must return a number from 0 to 1, not {reward!r}")
     return float(known[problem, ids])
+
+
+def grade_rollouts(task, problem, response: Trajectory, cuts, rollouts, tokenizer, known) -> list[list[float]]:
+    """The rewards of the rollouts from the states of a response. rollouts: [cut][K] -> [cut][K]. `known` as above."""
+    states = zip(cuts, rollouts, strict=True)
+    return [[grade(task, problem, r, tokenizer, response.response_ids[:cut], known) for r in state] for cut, state in states]

@@ -57,7 +57,7 @@ def generate(split: str, n: int, *, steps: tuple[int, int], max_number: int, see
 
 
 def demonstration(problem: Problem, error_rate: float | dict[str, float], rng: random.Random) -> str:
-    """The solution with random mistakes. Each step's result is wrong with probability about `error_rate`, or its operation's.
+    """The solution with random mistakes. `error_rate` is the probability of one in a step, or such a number for each operation.
 
     A mistake is a random number from 0 to the largest result of the problem, which is sometimes the right one. Later steps go
     on from the number that was written. A policy that imitates many of these demonstrations has the right result as its most

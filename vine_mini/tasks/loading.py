@@ -40,8 +40,9 @@ def get(name: str):
     return module
 
 
-def two_lists(found, task: str) -> tuple[list[Problem], list[Problem]]:
-    """What the task's `problems` returned. Raises UserError for anything but two lists of Problem whose fields are text."""
+def load_problems(config) -> tuple[list[Problem], list[Problem]]:
+    """The (train, test) problems of `config.task`. Raises UserError where a split is empty, or holds something else."""
+    task, found = config.task, get(config.task).problems(config)
     try:
         train, test = (list(part) for part in found)  # a part may be a generator
         texts = [text for problem in (*train, *test) for text in (problem.question, problem.solution, problem.answer)]
@@ -49,4 +50,6 @@ def two_lists(found, task: str) -> tuple[list[Problem], list[Problem]]:
         raise UserError(f"{task}: {LISTS} ({type(error).__name__}: {error})") from error
     if not all(isinstance(text, str) for text in texts):
         raise UserError(f"{task}: {LISTS}")
+    if not (train and test):
+        raise UserError(f"the {'test' if train else 'train'} split of {task} is empty")
     return train, test

@@ -27,6 +27,7 @@ from vine_mini.types import Episodes, Trajectory, UserError, collate
 from vine_mini.value_errors.config import ValuesConfig
 from vine_mini.value_errors.measures import CONSTANT, Choice, State, agreement, error_by_place, errors, with_constant
 from vine_mini.value_errors.picture import plot_trend, plot_values
+from vine_mini.values import monte_carlo_values
 
 PLACES = 6
 SIMPLEST = "reinforce"  # no critic and no group: all that is used of the trainer of such a run is its policy
@@ -169,16 +170,11 @@ def monte_carlo(trainer: Trainer, problems, trajectories, cuts, config: ValuesCo
     """-> the truth [row][cut], and for each K the mean of K other rollouts: name -> [row][cut]"""
     most, known = max(config.ks), {}
     done = trainer.roll_out(trajectories, cuts, config.truth + most, "truth")
-    rewards = [
-        [
-            [tasks.grade(trainer.task, problem, r, trainer.tokenizer, t.response_ids[:cut], known) for r in state]
-            for cut, state in zip(of_row, states, strict=True)
-        ]
-        for problem, t, of_row, states in zip(problems, trajectories, cuts, done, strict=True)
-    ]  # [row][cut][truth + most]
+    rows = zip(problems, trajectories, cuts, done, strict=True)
+    rewards = [tasks.grade_rollouts(trainer.task, *row, trainer.tokenizer, known) for row in rows]  # [row][cut][truth + most]
 
     def mean(part):
-        return [[sum(state[part]) / len(state[part]) for state in row] for row in rewards]
+        return [monte_carlo_values([state[part] for state in row]) for row in rewards]
 
     return mean(slice(most, None)), {f"K = {k}": mean(slice(0, k)) for k in config.ks}
 
@@ -196,7 +192,7 @@ def critic_values(trainer: Trainer, trajectories, cuts) -> dict[str, list[list[f
     tokens, found = collate(longer, trainer.device), [[0.0]] * len(longer)
     for rows in tokens.micro_batches(torch.arange(len(longer)), trainer.config.micro_batch_tokens):
         part = tokens.rows(rows)
-        values = trainer._forward(trainer.critic, part)  # [b, T]
+        values = trainer.forward(trainer.critic, part)  # [b, T]
         for row, of_row, mask in zip(rows.tolist(), values, part.response_mask.bool(), strict=True):
             found[row] = of_row[mask][cuts[row]].tolist()
     return {"critic": found}

@@ -34,7 +34,7 @@ from vine_mini.integrations.trl.lost import RANK, RANKS, lost, wait_for, watch
 from vine_mini.integrations.trl.plan import plan
 from vine_mini.types import UserError
 
-ABSENT = "algorithm max_seconds with_replacement divisor kl_per_response kl_kind max_ratio eval_every keep_every adam_8bit"
+ABSENT = "algorithm max_seconds with_replacement divisor kl_per_response max_ratio eval_every keep_every adam_8bit"
 SAVE_SECONDS = 120.0  # of training, at most, between two checkpoints of a single process
 
 LOGS = {name: name for name in ("reward", "kl", "entropy", "loss", "grad_norm")} | {  # our name -> TRL's
