@@ -72,36 +72,8 @@ def test_the_full_size_preset_is_the_paper_s_shape():
 
 
 def test_full_size_prints_its_cost_and_trains(capsys, tmp_path):
-    small = [
-        "--train_lengths",
-        "2",
-        "3",
-        "--test_lengths",
-        "4",
-        "4",
-        "--layers",
-        "1",
-        "--hidden",
-        "32",
-        "--heads",
-        "2",
-        "--steps",
-        "2",
-    ]
-    more = [
-        "--encodings",
-        "nope",
-        "--seeds",
-        "0",
-        "--examples",
-        "2",
-        "--device",
-        "cpu",
-        "--processes",
-        "1",
-        "--out",
-        str(tmp_path / "run"),
-    ]
+    small = "--train_lengths 2 3 --test_lengths 4 4 --layers 1 --hidden 32 --heads 2 --steps 2".split()
+    more = ["--out", str(tmp_path / "run"), *"--encodings nope --seeds 0 --examples 2 --device cpu --processes 1".split()]
     assert cli.main(["lengthgen", "full-size", *small, *more]) == 0
     out = capsys.readouterr().out
     assert "nope: 0.0M parameters; memory of an update" in out and "hours at 10e12 a second" in out and "| nope" in out

@@ -30,6 +30,7 @@ from vine_mini.lengthgen.results import load_model, load_results, load_so_far
 from vine_mini.lengthgen.sweep import _run, check_positions, sweep
 from vine_mini.lengthgen.train import (
     EVAL_SEED,
+    _can_hold_out,
     collate,
     evaluate,
     evaluation_examples,
@@ -101,6 +102,8 @@ def test_training_never_meets_a_held_out_prompt(task):
     assert all(mixed) if task == "copy" else sum(mixed) < len(mixed) / 2  # 16 prompts a length cannot spare a tenth
     if task == "addition":
         assert sum(mixed) <= 1  # one digit: a hundred prompts
+    if task in (few := {"sum": [2], "parity": [4, 5, 6], "scan": [1, 2, 21]}):
+        assert [n for n in lengths if not _can_hold_out(task, n)] == few[task]
 
 
 def test_few_examples_are_held_out_where_many_are():

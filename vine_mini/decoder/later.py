@@ -145,6 +145,9 @@ def cope_bias(gates, q, table):
     p is a real number, so the products with the two nearest rows of e are interpolated. p ends at the last row. With all gates 1
     this is a learned table of relative positions.
 
+    Deviation: the decoder passes q / sqrt(d), as to all encodings. The paper's listing has this for the gates only, so its table
+    acts more strongly.
+
     Args:
         gates: [B, H, Q, K] between 0 and 1; 0 for keys after the query.
         q: [B, H, Q, d].

@@ -9,8 +9,8 @@ code" is what the paper's figures show. That code calls the KL divergence with s
 / 2 with M the average. This quantity has no upper bound: it weighs most the keys that one of the two heads hardly attends to.
 The code also takes only the pairs whose first head has the lower index.
 
-Two encodings of one seed share training examples and, unless they draw initial values of their own, initial weights. This makes
-them look alike. Two different NoPE models never share these. So NoPE of one seed is compared with the *next* seed of every
+Two encodings of one seed share training examples and, unless they draw initial values of their own, initial weights. This
+changes their distance. Two different NoPE models never share these. So NoPE of one seed is compared with the *next* seed of every
 encoding. The official code compares models of one seed. So does "official code, same seed".
 
 Deviation: a weight that underflows to zero counts as 1e-38. The official code gets infinity there.

@@ -169,7 +169,7 @@ def attention(results: dict, measured: dict) -> list[Finding]:
             learned = [gap for gap, k in zip(gaps, known, strict=True) if k]
             for claim, kept in {"attention": gaps, "attention, learned": learned if learned != gaps else []}.items():
                 if kept:
-                    what = f"{label} - t5, {measure}, {report.name_of(results)}, {len(kept)} seeds"
+                    what = f"{label} - t5, {measure}, {report.name_of(results)}, {len(kept)} seed{'s' * (len(kept) > 1)}"
                     found.append(Finding(claim, what, says, interval(kept), "nats", "rows"))
     return found
 

@@ -253,7 +253,7 @@ PARTS = {
     "narrow": "17 tasks (copy and reverse on half the lengths) with four heads of 16 dimensions, of which RoPE's quarter turns "
     "two pairs",
     "more-updates": "eleven tasks with four times the updates and the paper's five encodings",
-    "later": "six tasks with learned positions and the encodings that came after the paper",
+    "later": "six tasks with learned positions and the encodings that came after the paper; reversed addition with coupled ids",
 }
 
 

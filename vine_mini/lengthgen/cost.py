@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vine_mini.decoder.model import Decoder
 from vine_mini.lengthgen.config import LengthgenConfig, decoder_config
 from vine_mini.lengthgen.tasks import TASKS
-from vine_mini.lengthgen.train import collate, evaluation_examples
+from vine_mini.lengthgen.train import collate, columns_of_targets, evaluation_examples
 
 SAMPLE = 64  # sequences from which a length's tokens are taken
 RATE = 10e12  # floating-point operations a second: half of what an A100 reaches at most in float32 (data sheet: 19.5e12)
@@ -62,7 +62,7 @@ def cost(config: LengthgenConfig, encoding: str) -> Cost:
 def _update(model: Decoder, config: LengthgenConfig, length: int) -> tuple[int, int]:
     """The floating-point operations of an update, and the bytes that it keeps for the backward pass."""
     ids, mask = collate(evaluation_examples(config, length, min(SAMPLE, config.batch_size)), "cpu")
-    keep = ids.shape[1] - int(mask.any(dim=0).nonzero()[0]) + 1  # as in `train.target_logits`
+    keep = columns_of_targets(mask)
     targets = round(mask.sum().item() / len(ids) * config.batch_size)
     tokens = torch.zeros(config.batch_size, ids.shape[1], dtype=torch.long, device="meta")
     kept: dict[int, int] = {}

@@ -11,6 +11,8 @@ ACCURACY = {
     "copy": (0.986, 0.771, 0.289, 0.000, 0.000),
     "copy-2x": (0.974, 0.558, 0.194, 0.000, 0.000),
     "copy-v2": (0.967, 0.939, 0.170, 0.016, 0.000),
+    # In the published results one item in about a hundred is never right: every encoding has 0.99**n of n seen items, even where
+    # its loss is 3e-7. So at most 74 % of the longer inputs can be right.
     "copy-v3": (0.305, 0.420, 0.331, 0.011, 0.028),
     "copy-v3-2x": (0.431, 0.524, 0.569, 0.043, 0.040),
     "reverse": (0.230, 0.242, 0.171, 0.077, 0.023),

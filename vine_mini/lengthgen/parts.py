@@ -5,9 +5,9 @@ times as long. The format `none` then has these lengths too. Scratchpads without
 Only SCAN draws training lengths by their number of examples. `train.py` and `tasks.py` name the other deviations.
 
 `rates` trains each of 14 tasks, with two encodings and one seed, at the rate (1e-3 or 2e-3) that the task does not use. `rates`
-and `narrow` have copy and reverse on half the lengths, like `short`. `later` has no coupled and abacus, which need numbers in
-reverse order. It has no head scales either: their paper fits them on a trained NoPE, and where they learn with all other weights
-they express nothing new.
+and `narrow` have copy and reverse on half the lengths, like `short`. `later` has coupled ids on addition-reversed only, and no
+abacus: these need numbers that begin with their lowest digit. It has no head scales either: their paper fits them on a trained
+NoPE, and where they learn with all other weights they express nothing new.
 """
 
 from vine_mini.decoder.table import ENCODINGS

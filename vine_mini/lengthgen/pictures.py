@@ -149,15 +149,8 @@ def plot_probe(means: dict, results: dict, path: Path) -> None:
             for lengths, fill in (("seen", colour), ("longer", "none")):
                 shown = {i: max(table[place][target][lengths], -1) for i, place in enumerate(names) if place in table}
                 label = f"{network}, {lengths} lengths"
-                axis.plot(
-                    shown.keys(),
-                    shown.values(),
-                    "o-",
-                    color=colour,
-                    markerfacecolor=fill,
-                    alpha=1 if lengths == "seen" else 0.6,
-                    label=label,
-                )
+                line = dict(color=colour, alpha=1 if lengths == "seen" else 0.6, label=label)
+                axis.plot(shown.keys(), shown.values(), "o-", markerfacecolor=fill, **line)
         axis.axhline(0, color="0.4", linewidth=1)
         axis.set_xticks(range(len(names)), names, rotation=60, ha="right")
         axis.set(title=f"probe of {target}", ylabel="R² (values below -1 are drawn at -1)", ylim=(-1.08, 1.08))

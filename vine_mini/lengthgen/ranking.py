@@ -7,7 +7,7 @@ from vine_mini.app.intervals import percentile_interval
 from vine_mini.app.tables import columns
 from vine_mini.lengthgen import paper
 from vine_mini.lengthgen.own import short
-from vine_mini.lengthgen.report import cell, extrapolation, learned, name_of, uneven
+from vine_mini.lengthgen.report import beside, cell, extrapolation, learned, name_of, uneven
 from vine_mini.types import UserError
 
 FEWEST = 8  # families of tasks for an interval: a bootstrap of fewer is too narrow
@@ -142,9 +142,8 @@ def _intervals(tasks, families: list[str], blank: list[str]) -> list[list[str]]:
 
 
 def _beside_the_paper(results: dict, names: list[str], by_example: bool) -> list[str]:
-    theirs = paper.accuracy(results["task"], by_example=by_example) if results["settings"]["scratchpad"] == "none" else {}
-    shares, cells = extrapolation(results, by_example=by_example), []
+    theirs, shares, cells = beside(results, by_example=by_example), extrapolation(results, by_example=by_example), []
     for name in names:
-        figure = paper.of(name, theirs)
+        figure = theirs.get(name)
         cells.append(cell(list(shares[name].values())) + ("" if figure is None else f" ({100 * figure:.1f})"))
     return cells

@@ -57,6 +57,16 @@ def by_length(results: dict) -> dict[str, dict[int, list[float]]]:
     return table
 
 
+def beside(results: dict, *, by_example: bool = False) -> dict[str, float]:
+    """encoding -> the paper's accuracy on test lengths; empty with a scratchpad, other lengths, or a user's own task"""
+    settings, names = results["settings"], results["settings"]["encodings"]
+    if settings["scratchpad"] != "none" or [*settings["test_lengths"]] != [*TASKS[results["task"]].test]:
+        return {}
+    figures = paper.accuracy(results["task"], by_example=by_example)
+    known = {name: paper.of(name, figures) for name in names if not (name == "rope" and "rope25" in names)}
+    return {name: figure for name, figure in known.items() if figure is not None}
+
+
 def accuracy_table(results: dict) -> str:
     """Accuracy in per cent, mean ± standard deviation of the seeds.
 
@@ -70,10 +80,8 @@ def accuracy_table(results: dict) -> str:
     curves = by_length(results)
     tested = [length for length in next(iter(curves.values())) if length > longest]
     some = tested if len(tested) <= 6 else [tested[round(i * (len(tested) - 1) / 5)] for i in range(6)]
-    theirs = [
-        paper.accuracy(results["task"], by_example=k > 0) if settings["scratchpad"] == "none" else {} for k in range(len(means))
-    ]
-    shown = any(paper.of(name, theirs[0]) is not None for name in curves)
+    theirs = [beside(results, by_example=k > 0) for k in range(len(means))]
+    shown = any(name in theirs[0] for name in curves)
     rows = [["", f"{shortest}-{longest} (seen)", *map(str, some)]]
     for how in ("", ", by example")[: len(means)]:
         rows[0] += [f"{tested[0]}-{tested[-1]}{how}", *[f"paper{how}"] * shown]
@@ -83,7 +91,7 @@ def accuracy_table(results: dict) -> str:
         within = [mean(seed) for seed in zip(*(curve[n] for n in curve if n <= longest), strict=True)]
         cells = [cell(within), *(cell(curve[n]) for n in some)]
         for shares, figures in zip(means, theirs, strict=True):
-            cells += [cell([*shares[name].values()]), *[_per_cent(paper.of(name, figures))] * shown]
+            cells += [cell([*shares[name].values()]), *[_per_cent(figures.get(name))] * shown]
         rows.append([short(name), *cells])
         if paired:
             gaps = [100 * (means[0][name][seed] - base) for seed, base in means[0][first].items()]
@@ -108,7 +116,9 @@ def distance_table(means: dict[str, dict[str, dict[str, float]]], results: dict,
         rows = [["distance to NoPE (nats)", *("nope, other seed" if name == "nope" else short(name) for name in names)]]
         rows += [[what, *(f"{distances[name][what]:.3f}" for name in names)] for what in distances[names[0]]]
         if measure == SAME_SEED:
-            theirs = [paper.of(name, paper.ATTENTION_DISTANCE) for name in names]
+            theirs = [
+                None if name == "rope" and "rope25" in names else paper.of(name, paper.ATTENTION_DISTANCE) for name in names
+            ]
             rows.append(["paper, all layers (SCAN)", *("" if figure is None else f"{figure:.3f}" for figure in theirs)])
         rows.append(["exact match on seen lengths, %", *(cell([*right[name].values()]) for name in names)])
         texts.append(f"{measure}\n\n{columns(rows)}\n")
@@ -126,7 +136,8 @@ def probe_table(means: dict, results: dict) -> str:
             cells.append("" if value is None else f"{value:.3f}" if value > -10 else "below -10")
         rows.append([place, *cells])
     seeds = len(results["settings"]["seeds"])
-    return f"{columns(rows)}\n\n{name_of(results)}: NoPE, mean of {seeds} seeds. t is the position, counted from 1."
+    mean_of = f"mean of {seeds} seeds" if seeds > 1 else "one seed"
+    return f"{columns(rows)}\n\n{name_of(results)}: NoPE, {mean_of}. t is the position, counted from 1."
 
 
 def encodings_table(all_results: list[dict]) -> str:

@@ -5,7 +5,7 @@
     OUT/rates/TASK-RATE, rates/rates.md     accuracy on seen lengths at two learning rates
     OUT/rank.md, rank.png, public.md        mean reciprocal ranks: all tasks; those with public figures by length
     OUT/heatmap.png, later/heatmap.png      accuracy by length and encoding, a panel for each task
-    OUT/later/encodings.md                  all encodings: exact match on longer inputs
+    OUT/later/encodings.md                  all encodings: exact match on longer inputs (addition-reversed has its table only)
     OUT/scratchpad/formats.md               accuracy by format and encoding
     OUT/claims.md                           the claims with their verdicts
     OUT/.../models                          the trained models; all other files are small

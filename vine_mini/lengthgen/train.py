@@ -95,10 +95,15 @@ def target_logits(model: Decoder, ids, mask, config: LengthgenConfig | None = No
 
     An encoding with ids of its own also needs the config and the generator that it draws from.
     """
-    keep = ids.shape[1] - int(mask.any(dim=0).nonzero()[0]) + 1  # from the column before the first target on
+    keep = columns_of_targets(mask)
     position_ids = position_ids_of(model, ids, mask, config, generator)
     h = model.model(input_ids=ids, position_ids=position_ids, use_cache=False, keep=keep).last_hidden_state  # [B, keep, D]
     return logits_of(model, h[:, :-1][mask[:, 1 - keep :].bool()])  # the state before a token predicts it
+
+
+def columns_of_targets(mask) -> int:
+    """The number of columns from the one before the first target on. mask [B, T]"""
+    return mask.shape[1] - int(mask.any(dim=0).nonzero()[0]) + 1
 
 
 def position_ids_of(model: Decoder, ids, mask, config, generator):
@@ -155,7 +160,7 @@ def _right_answers(model, config, examples) -> list[bool]:
 def evaluation_examples(config: LengthgenConfig, length: int, n: int) -> list[tuple[str, str]]:
     """The same n examples of a length for every model. For a length in training, their prompts are held out from training.
 
-    Some lengths have too few prompts to hold some out: all of copy and copy-2x, parity up to six bits, SCAN of one or two
+    Some lengths have too few prompts to hold some out: all of copy and copy-2x, parity up to six bits, SCAN of 1, 2 and 21
     actions, sums of two digits. Their examples may occur in training.
     """
     rng = Random(EVAL_SEED + length)

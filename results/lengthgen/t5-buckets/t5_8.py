@@ -14,4 +14,9 @@ def bias(distance, t, config, w):
     return w["table"][torch.where(distance < 8, distance, far.clamp(max=15))].permute(0, 3, 1, 2)
 
 
-ENCODING = Encoding("T5 bias, half", bias=bias, parameters=lambda config: {"table": torch.zeros(16, config.num_attention_heads)})
+def table(config):
+    """The parameters."""
+    return {"table": torch.zeros(16, config.num_attention_heads)}
+
+
+ENCODING = Encoding("T5 bias, half", bias=bias, slow=True, parameters=table)
