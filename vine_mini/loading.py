@@ -56,7 +56,7 @@ def load_file(name: str, what: str, needed: Sequence[str]):
 
 
 def told(function: Callable, path: Path, returns=object, fits: Callable | None = None) -> Callable:
-    """The function of a user's file, whose mistakes become UserErrors that name the line. Told once, it is returned as it is.
+    """The function of a user's file, whose mistakes become UserErrors that name the line. A wrapped one is returned unchanged.
 
     Args:
         returns: the type that the function must return.
