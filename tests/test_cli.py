@@ -91,6 +91,8 @@ GOOD = '{"question": "2+2?", "answer": "#### 4"}'
         ("train --data data", "arithmetic makes its own problems: leave out --data", None),
         ("sample --question=", "--question is empty", None),
         ("demo --seconds 0", "seconds = 0.0: must be above 0", None),
+        ("train --prompt {question}\\n", "--prompt holds a backslash and an n: write a line break", None),
+        ("evaluate --reference arithmetic --temperature 0", "--reference needs samples", None),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_writes_nothing(command, says, prepare, empty_folder, capsys):

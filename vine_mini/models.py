@@ -108,6 +108,8 @@ def _weight_files(folder: Path, config) -> list[Path]:
 def _check_folder(folder: Path):
     if not folder.is_dir():
         raise UserError(f"no model folder {folder}")
+    if (folder / "config.yaml").exists() and (folder / "policy").exists():
+        raise UserError(f"{folder} is the folder of a run: give {folder / 'policy'}")
     if (folder / "adapter_config.json").exists():
         raise UserError(f"{folder} has a LoRA adapter: merge it into the weights first, with peft's merge_and_unload")
     if any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
@@ -124,6 +126,8 @@ def _check_model(model, tokenizer, name):
         raise UserError(f"{name}: the tokenizer has {len(tokenizer)} tokens, the model {vocabulary}")
     if context is not None and context < PROBED:
         raise UserError(f"{name} sees only {context} tokens (max_position_embeddings), too few for a prompt and a response")
+    if not all(p.requires_grad for p in model.parameters()):
+        raise UserError(f"{name} has a LoRA adapter: merge it into the weights first, with peft's merge_and_unload")
     if getattr(model.config, "num_hidden_layers", 1) < 1:
         raise UserError(f"{name} has no layers: num_hidden_layers = {model.config.num_hidden_layers} in its config.json")
     try:

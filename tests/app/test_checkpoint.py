@@ -327,25 +327,30 @@ def test_a_config_that_was_changed_by_hand_is_refused(empty_folder, no_pictures,
     assert main(["train", *QUICK, "--iterations", "1", "--out", "run"]) == 0
     path = Path("run/config.yaml")
     settings = yaml.safe_load(path.read_text())
+    trainer = build_trainer(TrainConfig(**settings))
     for name, x in {"algorithm": "grpo", "lr": 0.5, "seed": 7, "kl_coef": 0.2, "max_states": 3, "task": "decisive"}.items():
         with pytest.raises(UserError, match=f"run/config.yaml has {name} = {x}; the run was trained with {settings[name]}"):
-            checkpoint.check_settings(TrainConfig(**settings | {name: x}), Path("run"), "policy")
+            trainer.config = TrainConfig(**settings | {name: x})
+            checkpoint.check_settings(trainer, Path("run"), "policy")
     path.write_text(yaml.safe_dump(settings | {"kl_coef": 0.2}))
     assert main(["train", "--resume", "run", "--iterations", "2"]) == 2
     path.write_text(yaml.safe_dump(settings | {"iterations": 2, "sample_batch_size": 3}))
     assert main(["train", "--resume", "run"]) == 0
-    checkpoint.check_settings(TrainConfig(**settings), Path("run"), "policy")
-    checkpoint.check_settings(TrainConfig(**settings), Path("run"), "nothing")  # told by `resume`
+    trainer.config = TrainConfig(**settings)
+    checkpoint.check_settings(trainer, Path("run"), "policy")
+    checkpoint.check_settings(trainer, Path("run"), "nothing")  # told by `resume`
 
 
 def test_files_that_have_moved_are_no_other_setting(tmp_path):
     trainer = build_trainer(replace(SMALL, model=str(SHIPPED / "arithmetic")))
     checkpoint.save(trainer, tmp_path)
     shutil.copytree(SHIPPED / "arithmetic", tmp_path / "arithmetic")
-    checkpoint.check_settings(replace(trainer.config, model=str(tmp_path / "arithmetic")), tmp_path, "policy")
+    trainer.config = replace(trainer.config, model=str(tmp_path / "arithmetic"))
+    checkpoint.check_settings(trainer, tmp_path, "policy")
     (tmp_path / "arithmetic").rename(tmp_path / "other")
+    trainer.config = replace(trainer.config, model=str(tmp_path / "other"))
     with pytest.raises(UserError, match=r"has model = .*other; the run was trained with .*arithmetic"):
-        checkpoint.check_settings(replace(trainer.config, model=str(tmp_path / "other")), tmp_path, "policy")
+        checkpoint.check_settings(trainer, tmp_path, "policy")
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_old_checkpoint(tmp_path):
@@ -380,6 +385,45 @@ def test_a_run_without_its_metrics_is_one_line(empty_folder, no_pictures, capsys
     for more in ([], ["--iterations", "2"]):
         assert main(["train", "--resume", "run", *more]) == 2
         assert "metrics.jsonl is gone or empty" in capsys.readouterr().err
+
+
+SMALL_RUN = "--steps 2 --prompts 2 --group 2 --minibatch_size 4 --k 1 --eval_problems 2 --eval_samples 1".split()
+
+
+def test_metrics_that_lack_the_iteration_of_the_checkpoint_are_one_line(empty_folder, no_pictures, capsys):
+    """A line whose end was cut was dropped in silence, and the resume after the next one failed for ever."""
+    assert main(["train", *SMALL_RUN, "--iterations", "1", "--out", "run"]) == 0
+    metrics = Path("run/metrics.jsonl")
+    whole = metrics.read_bytes()
+    metrics.write_bytes(whole[:-1])
+    assert main(["train", "--resume", "run", "--iterations", "2"]) == 2
+    assert "ends with iteration 0, and the checkpoint is of iteration 1: put the rest back" in capsys.readouterr().err
+    assert metrics.read_bytes() == whole[:-1]
+    metrics.write_bytes(whole)
+    assert main(["train", "--resume", "run", "--iterations", "2"]) == 0
+
+
+def test_a_run_does_not_remove_the_start_policy_of_another_run(empty_folder, no_pictures):
+    """The other run could never be resumed."""
+    assert main(["train", *SMALL_RUN, "--iterations", "1", "--out", "a"]) == 0
+    assert main(["train", *SMALL_RUN, "--iterations", "1", "--model", "a/policy", "--out", "b"]) == 0
+    assert main(["train", "--resume", "a", "--iterations", "3"]) == 0
+    assert sorted(path.name for path in Path("a/checkpoints").iterdir()) == ["1", "3"]
+    assert Path("a/checkpoints/1/start_of.txt").read_text() == f"{Path('b').absolute()}\n"
+    assert main(["train", "--resume", "b", "--iterations", "2"]) == 0
+
+
+def test_a_run_does_not_go_on_with_other_problems(empty_folder, no_pictures, capsys):
+    """It went on without a word, and its evaluations were of two sets of problems."""
+    for name, add in (("one", 1), ("two", 2)):
+        rows = [{"question": f"{n} + {add}?", "answer": n + add} for n in range(60)]
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = ["--task", "jsonl", "--model", "arithmetic", "--max_new_tokens", "8", *SMALL_RUN[2:]]
+    assert main(["train", *task, "--data", "one.jsonl", "--iterations", "1", "--out", "run"]) == 0
+    assert main(["train", "--resume", "run", "--iterations", "2", "--data", "two.jsonl"]) == 2
+    assert "run: the problems are not those with which the run was trained; put the data back" in capsys.readouterr().err
+    Path("one.jsonl").rename("moved.jsonl")
+    assert main(["train", "--resume", "run", "--iterations", "2", "--data", "moved.jsonl"]) == 0
 
 
 def test_a_start_policy_that_was_another_run_s_stays_the_same_one(empty_folder):

@@ -318,7 +318,8 @@ def test_evaluate_replaces_files_alone(empty_folder, capsys):
 def test_the_name_of_a_shipped_policy_and_of_a_folder_here_is_refused(empty_folder, capsys):
     """The shipped policy was taken without a word. Of --reference, the Hub was asked for it."""
     few = ["evaluate", "--problems", "1", "--n", "1", "--out", "r.json"]
-    assert main([*few, "--reference", "arithmetic-12"]) == 0 and json.loads(Path("r.json").read_text())["kl"][0] > 0
+    assert main([*few, "--reference", "arithmetic-12"]) == 2
+    assert "--reference has another tokenizer than the policy: no KL" in capsys.readouterr().err  # it printed one
     shutil.copytree(SHIPPED / "arithmetic", "arithmetic-12")
     for flag in ("--model", "--reference"):
         assert main([*few, flag, "arithmetic-12"]) == 2
@@ -374,12 +375,17 @@ def spied(monkeypatch, name: str) -> list:
 
 
 def test_evaluate_measures_test_problems_and_the_kl_to_another_policy(empty_folder, monkeypatch):
-    calls, other = spied(monkeypatch, "evaluate"), ["--reference", str(SHIPPED / "arithmetic-12"), "--top_p", "0.9"]
+    policy, tokenizer = load_policy(str(SHIPPED / "arithmetic"), "cpu")
+    with torch.no_grad():
+        policy.lm_head.weight.mul_(0.6)
+    save_policy(policy, tokenizer, Path("reference"))
+    calls, other = spied(monkeypatch, "evaluate"), ["--reference", "reference", "--top_p", "0.9"]
     assert main(["evaluate", *other, "--problems", "3", "--n", "2", "--temperature", "0.8", "--out", "numbers.json"]) == 0
     [(*_, problems, prompts, sampling)] = calls
     assert problems == tasks.load_problems(EvaluateConfig())[1][:3] and len(prompts) == 3
     assert (sampling.temperature, sampling.top_p) == (0.8, 0.9)
     assert json.loads(Path("numbers.json").read_text())["kl"][0] > 1e-3
+    assert main(["evaluate", "--reference", "reference", "--temperature", "0"]) == 2  # the KL was left out without a word
 
 
 def test_sample_in_bfloat16(monkeypatch, capsys):

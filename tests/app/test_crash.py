@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from vine_mini.algorithms import ALGORITHMS
 from vine_mini.app import checkpoint, commands, files, loop, runs
 from vine_mini.app.config import SFTConfig, TrainConfig
-from vine_mini.types import UserError
+from vine_mini.types import Problem, UserError
 
 SETTINGS = dict(algorithm="ppo", iterations=5, eval_every=1, save_every=2, keep_every=2, lr=1e-3)
 ACCURACY = [0.1, 0.3, 0.2, 0.4, 0.5, 0.2, 0.2]  # on the validation problems, after each iteration
@@ -34,7 +34,8 @@ class TinyTrainer:
         self.networks = [self.policy, *filter(None, [self.critic])]
         self.optimizer = torch.optim.AdamW([p for network in self.networks for p in network.parameters()], fused=True)
         self.iteration, self.updates, self.seconds = 0, 0, defaultdict(float)
-        self.prompts, self.test_prompts, self.validation_problems = [1], [1], [1]
+        self.prompts, self.test_prompts, self.validation_problems = [1], [1], [Problem("q", "s", "a")]
+        self.train_problems = self.test_problems = self.validation_problems
         self.sampling = self.updated = lambda: None  # a test puts something in
 
     @property
@@ -245,7 +246,7 @@ def test_the_first_stop_saves_at_once_what_is_finished_and_then_the_iteration(nu
     )
     assert signal.getsignal(number) is before
     monkeypatch.setattr(commands, "build_trainer", lambda config: TinyTrainer(config))
-    assert go_on() == 0 and state()["metrics.jsonl"].count(b"\n") == expected["metrics.jsonl"].count(b"\n") == 6
+    assert go_on() == 0 and state() == expected  # the iteration that was stopped has its evaluation too
 
 
 @pytest.mark.parametrize("error", [UserError("reward() raised"), BrokenPipeError(), MemoryError()], ids=repr)

@@ -2,6 +2,7 @@
 
 import math
 import shlex
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,9 +10,10 @@ import torch
 from conftest import VOCAB, ragged_prompts, tiny_model
 
 from vine_mini import tasks
-from vine_mini.app import sft
+from vine_mini.app import commands, sft
 from vine_mini.app.config import SFTConfig
 from vine_mini.app.flags import parse
+from vine_mini.cli import main
 from vine_mini.logprobs import response_logprobs
 from vine_mini.losses import masked_mean
 from vine_mini.types import Trajectory, collate
@@ -49,6 +51,25 @@ def gradients(model, batch, micro_batch_tokens: int):
     config = SimpleNamespace(micro_batch_tokens=micro_batch_tokens, bf16=False)
     loss = sft._gradients(model, batch, config, torch.device("cpu"))
     return torch.cat([p.grad.flatten() for p in model.parameters()]), loss
+
+
+def test_a_folder_that_is_a_link_or_that_is_taken_meanwhile_keeps_the_policy(tmp_path, monkeypatch):
+    """The finished training was lost when the folder could not be renamed to the link."""
+    monkeypatch.chdir(tmp_path)
+    words = "sft --steps 2 --updates 1 --hidden 16 --layers 1 --eval_problems 2 --eval_samples 1 --out".split()
+    Path("empty").mkdir()
+    Path("link").symlink_to("empty")
+    assert main([*words, "link"]) == 0 and Path("empty/model.safetensors").exists() and Path("link").is_symlink()
+    made = commands.imitate
+
+    def slowly(config, folder):
+        found = made(config, folder)
+        folder.mkdir()
+        (folder / "of another command").touch()
+        return found
+
+    monkeypatch.setattr(commands, "imitate", slowly)
+    assert main([*words, "taken"]) == 0 and Path("taken-2/model.safetensors").exists()
 
 
 @pytest.mark.parametrize("scale, clipped", [(1.0, True), (1e-3, False)])

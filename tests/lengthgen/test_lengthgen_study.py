@@ -530,8 +530,10 @@ def test_committed_measurements_are_read():
 
 def test_the_committed_tables_are_those_of_the_code():
     """The paper's PCFG SET stood with figures of other lengths in tables that nobody had written again."""
-    tables = {path.parent: path.read_text(encoding="utf-8") for path in STUDY.parent.rglob("table.md")}
-    del tables[STUDY.parent / "t5-buckets"]  # with an encoding of its own
+    own = ("t5-buckets", "distinct", "ten")  # with an encoding or a task of their own
+    tables = {
+        path.parent: path.read_text(encoding="utf-8") for path in STUDY.parent.rglob("table.md") if path.parent.name not in own
+    }
     assert len(tables) > 50
     assert {path for path, text in tables.items() if report.accuracy_table(load_so_far(path)) + "\n" != text} == set()
 

@@ -436,6 +436,12 @@ def test_a_bad_encoding_file_gets_one_line(run, text, says, tmp_path):
         ("def make(length, rng): return 1 / 0\ncheck = None", "line 1: ZeroDivisionError: division by zero"),
         ("def make(length, rng): return 'Copy', 'a'\ndef check(p, a):\n  return p[9]", "line 3: IndexError"),
         ("def make(length, rng): return 'Copy'\ncheck = None", "ValueError: too many values to unpack"),
+        ("def make(length, rng): return 'Copy', 7\ncheck = None", "make(2) must return two texts, a prompt and a target"),
+        ("def make(length, rng): return '', 'a'\ncheck = None", "make(2) must return two texts, a prompt and a target"),
+        (
+            "import random\ndef make(length, rng): return 'Copy', random.choice('abcdefghijklmnopqrst')\ncheck = None",
+            "must draw with the rng that it is given, and nothing else",
+        ),
         ("def make(length, rng): return 'Copy', 'a'[:21 - length] or 1 / 0\ndef check(p, a): return 1", "ZeroDivisionError"),
     ],
 )
@@ -509,7 +515,9 @@ def test_a_sweep_leaves_results_table_picture_and_models(run, tmp_path):
         out,
         *flags(SMALL),
     )
-    assert code == 0 and "copy, length = items in the input: exact match in %" in text and "98.6" in text and str(out) in text
+    assert (
+        code == 0 and "copy, length = items in the input: exact match in %" in text and "paper" not in text and str(out) in text
+    )
     results = json.loads((out / "results.json").read_text())
     assert [(r["encoding"], r["seed"]) for r in results["runs"]] == [("nope", 0), ("nope", 3), ("t5", 0), ("t5", 3)]
     assert list(results["runs"][0]["accuracy"]) == ["2", "3", "4", "5"]

@@ -197,3 +197,10 @@ def test_half_a_character_is_refused():
     for name in ("question", "answer"):
         with pytest.raises(UserError, match=f"needs a text field '{name}'"):
             jsonl.parse_row({"question": "q", "answer": "a"} | {name: "cut \ud83d"}, "line 1")
+
+
+def test_accents_may_be_spelled_in_two_ways():
+    """Files from a Mac hold two characters where others hold one."""
+    two, one = "Malmo\N{COMBINING DIAERESIS}", "Malm\N{LATIN SMALL LETTER O WITH DIAERESIS}"
+    for asked, given in ((one, two), (two, one)):
+        assert jsonl.reward(jsonl.parse_row({"question": "q", "answer": asked}, "here"), f"#### {given}") == 1.0

@@ -178,6 +178,20 @@ def test_problems_of_an_own_task_are_two_lists_of_problems(returns, tmp_path):
         tasks.load_problems(SimpleNamespace(task=path))
 
 
+@pytest.mark.parametrize(
+    "row, says",
+    [
+        ("type('P', (Problem,), {'__hash__': None})('q', 's', 'a')", "unhashable type"),
+        ("Problem('q', 's', chr(0xD83D))", "holds half a character"),
+    ],
+)
+def test_problems_that_cannot_be_compared_or_written_are_one_line(row, says, tmp_path):
+    """They ended in tracebacks, one of them after the first iteration."""
+    path = own_task(tmp_path, OWN + f"def problems(config):\n    return [{row}], [Problem('q', 's', 'a')]\n")
+    with pytest.raises(UserError, match=says):
+        tasks.load_problems(SimpleNamespace(task=path))
+
+
 def test_a_task_that_does_not_exist(tmp_path):
     names = "arithmetic, decisive, gsm8k, jsonl, math"
     with pytest.raises(UserError, match=rf"unknown task 'olympiad': choose from {names}, or give the path of a \.py file"):

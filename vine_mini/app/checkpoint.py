@@ -10,6 +10,7 @@ folder is removed. A process that is killed at any moment therefore leaves a who
 Seeds follow from the iteration, so a resumed run continues exactly as the uninterrupted run would have.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -28,6 +29,7 @@ from vine_mini.types import UserError
 
 STATE = "training_state.safetensors"
 COUNTERS = ("iteration", "updates")
+STARTED = "start_of.txt"  # in a checkpoint from which another run has started, and whose reference it is
 OWN = re.compile(r"(best-)?\d+(\.partial)?")  # names in RUN/checkpoints; a user may keep copies of other names there
 
 
@@ -39,7 +41,7 @@ def save(trainer, run: Path) -> None:
         point(link, target)
     every, linked = trainer.config.keep_every, {target.name, (run / "best").resolve().name}
     for other in list(target.parent.iterdir()):  # older checkpoints, and what an interrupted save has left
-        kept = every and other.name.isdecimal() and int(other.name) % every == 0
+        kept = (every and other.name.isdecimal() and int(other.name) % every == 0) or (other / STARTED).exists()
         if OWN.fullmatch(other.name) and other.name not in linked and not kept:
             discard(other)
 
@@ -51,11 +53,18 @@ def _write(trainer, target: Path) -> None:
             x = x.clone() if name.startswith("qmap") else torch.as_tensor(x)  # one table serves all parameters in 8 bits
             tensors[f"optimizer.{number}.{name}"] = x
     counters = {name: getattr(trainer, name) for name in COUNTERS} | {"seconds": trainer.seconds, "tensors": len(tensors)}
+    counters["problems"] = _digest(trainer)
     counters["settings"] = {name: x for name, x in kept_fields(trainer.config).items() if name != "out"}  # it may be renamed
     discard(target)  # of an interrupted run; no link leads to it
     with whole(target) as fresh:
         save_policy(trainer.policy, trainer.tokenizer, fresh)
         save_file(tensors, fresh / STATE, {"counters": json.dumps(counters)})
+
+
+def _digest(trainer) -> str:
+    """A checksum of all problems."""
+    every = trainer.train_problems, trainer.validation_problems, trainer.test_problems
+    return hashlib.sha256(repr([[(p.question, p.solution, p.answer) for p in of] for of in every]).encode()).hexdigest()
 
 
 def _parameters(trainer) -> list:
@@ -100,21 +109,25 @@ def newest(run: Path) -> str | None:
     return None if last == "policy" else last  # it was killed before the link was made
 
 
-def check_settings(config, run: Path, name: str) -> None:
-    """Raises UserError where a setting that a resumed run cannot change was another one when the checkpoint was written.
+def check_settings(trainer, run: Path, name: str) -> None:
+    """Raises UserError where a setting that a resumed run cannot change, or a problem, was another one at the checkpoint.
 
     Files and folders may have moved to another folder. A checkpoint of an older version holds no settings and passes.
     """
     try:
         with safe_open(run / name / STATE, "pt") as file:
-            saved = json.loads(file.metadata()["counters"]).get("settings", {})
-        changed = [(field, saved[field], now) for field, now in kept_fields(config).items() if field in saved]
+            counters = json.loads(file.metadata()["counters"])
+        saved, problems = counters.get("settings", {}), counters.get("problems")
+        changed = [(field, saved[field], now) for field, now in kept_fields(trainer.config).items() if field in saved]
     except (OSError, SafetensorError, TypeError, KeyError, ValueError, AttributeError, RecursionError):
         return  # `resume` tells what is wrong with the file
     for field, old, now in changed:
         moved = isinstance(old, str) and os.path.isabs(old) and Path(old).name == Path(str(now)).name
         if now != old and not moved:
             raise UserError(f"{run}/config.yaml has {field} = {now}; the run was trained with {old}: change it back")
+    if problems not in (None, _digest(trainer)):
+        says = "put the data back, or give the random numbers of problems() a seed"
+        raise UserError(f"{run}: the problems are not those with which the run was trained; {says}")
 
 
 def resume(trainer, run: Path, name: str = "policy") -> None:

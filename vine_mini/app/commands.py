@@ -13,7 +13,7 @@ from vine_mini.algorithms import ALGORITHMS
 from vine_mini.app import checkpoint
 from vine_mini.app.config import EvaluateConfig, SampleConfig, SFTConfig, TrainConfig
 from vine_mini.app.cost import STATES, check_cost
-from vine_mini.app.files import file_to_write, locked, new_folder, whole, write_text
+from vine_mini.app.files import file_to_write, free_name, locked, new_folder, whole, write_text
 from vine_mini.app.loop import train_run
 from vine_mini.app.memory import check_memory, format_memory, memory_estimate
 from vine_mini.app.runs import Run
@@ -38,6 +38,8 @@ def train(config: TrainConfig) -> int:
         config = trainer.config
         print(f"lr = {config.lr:g}, the default for a policy of {trainer.policy.num_parameters():,} parameters")
     print(f"{machine(trainer.device)}; {len(trainer.prompts)} training and {len(trainer.test_prompts)} test problems")
+    if both := len({p.question for p in trainer.train_problems} & {p.question for p in trainer.test_problems}):
+        print(f"{both} of the test problems are training problems too: their accuracy says nothing of new ones")
     estimate = memory_estimate(trainer)
     print(format_memory(estimate), end="; ", flush=True)
     check_memory(estimate, trainer.device, config.yes)
@@ -52,7 +54,7 @@ def train(config: TrainConfig) -> int:
     with locked(folder):
         if config.resume:
             if saved := checkpoint.newest(folder):
-                checkpoint.check_settings(config, folder, saved)
+                checkpoint.check_settings(trainer, folder, saved)
                 checkpoint.resume(trainer, folder, saved)
             print(f"going on after iteration {trainer.iteration}")
         run = Run(folder, config, trainer.iteration)
@@ -98,6 +100,8 @@ def sft(config: SFTConfig) -> int:
     """The `sft` command."""
     folder = new_folder(config.out, f"sft-{task_name(config)}")
     model, tokenizer, loss, lr = imitate(config, folder)
+    if folder.exists() and any(folder.iterdir()):
+        folder = free_name(folder)  # another command has taken the name meanwhile
     with whole(folder) as fresh:  # before the evaluation, in which the policy could be lost
         models.save_policy(model, tokenizer, fresh)
         write_text(fresh / "README.md", model_card(replace(config, lr=lr), loss, "(not evaluated)"))
@@ -113,7 +117,11 @@ def evaluate_policy(config: EvaluateConfig) -> int:
     """The `evaluate` command."""
     out = file_to_write(Path(config.out)) if config.out else None
     model, tokenizer = _load(config)
-    reference = models.load_policy(find_policy(config.reference), model.device)[0] if config.reference else None
+    reference, vocabulary = (
+        models.load_policy(find_policy(config.reference), model.device) if config.reference else (None, tokenizer)
+    )
+    if vocabulary.get_vocab() != tokenizer.get_vocab():
+        raise UserError("--reference has another tokenizer than the policy: no KL")
     result = _evaluate(config, model, tokenizer, config.temperature, config.problems, config.n, config.top_p, reference)
     print(table({f"{visible(Path(policy_name(config)).name)} at {config.temperature:g}": result}))
     if out:
@@ -137,9 +145,6 @@ def _prompts_and_sampling(config, model, tokenizer, problems, temperature: float
 
 def _evaluate(config, model, tokenizer, temperature: float, limit: int, n: int, top_p: float = 1.0, reference=None):
     problems = tasks.load_problems(config)[1][: limit or None]
-    theirs, ours = (m and m.config.get_text_config().vocab_size for m in (reference, model))
-    if reference is not None and theirs != ours:
-        raise UserError(f"--reference has {theirs} tokens, the policy {ours}: no KL")
     prompts, sampling = _prompts_and_sampling(config, model, tokenizer, problems, temperature, top_p)
     check_cost(config, model.num_parameters(), len(prompts) * (n + 1), len(prompts) * n)
     parts = model, tokenizer, tasks.get(config.task), problems, prompts, sampling

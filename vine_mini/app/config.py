@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -71,6 +72,8 @@ class Common:
                 raise UserError(f"{name} = {getattr(self, name)}: must be 0, which is greedy, or at least {COLDEST}")
         if self.prompt is not None and "{question}" not in self.prompt:
             raise UserError("--prompt must contain {question}")
+        if re.search(r"\\n(?![a-z])", self.prompt or ""):
+            raise UserError(r"--prompt holds a backslash and an n: write a line break, in bash $'{question}\n'")
         if self.chat and self.date is None:
             self.date = datetime.date.today().isoformat()
         try:
@@ -197,6 +200,11 @@ class EvaluateConfig(Common):
     problems: Whole = knob(0, "Test problems; 0: all.")
     reference: str | None = knob(None, "Also measure the KL to this policy (a Hub name or a folder).")
     out: str | None = knob(None, "Also write the numbers to this JSON file.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.reference and self.temperature == 0:
+            raise UserError("--reference needs samples, so a --temperature above 0")
 
 
 @dataclass

@@ -48,6 +48,8 @@ def new_folder(out: str | None, name: str) -> Path:
     Raises UserError where the folder cannot be written, before hours of training.
     """
     path = free_name(Path("runs") / name) if out is None else Path(out)
+    if path.is_symlink():
+        path = Path(os.path.realpath(path))  # a folder cannot be renamed to a link
     if path.name in ("", "..") or path.is_mount():  # nothing can be renamed to it
         raise UserError(f"--out {path}: name a folder inside it")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -111,7 +113,7 @@ def read_rows(path: Path) -> list[dict]:
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not UTF-8 text; move it away to go on") from error
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}, line {number}: not JSON, or no object; remove the line to go on") from error
+            raise UserError(f"{path}, line {number}: not JSON, or no object; mend the line to go on") from error
     return rows
 
 

@@ -135,8 +135,9 @@ def _check_task_file(task: str, path: str, argv: list[str]) -> None:
 
 
 def kept_fields(config) -> dict:
-    """The fields that a resumed run cannot change."""
-    return {name: x for name, x in vars(config).items() if name not in MAY_CHANGE and not name.startswith("eval_")}
+    """The fields that a resumed run cannot change. RUN/best compares evaluations of one temperature."""
+    free = {"eval_problems", "eval_samples", "eval_every"} | ({"eval_temperature"} if not config.eval_every else set())
+    return {name: x for name, x in vars(config).items() if name not in MAY_CHANGE | free}
 
 
 def to_yaml(config) -> str:

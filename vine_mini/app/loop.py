@@ -38,7 +38,9 @@ def train_run(trainer: Trainer, run: Run) -> bool:
         saved, said = time.monotonic(), set()
         for metrics, episodes, advantages in trainer.train():
             with stop.unfinished():
-                evaluates = config.eval_every and trainer.iteration % config.eval_every == 0 and not stop.asked
+                evaluates = (
+                    config.eval_every and trainer.iteration % config.eval_every == 0
+                )  # also after Ctrl-C: RUN/best needs it
                 if trainer.validation_problems and (evaluates or trainer.done):
                     metrics["validation"] = trainer.evaluate(trainer.validation_problems)
                 if trainer.done or (evaluates and not trainer.validation_problems):

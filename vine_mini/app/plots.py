@@ -22,7 +22,7 @@ def new_figure(columns: int, rows: int = 1, heights: list[int] | None = None):
     from matplotlib.figure import Figure
 
     matplotlib.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3})
-    matplotlib.rcParams["text.parse_math"] = False  # a $ in the name of a user's file is a $
+    matplotlib.rcParams.update({"text.usetex": False, "text.parse_math": False})  # a $ in the name of a user's file is a $
     figure = Figure(figsize=(5.2 * columns, 3.6 * rows), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, height_ratios=heights)
 

@@ -14,6 +14,7 @@ lock            names the process that writes into the folder at present.
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -35,12 +36,16 @@ class Run:
     def __init__(self, folder: Path, config, iteration: int = 0):
         self.folder, self.config, self.drawn = folder, config, time.monotonic()
         write_text(folder / "config.yaml", to_yaml(config))
-        for path in (folder / "metrics.jsonl", folder / "samples.jsonl"):
+        logs = {path: _rows(path) for path in (folder / "metrics.jsonl", folder / "samples.jsonl")}
+        self.rows = [row for row in logs[folder / "metrics.jsonl"] if row["iteration"] <= iteration]
+        if iteration and (not self.rows or self.rows[-1]["iteration"] < iteration):
+            last = f"ends with iteration {self.rows[-1]['iteration']}" if self.rows else "is gone or empty"
+            raise UserError(
+                f"{folder / 'metrics.jsonl'} {last}, and the checkpoint is of iteration {iteration}: put the rest back"
+            )
+        for path, rows in logs.items():
             if path.exists():
-                write_rows(path, [row for row in _rows(path) if row["iteration"] <= iteration])
-        self.rows = _rows(folder / "metrics.jsonl")
-        if iteration and not self.rows:
-            raise UserError(f"{folder / 'metrics.jsonl'} is gone or empty, so the run cannot go on: put it back")
+                write_rows(path, [row for row in rows if row["iteration"] <= iteration])
         if best := self.best():
             checkpoint.restore_best(folder, best["iteration"])
 
@@ -51,6 +56,9 @@ class Run:
             fresh.mkdir()
             write_text(fresh / "config.yaml", to_yaml(config))
             write_rows(fresh / "metrics.jsonl", [{"iteration": 0, "episodes": 0, "seconds": 0.0, "eval": before}])
+        if config.model and Path(config.model).parent.name == "checkpoints":  # else that run would remove it when it goes on
+            with suppress(UserError):  # it may not be the user's
+                write_text(Path(config.model) / checkpoint.STARTED, f"{folder.absolute()}\n")
         return cls(folder, config)
 
     def log(self, metrics: dict, episodes, advantages) -> None:
@@ -110,7 +118,7 @@ def _rows(path: Path) -> list[dict]:
     """
     for number, row in enumerate(rows := read_rows(path), 1):
         if not _is_line(row):
-            raise UserError(f"{path}, line {number}: not a line of a run; remove the line to go on")
+            raise UserError(f"{path}, line {number}: not a line of a run; mend the line to go on")
         due = rows[0]["iteration"] + number - 1
         if path.name == "metrics.jsonl" and row["iteration"] != due:
             raise UserError(f"{path}, line {number}: iteration {row['iteration']}, not {due}; lines are missing or doubled")

@@ -87,7 +87,7 @@ def resting_trainer(config: CreditConfig, own: list[Own], model: str | None = No
 
     Its test problems are the user's own ones, if there are any. Its critic is new, or comes from the run if that has trained one.
     """
-    saved = parse(TrainConfig, "train", ["--preset", f"{config.run}/config.yaml"]) if config.run else TrainConfig()
+    saved = parse(TrainConfig, "train", [f"--preset={config.run}/config.yaml"]) if config.run else TrainConfig()
     with_critic = config.critic_iterations > 0 and config.problems is None and model is None
     problems = [each.problem for each in own]
     train, test = (problems, problems) if own and not with_critic else tasks.load_problems(config)

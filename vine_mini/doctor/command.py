@@ -4,6 +4,7 @@ import os
 import platform
 import time
 from dataclasses import dataclass, replace
+from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -83,7 +84,7 @@ def hub_answers() -> bool:
     """Whether the Hub can be reached. Its client would try again for half a minute, for every file."""
     try:
         urlopen(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), timeout=3).close()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         return isinstance(error, HTTPError)  # it answers, though not with a page
     return True
 

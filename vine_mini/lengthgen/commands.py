@@ -42,7 +42,7 @@ def train(config: LengthgenConfig) -> None:
     begun = config.out is not None and (Path(config.out) / "results.json").is_file()
     folder = Path(config.out) if begun else new_folder(config.out, f"lengthgen-{short(config.task)}{pad}")
     sweep(config, folder)
-    print(write_tables(folder))
+    print(write_tables(folder) if load_so_far(folder) else "no table yet: no seed has run with all encodings of this folder")
     print(f"everything is in {folder}")
 
 

@@ -96,7 +96,7 @@ def check_causal(config: DecoderConfig) -> None:
             if ".encoding." in name:  # a zero would hide what it multiplies; the others keep their signs
                 changed = parameter * (0.5 + torch.rand_like(parameter))
                 parameter.copy_(torch.where(parameter == 0, torch.randn_like(parameter), changed))
-    T = min(12, config.max_position_embeddings or 12)
+    T = min(64, config.max_position_embeddings or 64)
     ids, part = torch.arange(T)[None] % config.vocab_size, T // 2 + 1
     whole = model(ids).logits  # [1, T, V]
     if not whole.isfinite().all():
@@ -121,14 +121,19 @@ def find_task(name: str) -> None:
 
     def checked(length, rng):
         prompt, target = module.make(length, rng)
+        if not (isinstance(prompt, str) and isinstance(target, str) and prompt):
+            raise UserError(f"{name}: make({length}) must return two texts, a prompt and a target")
         try:
             encode(f"{prompt} {target}")
         except KeyError as error:
             raise UserError(f"{name}: make({length}) writes {error}, which is no token of lengthgen's vocabulary") from error
         return prompt, target
 
-    make, check = told(checked, path), told(module.check, path)
+    make, check = told(checked, path), told(lambda prompt, answer: bool(module.check(prompt, answer)), path)
     for length in (*TRAIN, *TEST):
-        if not check(*make(length, Random(length))):
+        made = make(length, Random(length))
+        if made != make(length, Random(length)):
+            raise UserError(f"{name}: make({length}) must draw with the rng that it is given, and nothing else")
+        if not check(*made):
             raise UserError(f"{name}: check does not accept the target that make({length}) has written")
     TASKS[name] = Task(make, check, TRAIN, TEST, "length", STEPS)

@@ -13,6 +13,7 @@ How a response is graded:
 """
 
 import math
+import unicodedata
 import zlib
 from decimal import Decimal
 from pathlib import Path
@@ -77,12 +78,17 @@ def extract_answer(text: str) -> str | None:
 
 def _stated(text: str) -> str | None:
     """What the answer lines say, with single spaces. None where they say nothing or disagree."""
-    answers = {" ".join(line.split()) for line in gsm8k.answer_lines(text)} - {""}
+    answers = {_plain(line) for line in gsm8k.answer_lines(text)} - {""}
     return answers.pop() if len(answers) == 1 else None
 
 
+def _plain(text: str) -> str:
+    """With single spaces, and one spelling of accents: files of a Mac hold two characters for an o with dots."""
+    return unicodedata.normalize("NFC", " ".join(text.split()))
+
+
 def _canonical(text: str) -> str:
-    text = " ".join(text.split())
+    text = _plain(text)
     return gsm8k.read_number(text) if _is_number(text) else text
 
 

@@ -45,11 +45,14 @@ def load_problems(config) -> tuple[list[Problem], list[Problem]]:
     task, found = config.task, get(config.task).problems(config)
     try:
         train, test = (list(part) for part in found)  # a part may be a generator
-        texts = [text for problem in (*train, *test) for text in (problem.question, problem.solution, problem.answer)]
+        texts = [text for problem in {*train, *test} for text in (problem.question, problem.solution, problem.answer)]
+        halves = [text for text in texts if isinstance(text, str) and text.encode(errors="ignore").decode() != text]
     except OWN_MISTAKES as error:
         raise UserError(f"{task}: {LISTS} ({type(error).__name__}: {error})") from error
     if not all(isinstance(text, str) for text in texts):
         raise UserError(f"{task}: {LISTS}")
+    if halves:
+        raise UserError(f"{task}: {halves[0]!r} holds half a character, such as a cut emoji")
     if not (train and test):
         raise UserError(f"the {'test' if train else 'train'} split of {task} is empty")
     return train, test

@@ -50,7 +50,7 @@ class Report:
 def analyze_values(config: ValuesConfig) -> int:
     """The `analyze values` command."""
     folder = new_folder(config.out, "values")
-    saved = parse(TrainConfig, "train", ["--preset", f"{config.run}/config.yaml"])
+    saved = parse(TrainConfig, "train", [f"--preset={config.run}/config.yaml"])
     names = checkpoint.kept(Path(config.run))
     for name in names:
         if not (Path(config.run) / name).is_dir():
