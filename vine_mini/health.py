@@ -54,7 +54,7 @@ def symptoms(metrics: dict) -> dict[str, str]:
         ("ratio", abs(m["ratio"] - 1) > 0.1, "updates lead away from the policy that sampled: lower --lr or --epochs"),
         ("first_ratio", abs(m["first_ratio"] - 1) > 0.01, "sampler and trainer disagree before any update: report a bug"),
         # In nats a token. The policies here have 0.0005 in bfloat16.
-        ("sampler_gap", m["sampler_gap"] > 0.05, "sampler and trainer differ much: add --importance_cap 2 or leave out --bf16"),
+        ("sampler_gap", m["sampler_gap"] > 0.05, "sampler and trainer differ: add --importance_cap 2 (without --bf16: a bug)"),
         ("skipped", m["skipped"] > 0, "minibatches with a ratio above --max_ratio were skipped: lower --lr or --epochs"),
     ]  # fmt: skip
     return {name: says for name, bad, says in cases if bad}

@@ -65,8 +65,8 @@ def hidden_before(backbone, input_ids, attention_mask, response_mask):
     """The hidden state that predicts each response token, row by row. -> [n, D]. Arguments as in `response_logprobs`."""
     if bool(response_mask[:, 0].any()):
         raise ValueError("a response token in column 0 has nothing before it to be predicted from")
-    inputs = dict(input_ids=input_ids)
-    if not bool(attention_mask[:, 0].all()):  # padding on the left; that on the right is hidden by causality, in less time
+    inputs = dict(input_ids=input_ids)  # causality hides padding on the right, in less time except in float32 on a GPU
+    if not bool(attention_mask[:, 0].all()) or (input_ids.is_cuda and not torch.is_autocast_enabled("cuda")):
         inputs |= dict(attention_mask=attention_mask, position_ids=position_ids(attention_mask))
     hidden = backbone(**inputs, use_cache=False).last_hidden_state  # [B, T, D]
     return hidden[:, :-1][response_mask[:, 1:].bool()]  # [n, D]: the shift by one

@@ -398,7 +398,7 @@ def test_metrics_that_lack_the_iteration_of_the_checkpoint_are_one_line(empty_fo
     metrics.write_bytes(whole[:-1])
     assert main(["train", "--resume", "run", "--iterations", "2"]) == 2
     assert "ends with iteration 0, and the checkpoint is of iteration 1: put the rest back" in capsys.readouterr().err
-    assert metrics.read_bytes() == whole[:-1]
+    assert metrics.read_bytes() == whole[:-1] and "iterations: 1\n" in Path("run/config.yaml").read_text()
     metrics.write_bytes(whole)
     assert main(["train", "--resume", "run", "--iterations", "2"]) == 0
 
@@ -423,7 +423,7 @@ def test_a_run_does_not_go_on_with_other_problems(empty_folder, no_pictures, cap
     assert main(["train", "--resume", "run", "--iterations", "2", "--data", "two.jsonl"]) == 2
     assert "run: the problems are not those with which the run was trained; put the data back" in capsys.readouterr().err
     Path("one.jsonl").rename("moved.jsonl")
-    assert main(["train", "--resume", "run", "--iterations", "2", "--data", "moved.jsonl"]) == 0
+    assert main(["train", "--resume", "run", "--iterations", "2", "--data", "moved.jsonl", "--eval_problems", "3"]) == 0
 
 
 def test_a_start_policy_that_was_another_run_s_stays_the_same_one(empty_folder):

@@ -125,6 +125,8 @@ def test_a_run_that_evaluates_may_do_so_more_often_but_not_stop(empty_folder):
     Path("run").mkdir()
     Path("run/config.yaml").write_text(to_yaml(TrainConfig(lr=1e-4, eval_every=4)))
     assert parse(TrainConfig, "train", ["--resume", "run", "--eval_every", "2"]).eval_every == 2
+    with pytest.raises(UserError, match=r"goes on with eval_temperature = 1\.0; it cannot"):  # RUN/best would mix two
+        parse(TrainConfig, "train", ["--resume", "run", "--eval_temperature", "0"])
     with pytest.raises(UserError, match="cannot begin or end evaluations"):
         parse(TrainConfig, "train", ["--resume", "run", "--eval_every", "0"])
 

@@ -32,7 +32,7 @@ def llama(layers: int, kv_heads: int) -> LlamaForCausalLM:
 
 
 def saved_bytes(model, rows: int, prompt: int, response: int, bf16: bool) -> int:
-    """Bytes that autograd keeps of a forward pass, without the weights. One row is shorter, so the batch has a mask."""
+    """Bytes that autograd keeps of a forward pass, without the weights. One row is shorter, as in training."""
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     storages, alive = {}, []
 

@@ -150,7 +150,8 @@ def test_a_task_that_sets_no_length_limit_needs_one(empty_folder):
         path.write_text(text.replace('"max_new_tokens": 16, "eval_temperature": 1.0', given))
         with pytest.raises(UserError, match=f"{missing}: the task has no default, so give --{missing}"):
             TrainConfig(task=str(path))
-        assert TrainConfig(task=str(path), max_new_tokens=8, eval_temperature=1.0).max_new_tokens == 8
+        for of in (TrainConfig, SFTConfig):
+            assert of(task=str(path), max_new_tokens=8, eval_temperature=1.0).max_new_tokens == 8
 
 
 def test_samples_show_the_mean_advantage_of_each_step(tokenizer):

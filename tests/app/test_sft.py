@@ -102,3 +102,17 @@ def test_the_command_on_the_card_makes_the_same_config(settings):
     card = sft.model_card(config, 0.5, "pass@1 ...")
     command = card.partition("    python -m vine_mini sft ")[2].partition("\n\nThe loss")[0]
     assert parse(SFTConfig, "sft", shlex.split(command)) == config
+
+
+LONG = """from vine_mini.tasks.arithmetic import ANSWER_MARK, DEFAULTS, TEMPLATE, extract_answer, problems, reward
+def demonstration(problem, error_rate, rng):
+    return 40 * "1+1=2\\n" + problem.solution
+"""
+
+
+def test_the_length_of_demonstrations_is_what_counts(tmp_path, monkeypatch, capsys):
+    """It measured the solutions, and a policy learned responses that are always cut."""
+    monkeypatch.chdir(tmp_path)
+    Path("long.py").write_text(LONG)
+    assert main("sft --task long.py --steps 2 --updates 1 --hidden 16 --layers 1 --out policy".split()) == 2
+    assert "the longest demonstration has 2" in capsys.readouterr().err and not Path("policy").exists()

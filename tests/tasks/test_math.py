@@ -27,7 +27,7 @@ RIGHT = [  # a response's answer, the reference
     (r"-\frac{3}{8}", r"\frac{-3}{8}"), (r"\frac{-3}{8}", r"-\frac38"), (r"1\frac{4}{5}", r"\frac{9}{5}"), ("1.8", r"1\frac45"), ("1 4/5", r"\frac95"), (r"-1\frac{1}{2}", "-1.5"),
     (r"\frac{270}7", r"\frac{270}{7}\text{ degrees}"), ("5.0", "5"), ("05", "5"), ("+5", "5"), ("-0", "0"), ("5.", "5"), ("$5$", "5"), (r"\(5\)", "5"), ("{5}", "5"), ("(5)", "5"),
     ("5 cm", "5"), (r"15\mbox{ cm}^2", r"15 \text{ cm}^2"), ("15", r"15\mbox{ cm}^2"), (r"864 \text{ square inches}", r"864 \mbox{ inches}^2"), ("5.4", r"5.4 \text{ cents}"),
-    (r"12\,\text{units}", "12"), ("12 square units", "12"), (r"10\text{ ft}^3", "10"), (r"5\text{ million}", "5"),
+    (r"12\,\text{units}", "12"), ("12 square units", "12"), ("12\nsquare\tunits", "12"), ("5~cm", "5"), (r"10\text{ ft}^3", "10"), (r"5\text{ million}", "5"),
     (r"90^\circ", "90"), (r"90^{\circ}", r"90^\circ"), (r"90 \text{ degrees}", r"90^\circ"), ("90\N{DEGREE SIGN}", r"90^\circ"), ("90 degrees", r"90^\circ"), (r"90\,^\circ", "90"),
     (r"\$18.90", "18.9"), ("18.90", r"\$18.90"), (r"\$32,348", r"\$32,\!348"), ("36 dollars", r"\$36"), (r"50\%", "50"), ("50", r"50\%"), ("12.5%", r"12.5\%"),
     ("10080", r"10,\!080"), ("10,080", r"10,\!080"), (r"10{,}080", "10080"), ("58500", "58,500"), ("11,111,111,100", r"11,\! 111,\! 111,\! 100"), ("x = 1,000", "1000"),
@@ -180,8 +180,10 @@ def test_every_real_solution_states_its_answer():
 
 @needs_math_verify
 @pytest.mark.parametrize(
-    "answer", ["100, 200", "5, 100", r"100 \text{ and } 200", r"12\% \text{ and } 312", "x = 100, 200", "-5, 100, 300"]
-)
+    "answer",
+    ["100, 200", "5, 100", r"100 \text{ and } 200", r"12\% \text{ and } 312", "x = 100, 200", "-5, 100, 300", r"100, \quad 200",
+     r"100,\; 200", r"5 \quad \text{or} \quad 100", r"\, \, 5, 100", "- 5, 100"],
+)  # fmt: skip
 def test_a_list_stays_a_list_when_it_is_normalized_again(answer):
     """The reference is normalized when its row is read and when a response is compared. `100,200` is a number."""
     digits = "".join(c for c in answer if c.isdigit())
@@ -189,6 +191,37 @@ def test_a_list_stays_a_list_when_it_is_normalized_again(answer):
     assert math.reward(problem, rf"So \boxed{{{answer}}}") == 1.0
     assert math.reward(problem, rf"\boxed{{{digits}}}") == 0.0
     assert all(normalize(normalize(text)) == normalize(text) for pair in RIGHT + WRONG for text in (*pair, answer))
+
+
+def test_only_answers_of_at_most_300_characters_are_normalized():
+    assert normalize("x" * 298 + r"\!") == "x" * 298 and normalize("x" * 299 + r"\!") == "x" * 299 + r"\!"
+
+
+@needs_math_verify
+def test_only_answers_of_at_most_300_characters_are_compared():
+    half = "0.5" + "0" * 297
+    assert len(half) == 300 and is_correct(rf"\boxed{{{half}}}", "1/2") and not is_correct(rf"\boxed{{{half}0}}", "1/2")
+
+
+def test_a_box_without_braces_ends_at_the_formula_or_the_line():
+    assert extract_answer(r"So $\boxed 5$ and 6.") == extract_answer("So \\boxed 5\nand 6.") == "5"
+
+
+def test_data_sets_of_the_paper():
+    assert (math.HUB, math.TESTED) == ("DigitalLearningGmbH/MATH-lighteval", "HuggingFaceH4/MATH-500")
+
+
+@needs_math_verify
+def test_the_comparing_process_is_in_a_session_of_its_own_and_its_end_is_told():
+    """Ctrl-C in a terminal reaches all processes of the session."""
+    is_correct(r"\boxed{0.5}", "1/2")
+    process = math._comparer(os.getpid())
+    assert os.getsid(process.pid) != os.getsid(0)
+    process.kill()
+    process.wait()
+    with pytest.raises(UserError, match="the process that compares answers has ended"):
+        is_correct(r"\boxed{0.25}", "2/8")
+    assert is_correct(r"\boxed{0.25}", "2/8")
 
 
 EQUAL = [{"x=5", "5"}]  # by reading the list of pairs: the only two texts among the 292 different answers that mean the same

@@ -16,20 +16,21 @@ import math
 import os
 import re
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from vine_mini.app.files import discard, whole
+from vine_mini.app.files import discard, whole, write_text
 from vine_mini.app.flags import kept_fields
 from vine_mini.models import load_policy, save_policy
 from vine_mini.types import UserError
 
 STATE = "training_state.safetensors"
 COUNTERS = ("iteration", "updates")
-STARTED = "start_of.txt"  # in a checkpoint from which another run has started, and whose reference it is
+STARTED = "start_of.txt"  # in a checkpoint that is the start policy of another run, and its reference
 OWN = re.compile(r"(best-)?\d+(\.partial)?")  # names in RUN/checkpoints; a user may keep copies of other names there
 
 
@@ -44,6 +45,14 @@ def save(trainer, run: Path) -> None:
         kept = (every and other.name.isdecimal() and int(other.name) % every == 0) or (other / STARTED).exists()
         if OWN.fullmatch(other.name) and other.name not in linked and not kept:
             discard(other)
+
+
+def keep_start(model: str | None, run: Path) -> None:
+    """Where the start policy of a run is a checkpoint of another run, that run must not remove it when it goes on."""
+    path = Path(model or "")
+    if OWN.fullmatch(path.name) and path.is_dir() and (path.parent.parent / "config.yaml").is_file():
+        with suppress(UserError):  # the folder may be read-only
+            write_text(path / STARTED, f"{run.absolute()}\n")
 
 
 def _write(trainer, target: Path) -> None:
@@ -62,8 +71,8 @@ def _write(trainer, target: Path) -> None:
 
 
 def _digest(trainer) -> str:
-    """A checksum of all problems."""
-    every = trainer.train_problems, trainer.validation_problems, trainer.test_problems
+    """A checksum of the problems that the run learns from, and of those that choose RUN/best."""
+    every = trainer.train_problems, trainer.validation_problems
     return hashlib.sha256(repr([[(p.question, p.solution, p.answer) for p in of] for of in every]).encode()).hexdigest()
 
 
@@ -110,7 +119,7 @@ def newest(run: Path) -> str | None:
 
 
 def check_settings(trainer, run: Path, name: str) -> None:
-    """Raises UserError where a setting that a resumed run cannot change, or a problem, was another one at the checkpoint.
+    """Raises UserError where problems, or settings that a resumed run cannot change, differ from those of the checkpoint.
 
     Files and folders may have moved to another folder. A checkpoint of an older version holds no settings and passes.
     """

@@ -33,13 +33,15 @@ def train(config: TrainConfig) -> int:
     """The `train` command."""
     name = f"{task_name(config)}-{config.algorithm}"
     folder = Path(config.resume) if config.resume else new_folder(config.out, name)
+    if not config.resume:
+        checkpoint.keep_start(config.model, folder)
     trainer = build_trainer(config)
     if config.lr is None:
         config = trainer.config
         print(f"lr = {config.lr:g}, the default for a policy of {trainer.policy.num_parameters():,} parameters")
     print(f"{machine(trainer.device)}; {len(trainer.prompts)} training and {len(trainer.test_prompts)} test problems")
     if both := len({p.question for p in trainer.train_problems} & {p.question for p in trainer.test_problems}):
-        print(f"{both} of the test problems are training problems too: their accuracy says nothing of new ones")
+        print(f"{both} test problems are training problems too: accuracy on them says nothing about new problems")
     estimate = memory_estimate(trainer)
     print(format_memory(estimate), end="; ", flush=True)
     check_memory(estimate, trainer.device, config.yes)
@@ -121,9 +123,9 @@ def evaluate_policy(config: EvaluateConfig) -> int:
         models.load_policy(find_policy(config.reference), model.device) if config.reference else (None, tokenizer)
     )
     if vocabulary.get_vocab() != tokenizer.get_vocab():
-        raise UserError("--reference has another tokenizer than the policy: no KL")
+        raise UserError("--reference has another tokenizer than the policy (their vocabularies differ): no KL")
     result = _evaluate(config, model, tokenizer, config.temperature, config.problems, config.n, config.top_p, reference)
-    print(table({f"{visible(Path(policy_name(config)).name)} at {config.temperature:g}": result}))
+    print(table({f"{visible(Path(policy_name(config)).name)}, temperature {config.temperature:g}": result}))
     if out:
         settings = {"temperature": config.temperature, "top_p": config.top_p, "n": config.n}
         write_text(out, json.dumps(result | settings, indent=1))

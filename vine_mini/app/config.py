@@ -61,7 +61,7 @@ class Common:
             self.task = str(Path(self.task).absolute())  # a run can then be resumed from any folder
         defaults = tasks.get(self.task).DEFAULTS
         for name, value in (*defaults.items(), ("temperature", defaults.get("eval_temperature"))):  # evaluate: --temperature
-            if getattr(self, name, value) is None:
+            if getattr(self, name, 0) is None:
                 setattr(self, name, value)
         for name in ("max_new_tokens", "eval_temperature", "temperature"):
             if getattr(self, name, 0) is None:

@@ -13,7 +13,7 @@ from vine_mini.types import UserError
 
 PRESETS = Path(__file__).parent / "presets"
 PRESET_NAMES = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
-# What a resumed run may change: its length, its machine and, not listed here, its evaluation.
+# What a resumed run may change: its length, its machine and, in `kept_fields`, its evaluation.
 MAY_CHANGE = set("resume yes iterations max_seconds save_every keep_every device data gradient_checkpointing vllm".split())
 MAY_CHANGE |= {"sample_batch_size", "micro_batch_tokens"}
 OF_A_CALL = ("out", "resume", "yes")  # no preset may choose where a run writes

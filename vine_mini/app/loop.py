@@ -38,9 +38,8 @@ def train_run(trainer: Trainer, run: Run) -> bool:
         saved, said = time.monotonic(), set()
         for metrics, episodes, advantages in trainer.train():
             with stop.unfinished():
-                evaluates = (
-                    config.eval_every and trainer.iteration % config.eval_every == 0
-                )  # also after Ctrl-C: RUN/best needs it
+                # Also after Ctrl-C, because a resumed run does not evaluate this iteration again.
+                evaluates = config.eval_every and trainer.iteration % config.eval_every == 0
                 if trainer.validation_problems and (evaluates or trainer.done):
                     metrics["validation"] = trainer.evaluate(trainer.validation_problems)
                 if trainer.done or (evaluates and not trainer.validation_problems):

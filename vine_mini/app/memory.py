@@ -176,9 +176,10 @@ def _activations(s: _Sizes, config, longest_prompt: int) -> int:
     #   2 norms: their input and the normalised input, in float32                                        4 hidden
     #   inputs of q, k, v, gate and up: one vector for q, k and v, and one for gate and up               2 hidden
     #     (in bfloat16, autocast makes a copy for each of the five)                                      5 hidden
-    #   attention: q and its output, k and v                                                             2 queries, 2 keys
+    #   attention: q and its output, k and v (in float32 on a GPU repeated for all heads)                2 queries, 2 keys
     #   MLP: the gate, its SiLU, the other half, and their product                                       4 inner
-    products = (5 if config.bf16 else 2) * s.hidden + 2 * (s.queries + s.keys) + 4 * s.inner
+    keys = s.queries if s.gpu and not config.bf16 else s.keys
+    products = (5 if config.bf16 else 2) * s.hidden + 2 * (s.queries + keys) + 4 * s.inner
     layer = 4 * s.hidden * 4 + products * s.number
     kept = s.layers * s.hidden * 4 + layer if config.gradient_checkpointing else s.layers * layer  # checkpointing: the inputs
     # The backward pass begins at the head: the last norm, the states that predict response tokens, and three numbers of each

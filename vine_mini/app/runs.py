@@ -5,7 +5,7 @@ metrics.jsonl   one line for each iteration; "eval" holds test problems (iterati
 samples.jsonl   a few responses of each iteration, cut into steps, each step with its advantage.
 curves.png      reward, length, KL and seconds, against episodes; drawn again while the run goes on.
 tensorboard/    the numbers of metrics.jsonl for TensorBoard, where it is installed.
-checkpoints/    the newest checkpoint, and those that `keep_every` keeps; see `checkpoint.py`.
+checkpoints/    the newest checkpoint, those that `keep_every` keeps, and the starts of other runs; see `checkpoint.py`.
 policy          a link to the newest checkpoint, which is a Hugging Face folder; `train --resume RUN` continues from it.
 best            a link to the policy with the highest pass@1 on the validation problems, if some were set aside.
 diverged.json   what is known of a number that was not finite, if one has ended the run.
@@ -14,7 +14,6 @@ lock            names the process that writes into the folder at present.
 
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -35,14 +34,13 @@ class Run:
 
     def __init__(self, folder: Path, config, iteration: int = 0):
         self.folder, self.config, self.drawn = folder, config, time.monotonic()
-        write_text(folder / "config.yaml", to_yaml(config))
         logs = {path: _rows(path) for path in (folder / "metrics.jsonl", folder / "samples.jsonl")}
         self.rows = [row for row in logs[folder / "metrics.jsonl"] if row["iteration"] <= iteration]
         if iteration and (not self.rows or self.rows[-1]["iteration"] < iteration):
             last = f"ends with iteration {self.rows[-1]['iteration']}" if self.rows else "is gone or empty"
-            raise UserError(
-                f"{folder / 'metrics.jsonl'} {last}, and the checkpoint is of iteration {iteration}: put the rest back"
-            )
+            last = f"{folder / 'metrics.jsonl'} {last}, and the checkpoint is of iteration {iteration}"
+            raise UserError(f"{last}: put the rest back, or start a new run with --model {folder}/policy")
+        write_text(folder / "config.yaml", to_yaml(config))
         for path, rows in logs.items():
             if path.exists():
                 write_rows(path, [row for row in rows if row["iteration"] <= iteration])
@@ -56,9 +54,6 @@ class Run:
             fresh.mkdir()
             write_text(fresh / "config.yaml", to_yaml(config))
             write_rows(fresh / "metrics.jsonl", [{"iteration": 0, "episodes": 0, "seconds": 0.0, "eval": before}])
-        if config.model and Path(config.model).parent.name == "checkpoints":  # else that run would remove it when it goes on
-            with suppress(UserError):  # it may not be the user's
-                write_text(Path(config.model) / checkpoint.STARTED, f"{folder.absolute()}\n")
         return cls(folder, config)
 
     def log(self, metrics: dict, episodes, advantages) -> None:

@@ -35,6 +35,7 @@ def imitate(config, folder: Path):
     model, tokenizer, usual_lr, what = _start(config, train, rng, device)
     _check_cost(config, model.num_parameters(), len(test))
     prompts = tasks.prompt_ids(train, tokenizer, config)
+    # One draw of each demonstration. With mistakes (`error_rate`), another draw may be a little longer.
     texts = [tasks.demonstration(task, p, config.error_rate, random.Random(0)) for p in train]
     longest = 1 + max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
     if longest > config.max_new_tokens:

@@ -115,7 +115,7 @@ def rank_table(all_results: list[dict], encodings: list[str] | None = None) -> s
             shares = extrapolation(results, by_example=by_example)
             unranked = [cell([*shares[name].values()]) for name in others]
             rows.append([label, *_beside_the_paper(results, list(ranks), by_example), *unranked])
-    theirs, over = paper.ranks({results["task"] for results in all_results}, [*ranks])
+    theirs, over = the_paper_s(all_results, [*ranks])
     figures = {name: f" ({paper.of(name, theirs):.3f})" if theirs else "" for name in ranks}
     blank = [""] * len(others)
     rows.append(["mean reciprocal rank", *(f"{rank:.3f}{figures[name]}" for name, rank in ranks.items()), *blank])
@@ -127,13 +127,20 @@ def rank_table(all_results: list[dict], encodings: list[str] | None = None) -> s
         rows += _intervals(*of_learned, blank)
     left_out = sorted({short(run["encoding"]) for results in all_results for run in results["runs"]} - {*ranks})
     note = f" Not ranked: {', '.join(left_out)}." if left_out else ""
-    brackets = f"The paper's numbers are in brackets; its mean reciprocal rank is over {over}."
+    brackets = "The paper's numbers are in brackets" + (f"; its mean reciprocal rank is over {over}." if theirs else ".")
+    brackets, source = (brackets, f" {paper.NOTE}") if any(map(beside, all_results)) else ("", "")
     interval = f" An interval is a bootstrap over at least {FEWEST} families of tasks and over seeds."
     interval += " Ranks are by the mean over lengths."
     unlearned = [name_of(results) for results in all_results if not learned(results)]
     if unlearned:
         note += f" Not learned (below 90 % on the seen lengths, mean of the encodings): {', '.join(unlearned)}."
-    return f"{columns(rows)}\n\n{brackets}{interval}{note} {paper.NOTE}"
+    return f"{columns(rows)}\n\n{brackets}{interval}{note}{source}"
+
+
+def the_paper_s(all_results: list[dict], names: list[str]) -> tuple[dict[str, float], str]:
+    """`paper.ranks` of these results; empty where one of them has other lengths than the paper's."""
+    theirs, over = paper.ranks({results["task"] for results in all_results}, names)
+    return (theirs if all(map(beside, all_results)) else {}), over
 
 
 def _intervals(tasks, families: list[str], blank: list[str]) -> list[list[str]]:

@@ -58,9 +58,13 @@ def by_length(results: dict) -> dict[str, dict[int, list[float]]]:
 
 
 def beside(results: dict, *, by_example: bool = False) -> dict[str, float]:
-    """encoding -> the paper's accuracy on test lengths; empty with a scratchpad, other lengths, or a user's own task"""
-    settings, names = results["settings"], results["settings"]["encodings"]
-    if settings["scratchpad"] != "none" or [*settings["test_lengths"]] != [*TASKS[results["task"]].test]:
+    """encoding -> the paper's accuracy on test lengths; empty with a scratchpad, other lengths, or a user's own task
+
+    `rope` has none beside `rope25`.
+    """
+    settings, task = results["settings"], TASKS[results["task"]]
+    names, lengths = settings["encodings"], ([*settings["train_lengths"]], [*settings["test_lengths"]])
+    if settings["scratchpad"] != "none" or lengths != ([*task.train], [*task.test]):
         return {}
     figures = paper.accuracy(results["task"], by_example=by_example)
     known = {name: paper.of(name, figures) for name in names if not (name == "rope" and "rope25" in names)}

@@ -7,7 +7,8 @@ or a solution that ends in `#### answer`, as in GSM8K.
 How a response is graded:
 - An answer that is a number alone (sign, currency and % aside) is graded as a number, with the rules of `gsm8k`: `#### $1,000`
   and `#### 1000 eggs` are both right for 1000.
-- Any other answer is graded as exact text. Only the amount of white space does not matter: `#### paris` is wrong for Paris.
+- Any other answer is graded as exact text: `#### paris` is wrong for Paris. Only white space and the Unicode spelling of accents
+  do not matter.
 - The answer is what follows #### on its line. Several such lines that disagree are wrong: a response gets one guess.
 - Calculator annotations of GSM8K are removed from data and responses.
 """

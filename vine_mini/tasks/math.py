@@ -38,8 +38,8 @@ SPELLINGS: list = [  # what does not change the meaning of an answer
     (r"\\?[$%]|(?<!\\)\\[()]|\^ ?\{? ?\\circ ?\}?|\\degree|\N{DEGREE SIGN}", ""),
     (r"^ ?(?:[a-z] ?= ?)?-?\d{1,3}(?:,\d{3})+(?![\d,]| ,)", lambda m: m[0].replace(",", "")),  # but `100, 200` is a list
     (r",? ?\\text ?\{ ?(?:and|or) ?\}|,? (?:and|or) ", ","),
-    (r"^( ?(?:[a-z] ?= ?)?-?\d{1,3}) ?, ?(?=\d{3}(?!\d))", r"\1,+"),  # a list; `100,200` would be a number the next time
     (r" (?![a-zA-Z0-9])|(?<![a-zA-Z0-9]) ", ""),
+    (r"^((?:[a-z]=)?-?\d{1,3}),(?=\d{3}(?!\d))", r"\1,+"),  # a list; `100,200` would be a number the next time
     (r"\.+$", ""),
     (r"(?<=[\w)}])(?:\\text\{[^{}]*\}(?:\^\{?\d\}?)?)+$", ""),
     (r"(?<=[\d)}]) ?(?:square )?(?:degrees|dollars|cents|units|inches|feet|cm)(?:\^\{?\d\}?)?$", ""),
