@@ -203,6 +203,10 @@ def test_only_answers_of_at_most_300_characters_are_compared():
     assert len(half) == 300 and is_correct(rf"\boxed{{{half}}}", "1/2") and not is_correct(rf"\boxed{{{half}0}}", "1/2")
 
 
+def test_commands_that_change_only_how_an_answer_looks_are_removed():
+    assert normalize(r"\displaystyle 5 \quad") == normalize(r"\left(5\right)\qquad")[1:-1] == "5"
+
+
 def test_a_box_without_braces_ends_at_the_formula_or_the_line():
     assert extract_answer(r"So $\boxed 5$ and 6.") == extract_answer("So \\boxed 5\nand 6.") == "5"
 
