@@ -57,6 +57,8 @@ PRECISION = "the digits are more than the comparison needs"
 DRAW = "(-1) ** point {} random.Random(f'{{x}} {{point}}').randint(1, 10 ** 6)"
 CLOSE = "abs(p - q) {} min(1e-40 * abs(q), 1e-30) + 1e-80"
 ASKS = "math-verify does not read formulas: is antlr4-python3-runtime installed?"
+GPU = "input_ids.is_cuda {}not torch.is_autocast_enabled('cuda'){}"
+A_MASK = "with padding on the right a mask changes the time, not the result"
 BRACES = "{'{': 1, '}': -1}.get(brace[0], 0)"
 ANY_TWO = "any two answers show whether the process runs"
 A_LIMIT = "another limit of processor time or memory, and comparisons within both limits have the same verdict"
@@ -82,6 +84,9 @@ EQUIVALENT: dict[tuple[str, str], str] = {
     ("logprobs", "response_logprobs: True -> False"): "both are split into equally many pieces",
     ("logprobs", "hidden_before: False -> True"): "a cache that nobody reads costs memory only",
     ("logprobs", "response_logprobs: False -> True"): "both kinds of checkpoint compute the same here",
+    ("logprobs", f"hidden_before: {GPU.format('and (', ')')} -> {GPU.format('or ', '')}"): A_MASK,
+    ("logprobs", "hidden_before: not torch.is_autocast_enabled('cuda') -> not not torch.is_autocast_enabled('cuda')"): A_MASK,
+    ("logprobs", "hidden_before: 'cuda' -> 'cudaXX'"): A_MASK,
     ("decoder.positions", "freqs_cis: 1.0 -> 2.0"): ALL_KEPT,
     ("decoder.positions", "freqs_cis: 1 -> 2"): ALL_KEPT,
     ("decoder.positions", "freqs_cis: p < 1 -> p <= 1"): ALL_KEPT,

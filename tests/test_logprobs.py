@@ -52,6 +52,12 @@ def test_padding_on_either_side_changes_nothing(any_model):
         padded = [torch.nn.functional.pad(x, (left, right)) for x in (batch.input_ids, batch.attention_mask, batch.response_mask)]
         got = response_logprobs(any_model, *padded)[:, left : left + plain.shape[1]]
         torch.testing.assert_close(got, plain, rtol=0, atol=1e-4)
+    mixed = [  # one column of padding on the left of the first row, on the right of the second one
+        torch.cat([torch.nn.functional.pad(x, (1, 0)), torch.nn.functional.pad(x, (0, 1))])
+        for x in (batch.input_ids, batch.attention_mask, batch.response_mask)
+    ]
+    for row, got in enumerate(response_logprobs(any_model, *mixed)):
+        torch.testing.assert_close(got[1 - row :][: plain.shape[1]], plain[0], rtol=0, atol=1e-4)
 
 
 def test_chunks_change_neither_values_nor_gradients(any_model, monkeypatch):
