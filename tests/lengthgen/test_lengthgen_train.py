@@ -400,8 +400,17 @@ def test_a_file_that_results_name_runs_only_if_the_command_names_it(run, folder,
         code, _, err = run("rank", tmp_path, "evil.py", "--encodings", "nope", "hybrid")
         assert code == 0 and Path("RAN").exists(), err
         Path("RAN").unlink()
+        for path in ("evil.py", "../evil.py"):
+            loading._run.cache_clear()
+            tasks.TASKS.pop(path, None), ENCODINGS.pop(path, None)
+        Path("sub").mkdir(exist_ok=True)
+        with monkeypatch.context() as m:  # of two ways to write the path, it understood one
+            m.chdir("sub")
+            code, _, err = run("rank", "..", "../evil.py", "--encodings", "nope", "hybrid")
+            assert code == 0 and Path("RAN").exists(), err
+        for path in ("evil.py", "../evil.py"):
+            tasks.TASKS.pop(path, None), ENCODINGS.pop(path, None)
         loading._run.cache_clear()
-        tasks.TASKS.pop("evil.py", None), ENCODINGS.pop("evil.py", None)
 
 
 @pytest.mark.parametrize(

@@ -157,7 +157,7 @@ def test_data_that_is_not_there(tmp_path):
     for missing in (tmp_path / "none.jsonl", tmp_path):
         with pytest.raises(UserError, match=r"cannot read .*\.jsonl"):
             load(missing)
-    with pytest.raises(UserError, match="of so few none is"):
+    with pytest.raises(UserError, match="but none of these; give more, or use a folder"):
         load(write(tmp_path / "one.jsonl", {"question": "q", "answer": "4"}))
     with pytest.raises(UserError, match="the train split of jsonl is empty"):
         load(write(tmp_path / "empty.jsonl", ""))

@@ -78,9 +78,17 @@ def load_own(words: list[str]) -> list[str]:
 
 
 def check_named(names: list[str]) -> None:
-    """Raises UserError for a Python file among the names that results hold, unless the user has named it too."""
-    for name in names:
-        if name.endswith(".py") and name not in TASKS and name not in ENCODINGS:
+    """Raises UserError for a Python file among the names that results hold, unless the user has named it too.
+
+    From another working directory, the user's path of the file is another one.
+    """
+    tables: list[dict] = [TASKS, ENCODINGS]
+    for name in [name for name in names if name.endswith(".py") and not any(name in table for table in tables)]:
+        for table in tables:
+            if named := [known for known in table if known.endswith(".py") and Path(known).name == Path(name).name]:
+                table[name] = table[named[0]]
+                break
+        else:
             raise UserError(f"it names the file {name}, which would run: add {name} after the folder if you trust it")
 
 

@@ -38,7 +38,7 @@ def problems(config) -> tuple[list[Problem], list[Problem]]:
     for problem in gsm8k.read_jsonl(path, parse_row):
         (test if zlib.crc32(problem.question.encode()) % 10 == 0 else train).append(problem)
     if train and not test:
-        raise UserError(f"{path}: about a tenth of the questions are for testing, and of so few none is; use a folder instead")
+        raise UserError(f"{path}: about a tenth of the questions are for testing, but none of these; give more, or use a folder")
     return train, test
 
 
