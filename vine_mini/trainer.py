@@ -1,6 +1,6 @@
 """The training loop. `Trainer.train` is one iteration on one screen, for VinePPO and its baselines alike.
 
-Deviations from the paper: responses are sampled without top-p by default, because the log-probs are those of the whole
+Deviations from the paper: responses are sampled without top-p by default, because log-probs are of the whole
 distribution. Evaluations use none either (paper: 0.9). Problems come in epochs; the official code draws them with replacement.
 The learning rate stays constant after its warm-up. The old log-probs are the sampler's own, except in bfloat16.
 """

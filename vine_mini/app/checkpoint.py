@@ -119,7 +119,7 @@ def newest(run: Path) -> str | None:
 
 
 def check_settings(trainer, run: Path, name: str) -> None:
-    """Raises UserError where problems, or settings that a resumed run cannot change, differ from those of the checkpoint.
+    """Raises UserError where the checkpoint has other problems, or another value of a setting that a resumed run cannot change.
 
     Files and folders may have moved to another folder. A checkpoint of an older version holds no settings and passes.
     """
