@@ -6,7 +6,7 @@ check = TASKS["copy-v3"].check
 
 
 def make(length, rng):
-    """-> prompt, answer. Training inputs have up to 20 items, as in copy-v3."""
+    """-> prompt, answer. Training inputs, of up to 20 items, are those of copy-v3."""
     if length <= 20:
         return TASKS["copy-v3"].make(length, rng)
     items = " ".join(rng.choices(ITEMS[:10], k=length))
