@@ -1,14 +1,16 @@
-r"""Where do models that copy random items make their first error: at items that occur twice?
+r"""Where do models that copy random items make their first error: where the items before it occur twice?
 
     python -m benchmarks.copy_errors results/lengthgen/alibi/distinct results/lengthgen/alibi/distinct.py \
         --out results/lengthgen/alibi
 
-A model that copies by content finds the last written item in the input, and writes the item that follows it there. Such a model
-errs where the last item also stands elsewhere with another follower, and then writes this follower. The folder holds models of
-`lengthgen` that were trained on copy-v3, or on a task that is copy-v3 up to the longest training length.
+A model that copies by content finds the last written items in the input, and writes the item that follows them there. Such a
+model errs where these items also stand elsewhere with another follower. The more items repeat, the more often it errs; the length
+of the input does not matter. The folder holds models of `lengthgen` that were trained on copy-v3, or on a task of one's own that
+is copy-v3 up to the longest training length.
 """
 
 import argparse
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
@@ -23,25 +25,40 @@ from vine_mini.lengthgen.tasks import ITEMS
 from vine_mini.lengthgen.train import collate, target_logits
 from vine_mini.lengthgen.vocabulary import EOS, IDS
 
-KINDS = {"100 items": ITEMS, "ten items": ITEMS[:10]}
-HEADER = ["model", "inputs of", "first errors", "per 10,000 places with other followers", "per 10,000 other places"]
-HEADER += ["wrote another follower, %", "by chance, %"]
+KINDS = (100, 10, 3)  # how many different items the inputs have
+MOST = 6  # repeated items: the last column has this number and all larger ones
+FEWEST = 30  # places that a percentage needs
 
 
-def other_followers(ids: list[int], place: int) -> set[int]:
-    """What follows the last item wherever else it stands. ids: the items and the end; ids[place] comes next."""
-    last = ids[place - 1]
-    return {ids[i] for i in range(1, len(ids)) if ids[i - 1] == last} - {ids[place]}
+@dataclass
+class Counts:
+    """Per number of repeated items: places up to each input's first error, errors, and errors that wrote another follower."""
+
+    places: list[int] = field(default_factory=lambda: [0] * (MOST + 1))
+    errors: list[int] = field(default_factory=lambda: [0] * (MOST + 1))
+    followers: list[int] = field(default_factory=lambda: [0] * (MOST + 1))
+
+
+def repeated(ids: list[int], place: int) -> tuple[int, set[int]]:
+    """How many items before a place also stand elsewhere with another follower; these followers. ids: the items and the end"""
+    most, followers = 0, set()
+    for other in range(1, len(ids)):
+        if ids[other] == ids[place]:
+            continue
+        n = 0
+        while n < min(other, place) and ids[other - 1 - n] == ids[place - 1 - n]:
+            n += 1
+        if n > most:
+            most, followers = n, set()
+        if n == most > 0:
+            followers.add(ids[other])
+    return most, followers
 
 
 @torch.no_grad()
-def first_errors(model, items: list[str], lengths: range, examples: int) -> dict[str, float]:
-    """Counts places up to each example's first error. A place is *doubtful* if its last item has other followers.
-
-    Returns places, doubtful places, errors at each kind, errors that wrote another follower, and how many of these a random
-    wrong token among the items and the end would give.
-    """
-    found = dict(places=0, doubtful=0, errors=0, doubtful_errors=0, followers=0, chance=0.0)
+def first_errors(model, items: list[str], lengths: range, examples: int) -> Counts:
+    """Counts the places up to the first error of each input. The first place is left out: it has no item before it."""
+    found = Counts()
     for length in lengths:
         rng = Random(length)
         rows = [rng.choices(items, k=length) for _ in range(examples)]
@@ -49,28 +66,26 @@ def first_errors(model, items: list[str], lengths: range, examples: int) -> dict
         written = target_logits(model, ids, mask).argmax(dim=-1).view(examples, length + 1).tolist()
         for row, output in zip(rows, written, strict=True):
             target = [*(IDS[item] for item in row), EOS]
-            end = next((i for i in range(length + 1) if output[i] != target[i]), None)
-            others = [other_followers(target, place) for place in range(1, length + 1 if end is None else end + 1)]
-            found["places"] += len(others)
-            found["doubtful"] += sum(map(bool, others))
-            if end:  # the first item follows no item
-                found["errors"] += 1
-                found["doubtful_errors"] += bool(others[-1])
-                found["followers"] += output[end] in others[-1]
-                found["chance"] += len(others[-1]) / len(items)
+            for place in range(1, length + 1):
+                n, followers = repeated(target, place)
+                n = min(n, MOST)
+                found.places[n] += 1
+                if output[place] != target[place]:
+                    found.errors[n] += 1
+                    found.followers[n] += output[place] in followers
+                    break
     return found
 
 
-def row_of(name: str, kind: str, found: dict) -> list[str]:
-    """A line of the table."""
-    errors, doubtful, places = found["doubtful_errors"], found["doubtful"], found["places"]
-    rates = [errors / max(1, doubtful), (found["errors"] - errors) / max(1, places - doubtful)]
-    shares = [f"{100 * found[each] / errors:.0f}" if errors else "" for each in ("followers", "chance")]
-    return [name, kind, str(found["errors"]), *(f"{1e4 * rate:.0f}" for rate in rates), *shares]
+def cells(found: Counts) -> list[str]:
+    """The share of errors for each number of repeated items, and how many of those at repeated items wrote another follower."""
+    shares = [f"{100 * e / n:.2f}" if n >= FEWEST else "" for e, n in zip(found.errors, found.places, strict=True)]
+    at_repeated = sum(found.errors[1:])
+    return [*shares, f"{100 * sum(found.followers) / at_repeated:.0f}" if at_repeated else ""]
 
 
 def main():
-    """Tests each model of the folder on longer inputs of both kinds."""
+    """Tests each model of the folder on both halves of its longer lengths."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, help="a folder of `lengthgen` with its models")
     parser.add_argument("task", nargs="?", default="copy-v3", help="the task's file, where the runs have a task of one's own")
@@ -82,16 +97,23 @@ def main():
     results = load_results(args.runs)
     config = LengthgenConfig(**results["settings"])
     first, last = config.test_lengths
-    data, rows = [], [HEADER]
-    for run in tqdm(results["runs"], desc="models"):  # each takes ten seconds
-        name = f"{run['encoding']}, seed {run['seed']}"
-        model = load_model(args.runs, config, run["encoding"], run["seed"])
-        for kind, items in KINDS.items():
-            found = first_errors(model, items, range(first, last + 1), args.examples)
-            data.append({"model": name, "inputs": kind} | found)
-            rows.append(row_of(name, kind, found))
-    title = f"First errors in {first} to {last} items, {args.examples} inputs of each length. {machine('cpu', 1)}"
-    report(args.out, "errors", title, rows, {"lengths": [first, last], "examples": args.examples, "results": data})
+    middle = (first + last) // 2
+    tests = [(kind, range(*ends)) for kind in KINDS for ends in ((first, middle + 1), (middle + 1, last + 1)) if range(*ends)]
+    repeats = [*map(str, range(MOST)), f"{MOST} or more"]
+    data, rows = [], [["model", "different items", "length", *repeats, "errors at repeated items that write another follower, %"]]
+    with tqdm(total=len(results["runs"]) * len(tests), desc="tests") as bar:
+        for run in results["runs"]:
+            name = f"{run['encoding']}, seed {run['seed']}"
+            model = load_model(args.runs, config, run["encoding"], run["seed"])
+            for kind, lengths in tests:
+                found = first_errors(model, ITEMS[:kind], lengths, args.examples)
+                span = f"{lengths[0]}-{lengths[-1]}"
+                data.append({"model": name, "different_items": kind, "length": span} | vars(found))
+                rows.append([name, str(kind), span, *cells(found)])
+                bar.update()
+    title = "Errors in % of the places up to the first error of each input, by how many items before the place also stand"
+    title += f" elsewhere with another follower. {args.examples} inputs of each length. {machine('cpu', 1)}"
+    report(args.out, "errors", title, rows, {"examples": args.examples, "results": data})
 
 
 if __name__ == "__main__":

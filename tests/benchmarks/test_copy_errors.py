@@ -12,11 +12,12 @@ from vine_mini.lengthgen.tasks import ITEMS
 from vine_mini.lengthgen.vocabulary import EOS, VOCABULARY
 
 
-def test_other_followers_by_hand():
-    ids = [5, 7, 5, 8, 5, 1]  # a b a c a end: the item 5 is followed by 7, 8 and the end (1)
-    assert copy_errors.other_followers(ids, 1) == {8, 1}
-    assert copy_errors.other_followers(ids, 2) == set()
-    assert copy_errors.other_followers(ids, 5) == {7, 8}
+def test_repeated_items_by_hand():
+    ids = [5, 7, 8, 5, 7, 9, 7, 1]  # a b c a b d b end
+    assert copy_errors.repeated(ids, 1) == (0, set())  # a is always followed by b
+    assert copy_errors.repeated(ids, 2) == (2, {9})  # a b also stands before d; b alone also before the end
+    assert copy_errors.repeated(ids, 7) == (1, {8, 9})
+    assert copy_errors.repeated(ids, 6) == (0, set())
 
 
 class Writer:
@@ -33,27 +34,39 @@ class Writer:
         return torch.nn.functional.one_hot(written, len(VOCABULARY)).float()
 
 
-def counted(monkeypatch, rule, items=ITEMS[:10]) -> dict:
+def counted(monkeypatch, rule, items=ITEMS[:10]) -> copy_errors.Counts:
     monkeypatch.setattr(copy_errors, "target_logits", lambda model, ids, mask: model.logits(ids, mask))
-    return copy_errors.first_errors(Writer(rule), items, range(8, 12), 20)
+    return copy_errors.first_errors(Writer(rule), items, range(8, 12), 50)
 
 
-def test_a_writer_that_looks_for_the_last_item_errs_at_repeated_items_only(monkeypatch):
-    found = counted(monkeypatch, lambda row, place: row[row.index(row[place - 1]) + 1] if place else row[0])
-    assert found["errors"] == found["doubtful_errors"] == found["followers"] > 20
-    assert 0.1 * found["errors"] < found["chance"] < 0.5 * found["errors"]
+def first_match(n):
+    """Finds where the last n items stand for the first time, and writes what follows there."""
+
+    def rule(row, place):
+        n_here = min(n, place)
+        return next(row[i] for i in range(n_here, len(row)) if row[i - n_here : i] == row[place - n_here : place])
+
+    return rule
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_writer_that_looks_for_the_last_items_errs_only_where_these_repeat(monkeypatch, n):
+    found = counted(monkeypatch, first_match(n), ITEMS[:4])
+    assert sum(found.errors[:n]) == 0 and min(found.errors[n : n + 2]) > 5 and min(found.places[:3]) > 20
+    if n == 1:  # it writes a follower of the last item, which is not always one of the longest match
+        assert found.followers[1] == found.errors[1]
 
 
 def test_a_writer_that_stops_too_early_errs_anywhere(monkeypatch):
     found = counted(monkeypatch, lambda row, place: row[place] if place != 5 else EOS)
-    assert found["errors"] == 80 and found["followers"] <= 20 and 0 < found["doubtful_errors"] < 80
-    assert found["places"] == 80 * 5
+    assert sum(found.errors) == 200 and found.errors[0] > 5 and sum(found.followers) < 40
+    assert sum(found.places) == 200 * 5
 
 
 def test_no_error_counts_all_places(monkeypatch):
     found = counted(monkeypatch, lambda row, place: row[place])
-    assert found["errors"] == found["chance"] == 0 and found["places"] == 20 * (8 + 9 + 10 + 11)
-    assert copy_errors.row_of("x", "y", found)[2:] == ["0", "0", "0", "", ""]
+    assert sum(found.errors) == 0 and sum(found.places) == 50 * (8 + 9 + 10 + 11)
+    assert copy_errors.cells(found)[:2] == ["0.00", "0.00"] and copy_errors.cells(found)[-2:] == ["", ""]
 
 
 @pytest.mark.slow
@@ -63,5 +76,6 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     cli.main(["lengthgen", "--task", "copy-v3", *small, *lengths, "--out", str(tmp_path / "runs")])
     monkeypatch.setattr(sys, "argv", ["x", str(tmp_path / "runs"), "--examples", "5", "--out", str(tmp_path)])
     copy_errors.main()
-    assert "| nope, seed 0 | ten items |" in capsys.readouterr().out
-    assert [row["inputs"] for row in json.loads((tmp_path / "errors.json").read_text())["results"]] == [*copy_errors.KINDS]
+    assert "| nope, seed 0 | 10 " in capsys.readouterr().out
+    results = json.loads((tmp_path / "errors.json").read_text())["results"]
+    assert [(row["different_items"], row["length"]) for row in results] == [(n, x) for n in (100, 10, 3) for x in ("5-5", "6-6")]
