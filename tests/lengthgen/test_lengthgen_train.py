@@ -30,6 +30,7 @@ from vine_mini.lengthgen.results import load_model, load_results, load_so_far
 from vine_mini.lengthgen.sweep import _run, check_positions, sweep
 from vine_mini.lengthgen.train import (
     EVAL_SEED,
+    Draw,
     _can_hold_out,
     collate,
     evaluate,
@@ -37,9 +38,10 @@ from vine_mini.lengthgen.train import (
     example,
     longest_sequence,
     make_optimizer,
-    position_ids_of,
+    own_ids,
     target_logits,
     train,
+    widths,
 )
 from vine_mini.models import load_policy, save_policy
 from vine_mini.sampling import sample
@@ -191,6 +193,7 @@ def test_with_a_scratchpad_the_answer_counts_and_not_the_steps(monkeypatch):
         return "Yes" if prompt[prompt.index("[") :].count("1") % 2 == 0 else "No"
 
     monkeypatch.setattr("vine_mini.lengthgen.train.sample", writes)
+    monkeypatch.setattr("vine_mini.lengthgen.train.widths", lambda *_: (0, 0))  # a writer here is a function, not a decoder
     right = lambda p: f"Thinking step by step: comp 7 . Thus, The answer is {parity(p)}."  # noqa: E731
     assert evaluate(right, config) == {8: 1.0, 9: 1.0}
     assert evaluate(lambda p: f"The answer is {parity(p)}.", config) == {8: 0.0, 9: 0.0}
@@ -267,19 +270,42 @@ def test_encodings_with_ids_of_their_own_train_and_repeat(name, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     assert evaluate(model, config) == evaluate(model, config)
     ids, mask = collate([("Compute 1 2 + 9 ? ", "The answer is 2 1.")], "cpu")
-    got = position_ids_of(model, ids, mask, config, torch.Generator().manual_seed(0))[0]
+    width = widths(model, config)[1]
+    got = own_ids(model, ids, mask, Draw(config.max_positions, width, torch.Generator().manual_seed(0)))[0]
     words = [vocabulary.VOCABULARY[i] for i in ids[0]]
     if name.endswith("random"):
         assert (got.diff() > 0).all() and got.max() < config.max_positions
-        twice, generator = [x.repeat(2, 1) for x in (ids, mask)], torch.Generator().manual_seed(0)
-        first, second = position_ids_of(model.eval(), *twice, config, generator)  # an evaluation draws for each example
+        twice, draw = [x.repeat(2, 1) for x in (ids, mask)], Draw(config.max_positions, width, torch.Generator().manual_seed(0))
+        first, second = own_ids(model.eval(), *twice, draw)  # an evaluation draws for each example
         assert torch.equal(first, got) and not torch.equal(second, got)
-        assert len(position_ids_of(model.train(), *twice, config, generator)) == 1  # training draws once for a batch
+        assert len(own_ids(model.train(), *twice, draw)) == 1  # training draws once for a batch
     else:
         offset = got.max().item() - 2
         expected = [1, 2, 1, 1, 2] if name == "abacus" else [2, 1, 1, 1, 2]
         assert got[[w.isdigit() for w in words]].tolist() == [e + offset for e in expected]
         assert not got[[not w.isdigit() for w in words]].any()
+
+
+def test_random_ids_do_not_tell_how_many_tokens_follow():
+    """If they were drawn for each sequence's own length, their spacing would tell the model where the answer ends."""
+    config = LengthgenConfig(task="copy", encodings=["rope-random"], train_lengths=[2, 6], test_lengths=[7, 12], **SMALL)
+    model = Decoder(decoder_config(config, "rope-random")).eval()
+    seen, longer = widths(model, config)
+    assert (seen, longer) == (2 * 6 + 4, 2 * 12 + 4)  # "Copy", ":", items, "[SEP]", items, the end
+
+    def drawn(length, width):
+        ids, mask = collate([(f"Copy: {'a ' * length}[SEP] ", " ".join("a" * length))], "cpu")
+        return own_ids(model, ids, mask, Draw(config.max_positions, width, torch.Generator().manual_seed(3)))[0]
+
+    assert torch.equal(drawn(3, seen), drawn(6, seen)[: 2 * 3 + 4])
+    assert torch.equal(drawn(7, longer), drawn(12, longer)[: 2 * 7 + 4])
+
+
+def test_a_training_example_beyond_the_table_is_one_line(tmp_path, monkeypatch):
+    config = LengthgenConfig(encodings=["learned"], train_lengths=[2, 6], test_lengths=[7, 8], max_positions=12, **SMALL)
+    says = "learned, seed 0: the learned table ends at 12 positions; the sequence is longer: give a larger --max_positions"
+    with pytest.raises(UserError, match=says):
+        _run((config, "learned", 0, "cpu", tmp_path / "run"), lambda n: None)
 
 
 def test_training_draws_the_lengths_of_scan_by_example_when_asked(monkeypatch):
@@ -757,7 +783,7 @@ def test_defaults_fit_the_task():
 @pytest.mark.parametrize("more", [{"task": "copy"}, {"task": "parity", "scratchpad": "co"}])
 def test_a_learned_table_may_be_exactly_as_long_as_the_longest_sequence(more):
     config = LengthgenConfig(encodings=["learned"], train_lengths=[2, 3], test_lengths=[4, 6], **SMALL | more)
-    config.max_positions = longest_sequence(config)
+    config.max_positions = longest_sequence(config, config.lengths())
     check_positions(config)
     model = Decoder(decoder_config(config, "learned")).eval()
     evaluate(model, config)  # nothing is past the end of the table

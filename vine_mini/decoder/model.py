@@ -98,8 +98,8 @@ class Attention(nn.Module):
     def forward(self, x, positions, bias, cache, keep):
         """x [B, T, D], bias [B or 1, H or 1, Q, K] -> [B, Q, D], weights [B, H, Q, K]. Q = keep, or T if keep is 0."""
         B, T, _ = x.shape
-        qkv = self.qkv(x).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # [3, B, H, T, d]
-        q, k, v = qkv
+        # cut before transposing: the backward pass then makes one copy less
+        q, k, v = (x.transpose(1, 2) for x in self.qkv(x).view(B, T, 3, self.heads, -1).unbind(2))  # [B, H, T, d] each
         if self.queries_keys:
             q, k = self.queries_keys(torch.stack([q, k]), positions, self.config, self.encoding)
         if cache is not None:

@@ -23,7 +23,7 @@ import torch
 
 from vine_mini.lengthgen.config import LengthgenConfig
 from vine_mini.lengthgen.results import load_model
-from vine_mini.lengthgen.train import EVAL_SEED, collate, evaluation_examples, position_ids_of
+from vine_mini.lengthgen.train import EVAL_SEED, Draw, collate, evaluation_examples, own_ids, widths
 
 MEASURES = PAPER, OFFICIAL = "Jensen-Shannon", "official code"
 SAME_SEED = "official code, same seed"
@@ -71,7 +71,8 @@ def model_distances(a, b, examples, config: LengthgenConfig, measures=MEASURES) 
     lengths = ids.shape[1] - mask.flip(1).argmax(dim=1)  # the last target token ends a sequence
 
     def attentions(model):
-        position_ids = position_ids_of(model, ids, mask, config, torch.Generator().manual_seed(EVAL_SEED))
+        draw = Draw(config.max_positions, widths(model, config)[1], torch.Generator().manual_seed(EVAL_SEED))
+        position_ids = own_ids(model, ids, mask, draw)
         return model(input_ids=ids, position_ids=position_ids, output_attentions=True, use_cache=False).attentions
 
     layers = [(p.double(), q.double()) for p, q in zip(attentions(a), attentions(b), strict=True)]

@@ -134,6 +134,10 @@ def _run(job: tuple[LengthgenConfig, str, int, str, Path], progress) -> dict:
     except Diverged as error:
         write_diverged(folder.with_name(f"{folder.name}-diverged") / f"{short(encoding)}-{seed}", error)
         return {"encoding": encoding, "seed": seed, "diverged": str(error)}
+    except ValueError as error:
+        if ENCODINGS[encoding].table or ENCODINGS[encoding].ids:  # a rare training example, longer than `check_positions` saw
+            raise UserError(f"{encoding}, seed {seed}: {error}: give a larger --max_positions") from error
+        raise
     seconds = time.perf_counter() - start
     accuracy = evaluate(model, config, progress)
     target = folder / "models" / f"{short(encoding)}-{seed}"
@@ -146,7 +150,7 @@ def _run(job: tuple[LengthgenConfig, str, int, str, Path], progress) -> dict:
 def check_positions(config: LengthgenConfig) -> None:
     """Raises UserError where a sequence is longer than a learned table, or than the positions that are drawn from."""
     limited = [name for name in config.encodings if ENCODINGS[name].table or ENCODINGS[name].ids]
-    needed = longest_sequence(config) if limited else 0
+    needed = longest_sequence(config, config.lengths()) if limited else 0
     if needed > config.max_positions:
         raise UserError(
             f"test lengths up to {config.test_lengths[1]} need {needed} positions, past the {config.max_positions} of "

@@ -9,6 +9,8 @@ with the best validation. There is no dropout.
 """
 
 import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache
 from random import Random
 from types import SimpleNamespace
@@ -33,6 +35,15 @@ EVAL_ROWS = 500  # sequences in a forward pass
 SPARE = 16  # a written scratchpad may be so many tokens longer than the longest right one
 
 
+@dataclass(frozen=True)
+class Draw:
+    """How an encoding with position ids of its own draws them: below `largest`, for sequences of `width` tokens."""
+
+    largest: int
+    width: int
+    generator: torch.Generator
+
+
 def train(config: LengthgenConfig, encoding: str, seed: int, device="cpu", progress=None) -> Decoder:
     """Trains a new decoder. -> the model, in eval mode
 
@@ -50,13 +61,13 @@ def train(config: LengthgenConfig, encoding: str, seed: int, device="cpu", progr
     )
     lengths = TASKS[config.task].lengths(*config.train_lengths)
     weights = [TASKS[config.task].weight(length) for length in lengths]
-    generator, losses = torch.Generator().manual_seed(seed), list[float]()
+    draw, losses = Draw(config.max_positions, widths(model, config)[0], torch.Generator().manual_seed(seed)), list[float]()
     for step in range(config.steps):
         [length] = rng.choices(lengths, weights) if config.by_example else [rng.choice(lengths)]
         ids, mask = collate([example(config, length, rng, held_out=False) for _ in range(config.batch_size)], device)  # [B, T]
         tokens = SimpleNamespace(input_ids=ids, attention_mask=ids != PAD)
         with located(f"{encoding}, seed {seed}, update {step + 1}", tokens, torch.arange(len(ids)), {"loss": losses}):
-            loss = F.cross_entropy(target_logits(model, ids, mask, config, generator), ids[mask.bool()])
+            loss = F.cross_entropy(target_logits(model, ids, mask, draw), ids[mask.bool()])
             finite("the loss", loss).backward()
             losses.append(loss.item())
             finite("the gradient", torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
@@ -90,13 +101,13 @@ def make_optimizer(model, config: LengthgenConfig):
     return torch.optim.AdamW(groups, config.lr, (0.9, 0.98), weight_decay=config.weight_decay, fused=True)
 
 
-def target_logits(model: Decoder, ids, mask, config: LengthgenConfig | None = None, generator=None):
+def target_logits(model: Decoder, ids, mask, draw: Draw | None = None):
     """The logits that predict each target token, row by row. ids, mask [B, T] -> [n, V]
 
-    An encoding with ids of its own also needs the config and the generator that it draws from.
+    An encoding with ids of its own needs `draw`.
     """
     keep = columns_of_targets(mask)
-    position_ids = position_ids_of(model, ids, mask, config, generator)
+    position_ids = own_ids(model, ids, mask, draw)
     h = model.model(input_ids=ids, position_ids=position_ids, use_cache=False, keep=keep).last_hidden_state  # [B, keep, D]
     return logits_of(model, h[:, :-1][mask[:, 1 - keep :].bool()])  # the state before a token predicts it
 
@@ -106,18 +117,28 @@ def columns_of_targets(mask) -> int:
     return mask.shape[1] - int(mask.any(dim=0).nonzero()[0]) + 1
 
 
-def position_ids_of(model: Decoder, ids, mask, config, generator):
+def own_ids(model: Decoder, ids, mask, draw: Draw | None):
     """The position ids of an encoding that computes its own, [B or 1, T]; None for the others. ids, mask [B, T]
 
-    In training, random ids are drawn once for a batch. In an evaluation each example has a draw of its own.
+    Ids are drawn for draw.width tokens, and a sequence has the first T of them. If they were drawn for T tokens, their spacing
+    would tell the model how long the answer is. In training, one draw serves a batch. In an evaluation each example has its own.
     """
     own = ENCODINGS[model.config.encoding].ids
     if own is None:
         return None
+    assert draw is not None, "ids of its own need a draw"
     is_digit = torch.isin(ids, torch.tensor([IDS[digit] for digit in "0123456789"], device=ids.device))
-    rows = len(ids) if model.training else 1
-    parts = zip(is_digit.split(rows), mask.bool().split(rows), strict=True)
-    return torch.cat([own(*part, config.max_positions, generator) for part in parts]).to(ids.device)
+    T, rows = ids.shape[1], len(ids) if model.training else 1
+    padded = [F.pad(x, (0, max(0, draw.width - T))).split(rows) for x in (is_digit, mask.bool())]  # [rows, width] each
+    found = [own(*part, draw.largest, draw.generator)[:, :T] for part in zip(*padded, strict=True)]
+    return torch.cat(found).to(ids.device)
+
+
+def widths(model: Decoder, config: LengthgenConfig) -> tuple[int, int]:
+    """For how many tokens an encoding with ids of its own draws them: on seen lengths, on longer ones. 0, 0 for the others."""
+    if ENCODINGS[model.config.encoding].ids is None:
+        return 0, 0
+    return longest_sequence(config, filter(config.seen, config.lengths())), longest_sequence(config, config.lengths())
 
 
 @torch.no_grad()
@@ -130,24 +151,26 @@ def evaluate(model: Decoder, config: LengthgenConfig, progress=None) -> dict[int
     """
     result = {}
     right = _right_answers if parts_of(config.scratchpad) else _right_targets
+    seen, longer = widths(model, config)
     for length in config.lengths():
         examples = evaluation_examples(config, length, config.examples)
+        width, generator = seen if config.seen(length) else longer, torch.Generator().manual_seed(EVAL_SEED + length)
+        draw = Draw(config.max_positions, width, generator)
         parts = [examples[i : i + EVAL_ROWS] for i in range(0, len(examples), EVAL_ROWS)]
-        result[length] = sum(sum(right(model, config, part)) for part in parts) / len(examples)
+        result[length] = sum(sum(right(model, config, part, draw)) for part in parts) / len(examples)
         if progress:
             progress(1)
     return result
 
 
-def _right_targets(model, config, examples) -> list[bool]:
+def _right_targets(model, config, examples, draw: Draw) -> list[bool]:
     ids, mask = collate(examples, model.device)
     right = torch.ones_like(mask)
-    generator = torch.Generator().manual_seed(EVAL_SEED + ids.shape[1])  # other draws of positions for each length
-    right[mask.bool()] = (target_logits(model, ids, mask, config, generator).argmax(dim=-1) == ids[mask.bool()]).float()
+    right[mask.bool()] = (target_logits(model, ids, mask, draw).argmax(dim=-1) == ids[mask.bool()]).float()
     return right.all(dim=1).tolist()
 
 
-def _right_answers(model, config, examples) -> list[bool]:
+def _right_answers(model, config, examples, draw: Draw) -> list[bool]:  # no encoding with ids of its own comes here
     prompts = [encode(prompt) for prompt, _ in examples]
     room = max(len(encode(target)) for _, target in examples) + SPARE
     written = sample(model, prompts, Sampling(room, (EOS,), temperature=0.0), seed=0, plain=True)
@@ -205,11 +228,12 @@ def _can_hold_out(task: str, length: int) -> bool:
     return False
 
 
-def longest_sequence(config: LengthgenConfig) -> int:
-    """The tokens of the longest sequence in the evaluation."""
+def longest_sequence(config: LengthgenConfig, lengths: Iterable[int]) -> int:
+    """The tokens of the longest sequence among examples of these lengths; at least 200 of each, which training may exceed."""
     longest = 0
-    for length in config.lengths():
-        rows = [(len(encode(p)), len(encode(t))) for p, t in evaluation_examples(config, length, config.examples)]
+    for length in lengths:
+        examples = evaluation_examples(config, length, max(200, config.examples))
+        rows = [(len(encode(p)), len(encode(t))) for p, t in examples]
         prompts, targets = zip(*rows, strict=True)
         written = max(prompts) + max(targets) + SPARE if parts_of(config.scratchpad) else max(map(sum, rows)) + 1
         longest = max(longest, written)
