@@ -70,7 +70,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(parts, "SHORT", {"copy": parts.SHORT["copy"]})
     monkeypatch.setattr(parts, "SIX", ["copy"])
     monkeypatch.setattr(parts, "LATER", ["fire", "cope"])
-    monkeypatch.setattr(parts, "MORE", ["copy-v3", "copy"])
+    monkeypatch.setattr(parts, "LONGER", ["copy-v3", "copy"])
     monkeypatch.setattr(parts, "SCRATCHPADS", {"addition": parts.SCRATCHPADS["addition"]})
     monkeypatch.setattr(paper, "FORMATS", ("none", "full", "icor"))
     monkeypatch.setattr(paper, "FORMAT_RANKS", {task: row[:3] for task, row in paper.FORMAT_RANKS.items()})
@@ -439,7 +439,7 @@ def test_rope_on_a_quarter_is_compared_with_rope_on_the_whole_head():
     mean, *tasks = claims.frequencies(narrow)
     assert mean.what.startswith("mean of 8 tasks") and mean.ours[0] == pytest.approx(100 / 3) and mean.verdict == "holds"
     assert len(tasks) == 8 and tasks[0] == found
-    assert claims.frequencies(narrow[:7])[0].verdict == "no interval"  # too few tasks for a bootstrap
+    assert claims.frequencies(narrow[:7])[0].verdict == "no interval"  # too few families
     variants = [copy_task | {"task": task} for task in ("copy-2x", "copy-v2", "copy-v3", "copy-v3-2x")]
     assert claims.frequencies(narrow[:6] + variants)[0].verdict == "no interval"  # ten tasks of six families
 
@@ -541,7 +541,7 @@ def test_the_committed_tables_are_those_of_the_code():
 def test_the_paper_stands_beside_its_own_lengths_and_encodings_only():
     """Results on half the lengths had the paper's figures, and whole RoPE had those of a quarter."""
     found = results_of("sort", {name: [0.5] for name in ("nope", "rope25", "rope")}, seeds=[0])
-    assert report.beside(found) == {"nope": 0.995, "rope25": 0.489}
-    assert report.beside(results_of("sort", {"rope": [0.5]}, seeds=[0])) == {"rope": 0.489}
-    assert report.beside(results_of("sort", {"nope": [0.5]}, seeds=[0], test_lengths=[9, 12])) == {}
-    assert report.beside(results_of("sum", {"nope": [0.5]}, seeds=[0], scratchpad="full")) == {}
+    assert report.paper_figures(found) == {"nope": 0.995, "rope25": 0.489}
+    assert report.paper_figures(results_of("sort", {"rope": [0.5]}, seeds=[0])) == {"rope": 0.489}
+    assert report.paper_figures(results_of("sort", {"nope": [0.5]}, seeds=[0], test_lengths=[9, 12])) == {}
+    assert report.paper_figures(results_of("sum", {"nope": [0.5]}, seeds=[0], scratchpad="full")) == {}

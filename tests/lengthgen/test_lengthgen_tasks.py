@@ -8,7 +8,7 @@ import pytest
 
 from vine_mini.decoder.model import word_tokenizer
 from vine_mini.lengthgen import languages, paper
-from vine_mini.lengthgen.scratchpad import PARTS, STEPS, expand, final_answer, parts_of
+from vine_mini.lengthgen.scratchpad import LETTERS, STEPS, expand, final_answer, parts_of
 from vine_mini.lengthgen.tasks import COUNTED, ITEMS, SORTABLE, TASKS
 from vine_mini.lengthgen.vocabulary import IDS, TOKEN, decode, encode, tokens
 
@@ -230,11 +230,11 @@ FULL = {
 @pytest.mark.parametrize("name", STEPS)
 def test_full_scratchpads_are_those_of_the_official_code(name):
     """But for repeated spaces, which the tokens do not show."""
-    assert expand(name, *FORMS[name][0], PARTS) == f"Thinking step by step: {FULL[name]}"
+    assert expand(name, *FORMS[name][0], LETTERS) == f"Thinking step by step: {FULL[name]}"
 
 
 def test_a_carry_that_is_left_takes_one_more_step():
-    carried = expand("addition", "Compute 9 + 1 ? ", "The answer is 1 0.", PARTS)
+    carried = expand("addition", "Compute 9 + 1 ? ", "The answer is 1 0.", LETTERS)
     assert carried.count("#") == 1 and "in 0, 0 comp 0 + 0 + carry = 0 + 1 = 1 out 1" in carried
 
 
@@ -242,8 +242,8 @@ def test_a_carry_that_is_left_takes_one_more_step():
 def test_every_part_has_its_switch(name):
     _, prompt, target = samples(name, 1)[3]
     marks = {"i": "in ", "c": "comp ", "o": "out ", "v": ": ", "r": "re "}
-    steps = {part: expand(name, prompt, target, part)[len("Thinking step by step: ") :].split(" . Thus, ")[0] for part in PARTS}
-    full = expand(name, prompt, target, PARTS)
+    steps = {part: expand(name, prompt, target, part)[len("Thinking step by step: ") :].split(" . Thus, ")[0] for part in LETTERS}
+    full = expand(name, prompt, target, LETTERS)
     keeps = name not in ("sort", "sort-numbers", "lego")
     for part, text in steps.items():
         pieces = text.split(" # ")

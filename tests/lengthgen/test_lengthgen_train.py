@@ -1,6 +1,7 @@
 """Training and measuring decoders, the commands from end to end, and what they say to bad input."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import torch
 from kills import killed_before_change
 
 from vine_mini import cli, loading
+from vine_mini.app import intervals
 from vine_mini.app.config import TrainConfig
 from vine_mini.app.files import write_text
 from vine_mini.app.setup import build_trainer
@@ -805,6 +807,7 @@ def test_theory_command(run, tmp_path):
         (["--encodings", "nope", "nope"], "each of them once"),
         (["--scratchpad", "long", "--task", "addition"], "unknown scratchpad 'long'"),
         (["--scratchpad", "full"], "gives copy no scratchpad"),
+        (["--by_example"], "the lengths of copy have equally many examples"),
         (["--train_lengths", "9", "3"], "train_lengths = 9 3: the shortest"),
         (["--train_lengths", "5"], "two numbers"),
         (["--test_lengths", "20", "11"], "test_lengths = 20 11"),
@@ -904,19 +907,30 @@ def test_mean_reciprocal_rank_by_hand():
     assert ranking.mean_reciprocal_rank([[{"c": 0.0, "b": 0.9, "a": 0.0}]]) == pytest.approx(ranking.mean_reciprocal_rank(tied))
 
 
-def test_rank_intervals_are_over_families_of_tasks_and_seeds():
+def test_intervals_are_over_families_of_tasks():
+    values = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+    names = list("abcdefgh")
+    mean, low, high = ranking.family_interval(values, names)
+    expected = intervals.interval(values)  # the jackknife of a plain mean is Student's t
+    assert (mean, low, high) == pytest.approx(expected)
+    variants = [value for value in values for _ in range(3)], [name for name in names for _ in range(3)]
+    assert ranking.family_interval(*variants) == pytest.approx(expected)  # three equal variants tell no more than one task
+    assert ranking.family_interval(values[:7], names[:7])[1:] == (-math.inf, math.inf)
+    assert ranking.family_interval([*values[:7], 9.0], [*names[:7], "a"])[1:] == (-math.inf, math.inf)  # seven families
     first, second = {"a": 1.0, "b": 0.0}, {"a": 0.0, "b": 1.0}
-    assert ranking.rank_intervals([[first, first], [first]], ["x", "y"]) == {"a": (1.0, 1.0), "b": (0.5, 0.5)}
-    every = {"a": (0.5, 1.0), "b": (0.5, 1.0)}  # both tasks drawn are the same: 1/2
-    assert ranking.rank_intervals([[first], [second]], ["x", "y"]) == every
-    names = [str(i) for i in range(100)]
-    many = ranking.rank_intervals([[first] * 3, [second] * 3] * 50, names)  # 100 tasks: 0.75 ± 0.25 / 10 x 1.96
-    assert many["a"] == pytest.approx((0.701, 0.799), abs=0.006)  # at 90 % it would be 0.709 to 0.791
-    seeds = ranking.rank_intervals([[first, second] * 50], ["x"])  # one task, whose 100 seeds differ
-    assert seeds["a"] == pytest.approx((0.701, 0.799), abs=0.006)
-    variants = ranking.rank_intervals([[first], [first], [second], [second]], ["x", "x", "y", "y"])
-    assert variants == every  # four variants of two tasks tell no more than two tasks
+    ranks = ranking.rank_intervals([[first, second]] * 4 + [[first]] * 4, names)  # 3/4 four times, 1 four times
+    assert ranks["a"] == pytest.approx(intervals.interval([0.75] * 4 + [1.0] * 4)[1:])
     assert [ranking.family(task) for task in ("copy-2x", "copy", "a-b/my-task.py")] == ["copy", "copy", "a-b/my-task.py"]
+
+
+def test_the_interval_over_the_study_s_families_covers_nine_times_in_ten():
+    families = [name for name, size in zip("abcdefghij", (5, 3, 2, *[1] * 7), strict=True) for _ in range(size)]
+    rng, inside = Random(0), 0
+    for _ in range(1000):
+        effect = {name: rng.gauss() for name in families}
+        _, low, high = ranking.family_interval([effect[name] + 0.5 * rng.gauss() for name in families], families)
+        inside += low <= 0 <= high
+    assert 895 <= inside <= 950
 
 
 def test_scan_is_averaged_over_lengths_and_over_its_commands(run, tmp_path):
@@ -931,7 +945,7 @@ def test_scan_is_averaged_over_lengths_and_over_its_commands(run, tmp_path):
         load_so_far(path / "sort")
     )
     code, text, _ = run("rank", tmp_path, path / "sort")
-    assert code == 0 and "| scan, by example " in text and "95 % interval" not in text  # a bootstrap of two is too narrow
+    assert code == 0 and "| scan, by example " in text and "95 % interval" not in text  # two families are too few
     eight = [load_so_far(path / name) for name in "copy reverse scan sum parity sort lego polynomial".split()]
     assert "95 % interval" in ranking.rank_table(eight)
     assert "95 % interval" not in ranking.rank_table([*eight[:-1], load_so_far(path / "copy-2x")])  # of the same family

@@ -83,7 +83,10 @@ class DecoderConfig(PreTrainedConfig):
 
 
 class Attention(nn.Module):
-    """Multi-head attention: softmax(q k^T / sqrt(d) + bias) v. `encoded`: whether q, k and bias get the position encoding."""
+    """Multi-head attention: softmax(q k^T / sqrt(d) + bias) v.
+
+    `encoded`: whether q, k and the content bias get the encoding. The caller chooses `bias`.
+    """
 
     def __init__(self, config: DecoderConfig, layer: int, encoded: bool):
         super().__init__()

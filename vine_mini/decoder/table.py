@@ -93,7 +93,9 @@ def _kerple(config) -> dict:  # ALiBi at small distances (official: random). The
     return {"log_p": torch.zeros_like(slopes), "log_a": slopes.log()}
 
 
-def _fire(config) -> dict:  # the MLP starts at the zero function, L at FIRE_UNIT tokens (official class: at random, 512)
+def _fire(config) -> dict:
+    # All layers share one set (the paper's FIRE-S; the official class is made once in each layer). The MLP starts at the zero
+    # function and L at FIRE_UNIT tokens (official class: at random, and 512).
     first = {"first": torch.randn(FIRE_UNITS), "first_bias": torch.randn(FIRE_UNITS)}
     scalars = {"c": torch.tensor(0.1), "L": torch.tensor(1.0)}
     return first | {"second": torch.zeros(FIRE_UNITS, config.num_attention_heads)} | scalars

@@ -1,8 +1,8 @@
 """The paper's claims, judged by the results of `lengthgen study`: differences with intervals, and verdicts.
 
 Each finding is a number that the claim says is positive. Its interval has a level of 95 %. It is Student's t over the seeds, or a
-bootstrap over families of tasks (copy with its variants is one) and their seeds. A bootstrap of few families is too narrow: below
-eight there is no interval. No finding is corrected for the number of the others.
+jackknife over families of tasks (copy with its variants is one). Below eight families there is no interval. No finding is
+corrected for the number of the others.
 """
 
 import json
@@ -40,7 +40,7 @@ THEOREMS = (
     "**theorems**: NoPE's first layer can write absolute positions, and later layers can attend by distance (theorems 1, 2). "
     "Both constructions hold to 1e-9: `python -m vine_mini lengthgen theory`, tests/lengthgen/test_lengthgen_theory.py\n"
 )
-MORE = {"more-updates": ", more updates"}  # part -> the end of its claims' names
+SUFFIX = {"more-updates": ", more updates"}  # part -> the end of its claims' names
 VERDICTS = ("holds", "does not hold", "not shown", "no interval")
 NOTE = (
     "*holds*: the whole interval is above 0. *does not hold*: it is below 0. *not shown*: 0 is inside. *no interval*: one seed, "
@@ -75,17 +75,12 @@ class Finding:
         return "no interval" if math.isinf(self.ours[1]) else intervals.verdict(self.ours)
 
 
-def interval(values: list[float]) -> tuple[float, float, float]:
-    """Mean and interval over seeds. Equal values, such as 100 % of all seeds, say nothing about the spread: no interval."""
-    return intervals.interval(values) if len({*values}) > 1 else (values[0], -math.inf, math.inf)
-
-
 def ranks(rows: list[dict], part: str = "rows") -> list[Finding]:
     """The order of the mean reciprocal ranks, and NoPE's mean accuracy against the others'. rows: results of several tasks.
 
     Tasks that were not learned rank encodings by chance. Where there are some, the tasks that were learned are judged as well.
     """
-    known = [results for results in rows if report.learned(results)]
+    known = [results for results in rows if report.is_learned(results)]
     of_learned = _ranks(known, f"{len(known)} learned tasks", part) if len(known) < len(rows) else []
     return of_learned + _ranks(rows, f"{len(rows)} tasks", part)
 
@@ -99,33 +94,25 @@ def _ranks(rows: list[dict], where: str, part: str) -> list[Finding]:
     figures = [paper.accuracy(results["task"]) for results in rows]
     mean = {name: fmean(figure[name] for figure in figures) for name in figures[0]} if all(figures) else {}
     families = [ranking.family(results["task"]) for results in rows]
-    reciprocal = _Gaps([[ranking.reciprocal_ranks(query) for query in task] for task in tasks], families)
-    points = _Gaps([[{name: 100 * share for name, share in query.items()} for query in task] for task in tasks], families)
+    reciprocal = [[ranking.reciprocal_ranks(query) for query in task] for task in tasks]
+    points = [[{name: 100 * share for name, share in query.items()} for query in task] for task in tasks]
     found = []
     for first, second in [*pairwise(names), *((names[0], other) for other in names[2:])]:  # neighbours; the first and each other
         figure = f"{paper.of(first, theirs) - paper.of(second, theirs):+.3f} (17 tasks)"
         what = f"{first} - {second}, {where}"
-        found.append(Finding("rank" + MORE.get(part, ""), what, figure, reciprocal.of(first, second), "", part))
+        found.append(Finding("rank" + SUFFIX.get(part, ""), what, figure, _gap(reciprocal, families, first, second), "", part))
     for other in names[1:] if names[0] == "nope" else []:
         figure = f"{100 * (mean['nope'] - paper.of(other, mean)):+.1f}" if mean else ""
         what = f"nope - {other}, mean of {where}"
-        found.append(Finding("accuracy" + MORE.get(part, ""), what, figure, points.of("nope", other), "points", part))
+        found.append(
+            Finding("accuracy" + SUFFIX.get(part, ""), what, figure, _gap(points, families, "nope", other), "points", part)
+        )
     return found
 
 
-class _Gaps:
-    """Differences of two encodings' means over tasks and seeds, with bootstrap intervals. Arguments as for `bootstrap_means`."""
-
-    def __init__(self, tasks: list[list[dict[str, float]]], families: list[str]):
-        self.means, self.draws = ranking.task_means(tasks), ranking.bootstrap_means(tasks, families)
-        self.enough = ranking.enough(families)
-
-    def of(self, first: str, second: str) -> tuple[float, float, float]:
-        """Mean, low, high of the first - the second."""
-        gap = self.means[first] - self.means[second]
-        if not self.enough:
-            return gap, -math.inf, math.inf
-        return gap, *intervals.percentile_interval([draw[first] - draw[second] for draw in self.draws])
+def _gap(tasks: list[list[dict[str, float]]], families: list[str], first: str, second: str) -> tuple[float, float, float]:
+    """The first encoding's mean - the second's, low, high. tasks: the rows of each task, one for each seed."""
+    return ranking.family_interval([fmean(row[first] - row[second] for row in task) for task in tasks], families)
 
 
 def levels(rows: list[dict], part: str = "rows") -> list[Finding]:
@@ -140,8 +127,8 @@ def levels(rows: list[dict], part: str = "rows") -> list[Finding]:
                 lengths = "{}-{}".format(*results["settings"]["test_lengths"])
                 ours = f"ours, {100 * fmean(shares):.1f} %,"
                 what = f"{report.name_of(results)} ({lengths}): {ours} - paper + {100 * WITHIN:.0f}"
-                claim = f"level: {name}" + MORE.get(part, "")
-                found.append(Finding(claim, what, f"{100 * figures[name]:.1f} %", interval(gaps), "points", part))
+                claim = f"level: {name}" + SUFFIX.get(part, "")
+                found.append(Finding(claim, what, f"{100 * figures[name]:.1f} %", report.interval(gaps), "points", part))
     return found
 
 
@@ -170,7 +157,7 @@ def attention(results: dict, measured: dict) -> list[Finding]:
             for claim, kept in {"attention": gaps, "attention, learned": learned if learned != gaps else []}.items():
                 if kept:
                     what = f"{label} - t5, {measure}, {report.name_of(results)}, {len(kept)} seed{'s' * (len(kept) > 1)}"
-                    found.append(Finding(claim, what, says, interval(kept), "nats", "rows"))
+                    found.append(Finding(claim, what, says, report.interval(kept), "nats", "rows"))
     return found
 
 
@@ -182,7 +169,7 @@ def positions(results: dict, probed: dict) -> list[Finding]:
         gaps = [one["after layer 1"]["t"][lengths] - other["after layer 1"]["t"][lengths] for one, other in pairs]
         level = fmean(one["after layer 1"]["t"][lengths] for one, _ in pairs)
         what = f"trained - untrained, {report.name_of(results)}, {lengths} lengths (R² of trained: {level:.2f})"
-        found.append(Finding("positions", what, "", interval(gaps), "R²", "rows"))
+        found.append(Finding("positions", what, "", report.interval(gaps), "R²", "rows"))
     return found
 
 
@@ -197,11 +184,11 @@ def frequencies(narrow: list[dict]) -> list[Finding]:
         shares = report.extrapolation(results)
         every.append([{name: 100 * shares[name][seed] for name in ("rope25", "rope")} for seed in shares["rope"]])
         lengths = "{}-{}".format(*results["settings"]["test_lengths"])
-        ours = interval([points["rope25"] - points["rope"] for points in every[-1]])
+        ours = report.interval([points["rope25"] - points["rope"] for points in every[-1]])
         what = f"{report.name_of(results)} ({lengths}): rope25 - rope"
         found.append(Finding("frequencies", what, "", ours, "points", "narrow"))
     if len(every) > 1:
-        gap = _Gaps(every, [ranking.family(results["task"]) for results in narrow]).of("rope25", "rope")
+        gap = _gap(every, [ranking.family(results["task"]) for results in narrow], "rope25", "rope")
         found.insert(0, Finding("frequencies", f"mean of {len(every)} tasks: rope25 - rope", "", gap, "points", "narrow"))
     return found
 
@@ -221,7 +208,7 @@ def scratchpad(formats: dict[str, dict[str, dict]]) -> list[Finding]:
             theirs = fmean(a - b for a, b in zip(paper.FULL_SCRATCHPAD[task], paper.ACCURACY[task], strict=True))
             sign = 1 if theirs > 0 else -1
             what = f"{task}: {'full - none' if sign > 0 else 'none - full'}, mean of encodings"
-            ours = interval([100 * sign * gap for gap in gaps])
+            ours = report.interval([100 * sign * gap for gap in gaps])
             found.append(Finding("scratchpad", what, f"{100 * sign * theirs:+.1f}", ours, "points", "scratchpad"))
         ranks_of = dict(zip(paper.FORMATS, paper.FORMAT_RANKS[task], strict=True))
         for without in [name for name in by_format if name in paper.WITHOUT_ONE]:
@@ -230,7 +217,7 @@ def scratchpad(formats: dict[str, dict[str, dict]]) -> list[Finding]:
             gaps = [100 * sign * gap for gap in _gaps_of_seeds(by_format["full"], by_format[without])]
             figure = f"rank {ranks_of['full']:.2f} full, {ranks_of[without]:.2f} without"
             what = f"{task}: {f'full - without {missing}' if sign > 0 else f'without {missing} - full'}, mean of encodings"
-            found.append(Finding("scratchpad parts", what, figure, interval(gaps), "points", "scratchpad"))
+            found.append(Finding("scratchpad parts", what, figure, report.interval(gaps), "points", "scratchpad"))
     return found
 
 

@@ -104,6 +104,8 @@ class LengthgenConfig:
         if self.train_lengths is None:
             self.train_lengths = list(task.train)
         _check_range("train_lengths", self.train_lengths)
+        if self.by_example and len({task.weight(length) for length in task.lengths(*self.train_lengths)}) == 1:
+            raise UserError(f"by_example: the lengths of {self.task} have equally many examples, so leave it out")
         if self.test_lengths is None:
             longest = self.train_lengths[1]
             self.test_lengths = list(task.test) if longest == task.train[1] else [longest + 1, min(2 * longest, task.longest)]

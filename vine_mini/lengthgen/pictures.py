@@ -6,7 +6,7 @@ from statistics import mean, stdev
 from vine_mini.app.plots import new_figure, save_figure
 from vine_mini.decoder.table import ENCODINGS
 from vine_mini.lengthgen import paper
-from vine_mini.lengthgen.ranking import enough, family, mean_reciprocal_rank, queries, rank_intervals, the_paper_s
+from vine_mini.lengthgen.ranking import enough, family, mean_reciprocal_rank, paper_ranks, queries, rank_intervals
 from vine_mini.lengthgen.report import by_length, name_of
 from vine_mini.lengthgen.tasks import TASKS
 
@@ -53,7 +53,7 @@ def plot_rank(all_results: list[dict], path: Path, encodings: list[str] | None =
     tasks, families = queries(all_results, encodings), [family(results["task"]) for results in all_results]
     ranks = mean_reciprocal_rank(tasks)
     intervals = rank_intervals(tasks, families) if enough(families) else {}
-    theirs, over = the_paper_s(all_results, [*ranks])
+    theirs, over = paper_ranks(all_results, [*ranks])
     names = sorted(ranks, key=ranks.get, reverse=True)
     figure, ((axis,),) = new_figure(1)
     for i, name in enumerate(names):

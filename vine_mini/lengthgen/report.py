@@ -1,8 +1,9 @@
 """Tables of results."""
 
+import math
 from statistics import fmean, mean, stdev
 
-from vine_mini.app.intervals import interval
+from vine_mini.app import intervals
 from vine_mini.app.tables import columns
 from vine_mini.lengthgen import paper
 from vine_mini.lengthgen.attention import SAME_SEED
@@ -37,7 +38,7 @@ def extrapolation(results: dict, *, by_example: bool = False) -> dict[str, dict[
     return shares
 
 
-def learned(results: dict) -> bool:
+def is_learned(results: dict) -> bool:
     """Whether the encodings have learned the task: their mean accuracy on the seen lengths is at least 90 %."""
     return fmean(fmean(seeds.values()) for seeds in seen(results).values()) >= LEARNED
 
@@ -57,7 +58,12 @@ def by_length(results: dict) -> dict[str, dict[int, list[float]]]:
     return table
 
 
-def beside(results: dict, *, by_example: bool = False) -> dict[str, float]:
+def interval(values: list[float]) -> tuple[float, float, float]:
+    """Mean and interval over seeds. Equal values, such as 100 % of all seeds, say nothing about the spread: no interval."""
+    return intervals.interval(values) if len({*values}) > 1 else (values[0], -math.inf, math.inf)
+
+
+def paper_figures(results: dict, *, by_example: bool = False) -> dict[str, float]:
     """encoding -> the paper's accuracy on test lengths; empty with a scratchpad, other lengths, or a user's own task
 
     `rope` has none beside `rope25`.
@@ -84,7 +90,7 @@ def accuracy_table(results: dict) -> str:
     curves = by_length(results)
     tested = [length for length in next(iter(curves.values())) if length > longest]
     some = tested if len(tested) <= 6 else [tested[round(i * (len(tested) - 1) / 5)] for i in range(6)]
-    theirs = [beside(results, by_example=k > 0) for k in range(len(means))]
+    theirs = [paper_figures(results, by_example=k > 0) for k in range(len(means))]
     shown = any(name in theirs[0] for name in curves)
     rows = [["", f"{shortest}-{longest} (seen)", *map(str, some)]]
     for how in ("", ", by example")[: len(means)]:
@@ -99,7 +105,8 @@ def accuracy_table(results: dict) -> str:
         rows.append([short(name), *cells])
         if paired:
             gaps = [100 * (means[0][name][seed] - base) for seed, base in means[0][first].items()]
-            rows[-1].append("" if name == first else "{:+.1f} ({:+.1f} to {:+.1f})".format(*interval(gaps)))
+            gap, low, high = interval(gaps)
+            rows[-1].append("" if name == first else f"{gap:+.1f}" + ("" if math.isinf(low) else f" ({low:+.1f} to {high:+.1f})"))
     seeds = len(settings["seeds"])
     title = f"{name_of(results)}, length = {TASKS[results['task']].length_unit}: exact match in %, " + (
         f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"

@@ -14,16 +14,16 @@ from collections.abc import Iterator
 from vine_mini.lengthgen.tasks import rank_of, spaced
 from vine_mini.lengthgen.vocabulary import tokens
 
-PARTS = "icovr"  # input, computation, output, variable, remaining input, in the order within a step
-FORMATS = {"none": "", "full": PARTS, "minimal": "co"}
+LETTERS = "icovr"  # input, computation, output, variable, remaining input, in the order within a step
+FORMATS = {"none": "", "full": LETTERS, "minimal": "co"}
 START, END = "Thinking step by step: ", " . Thus, "
 
 
 def parts_of(name: str) -> str:
     """The parts of a format: "none", "full", "minimal", or letters such as "icor". Raises ValueError for any other format."""
     parts = FORMATS.get(name, name)
-    if name not in FORMATS and (not name or "".join(part for part in PARTS if part in name) != name):
-        raise ValueError(f"unknown scratchpad {name!r}: choose from {', '.join(FORMATS)}, or letters of {PARTS} in this order")
+    if name not in FORMATS and (not name or "".join(part for part in LETTERS if part in name) != name):
+        raise ValueError(f"unknown scratchpad {name!r}: choose from {', '.join(FORMATS)}, or letters of {LETTERS} in this order")
     return parts
 
 

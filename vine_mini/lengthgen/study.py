@@ -53,7 +53,7 @@ def study(config: StudyConfig) -> None:
                         sweep(settings, folder / name, again=folder)
                     except (Diverged, UserError) as error:  # hours of other runs do not wait for this folder
                         failed.append(f"{name}: {error}")
-                    if _read(folder / name):
+                    if _or_none(folder / name):
                         commands.write_tables(folder / name)
                 if part == "rows":
                     measure(folder)
@@ -74,7 +74,7 @@ def measure(folder: Path) -> None:
     """Distances of attention and probes of positions, where they are not there yet and the models of all seeds are."""
     for name, (command, config, _, tasks) in MEASURED.items():
         for path in (folder / task for task in tasks):
-            results = _read(path)
+            results = _or_none(path)
             if not results or (claims.measured(path, name) or {}).get("seeds") == results["settings"]["seeds"]:
                 continue
             try:
@@ -87,8 +87,8 @@ def write_report(folder: Path) -> None:
     """Writes what compares several folders, from the runs that have finished, and prints the claims."""
     found = so_far(folder)
     rows = found["rows"]
-    beside = [merged(rows[r["task"]], r) for r in found["later"].values() if r["task"] in rows]
-    later = [results for results in beside if results["settings"]["seeds"]]
+    joined = [merged(rows[r["task"]], r) for r in found["later"].values() if r["task"] in rows]
+    later = [results for results in joined if results["settings"]["seeds"]]
     if rates := rates_of(found):
         write_text(folder / "rates" / "rates.md", report.rates_table(rates) + "\n")
     if rows:
@@ -133,11 +133,11 @@ def rates_of(found: dict[str, dict[str, dict]]) -> dict[str, dict[float, dict]]:
 
 def so_far(folder: Path) -> dict[str, dict[str, dict]]:
     """Part -> folder -> results, of the runs that have finished."""
-    every = {part: {name: _read(folder / name) for name in folders(part)} for part in PARTS}
+    every = {part: {name: _or_none(folder / name) for name in folders(part)} for part in PARTS}
     return {part: {name: results for name, results in of.items() if results} for part, of in every.items()}
 
 
-def _read(path: Path) -> dict | None:
+def _or_none(path: Path) -> dict | None:
     try:
         return load_so_far(path)
     except UserError as error:  # one broken file does not keep the others from the report

@@ -37,9 +37,9 @@ class Task:
         check: (prompt, answer) -> whether the whole answer is right.
         train, test: the default of the shortest and longest length in training and in the test.
         length_unit: what a length counts, such as "bits".
-        steps, lr: the default number of updates and learning rate. Steps, the rate of 2e-3 and the rate of T5's table were fixed
-            once, on copy (2 to 10 items) and sort, by looking at new lengths. The other rows are reported as they came, but a
-            task may have 1e-3 where this rate learns the *seen* lengths better (`study --parts rates`).
+        steps, lr: the default number of updates and learning rate. 4,500 updates, the rate of 2e-3 and the rate of T5's table
+            were fixed once, on copy (2 to 10 items) and sort, by looking at new lengths; for 8,000 updates see `TASKS`. A task
+            has 1e-3 where this rate learns the *seen* lengths better (`study --parts rates`).
         possible_lengths: the lengths that have examples; None: all up to a thousand.
         weight: length -> the paper's number of examples of this length, relative to the other lengths.
     """
