@@ -10,6 +10,7 @@ import pytest
 DEVICE = os.environ.get("TEST_DEVICE", "cpu")  # where the models of the tests are; `benchmarks.gpu` sets cuda
 if DEVICE == "cpu":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # commands would find a GPU
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests ask no network; TRL would send telemetry
 
 import torch
 from transformers import (
@@ -106,6 +107,20 @@ def few_problems(request, monkeypatch):
     """Making and tokenizing ten thousand problems takes a second. Only tests that a policy learns need more than a handful."""
     if not any(name in request.node.nodeid for name in ("test_learning.py", "test_it_learns")):
         monkeypatch.setattr(arithmetic, "TRAIN_SIZE", 300)
+    yield
+    torch.set_num_threads(1)  # a test may have changed it
+
+
+@pytest.fixture
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """A picture takes most of a second; one test that looks at it is enough."""
+    monkeypatch.setattr("vine_mini.app.runs.plot_run", lambda *_: None)
 
 
 @pytest.hookimpl(optionalhook=True)

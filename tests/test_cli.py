@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,6 @@ from vine_mini import __main__ as module
 from vine_mini.app.config import SHIPPED
 from vine_mini.cli import COMMANDS, main
 from vine_mini.sampling.fast.graphs import GraphError
-
-
-@pytest.fixture
-def empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def bad_folder(missing):
@@ -79,6 +74,8 @@ GOOD = '{"question": "2+2?", "answer": "#### 4"}'
         ("train --out file/x", "file is not a folder", lambda: Path("file").touch()),
         ("sft --out file/x", "file is not a folder", lambda: Path("file").touch()),
         ("evaluate --out file/x.json", "file is not a folder", lambda: Path("file").touch()),
+        ("evaluate --out /", "/ is a folder: name a file in it", None),
+        ("analyze --help", "unknown command 'analyze'", None),
         ("evaluate --out folder", "folder is a folder or no regular file", lambda: Path("folder").mkdir()),
         ("evaluate --task chess", "unknown task 'chess'", None),
         ("train --steps 0", "steps = 0: must be at least 1", None),
@@ -114,16 +111,22 @@ def test_exercises_outside_a_clone(empty_folder, monkeypatch, capsys):
     assert "clone the repository and run this command inside the clone" in said and said.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_help_can_be_followed(command, capsys):
-    if command:
-        with pytest.raises(SystemExit) as end:
-            main([*command.split(), "--help"])
-        assert end.value.code == 0
-    else:
-        assert main(["--help"]) == 0
-    out = capsys.readouterr().out
-    assert "usage: python -m vine_mini" in out and len(out) > 300
+def test_help_lists_the_commands(capsys):
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("usage: python -m vine_mini [command]") and all(name in said for name in COMMANDS)
+    assert all(line and line.startswith("  ") for line in said.strip().splitlines()[2:-2])  # one line for each command
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_explains_each_flag_of_a_command(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([*command.split(), "--help"])
+    said = "".join(capsys.readouterr().out.split())  # argparse breaks lines, also at hyphens
+    assert end.value.code == 0 and said.startswith(f"usage:python-mvine_mini{command}".replace(" ", ""))
+    for field in fields(COMMANDS[command][1]):
+        says = "".join(field.metadata["help"].replace("%%", "%").split())
+        assert says and f"--{field.name}" in said and says in said, field.name
 
 
 def test_a_dollar_in_the_name_of_a_task_is_drawn(empty_folder, capsys):

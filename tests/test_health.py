@@ -97,14 +97,14 @@ def test_after_the_first_update_of_an_iteration_the_last_checkpoint_stays(quick,
 
 @pytest.mark.parametrize("algorithm", ["restem", "dpo"])
 @pytest.mark.parametrize("what, says", [("log-prob", "a log-prob"), ("gradient", "the gradient")])
-def test_offline_algorithms_end_the_same_way(algorithm, what, says, quick, monkeypatch, capsys):
+def test_offline_algorithms_say_where_a_number_is_not_finite(algorithm, what, says, quick, monkeypatch, capsys):
     spoil(monkeypatch, what, NAN, 2)
     assert main([*TRAIN, "--algorithm", algorithm, "--epochs", "3", "--out", "run"]) == 2
     assert f"iteration 1, minibatch 2: {says} is not finite" in capsys.readouterr().err.splitlines()[-1]
     assert json.loads(Path("run/diverged.json").read_text())["ids"]
 
 
-def test_the_critic_is_named(quick, monkeypatch):
+def test_a_value_that_is_not_finite_names_the_critic(quick, monkeypatch):
     trainer = build_trainer(replace(SMALL, algorithm="ppo"))
     batch = batch_of(trainer)
     with pytest.raises(Diverged, match="iteration 1, minibatch 1: the critic's loss is not finite"):

@@ -16,7 +16,11 @@ PACKAGE = ROOT / "vine_mini"
 def test_every_file_that_is_not_python_is_package_data():
     patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["vine_mini"]
     listed = {path for pattern in patterns for path in PACKAGE.glob(pattern)}
-    files = {path for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    files = {
+        path
+        for path in PACKAGE.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith(".")
+    }
     assert {path for path in files if path.suffix != ".py"} <= listed <= files
 
 

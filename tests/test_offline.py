@@ -167,9 +167,10 @@ def test_at_most_so_many_examples_from_a_problem_as_the_setting_says():
     assert metrics["examples"] == right.clamp(max=2).sum() < right.sum()
 
 
-def test_the_start_policy_is_kept_in_float32():
+@pytest.mark.parametrize("algorithm", ["restem", "dpo"])
+def test_the_start_policy_is_kept_in_float32(algorithm):
     """Each iteration starts from it. A reference in bfloat16, as other algorithms have with `bf16`, would round its weights."""
-    trainer = build_trainer(replace(SMALL, algorithm="dpo", bf16=True))
+    trainer = build_trainer(replace(SMALL, algorithm=algorithm, bf16=True))
     start, kept = trainer.policy.state_dict(), trainer.reference.state_dict()
     assert all(kept[name].dtype == x.dtype == torch.float32 and torch.equal(kept[name], x) for name, x in start.items())
 

@@ -8,7 +8,8 @@
     restem     imitates right responses                                        arXiv 2312.06585
     dpo        prefers right responses to wrong ones (DPO-Positive)            arXiv 2402.13228
 
-Deviations from the paper: steps are cut in the sampled tokens. V(s_0) counts the other responses to a problem as rollouts of its
+Deviations from the paper: steps are cut in the sampled tokens, after the line break (official code: before it). Advantages are
+whitened over an iteration (official code: over a minibatch). V(s_0) counts the other responses to a problem as rollouts of its
 prompt. By default mc_lam = mc_mu = 0.5; the paper has 0. GRPO's loss is a mean over tokens (as published: --divisor sequences).
 """
 
@@ -36,12 +37,12 @@ def vineppo(episodes: Episodes, values, roll_out, config):
     value, rollouts = state_values(episodes, states, roll_out, config.k)
     # The other responses to a problem are rollouts of its prompt as well. [B] the sum of their rewards
     others = (episodes.rewards.sum(dim=1, keepdim=True) - episodes.rewards).flatten().tolist()
-    # The advantage of a step is the value after it minus the value before it. Every token of the step gets this advantage.
+    # With mc_lam = mc_mu = 0 the advantage of a step is the value after it minus the value before it. Its tokens all get this.
     advantages = []
     for (_, t, cuts), of_row, R, rest in zip(rows, states, episodes.rewards.flatten().tolist(), others, strict=True):
         V = [value[state] for state in of_row]
         V[0] = (config.k * V[0] + rest) / (config.k + config.group - 1)
-        V += [R] * (len(cuts) - len(V))  # beyond max_states, as in the official code
+        V += [R] * (len(cuts) - len(V))  # beyond max_states; at mc_mu = 0 the advantage is 0 there, as in the official code
         of_steps = step_advantages(V, R, lam=config.mc_lam, mu=config.mc_mu)
         advantages.append(spread_to_tokens(of_steps, cuts, len(t.response_ids)))
     every = [r for group in rollouts for r in group]
@@ -56,7 +57,7 @@ def state_values(episodes: Episodes, states, roll_out, k: int):
 
     states: [B][step] of (problem, response so far). -> {state: value}, the rollouts [distinct state][k]
     """
-    first: dict = {}  # state -> the response from which it is rolled out: the first one with this state
+    first: dict = {}  # state -> the first response with it, from which it is rolled out; cuts and rollouts keep this order
     for row, of_row in enumerate(states):
         for state in of_row:
             first.setdefault(state, row)
@@ -88,7 +89,7 @@ def clipped_loss_with_kl(logprobs, batch: Batch, config, denominator):
     """PPO's clipped loss, plus kl_coef times the KL to the reference where there is one. -> (scalar loss, stats)"""
     mask = batch.response_mask
     logprobs = logprobs.where(mask.bool(), 0.0)
-    advantages = batch.advantages * token_weights(batch, denominator, config)
+    advantages = batch.advantages * token_weights(batch, denominator, config)  # each weight is 1 by default
     loss, stats = clipped_policy_loss(logprobs, batch.old_logprobs, advantages, mask, clip=config.clip, denominator=denominator)
     if batch.ref_logprobs is not None:
         # exp of a large difference is infinite, and its gradient after the clamp is NaN. So the difference is bounded first.
@@ -104,10 +105,9 @@ class Algorithm:
     """All that differs between the algorithms."""
 
     credit: Callable  # (episodes, critic's values or None, Trainer.roll_out, config) -> advantages, returns or None, stats
-    # Trainer: (logprobs [b, T], batch, config, denominator); SelfTrainer: (logprobs, ref_logprobs, mask [m, w, T], config,
-    # denominator). -> scalar loss, stats
+    # Trainer: (logprobs [b, T], batch, config, denominator); SelfTrainer: see `offline`. -> scalar loss, stats
     loss: Callable = clipped_loss_with_kl
-    whiten_advantages: bool = False  # the advantages are whitened over all response tokens of the iteration, as in the paper
+    whiten_advantages: bool = False  # over all response tokens of the iteration (official code: of a minibatch)
     needs_rollouts: bool = False
     needs_critic: bool = False
     needs_group: bool = False  # two or more responses to each problem

@@ -31,14 +31,14 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     name, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("demo", argv)
     if argv and argv[0] in ("-h", "--help"):
-        lines = [f"  {name:21} {config_class.__doc__}" for name, (_, config_class) in COMMANDS.items()]
+        lines = [f"  {name:21} {config_class.__doc__.splitlines()[0]}" for name, (_, config_class) in COMMANDS.items()]
         print("usage: python -m vine_mini [command] [--help]\n", *lines, "\nWithout a command: demo.", sep="\n")
         return 0
     try:
         if (here := str(Path.cwd())).encode(errors="ignore").decode() != here:
             raise UserError(f"the path of this folder, {here}, is not UTF-8 text: libraries cannot write there")
-        if name == "analyze":
-            name, rest = f"analyze {rest[0]}" if rest else name, rest[1:]
+        if name == "analyze" and rest and not rest[0].startswith("-"):
+            name, rest = f"analyze {rest[0]}", rest[1:]
         if name == "study" and rest and not rest[0].startswith("-"):
             rest = ["--claims", *rest]
         if name == "lengthgen":

@@ -13,7 +13,7 @@ def logits_at_once(device) -> int:
 
 
 def memory(device) -> int:
-    """Bytes of the device's memory, used or free. 16 GiB where the system does not tell, as Windows."""
+    """Bytes of the device's memory, used or free. 16 GiB where the system does not tell, as on Windows."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 16 << 30

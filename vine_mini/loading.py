@@ -1,4 +1,4 @@
-"""Code of others: a user's own Python file, the only code from outside that the package runs, and a limit of time."""
+"""Runs a user's own Python file, the only outside code that the package runs, and limits the time of a block of code."""
 
 import hashlib
 import importlib.util

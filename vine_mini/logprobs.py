@@ -65,7 +65,7 @@ def hidden_before(backbone, input_ids, attention_mask, response_mask):
     """The hidden state that predicts each response token, row by row. -> [n, D]. Arguments as in `response_logprobs`."""
     if bool(response_mask[:, 0].any()):
         raise ValueError("a response token in column 0 has nothing before it to be predicted from")
-    inputs = dict(input_ids=input_ids)  # causality hides padding on the right; in float32 on a GPU the mask stays
+    inputs = dict(input_ids=input_ids)  # causality hides padding on the right; float32 on a GPU: faster with a mask
     if not bool(attention_mask[:, 0].all()) or (input_ids.is_cuda and not torch.is_autocast_enabled("cuda")):
         inputs |= dict(attention_mask=attention_mask, position_ids=position_ids(attention_mask))
     hidden = backbone(**inputs, use_cache=False).last_hidden_state  # [B, T, D]

@@ -246,7 +246,7 @@ def autocast(device: torch.device, bf16: bool):
 
 
 class Critic(nn.Module):
-    """PPO's value network: a copy of the policy's backbone and a scalar head that starts at zero (VinePPO, section 3)."""
+    """PPO's value network: the policy's backbone and a scalar head. The head starts at zero (official: random, with a bias)."""
 
     def __init__(self, policy):
         super().__init__()

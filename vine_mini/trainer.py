@@ -41,13 +41,13 @@ class Trainer:
         self.policy, self.tokenizer, self.device = policy, tokenizer, policy.device
         self.algorithm, self.task = ALGORITHMS[config.algorithm], tasks.get(config.task)
         eos = tuple(models.eos_ids(policy, tokenizer))
-        cuts = dict(every=config.step_tokens, answer_mark=self.task.ANSWER_MARK, starts=getattr(self.task, "step_starts", None))
-        self.cut = partial(cut_steps, tokenizer=tokenizer, **cuts)
+        how = dict(every=config.step_tokens, answer_mark=self.task.ANSWER_MARK, starts=getattr(self.task, "step_starts", None))
+        self.cut = partial(cut_steps, tokenizer=tokenizer, **how)
         self.sampling = Sampling(config.max_new_tokens, eos, config.temperature, config.top_p, config.sample_batch_size)
         self.train_problems, self.test_problems, self.validation_problems = train_problems, test_problems, validation_problems
-        every = tasks.prompt_ids([*train_problems, *test_problems, *validation_problems], tokenizer, config)
-        tasks.check_prompts(every, models.context_length(policy), config.max_new_tokens)
-        self.prompts, self.test_prompts = every[: len(train_problems)], every[len(train_problems) :][: len(test_problems)]
+        prompts = tasks.prompt_ids([*train_problems, *test_problems, *validation_problems], tokenizer, config)
+        tasks.check_prompts(prompts, models.context_length(policy), config.max_new_tokens)
+        self.prompts, self.test_prompts = prompts[: len(train_problems)], prompts[len(train_problems) :][: len(test_problems)]
         if config.prompts > len(self.prompts):
             raise UserError(f"prompts = {config.prompts}, but there are only {len(self.prompts)} training problems")
         if config.gradient_checkpointing:
@@ -120,14 +120,14 @@ class Trainer:
         """-> {old log-probs, reference log-probs, critic's values}, each [B, T] or None; in bfloat16 also the `sampler_gap`"""
         tokens, reference = episodes.tokens, self.reference if self.algorithm.needs_reference else None
         sampled = on_response([t.logprobs for t in episodes.trajectories], tokens.response_mask)
-        policy = self.policy if self.low_precision else None  # the sampler's rounding would show in the ratio
-        networks = {"old_logprobs": policy, "ref_logprobs": reference, "values": self.critic}
+        rescored = self.policy if self.low_precision else None  # in bfloat16 the sampler's rounding would show in the ratio
+        networks = {"old_logprobs": rescored, "ref_logprobs": reference, "values": self.critic}
         scores: dict[str, Any] = {name: torch.zeros_like(sampled) if network else None for name, network in networks.items()}
         for rows in tqdm(tokens.micro_batches(torch.arange(len(tokens)), self.config.micro_batch_tokens), desc="score", **BAR):
             part = tokens.rows(rows)
             for name in [name for name, network in networks.items() if network]:
                 scores[name][rows, : part.input_ids.shape[1]] = self.forward(networks[name], part)
-        if not policy:
+        if rescored is None:
             return scores | {"old_logprobs": sampled}, {}
         weights, stats = importance(scores["old_logprobs"], sampled, tokens.response_mask, self.config.importance_cap)
         return scores | {"weights": weights}, stats
@@ -168,7 +168,7 @@ class Trainer:
         return stats
 
     def _step(self, stats: dict) -> bool:
-        """One update of policy and critic. -> whether it was made: it is not where the ratio has exploded"""
+        """One update of policy and critic. -> whether it was made: neither is updated where the ratio has exploded"""
         groups, limit = self.optimizer.param_groups, self.config.max_grad_norm
         norms = [finite(f"the {group['of']}gradient", clip_grad_norm_(group["params"], limit)).item() for group in groups]
         warm = min(1.0, (self.updates + 1) / max(1, self.config.warmup))  # the learning rate rises linearly over the warm-up

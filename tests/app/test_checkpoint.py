@@ -28,18 +28,6 @@ from vine_mini.types import UserError
 QUICK = "--steps 2 --prompts 2 --group 4 --minibatch_size 4 --k 2 --iterations 2 --eval_problems 4 --eval_samples 2".split()
 
 
-@pytest.fixture
-def empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def no_pictures(monkeypatch):
-    """A picture takes most of a second; one test that looks at it is enough."""
-    monkeypatch.setattr("vine_mini.app.runs.plot_run", lambda *_: None)
-
-
 @pytest.mark.parametrize("more", [[], slow(["--adam_8bit"])])
 def test_a_resumed_run_goes_on_as_if_never_stopped(more, empty_folder, no_pictures, capsys):
     """PPO's, which has the most state: two networks and two optimizers."""
@@ -139,14 +127,14 @@ def test_a_checkpoint_with_odd_contents_is_refused_and_nothing_is_lost(name, ppo
         counters = json.loads(file.metadata()["counters"])
     DAMAGE[name](tensors, counters)
     save_file(tensors, state, {"counters": json.dumps(counters)})
-    before = {path: path.stat().st_mtime_ns for path in ppo_run.rglob("*")} | {ppo_run: 0}
+    before = {path: path.read_bytes() for path in ppo_run.rglob("*") if path.is_file()}
     try:
         assert main(["train", "--resume", str(ppo_run), "--iterations", "2"]) == 2
+        assert {path: path.read_bytes() for path in ppo_run.rglob("*") if path.is_file()} == before
     finally:
         state.write_bytes(whole)
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and ("is damaged" in said or "belongs to another model" in said)
-    assert {path for path in ppo_run.rglob("*")} | {ppo_run} == set(before)
 
 
 LOGS = ("metrics.jsonl", "samples.jsonl")
@@ -410,6 +398,8 @@ def test_a_run_does_not_remove_the_start_policy_of_another_run(empty_folder, no_
     assert main(["train", "--resume", "a", "--iterations", "3"]) == 0
     assert sorted(path.name for path in Path("a/checkpoints").iterdir()) == ["1", "3"]
     assert Path("a/checkpoints/1/start_of.txt").read_text() == f"{Path('b').absolute()}\n"
+    assert main(["train", *SMALL_RUN, "--model", "a/checkpoints/3", "--prompts", "999999", "--out", "c"]) == 2
+    assert not Path("a/checkpoints/3/start_of.txt").exists()  # a run that is refused marks nothing
     assert main(["train", "--resume", "b", "--iterations", "2"]) == 0
 
 

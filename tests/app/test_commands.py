@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, Gemma3Config
 
 from vine_mini import tasks
 from vine_mini.app import commands
-from vine_mini.app.config import SHIPPED, EvaluateConfig, SFTConfig, TrainConfig
+from vine_mini.app.config import SHIPPED, EvaluateConfig, SampleConfig, SFTConfig, TrainConfig
 from vine_mini.app.cost import check_cost
 from vine_mini.app.setup import build_trainer
 from vine_mini.cli import main
@@ -30,18 +30,6 @@ from vine_mini.types import UserError
 
 ROOT = Path(__file__).parents[2]
 QUICK = "--steps 2 --prompts 2 --group 4 --minibatch_size 4 --k 2 --iterations 2 --eval_problems 4 --eval_samples 2".split()
-
-
-@pytest.fixture
-def empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def no_pictures(monkeypatch):
-    """A picture takes most of a second; one test that looks at it is enough."""
-    monkeypatch.setattr("vine_mini.app.runs.plot_run", lambda *_: None)
 
 
 def test_train_leaves_a_whole_run_folder(empty_folder, capsys):
@@ -279,7 +267,13 @@ def test_a_task_with_partial_credit(empty_folder, capsys):
 def test_sample(capsys):
     assert main(["sample", "--n", "2", "--problem", "3"]) == 0
     out = capsys.readouterr().out
-    assert "(answer: " in out and out.count("---") == 2 and ("right" in out or "wrong" in out)
+    asked = tasks.load_problems(SampleConfig())[1][3]
+    assert out.startswith(f"{asked.question}   (answer: {asked.answer})\n") and out.count("\n--- ") == 2
+    said = []
+    for seed in "001":
+        assert main(["sample", "--n", "4", "--temperature", "2", "--seed", seed]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] != said[2]
     question = "Mia has 3 pens, buys 4, loses 2. How many pens now?"
     assert main(["sample", "--n", "1", "--temperature", "0", "--question", question]) == 0
     assert capsys.readouterr().out.rstrip().endswith("#### 5")
@@ -352,7 +346,10 @@ def test_updates_count_in_the_estimate(empty_folder, capsys):
 
 
 def test_a_folder_whose_path_is_not_utf8_is_refused(empty_folder, monkeypatch, capsys):
-    Path("caf\udce9").mkdir()
+    try:
+        Path("caf\udce9").mkdir()
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
     monkeypatch.chdir("caf\udce9")
     assert main(["train", "--iterations", "1"]) == 2
     assert "is not UTF-8 text" in capsys.readouterr().err and not any(Path().iterdir())
@@ -419,7 +416,7 @@ def test_gsm8k_whole_iterations_of_each_algorithm(gsm8k_folder, empty_folder, no
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 def test_a_stop_saves_and_exits_cleanly(number, tmp_path):
     flags = [*QUICK, "--iterations", "100000", "--out", "run"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-m", "vine_mini", "train", *flags],
         cwd=tmp_path,
@@ -430,10 +427,13 @@ def test_a_stop_saves_and_exits_cleanly(number, tmp_path):
     )
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.time() + 60
-    while not (metrics.exists() and metrics.read_text().count("\n") > 2) and time.time() < deadline:
-        time.sleep(0.1)
-    process.send_signal(number)  # wherever the iteration is: it ends whole
-    out, err = process.communicate(timeout=60)
+    try:
+        while not (metrics.exists() and metrics.read_text().count("\n") > 2) and time.time() < deadline:
+            time.sleep(0.1)
+        process.send_signal(number)  # wherever the iteration is: it ends whole
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130 and "Traceback" not in err
     assert "interrupted; everything is in run" in out
     assert (tmp_path / "run" / "policy" / "model.safetensors").exists() and (tmp_path / "run" / "curves.png").exists()

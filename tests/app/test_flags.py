@@ -12,12 +12,6 @@ from vine_mini.cli import main
 from vine_mini.types import UserError
 
 
-@pytest.fixture
-def empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 @pytest.mark.parametrize("preset", sorted(p.stem for p in PRESETS.glob("*.yaml")))
 def test_presets_are_valid_and_every_field_can_be_overridden(preset):
     config = parse(TrainConfig, "train", ["--preset", preset])

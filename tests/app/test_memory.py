@@ -115,6 +115,16 @@ def test_what_lowers_the_peak():
     assert parts_of(algorithm="reinforce", kl_coef=0.0)["reference"] == 0
 
 
+def test_a_pair_of_dpo_is_two_rows():
+    """`micro_batches` never splits a pair, so the smallest micro-batch has two rows."""
+
+    def activations(algorithm, **more):
+        shape = dict(prompts=32, minibatch_size=64, eval_problems=0, micro_batch_tokens=1)
+        return estimate(llama(4, 4), TrainConfig(**SMALL | shape | more | dict(algorithm=algorithm)), 30)["update: activations"]
+
+    assert activations("dpo") > 1.5 * activations("restem")
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_has_an_estimate_also_without_weights(architecture, monkeypatch):
     config = TrainConfig(**SMALL)

@@ -25,12 +25,6 @@ from vine_mini.types import Episodes, Problem, Trajectory, UserError, collate
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def test_a_folder_of_its_own_for_each_run(empty_folder):
     assert new_folder(None, "demo") == Path("runs/demo")
     Path("runs/demo").mkdir(parents=True)

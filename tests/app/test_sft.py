@@ -104,6 +104,19 @@ def test_the_command_on_the_card_makes_the_same_config(settings):
     assert parse(SFTConfig, "sft", shlex.split(command)) == config
 
 
+def test_each_demonstration_is_drawn_with_the_error_rate(tmp_path, monkeypatch):
+    rates, whole = [], tasks.demonstration
+    monkeypatch.setattr(tasks, "demonstration", lambda task, p, rate, rng: rates.append(rate) or whole(task, p, rate, rng))
+    sft.imitate(SFTConfig(steps=1, updates=2, batch_size=3, hidden=16, layers=1, error_rate=0.2), tmp_path / "policy")
+    assert set(rates) == {0.2}
+
+
+def test_the_card_gives_a_license_only_to_a_policy_from_scratch():
+    """A policy that was trained from another one has the license of that one."""
+    assert "license: mit\n---" in sft.model_card(SFTConfig(), 0.5, "")
+    assert "license" not in sft.model_card(SFTConfig(model="meta-llama/Llama-3.2-1B"), 0.5, "")
+
+
 LONG = """from vine_mini.tasks.arithmetic import ANSWER_MARK, DEFAULTS, TEMPLATE, extract_answer, problems, reward
 def demonstration(problem, error_rate, rng):
     return 40 * "1+1=2\\n" + problem.solution

@@ -19,12 +19,6 @@ from vine_mini.types import UserError
 QUICK = "--steps 3 --prompts 4 --group 4 --minibatch_size 8 --problems 4 --pool 8 --ks 1 3".split()
 
 
-@pytest.fixture
-def empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def test_the_command(empty_folder, capsys):
     assert main(["credit-cost", *QUICK, "--out", "here"]) == 0
     out = capsys.readouterr().out

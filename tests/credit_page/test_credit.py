@@ -153,6 +153,7 @@ def test_the_run_of_a_critic_brings_it_along(ppo_run, tmp_path, capsys):
     assert main(["credit", "--run", str(run), "--policy", "elsewhere", "--out", str(tmp_path / "x")]) == 2
 
 
+@pytest.mark.slow
 def test_a_critic_trained_with_moments_in_8_bits_comes_along(ppo_run, tmp_path, monkeypatch):
     pytest.importorskip("bitsandbytes")
     run = shutil.copytree(ppo_run, tmp_path / "run")

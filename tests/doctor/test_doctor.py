@@ -70,7 +70,7 @@ def test_a_hub_that_cannot_be_reached_is_asked_once_and_its_client_not_at_all(mo
 
 
 def test_a_gpu_is_described(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=24 << 30))
     lines = command.machine(torch.device("cuda"))

@@ -9,6 +9,7 @@ import time
 from contextlib import contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -37,6 +38,7 @@ def reward(problem, text):
 
 @needs_trl
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="it reads Linux's /proc")
 @pytest.mark.parametrize("what", ["first", "second", "grader"])
 def test_a_lost_process_ends_the_run_with_one_line_and_the_run_resumes(tmp_path, what):
     """The first process holds the lock of the run folder, so the run resumes after its death. The policy of the run is one that the other commands load."""
@@ -230,7 +232,7 @@ def test_a_request_of_weights_or_tokens_has_a_time_limit(monkeypatch, answers):
         start = time.monotonic()
         with pytest.raises(OSError):
             trl.VinePPOTrainer._check_server(trainer, client)
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 3.5  # five tries take longer
 
 
 def test_a_server_that_does_not_tokenize_is_not_one_with_another_tokenizer():

@@ -168,7 +168,7 @@ def test_at_equal_episodes_restem_is_compared_at_the_end_of_its_own_iteration():
 
 def test_settings_at_equal_episodes_are_the_best_of_the_grid_there():
     """The grid ran once, with a clock of 60 seconds. Its rewards between 2,048 and 2,560 episodes are those of 512 responses."""
-    grid = [run for run in read_rows(Path("results/credit/fight/runs.jsonl")) if run["seed"] == 100]
+    grid = [run for run in read_rows(Path(__file__).parents[2] / "results/credit/fight/runs.jsonl") if run["seed"] == 100]
     for task, setting in (("decisive", "decisive"), ("chains", "chain12")):
         for name in ("ppo", "grpo", "rloo", "restem"):
             rewards = {}

@@ -27,12 +27,6 @@ QUICK = "--steps 3 --prompts 4 --group 4 --minibatch_size 8 --eval_problems 4 --
 FEW = "--problems 4 --responses 1 --truth 16 --ks 1 3 --states 4 --choices 2".split()
 
 
-@pytest.fixture
-def empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def test_errors_by_hand():
     states = [
         State(p, i, 2, truth, {"x": value}) for p, i, truth, value in [(0, 0, 0.5, 0.7), (0, 1, 1.0, 0.8), (1, 0, 0.2, 0.2)]

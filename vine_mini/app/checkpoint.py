@@ -48,7 +48,7 @@ def save(trainer, run: Path) -> None:
 
 
 def keep_start(model: str | None, run: Path) -> None:
-    """Where the start policy of a run is a checkpoint of another run, that run must not remove it when it goes on."""
+    """Marks a start policy that is another run's checkpoint, so that the other run does not remove it when it goes on."""
     path = Path(model or "")
     if OWN.fullmatch(path.name) and path.is_dir() and (path.parent.parent / "config.yaml").is_file():
         with suppress(UserError):  # the folder may be read-only

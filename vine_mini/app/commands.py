@@ -33,8 +33,6 @@ def train(config: TrainConfig) -> int:
     """The `train` command."""
     name = f"{task_name(config)}-{config.algorithm}"
     folder = Path(config.resume) if config.resume else new_folder(config.out, name)
-    if not config.resume:
-        checkpoint.keep_start(config.model, folder)
     trainer = build_trainer(config)
     if config.lr is None:
         config = trainer.config
@@ -43,11 +41,11 @@ def train(config: TrainConfig) -> int:
     if both := len({p.question for p in trainer.train_problems} & {p.question for p in trainer.test_problems}):
         print(f"{both} test problems are training problems too: accuracy on them says nothing about new problems")
     estimate = memory_estimate(trainer)
-    print(format_memory(estimate), end="; ", flush=True)
+    print(f"{format_memory(estimate)}; sampling: {way(trainer.sampler())}")
     check_memory(estimate, trainer.device, config.yes)
-    print(f"sampling: {way(trainer.sampler())}")
     check_cost(config, trainer.policy.num_parameters(), *_responses(config, len(trainer.test_prompts)))
     if not config.resume:
+        checkpoint.keep_start(config.model, folder)
         before = trainer.evaluate(with_kl=False)
         if before["truncated"][0] > 0.5:
             print(f"{before['truncated'][0]:.0%} of the responses are cut by the limit and get reward 0: raise --max_new_tokens")
@@ -92,6 +90,7 @@ def evaluate_best(trainer: Trainer, folder: Path, iteration: int) -> dict:
     """Measures RUN/best, the policy of an iteration, on the test problems. -> {name: evaluation}, also in its evaluation.json"""
     policy, _ = models.load_policy(str((folder / "best").absolute()), trainer.device)  # never a name of the Hub
     trainer.policy.load_state_dict(policy.state_dict())
+    del policy  # a second model in the memory of the device
     tested = {f"best, iteration {iteration}": trainer.evaluate()}
     write_text(folder / "best" / "evaluation.json", json.dumps(tested, indent=1))
     print(f"best on {len(trainer.validation_problems)} validation problems: iteration {iteration}, {folder / 'best'}")

@@ -98,11 +98,11 @@ class TrainConfig(Common):
     """Train a policy by reinforcement learning."""
 
     algorithm: str = knob("vineppo", f"{', '.join(ALGORITHMS)}; see the first lines of algorithms.py.")
-    out: str | None = knob(None, "Run folder, which must not hold another run; a new one under runs/ when left out.")
+    out: str | None = knob(None, "Run folder, empty or new; one under runs/ when left out.")
     resume: str | None = knob(None, "Go on with this run folder, with the fields of its config.yaml.")
     iterations: Count = knob(60, "Rounds of sampling, credit and updates.")
     max_seconds: Annotated[float, Range(0, WEEK)] = knob(
-        0, "Stop after so many seconds of training, evaluations not counted; 0: no limit."
+        0, "Stop after so many seconds of training; 0: no limit. Evaluations do not count, except those that choose an epoch."
     )
     prompts: Count = knob(32, "Different problems in an iteration.")
     with_replacement: bool = knob(False, "Draw problems independently, as the official code does, instead of in epochs.")
@@ -139,7 +139,8 @@ class TrainConfig(Common):
     gradient_checkpointing: bool = knob(False, "Compute activations again in the backward pass: slower, less memory.")
     eval_every: Whole = knob(0, "Evaluate every so many iterations; 0: on test problems before and after only.")
     validation: Whole = knob(
-        200, "With eval_every: training problems set aside, on which RUN/best is chosen; 0: evaluate on test problems."
+        200,
+        "With eval_every: training problems set aside to choose RUN/best, at most a tenth; 0: evaluate on test problems.",
     )
     eval_problems: Whole = knob(200, "Test problems in an evaluation; 0: all.")
     eval_samples: Count = knob(4, "Samples for each problem in an evaluation.")
@@ -169,7 +170,7 @@ class TrainConfig(Common):
 class SFTConfig(Common):
     """Make a starting policy by imitating solutions; from scratch when no --model is given."""
 
-    out: str | None = knob(None, "Folder for the policy, which must not exist; a new one under runs/ when left out.")
+    out: str | None = knob(None, "Folder for the policy, empty or new; one under runs/ when left out.")
     updates: Whole = knob(3000, "Updates of the weights; 0 writes the untrained model.")
     batch_size: Count = knob(64, "Demonstrations in an update.")
     micro_batch_tokens: Count = knob(8192, "Tokens in a forward pass, padding included; fewer: less memory, same gradients.")

@@ -1,4 +1,4 @@
-"""A rough estimate of what a job takes, so that none starts by a slip of the hand that would run for years."""
+"""A rough estimate of a job's time and memory. It refuses a job that would run for years because of a typing mistake."""
 
 import torch
 

@@ -78,6 +78,8 @@ def check_writable(path: Path) -> None:
 def file_to_write(path: Path) -> Path:
     """The file that a new one will replace, which is where the links of `path` lead. Raises UserError for what is no file."""
     path = Path(os.path.realpath(path))
+    if not path.name:
+        raise UserError(f"{path} is a folder: name a file in it")
     check_writable(path)
     for taken in (path, _beside(path)):
         if taken.exists() and not taken.is_file():

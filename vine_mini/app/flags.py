@@ -14,8 +14,10 @@ from vine_mini.types import UserError
 PRESETS = Path(__file__).parent / "presets"
 PRESET_NAMES = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
 # What a resumed run may change: its length, its machine and, in `kept_fields`, its evaluation.
-MAY_CHANGE = set("resume yes iterations max_seconds save_every keep_every device data gradient_checkpointing vllm".split())
-MAY_CHANGE |= {"sample_batch_size", "micro_batch_tokens"}
+MAY_CHANGE = set(
+    "resume yes iterations max_seconds save_every keep_every device data gradient_checkpointing vllm sample_batch_size "
+    "micro_batch_tokens".split()
+)
 OF_A_CALL = ("out", "resume", "yes")  # no preset may choose where a run writes
 
 
@@ -135,7 +137,7 @@ def _check_task_file(task: str, path: str, argv: list[str]) -> None:
 
 
 def kept_fields(config) -> dict:
-    """The fields that a resumed run cannot change. RUN/best compares evaluations of one temperature."""
+    """The fields that a resumed run cannot change. RUN/best compares evaluations, so these keep their temperature."""
     free = {"eval_problems", "eval_samples", "eval_every"} | ({"eval_temperature"} if not config.eval_every else set())
     return {name: x for name, x in vars(config).items() if name not in MAY_CHANGE | free}
 

@@ -1,6 +1,6 @@
 """The loop of a run: it logs and saves what the trainer yields.
 
-Ctrl-C, SIGTERM, by which batch systems and containers end a process, and SIGHUP of a closed terminal let the loop end whole.
+The loop ends in order after Ctrl-C, after SIGTERM (batch systems, containers) and after SIGHUP (a closed terminal).
 """
 
 import signal

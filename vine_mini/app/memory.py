@@ -170,7 +170,9 @@ def _activations(s: _Sizes, config, longest_prompt: int) -> int:
     The critic's forward pass comes after the policy's backward pass and needs less, so it is not counted.
     """
     length = longest_prompt + config.max_new_tokens
-    rows = min(max(1, config.micro_batch_tokens // length), config.minibatch_size)
+    algorithm = ALGORITHMS[config.algorithm]
+    together = 2 if algorithm.choose_examples and algorithm.needs_group else 1  # DPO-Positive: the two responses of a pair
+    rows = together * min(max(1, config.micro_batch_tokens // (together * length)), config.minibatch_size)
     tokens = rows * length
     # Autograd keeps these vectors of each token in a layer, here in the order of the forward pass:
     #   2 norms: their input and the normalised input, in float32                                        4 hidden

@@ -23,7 +23,7 @@ def imitate(config, folder: Path):
     """Runs supervised fine-tuning, from `config.model` or from a small new Llama with a tokenizer made for the task.
 
     Returns (model, tokenizer, mean loss of the last hundredth of the updates in nats a token, peak learning rate).
-    Raises Diverged, and then leaves the last good policy and diverged.json in FOLDER-diverged, or with a number at the end.
+    Raises Diverged. FOLDER-diverged, or with a number at the end, then holds diverged.json and the policy after the last update.
     """
     device = pick_device(config.device)
     train, test = tasks.load_problems(config)
@@ -116,11 +116,11 @@ def model_card(config, loss: float, results: str) -> str:
     flags = " ".join(f"--{name}{x}" for name, x in joined.items())
     start = "from scratch" if config.model is None else f"from {config.model}"
     most = f"at most {config.eval_problems} " if config.eval_problems else ""
+    license = "license: mit\n" if config.model is None else ""  # else the start policy's own license holds
     how = f" with mistakes (--error_rate {config.error_rate})" if config.error_rate else ""
     return f"""---
 library_name: transformers
-license: mit
----
+{license}---
 # Policy for the task `{task_name(config)}`
 
 Trained {start} to imitate demonstrations{how}. It is a start for reinforcement learning. The command was

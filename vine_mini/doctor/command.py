@@ -61,7 +61,7 @@ def machine(device) -> list[str]:
         "GPU: none",
     ]
     if device.type == "cuda":
-        half = "bfloat16" if torch.cuda.is_bf16_supported() else "no bfloat16"
+        half = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bfloat16"
         lines[-1] = f"GPU: {torch.cuda.get_device_name(device)}, {half}"
     return [*lines, f"memory of {device.type}: {memory(device) / 2**30:.1f} GiB"]
 

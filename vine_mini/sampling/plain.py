@@ -1,7 +1,7 @@
 """The plain way to sample: continue token sequences with a KV cache. The fast way must give the same tokens.
 
-A *request* asks for one continuation of the first tokens of a *trunk*, which is any token sequence. The fast way reads a trunk
-once for all requests on it. The plain way only takes the prefix.
+A *request* asks for one continuation of the first tokens of a *trunk*, which is any token sequence. For a rollout the trunk is a
+trajectory, `start` ends the state, and `budget` is what is left of the length limit (`sampling/__init__.py`).
 """
 
 from dataclasses import dataclass

@@ -27,7 +27,10 @@ NUMBER = re.compile(
     r"(?P<decimals>(?:\.\d+)?)(?P<below>(?:/\d+)?)",  # .50 or /2
     re.ASCII,
 )
-CHANGED = re.compile(r"\d ?(?:k|dozen|hundred|thousand|million|billion)\b|\d ?\^", re.IGNORECASE)  # 72k is not 72
+CHANGED = re.compile(  # 72k is not 72, and 2 and a half is not 2
+    r"\d ?(?:k|(?:dozen|hundred|thousand|million|billion)s?)\b|\d ?\^|\band (?:a|one|two|three) (?:half|third|quarter)",
+    re.IGNORECASE,
+)
 LONGEST = 60  # characters of a number; a policy that babbles digits must not stall the grader
 # What stands beside a number and makes another one of it: /3, -(3), --3, <3, 3/x. But -> 3, and $3/hour.
 OPERATOR = re.compile(r"(?:[/\\^<|~\u221a\u00d7\u00f7\u2248\u2260\u2264\u2265]|!=|(?<![-=])>|-[-+(*_ ]*[-+(*_])$")
@@ -149,8 +152,8 @@ def _states_a_number(line: str) -> bool:
 
 
 def _plain(text: str) -> str:
-    """The text with single spaces and ASCII minus signs."""
-    text = " ".join(text.replace("\N{MINUS SIGN}", "-").replace("\N{EN DASH}", "-").split())
+    """The text with single spaces, ASCII minus signs and plain dollar signs."""
+    text = " ".join(text.replace("\\$", "$").replace("\N{MINUS SIGN}", "-").replace("\N{EN DASH}", "-").split())
     return "-" + text[2:] if text.startswith("- ") else text
 
 

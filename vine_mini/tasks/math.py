@@ -26,6 +26,7 @@ INSTALL = "pip install 'math-verify[antlr4_13_2]'"
 LONGEST = 300  # characters of an answer that is compared; a longer one is right only if it is spelled like the reference
 BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
 INTEGER = re.compile(r"-?[1-9]\d*|0", re.ASCII)
+UNITS = "degrees|dollars|cents|units|inches|feet|cm|km|meters|miles|hours|minutes|seconds|days|years"
 SPELLINGS: list = [  # what does not change the meaning of an answer
     (r"\s+", " "),
     (r"\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])\.?|\\(?:displaystyle|q?quad)(?![a-zA-Z])", ""),
@@ -42,7 +43,7 @@ SPELLINGS: list = [  # what does not change the meaning of an answer
     (r"^((?:[a-z]=)?-?\d{1,3}),(?=\d{3}(?!\d))", r"\1,+"),  # a list; `100,200` would be a number the next time
     (r"\.+$", ""),
     (r"(?<=[\w)}])(?:\\text\{[^{}]*\}(?:\^\{?\d\}?)?)+$", ""),
-    (r"(?<=[\d)}]) ?(?:square )?(?:degrees|dollars|cents|units|inches|feet|cm)(?:\^\{?\d\}?)?$", ""),
+    (rf"(?<=[\d)}}]) ?(?:square )?(?:{UNITS})(?:\^\{{?\d\}}?)?$", ""),
     (r"\\frac ?(\d) ?(\d)", r"\\frac{\1}{\2}"),
     (r"^(-?\d+) (\d+)/(\d+)$", r"\1\\frac{\2}{\3}"),
     (r"_\{(\d+)\}$", r"_\1"),

@@ -107,7 +107,7 @@ def _relations(left: list[str], right: list[str]) -> bool:
         return all(map(same, left[::2], right[::2]))
     x, y = (_values(f"{r[0]}-({r[2]})") for r in (left, right))
     ratios = [p / q for p, q in zip(x, y, strict=False) if q]
-    return _equal(ratios, ratios[:1] * 3)
+    return any(ratios) and _equal(ratios, ratios[:1] * 3)  # 0 = 0 says nothing
 
 
 def _equal(x: list, y: list) -> bool:

@@ -12,6 +12,7 @@ import grading
 from vine_mini.types import UserError
 
 SECONDS = 5  # for an exercise
+ORDER = "01 02 04 03 18 05 06 07 08 09 20 19 10 13 17 11 12 21 14 15 22 16".split()  # as the tutorials need them
 HINTS = Path(__file__).parents[1] / "hints.md"
 
 
@@ -42,7 +43,7 @@ def show() -> int:
     for exercise, state, remark in rows:
         mark = {"done": "✓", "failing": "✗", "untouched": "·"}[state]
         print(f"{mark} {exercise.file:26}{state:11}{remark}".rstrip())
-    todo = [(exercise, state) for exercise, state, _ in rows if state != "done"]
+    todo = sorted([row[:2] for row in rows if row[1] != "done"], key=lambda row: ORDER.index(row[0].file[2:4]))
     print(f"\n{len(rows) - len(todo)} of {len(rows)} done")
     if todo:
         exercise, state = next((row for row in todo if row[1] == "failing"), todo[0])

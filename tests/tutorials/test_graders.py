@@ -356,13 +356,6 @@ def test_an_answer_that_ends_or_keeps_its_process_is_one_line_of_the_board(learn
 SWALLOWS = "while True:\n        try:\n            while True: pass\n        except BaseException: pass"
 
 
-def test_without_the_repository_the_board_says_where_it_is(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("vine_mini.app.exercises.__file__", str(tmp_path / "vine_mini" / "app" / "exercises.py"))
-    monkeypatch.chdir(tmp_path)
-    assert main(["exercises"]) == 2
-    assert "part of the repository" in capsys.readouterr().err
-
-
 def test_a_file_cannot_switch_off_the_gradients_or_the_dtype_of_the_others(learner):
     """With gradients switched off, the reference would have no gradient either, and nothing would be compared."""
     learner("ex06", "import torch\ntorch.set_grad_enabled(False)\ntorch.set_default_dtype(torch.float16)\n")
