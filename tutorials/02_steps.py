@@ -153,9 +153,9 @@ lucky = sum(g for g, x in zip(graded, left_at, strict=True) if x < trainer.confi
 print(f"{sum(graded):.0f} responses are right; in {lucky:.0f} of them, mistakes cancel each other")
 
 # %% [markdown]
-# The policy is uncertain almost only in one place, the result of a calculation. (The token `=-` begins a negative result.) Every
-# step has about the same chance of a mistake. A response is wrong because at least one result token went wrong. If we knew which
-# one, we could leave all other tokens alone.
+# The policy is uncertain almost only in one place, the result of a calculation. The place `=` has a small surprise, because its
+# token can be `=-`, which begins a negative result. Every step has about the same chance of a mistake. A response is wrong
+# because at least one result token went wrong. If we knew which one, we could leave all other tokens alone.
 
 # %%
 figure, _ = new_figure(2, 2)

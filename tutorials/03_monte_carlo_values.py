@@ -108,11 +108,12 @@ for k in ks:
 # An error three times smaller needs nine times as many rollouts. For any $K$, the error is smallest where $V$ is near 0 or 1 and
 # largest where $V = 1/2$.
 #
-# How many rollouts are enough? A right step raises $V$ by about 0.1 here, which is less than the error with $K = 9$. Only the
-# mistake, a fall of 0.55, stands out in one response. Training averages over many responses, so even $K = 1$ can teach.
+# How many rollouts are enough? A right step raises $V$ by about 0.1 here. Such a rise is the difference of two estimates, so its
+# error with $K = 9$ is $\sqrt 2$ times 0.145, about 0.2. Only the mistake, a fall of 0.55, stands out in one response. Training
+# averages over many responses, so even $K = 1$ can teach.
 #
-# Two kinds of points scatter. For large $K$ only a few estimates are averaged, and the ground truth has an error too. Near
-# $V = 0$ the $V$ in the theory is itself uncertain.
+# The left picture below shows four states. Points lie off their line for two reasons. For large $K$ only a few estimates are
+# averaged, and the ground truth has an error too. Near $V = 0$ the line is uncertain, because it is computed from $V$.
 #
 # ## What it costs
 #

@@ -69,9 +69,9 @@ print(f"\nsum of step advantages (K = 9) against R - V(s_0): largest gap in {len
 #
 # ## Fewer rollouts, averaged
 #
-# The advantage $V(s_{i+1}) - V(s_i)$ uses the rollouts of two states only. But $V(s_{i+1})$ is the mean of $R$ over all ways to
-# go on, and also the mean of every later value. So $R$ and each later value are unbiased estimates of $V(s_{i+1})$. So is their
-# average, with less noise where the value hardly moves. With $n$ steps and $0 \le \lambda, \mu \le 1$ this average is
+# The advantage $V(s_{i+1}) - V(s_i)$ uses the rollouts of two states only. Later states have rollouts too. From $s_{i+1}$ on, $R$
+# and each later value have the mean $V(s_{i+1})$. So any average of them is unbiased. It adds rollouts and the luck of later
+# steps. It gains where the value hardly moves. With $n$ steps and $0 \le \lambda, \mu \le 1$ the average is
 #
 # $$Q_i = (1 - \lambda) V(s_{i+1}) + \lambda Q_{i+1}, \qquad Q_{n-1} = R$$
 #
@@ -86,7 +86,7 @@ print(f"\nsum of step advantages (K = 9) against R - V(s_0): largest gap in {len
 # ## Whitening
 #
 # An *iteration* samples responses and makes updates. PPO and VinePPO shift and scale the advantages of all its tokens to mean 0
-# and standard deviation 1. The KL penalty (tutorial 7) then has a fixed weight beside them. An advantage of 0 does not stay 0.
+# and standard deviation 1. The size of an update then does not depend on the rewards' scale. An advantage of 0 does not stay 0.
 
 # %%
 b = collate(trajectories)  # one table, with a row for each response and padding at its end; all [B, T]

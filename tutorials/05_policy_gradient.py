@@ -130,7 +130,8 @@ noise = {}  # (task, credit) -> noise / signal of one response, for each length;
 for (task, reward), length in product(tasks.items(), range(1, longest + 1)):
     cases = {"R": [], "R - V(s_0)": [], "A of each token": []}
     for y in product((1, 0), repeat=length):  # all 2^length responses; 1 is a right token
-        r, *V = [true_value(reward, y[:t], length) for t in (length, *range(length))]  # R, and V(s_t) before each token
+        r = float(reward(y))
+        V = [true_value(reward, y[:t], length) for t in range(length)]  # V(s_t) before each token
         prob = q ** sum(y) * (1 - q) ** (length - sum(y))
         for name, credit in zip(cases, ([r] * length, [r - V[0]] * length, step_advantages(V, r)), strict=True):
             g = torch.tensor(credit) * (torch.tensor(y) - q)  # [length]; grad log pi = y - q
@@ -146,12 +147,12 @@ for (task, name), row in noise.items():
 
 # %% [markdown]
 # All three have the same mean, the exact gradient. Their noise differs. Where one token decides, $R$ gives credit to all tokens,
-# and each of the other tokens adds noise. With advantages it adds none. Subtracting $V(s_0)$ helps from two tokens on.
+# and each of the other tokens adds noise. With advantages it adds none. Subtracting $V(s_0)$ helps there from two tokens on. With
+# one token it hurts. A wrong token has the largest gradient, -0.8 instead of 0.2, and $R$ never uses it: the reward is then 0.
 #
-# Where all tokens must be right and each has its own logit, the advantages gain nothing. A wrong token has the largest gradient,
-# -0.8 instead of 0.2. $R$ never uses it, because the reward is then 0. The advantage uses it, so $V$ is not always the best
-# baseline. With one logit for all, the advantages have a fifteenth of $R$'s noise at ten tokens: the signals of the tokens add
-# up, and their noise averages out. The tokens of a language model share weights, too.
+# Where all tokens must be right and each has its own logit, the advantages gain nothing, for the same reason: they use the wrong
+# tokens. So $V$ is not always the best baseline. With one logit for all, the advantages have a fifteenth of $R$'s noise at ten
+# tokens: the signals of the tokens add up, and their noise averages out. The tokens of a language model share weights, too.
 #
 # This is the idea of VinePPO, and its limit: advantages of steps do not change the direction of learning. They often lower its
 # noise. How much depends on the task. The true values are not known in practice. They cost rollouts, as tutorial 3 showed.

@@ -84,7 +84,7 @@ for advantage in (1.0, -1.0):
 # so it is split into micro-batches whose gradients add up. There are two ways to divide:
 #
 # - Divide each sum by the number of tokens of the *whole* minibatch. Then the split changes nothing.
-# - Take the mean of each micro-batch. Then tokens in small micro-batches count more, and each split gives another gradient.
+# - Average the means of the micro-batches. Then tokens in small micro-batches count more, and each split gives another gradient.
 
 # %%
 size = dict(prompts=8, minibatch_size=32, eval_problems=20, eval_samples=1) if QUICK else dict(minibatch_size=128)
@@ -92,7 +92,7 @@ size = dict(prompts=8, minibatch_size=32, eval_problems=20, eval_samples=1) if Q
 settings = dict(algorithm="rloo", kl_coef=0.0, epochs=1, max_ratio=1e9, **size)
 trainer = start(clip=CLIP, **settings)
 episodes = trainer.sample_episodes()
-scores, _ = trainer.score(episodes)  # the old log-probs are the sampler's own
+scores, _ = trainer.score(episodes)  # a dictionary with the old log-probs, which are the sampler's own (tutorial 7)
 advantages = leave_one_out(episodes.rewards).reshape(-1, 1) * episodes.tokens.response_mask  # [B, T]
 batch = Batch(**vars(episodes.tokens), **scores, advantages=advantages)
 
@@ -118,6 +118,9 @@ for tokens in (1000, 4000):
         print(f"{n:2} micro-batches, {name}: relative difference to the gradient in one piece {difference:.1e}")
 
 # %% [markdown]
+# Micro-batches hold responses of similar length. The last of the ten holds the two longest, and the others hold 14 responses. The
+# average of the means counts these two almost seven times as much. Both are wrong. The gradient is off by nearly its length.
+#
 # ## Too many updates on one batch
 #
 # We use the same batch: 128 responses with RLOO's advantages (tutorial 5). Each call of `trainer.update` makes one update with

@@ -6,7 +6,7 @@
 
 # %%
 import torch
-from lesson import QUICK, show, start
+from lesson import QUICK, mean_and_error, show, start
 from torch.nn.utils import parameters_to_vector
 
 from vine_mini import tasks
@@ -108,8 +108,7 @@ for epoch in range(config.epochs):
         print(f"epoch {epoch}: {len(chosen)} episodes, mean ratio {ratio:.6f}, clipped {clipped:.2%}, gradient norm {norm:.3f}")
 
 # %% [markdown]
-# The first ratio is 1 up to rounding, because the policy is still the one that sampled. Another number would mean that sampler
-# and training code disagree (the command `train` then warns).
+# The first ratio is 1 up to rounding: the policy is still the one that sampled. Otherwise sampler and training code disagree.
 #
 # ## The package's iteration
 #
@@ -156,8 +155,8 @@ print("\ntime: " + ", ".join(f"{phase} {s / sum(loop.seconds.values()):.0%}" for
 # | k2 | $d^2 / 2$ | close to the KL if $d$ is small | never negative | the gradient of the KL |
 # | k3 | $e^d - d - 1$ | the KL | never negative | the gradient of $\mathrm{KL}(\pi_{\mathrm{ref}} \Vert \pi)$ |
 #
-# On new responses of the trained policy, k1's mean is near the exact one. k2's is too low. VinePPO uses k3, which is right on
-# average but deviates most: on a few tokens the policy has moved far, and $e^d$ is large. So the loss limits k3 to 10 a token.
+# On new responses of the trained policy, k1's mean is near the exact one. k2 and k3 have larger errors: on a few tokens the
+# policy has moved far, and $d^2$ and $e^d$ are large. VinePPO uses k3, which is right on average. The loss limits it to 10 a token.
 
 # %%
 fresh = loop.sample_episodes().tokens
@@ -166,9 +165,10 @@ with torch.no_grad():
 there, chosen = fresh.response_mask[:, 1:].bool(), fresh.input_ids[:, 1:, None]  # shifted by one, as in tutorial 1
 exact = (new.exp() * (new - ref)).sum(dim=-1)[there]  # [n], the KL of every response token
 kinds = {kind: kl_penalty(*(x.gather(2, chosen)[..., 0][there] for x in (new, ref)), kind=kind) for kind in ("k1", "k2", "k3")}
+sizes = fresh.response_mask.sum(dim=1).view(-1, config.group).sum(dim=1).int().tolist()  # response tokens of each problem
 for kind, x in {"exact": exact, **kinds}.items():
-    error, negative = x.std() / len(x) ** 0.5, (x < -1e-6).float().mean()
-    print(f"{kind:5} mean {x.mean():.3f} ± {error:.3f} nats a token, deviation {x.std():.2f}, below 0: {negative:.0%}")
+    (mean, error), negative = mean_and_error(x.split(sizes)), (x < -1e-6).float().mean()
+    print(f"{kind:5} mean {mean:.3f} ± {error:.3f} nats a token, deviation {x.std():.2f}, below 0: {negative:.0%}")
 
 # %%
 figure, ((reward_axis, kl_axis),) = new_figure(2)

@@ -30,7 +30,7 @@ from vine_mini.sampling import sample
 from vine_mini.tasks import grade
 
 N, G = (8, 4) if QUICK else (16, 8)
-trainer = start(prompts=N, group=G, minibatch_size=N * G, mc_lam=0.0, mc_mu=0.0)  # the paper's VinePPO
+trainer = start(prompts=N, group=G, minibatch_size=N * G, mc_lam=0.0, mc_mu=0.0)  # the paper's, but V(s_0) counts the group
 tokenizer, config, episodes = trainer.tokenizer, trainer.config, trainer.sample_episodes()
 rewards, mask = episodes.rewards, episodes.tokens.response_mask  # [N, G], [B, T]
 
@@ -160,11 +160,11 @@ print(f"perfect advantages would reach {perfect:.2f}")
 # With K = 1 a value is 0 or 1 (V(s_0) also counts the group), and an advantage is the difference of two values. It agrees with
 # the truth about as well as an advantage from a group. Three rollouts give a better agreement, and nine a clearly better one.
 #
-# The gain is less noise. The mean gradients of REINFORCE, RLOO, VinePPO and PPO with lambda = 1 have the same direction. Tutorial
-# 4's averages lie between VinePPO and one advantage for a whole response. On chains of twelve, every step matters. There VinePPO
-# with K = 9 is 22 points above GRPO after as many responses, rollouts not counted. Where three of twelve steps are hard, it is 1
-# point above. After equal seconds on a CPU, VinePPO with K = 1 is 6.5 points below and, with three hard steps, 5.5. All 95 %
-# intervals contain 0 (`results/claims.md`). A fair comparison has equal seconds, and each algorithm's own best setting.
+# The gain is less noise. REINFORCE, RLOO, VinePPO and PPO with lambda = 1 have mean gradients of the same direction. Does it
+# pay? We compare VinePPO's accuracy with GRPO's on chains of twelve operations, and where three of twelve are hard. After as many
+# responses, K = 9 is ahead by 22 points and by 1, rollouts not counted. After equal seconds on a CPU, K = 1 with tutorial 4's
+# averages is behind by 6.5 and by 5.5. All four 95 % intervals contain 0 (`results/claims.md`). A fair comparison has equal
+# seconds, and each algorithm's own best setting.
 
 # %%
 figure, ((response_axis, weight_axis, agreement_axis),) = new_figure(3)

@@ -150,7 +150,7 @@ for seed in seeds:
         print(f"seed {seed}, {what:8}, {name:9}: R² after embedding and layers {seen}; on longer sequences {longer}")
 
 # %% [markdown]
-# The first line is a surprise: the hidden states of an *untrained* NoPE decoder contain the position. After layer 1 its probe is
+# The lines `position, untrained` are a surprise: an *untrained* NoPE decoder knows the position. After layer 1 its probe is
 # nearly as accurate as the trained decoder's probe, and after layer 3 it is more accurate. Even random weights average the
 # prefix, and in a longer prefix each token weighs less. On longer sequences, training improves the position after layer 1, and in
 # one of the two seeds also after layer 2.
@@ -160,7 +160,8 @@ for seed in seeds:
 # becomes less exact.
 #
 # On longer sequences every probe is worse, and flattens like the built weights (picture, right). The model itself still stops at
-# the right place at lengths 11 and 13. So it must use more than this linear map, which was fitted on short sequences.
+# the right place at lengths 11 and 13, and fails at most prompts of length 20. R² mixes all these lengths. So it does not show
+# whether the model stops by the number that this probe reads.
 
 # %%
 figure, ((theory_axis, layer_axis, longer_axis),) = new_figure(3)

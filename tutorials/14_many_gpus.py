@@ -129,7 +129,7 @@ print("two processes:", "failed" if failed else f"relative error {(real - one).n
 # ## Memory
 #
 # DDP divides nothing. ZeRO (arXiv 1910.02054) divides AdamW's moments in stage 1. Stage 3 also divides gradients and weights, as
-# FSDP does; ranks then fetch weights layer by layer. ZeRO never divides activations, the KV cache or the copy that samples.
+# FSDP does; ranks then fetch weights layer by layer. No stage divides activations, the KV cache or the copy that samples.
 
 # %%
 shapes = {  # from the published configurations of TinyLlama and DeepSeek; and how many responses a rank samples at once

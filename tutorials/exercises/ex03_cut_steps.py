@@ -16,7 +16,8 @@ def cut_steps(token_ids, tokenizer, *, answer_mark=None):
     - A line that begins with the answer mark belongs to the step before it. Whitespace in front of the mark does not count.
       The mark may begin in the token that ends the line before.
     - The end-of-sequence token belongs to the last step.
-    - A token with text on two lines ("5\\n7") belongs to the first of them. The next step starts at the next token with text.
+    - A token with text on two lines ("5\\n7") belongs to the first of them. The second line's step starts at the next
+      token with text, even if that token begins an answer line.
 
     Args:
         token_ids: list of the response's token ids.

@@ -16,7 +16,8 @@ def response_mask(input_ids, prompt_lengths, eos):
         input_ids: [B, T]: prompt, response, then padding. The tokenizer has no padding token, so `eos` is used as padding.
         prompt_lengths: list of B numbers, the tokens of each prompt. A prompt may contain `eos`, because chat templates end
             turns with it.
-        eos: the id that ends a response. A response that the length limit truncated has no `eos`.
+        eos: the id that ends a response. A response that the length limit truncated has no `eos`, and no padding follows it:
+            otherwise nobody could tell the padding from an end.
     Returns:
         [B, T] float64, 1.0 on every token that the policy chose.
 
