@@ -141,6 +141,12 @@ def spread(values: list[float]) -> str:
     return f"{statistics.median(values):,.0f} ({min(values):,.0f}-{max(values):,.0f})"
 
 
+def mean_error(values: list[float]) -> str:
+    """The mean and its standard error, which a single value has not."""
+    error = f" ± {statistics.stdev(values) / len(values) ** 0.5:.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{error}"
+
+
 def report(out: Path | None, name: str, title: str, rows: list[list[str]], data: dict) -> None:
     """Prints a Markdown table; with `out` also writes it and the data to NAME.md and NAME.json."""
     text = f"{title}\n\n{columns(rows)}\n"

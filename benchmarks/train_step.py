@@ -36,7 +36,7 @@ def one_step(algorithm: str, micro_batch_tokens: int, prompts: int, repeats: int
     model = random_llama(256, 6, 8, 8, 1024, 512)
     shapes = SHAPES | {"prompts": prompts}
     trainer = random_trainer(model, algorithm, shapes, iterations=repeats + 1, micro_batch_tokens=micro_batch_tokens, bf16=bf16)
-    ready, rows = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, []
+    rows = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
         metrics, _, _ = next(trainer.train())
@@ -45,7 +45,7 @@ def one_step(algorithm: str, micro_batch_tokens: int, prompts: int, repeats: int
     seconds = {phase: statistics.median(row[phase] for row in rows[1:]) for phase in rows[0]}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     guard = {name: metrics[name] for name in ("first_ratio", "skipped", "sampler_gap") if name in metrics}
-    return {"seconds": seconds, "peak_mb": peak, "ready_mb": ready, "guard": guard}
+    return {"seconds": seconds, "peak_mb": peak, "guard": guard}
 
 
 def trl_step(python: str, arguments: list[str], threads: int, repeats: int, limit: float | None = None) -> dict:
@@ -129,11 +129,16 @@ def main():
     def median(name, phase):
         return statistics.median(r["seconds"].get(phase, 0.0) for r in results[name])
 
-    phases = ["sample", "rollouts", "score", "update", "total"]
+    def cell(name, phase):  # with the least and the most of the phases that the results compare
+        seconds = [r["seconds"].get(phase, 0.0) for r in results[name]]
+        ends = f" ({min(seconds):.2f}-{max(seconds):.2f})" if phase in ("rollouts", "total") else ""
+        return f"{median(name, phase):.2f}{ends}"
+
+    phases = ["sample", "rollouts", "update", "total"]
     table = [["", *(f"{phase}, s" for phase in phases), "peak, MB"]]
     for name in ways:
         peak = statistics.median(r["peak_mb"] for r in results[name])
-        table.append([name, *(f"{median(name, phase):.2f}" for phase in phases), f"{peak:,.0f}"])
+        table.append([name, *(cell(name, phase) for phase in phases), f"{peak:,.0f}"])
     title = f"One iteration, medians of {rounds}, {machine('cpu', args.threads)}"
     if args.bf16:
         guard = results["VinePPO, vine_mini, bf16"][-1]["guard"]

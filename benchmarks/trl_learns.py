@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.common import command, count, machine, report, writable
+from benchmarks.common import command, count, machine, mean_error, report, writable
 from vine_mini.app.files import append_row, read_rows
 from vine_mini.integrations.trl import check_trl
 from vine_mini.types import UserError
@@ -89,14 +89,9 @@ def main():
         of = [runs[job] for job in wanted if job[0] == way]
         after, reward = ([100 * x for x in xs] for xs in ([r["after"] for r in of], [statistics.mean(r["rewards"]) for r in of]))
         seconds, peak = (statistics.median(r[name] for r in of) for name in ("seconds", "peak"))
-        rows.append([way, _mean(after), _mean(reward), f"{seconds:.2f}", f"{peak:.0f}"])
+        rows.append([way, mean_error(after), mean_error(reward), f"{seconds:.2f}", f"{peak:.0f}"])
     title = f"{args.iterations} iterations, {len(args.seeds)} seeds, ± one standard error; before: {100 * before:.1f} % right. "
     report(args.out, "trl_learns", title + machine("cpu", 1), rows, {"before": before, "runs": [runs[job] for job in wanted]})
-
-
-def _mean(values: list[float]) -> str:
-    error = f" ± {statistics.stdev(values) / len(values) ** 0.5:.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{error}"
 
 
 if __name__ == "__main__":

@@ -1,8 +1,13 @@
 """What the README promises: its length, its links, its code."""
 
+import importlib
 import re
 import shlex
+import sys
+from argparse import ArgumentParser
 from pathlib import Path
+
+import pytest
 
 from vine_mini import cli
 from vine_mini.app.config import SHIPPED, TrainConfig
@@ -67,6 +72,30 @@ def test_every_printed_command_can_be_read(tmp_path, monkeypatch):
         words = [re.sub(r"\b[A-Z]{3,}\b", lambda found: real[found[0]], word) for word in shlex.split(command)]
         assert cli.main(words) == 0, command
     assert len(read) == len(commands)
+
+
+def test_every_printed_command_of_the_benchmarks_can_be_read(monkeypatch):
+    """Their options exist; nothing runs."""
+
+    class Read(Exception):
+        pass
+
+    whole, read = ArgumentParser.parse_args, []
+
+    def parse(self, *words):
+        read.append(whole(self, *words))
+        raise Read
+
+    commands = set()
+    for page in PAGES:
+        text = re.sub(r"\\+\n", " ", page.read_text(encoding="utf-8"))
+        commands |= {" ".join(words.split()) for words in re.findall(r"python -m (benchmarks\.\w+ [^`\n#(]*)", text)}
+    monkeypatch.setattr(ArgumentParser, "parse_args", parse)
+    for name, *words in map(shlex.split, sorted(commands)):
+        monkeypatch.setattr(sys, "argv", [name, *words])
+        with pytest.raises(Read):
+            importlib.import_module(name).main()
+    assert len(read) == len(commands) > 15
 
 
 def test_without_a_command_it_is_the_demo(monkeypatch):

@@ -156,7 +156,7 @@ print("\ntime: " + ", ".join(f"{phase} {s / sum(loop.seconds.values()):.0%}" for
 # | k3 | $e^d - d - 1$ | the KL | never negative | the gradient of $\mathrm{KL}(\pi_{\mathrm{ref}} \Vert \pi)$ |
 #
 # On new responses of the trained policy, k1's mean is near the exact one. k2 and k3 have larger errors: on a few tokens the
-# policy has moved far, and $d^2$ and $e^d$ are large. VinePPO uses k3, which is right on average. The loss limits it to 10 a token.
+# policy has moved far, and $d^2$ and $e^d$ are large. VinePPO uses k3, right on average. The loss limits it to 10 a token.
 
 # %%
 fresh = loop.sample_episodes().tokens

@@ -25,6 +25,7 @@ from vine_mini.app.config import SHIPPED, EvaluateConfig, SampleConfig, SFTConfi
 from vine_mini.app.cost import check_cost
 from vine_mini.app.setup import build_trainer
 from vine_mini.cli import main
+from vine_mini.demo import seen
 from vine_mini.models import load_policy, save_policy
 from vine_mini.types import UserError
 
@@ -391,6 +392,27 @@ def test_sample_in_bfloat16(monkeypatch, capsys):
     calls = spied(monkeypatch, "sample_responses")
     assert main(["sample", "--n", "1", "--bf16", "True"]) == 0
     assert torch.bfloat16 in {parameter.dtype for parameter in calls[0][0].parameters()}
+
+
+def test_what_the_demo_has_seen_by_hand():
+    def rows(*rewards, end):
+        made = [{"episodes": 10 * (i + 1), "reward": x} for i, x in enumerate(rewards)]
+        made[-1]["eval"] = {"pass@1": [end, 0.0]}
+        return [{"episodes": 0, "eval": {"pass@1": [0.1, 0.0]}}, *made]
+
+    said = seen({"a": rows(0.0, 0.5, end=0.7), "b": rows(0.0, 0.2, 0.9, end=0.4)})
+    assert "same 20 episodes: a 50 %, b 20 %." in said and said.endswith("time: a 70 %, b 40 %.")
+
+
+def test_train_tells_of_test_problems_that_are_training_problems_and_of_cut_responses(empty_folder, no_pictures, capsys):
+    Path("data").mkdir()
+    for split, numbers in (("train", range(6)), ("test", range(5, 7))):
+        rows = [json.dumps({"question": f"{n} + 1?", "answer": str(n + 1)}) for n in numbers]
+        Path("data", f"{split}.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    flags = [*QUICK, "--task", "jsonl", "--data", "data", "--model", "arithmetic", "--max_new_tokens", "1"]
+    assert main(["train", *flags, "--iterations", "1", "--out", "run"]) == 0
+    said = capsys.readouterr().out
+    assert "1 test problems are training problems too" in said and "are cut by the limit" in said
 
 
 @pytest.mark.slow

@@ -39,11 +39,11 @@ def called(monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_rollouts(tmp_path):
-    text = run("benchmarks.rollouts", "--quick", "--workloads", "demo", "paper", "--growth", "--out", str(tmp_path))
-    assert "| paper    | 1       | vine_mini" in text and "generate" in text
+    text = run("benchmarks.rollouts", "--quick", "--workloads", "demo", "middle", "--bf16", "--out", str(tmp_path))
+    assert "| middle   | 1       | vine_mini" in text and "| middle   | 1       | vine_mini, bf16" in text and "generate" in text
     results = json.loads((tmp_path / "rollouts.json").read_text())["results"]
     assert all(rate > 0 for r in results for rates in r["tokens_per_second"].values() for rate in rates)
-    assert (tmp_path / "rollouts.png").stat().st_size > 5000 and (tmp_path / "growth.png").stat().st_size > 5000
+    assert (tmp_path / "rollouts.png").stat().st_size > 5000
 
 
 @pytest.mark.slow
@@ -200,11 +200,9 @@ def test_every_lever_trains(tmp_path):
     assert gaps["AdamW"] < 1e-5 < gaps["bfloat16"] < 0.1
 
 
-@pytest.mark.parametrize("arguments", (["--device", "cuda"], ["--vllm", "nowhere"]))
-def test_what_is_not_there_is_told(arguments, called, capsys, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+def test_what_is_not_there_is_told(called, capsys):
     with pytest.raises(SystemExit, match="2"):
-        called(rollouts.main, *arguments)
+        called(rollouts.main, "--vllm", "nowhere")
     assert "there is no" in capsys.readouterr().err
 
 
