@@ -7,9 +7,8 @@ An encoding's file sets ENCODING to an `Encoding`, in the form of the lines of `
 
 A token may depend on the tokens up to its own, and not on how many follow. Otherwise a model could read off where its answer
 ends, and its accuracy would be wrong. An encoding must also compute the same with a KV cache, where `queries_keys` is given new
-tokens only. `check_causal` tries both on a few tokens before any training. It does not try `ids`, which gets every sequence padded
-to one width.
-Parameters of an encoding learn at the full rate, unless it has `slow=True`.
+tokens only. `check_causal` tries both on a few tokens before any training. It does not try `ids`, which gets all sequences padded
+to one width. Parameters of an encoding learn at the full rate, unless it has `slow=True`.
 
 A task's file has two functions, in the form of those in `tasks.py`, and uses tokens of `vocabulary.py` only. This one is addition
 whose numbers all begin with their lowest digit, as abacus needs it (`--encodings abacus`):
