@@ -1,6 +1,8 @@
 """The command as people run it: what it prints and writes, what it refuses, and that it measures what training does."""
 
 import json
+import math
+import random
 from pathlib import Path
 
 import pytest
@@ -180,12 +182,14 @@ def test_the_weight_of_a_step_is_how_unsure_the_policy_is_in_it():
     assert found.by_problem == pytest.approx([14 / 4, 16 / 4])
 
 
-def test_the_interval_resamples_problems():
-    """Two kinds of problems, in which the way has a quarter of the base's noise and the whole of it: 1/2, 0.79 or 1."""
+def test_the_interval_over_problems_by_hand():
+    """Two problems, in which the way has a quarter of the base's noise and the whole of it. t of one degree of freedom: 12.7."""
     base, mixed = (Way(name, 1.0, 0.1, 1.0, noise_of, {"update": seconds}) for name, noise_of, seconds in BY_HAND)
     command.compare([base, mixed], Way("signal", 0.0, 0.0, 0.0, [0.0, 0.0], {}))
     assert base.relative == 1.0 and base.interval == (1.0, 1.0)
-    assert mixed.relative == pytest.approx(2 * (5 / 8) ** 0.5) and mixed.interval == pytest.approx((1.0, 2.0))
+    assert mixed.relative == pytest.approx(2 * (5 / 8) ** 0.5) and mixed.interval == pytest.approx(
+        (mixed.relative / math.exp(half := 12.706 * 0.5 * 0.3 * 2), mixed.relative * math.exp(half)), rel=1e-3
+    )
     few, more = ([1.0, 2.0, 3.0] * 4, [1.0, 2.0, 3.0] * 400)
     widths = []
     for noise_of in (few, more):
@@ -194,6 +198,31 @@ def test_the_interval_resamples_problems():
         assert ways[1].interval[0] < ways[1].relative < ways[1].interval[1]
         widths.append(ways[1].interval[1] - ways[1].interval[0])
     assert widths[0] == pytest.approx(10 * widths[1], rel=0.3)  # a hundred times as many problems
+
+
+def test_the_interval_over_few_problems_covers():
+    """The noise of a problem is drawn at random, twice as large on average for the second way."""
+    rng, inside, n = random.Random(0), 0, 8
+    for _ in range(1000):
+        share = [rng.expovariate(1.0) for _ in range(n)]  # what both ways have in common
+        noises = [[scale * (x + rng.expovariate(1.0)) for x in share] for scale in (1.0, 2.0)]
+        ways = [Way("", 1.0, 0.1, 1.0, of, {"x": 1.0}) for of in noises]
+        command.compare(ways, Way("signal", 0.0, 0.0, 0.0, [0.0] * n, {}))
+        inside += ways[1].interval[0] <= 2**0.5 <= ways[1].interval[1]
+    assert 920 <= inside <= 980  # the percentiles of a bootstrap: 890
+
+
+def test_what_credit_cost_refuses():
+    with pytest.raises(UserError, match="credit-cost measures all states of a response: leave out --max_states"):
+        CreditCostConfig(max_states=2)
+
+
+def test_a_problem_of_two_epochs_is_one_problem():
+    """Otherwise its responses would count as independent, and the errors would be too small."""
+    trainer = build_trainer(TrainConfig(steps=2, prompts=4, group=2, minibatch_size=4, k=1, algorithm="grpo"))
+    trainer.train_problems, trainer.prompts = trainer.train_problems[:5], trainer.prompts[:5]
+    pools, _ = command.sample_pools(trainer, 8, 4)
+    assert len(pools) == 16 and 4 < len({pool.problem for pool in pools}) <= 5
 
 
 def test_the_time_to_the_same_learning_by_hand(monkeypatch):

@@ -60,17 +60,19 @@ def test_accuracy_and_efficiency_by_hand():
     equal, found = claims.accuracy(made)  # at 230 and 256 episodes: .56 - .38 - .002 s and .6 - .4
     assert equal.values == pytest.approx([19.0 - s / 10 for s in range(5)]) and equal.part == "equal episodes"
     by_part = {f.part: f for f in claims.efficiency(made)}
-    assert len(by_part) == 4 and all("in 5 of 5 runs" in f.what for f in by_part.values())
+    assert len(by_part) == 8 and all("in 5 of 5 runs" in f.what for f in by_part.values())
     for unit in ("updates", "seconds"):  # PPO needs all of its run; VinePPO with K = 1 needs a third of it, and with K = 9 a half
         few, papers = by_part[f"{unit}, K = 1"], by_part[f"{unit}, K = 9"]
         assert 2.718281828 ** few.interval[0] == pytest.approx(3.0) and few.verdict == papers.verdict == "holds"
         assert 2.718281828 ** papers.values[0] == pytest.approx(2.0)
+        # 95 % of PPO's 0.5 lies at 2.75 of its 3 checks, and for VinePPO at 0.9375 of its first
+        assert 2.718281828 ** by_part[f"{unit}, K = 1, 95 %"].values[0] == pytest.approx(2.75 / 0.9375)
     slow = runs([0.1, 0.2, 0.2, 0.2], [0.1, 0.3, 0.4, 0.5])
     for run in slow:  # VinePPO is never there, after a tenth of the updates and twice the seconds
         for check in run["checks"]:
             check["updates"] *= 10 if run["config"]["algorithm"] == "ppo" else 1
             check["seconds"] *= 2 if run["config"]["algorithm"] == "vineppo" else 1
-    updates, seconds = claims.efficiency(slow)
+    updates, _, seconds, _ = claims.efficiency(slow)
     assert (
         2.718281828 ** updates.interval[0] == pytest.approx(10.0)
         and updates.verdict == "not shown"
@@ -328,7 +330,7 @@ def test_the_intervals_of_a_claim_are_corrected_for_their_number():
     for s in range(5):
         made.append(a_run("decisive", "grpo", s, [0.1, 0.2, 0.3, 0.4]))
     found, corrected = claims.kl(made), claims.judge("kl", made)
-    assert [f.comparisons for f in claims.judge("efficiency", made)] == [1, 1]  # updates and seconds are two parts
+    assert [f.comparisons for f in claims.judge("efficiency", made)] == [1] * 4  # updates and seconds, at two levels, are parts
     assert all(f.comparisons == 2 for f in corrected) and [f.values for f in found] == [f.values for f in corrected]
     assert corrected[0].interval[1] < found[0].interval[1] < found[0].interval[2] < corrected[0].interval[2]
     assert set(claims.MEASURES) == set(CLAIMS) == set(claims.PAPER)

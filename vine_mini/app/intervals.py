@@ -37,12 +37,6 @@ def interval(values: list[float], comparisons: int = 1) -> tuple[float, float, f
     return mean, mean - half, mean + half
 
 
-def percentile_interval(values: list[float]) -> tuple[float, float]:
-    """The ends of the middle 95 % of the values, which are the draws of a bootstrap."""
-    ordered, last = sorted(values), len(values) - 1
-    return ordered[round(0.025 * last)], ordered[round(0.975 * last)]
-
-
 def verdict(interval: tuple[float, float, float]) -> str:
     """The verdict on the claim that a difference is positive."""
     _, low, high = interval

@@ -4,7 +4,7 @@ The functions that train also sample, roll out and update here, with learning ra
 """
 
 import json
-import random
+import math
 import time
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -19,7 +19,7 @@ from vine_mini.app.commands import machine
 from vine_mini.app.config import TrainConfig
 from vine_mini.app.cost import STATES, check_cost
 from vine_mini.app.files import new_folder, write_text
-from vine_mini.app.intervals import percentile_interval
+from vine_mini.app.intervals import t_quantile
 from vine_mini.app.setup import build_trainer, task_name
 from vine_mini.credit_cost import noise
 from vine_mini.credit_cost.config import CreditCostConfig
@@ -133,24 +133,26 @@ def _trained_critic(config: CreditCostConfig, settings: dict, trainer: Trainer) 
 def way(name: str, pools: list[Pool], of_steps: list, seconds: dict[str, float]) -> Way:
     """The mean over responses of a noise of steps [n]. Where the policy is sure of its tokens, noise moves no weight."""
     total = sum(float(p.freedom.mean()) for p in pools) or 1.0  # so that the weights have mean 1
-    by_problem = [0.0] * (1 + pools[-1].problem)
+    by_problem = [0.0] * (1 + max(p.problem for p in pools))
     for p, row in zip(pools, of_steps, strict=True):
         by_problem[p.problem] += float(p.freedom @ row) / total
     return Way(name, *mean_and_error(pools, [float(row.sum()) for row in of_steps]), sum(by_problem), by_problem, seconds)
 
 
 def compare(ways: list[Way], signal: Way) -> None:
-    """Sets the seconds to the same learning of each way, as a multiple of the first one's. The interval resamples problems."""
-    rng, base, problems = random.Random(0), ways[0], range(len(signal.by_problem))
-    draws = [problems, *(rng.choices(problems, k=len(problems)) for _ in range(1000))]
+    """Sets the seconds to the same learning of each way, as a multiple of the first one's.
 
-    def squared(w: Way, drawn) -> float:
-        return max(sum(w.by_problem[i] + signal.by_problem[i] for i in drawn), 1e-12)  # of one or two problems it may be below 0
-
+    The interval is Student's t over problems for the logarithm of the ratio, by the delta method: each problem moves the
+    logarithm by its share in one sum minus its share in the other.
+    """
+    base, n = ways[0], len(signal.by_problem)
+    theirs = [a + b for a, b in zip(base.by_problem, signal.by_problem, strict=True)]
     for w in ways:
-        more = sum(w.seconds.values()) / sum(base.seconds.values())
-        w.relative, *resampled = (more * (squared(w, drawn) / squared(base, drawn)) ** EXPONENT for drawn in draws)
-        w.interval = percentile_interval(resampled)
+        mine = [a + b for a, b in zip(w.by_problem, signal.by_problem, strict=True)]
+        w.relative = sum(w.seconds.values()) / sum(base.seconds.values()) * (sum(mine) / sum(theirs)) ** EXPONENT
+        moves = [EXPONENT * (a / sum(mine) - b / sum(theirs)) for a, b in zip(mine, theirs, strict=True)]
+        half = t_quantile(0.975, n - 1) * math.sqrt(n / (n - 1) * sum(move * move for move in moves))
+        w.interval = w.relative * math.exp(-half), w.relative * math.exp(min(half, 700.0))
 
 
 def seconds_of_training(trainer: Trainer) -> dict[str, float]:
@@ -190,7 +192,7 @@ def timed(function, device):
 
 def sample_pools(trainer: Trainer, problems: int, m: int):
     """m rollouts from each state of a group of responses to each problem. -> the pools, the episodes that they belong to"""
-    group, pools, batches, known = trainer.config.group, [], [], {}
+    group, pools, batches, known, numbers = trainer.config.group, [], [], {}, {}
     wanted = problems * group
     while len(pools) < wanted:
         episodes = trainer.sample_episodes()
@@ -200,7 +202,8 @@ def sample_pools(trainer: Trainer, problems: int, m: int):
             of = episodes.problems[i], trajectories[i], cuts[i], states
             rewards = tasks.grade_rollouts(episodes.task, *of, trainer.tokenizer, known)  # [n][m]
             places = [cut / len(trajectories[i].response_ids) for cut in cuts[i]]
-            R, problem = episodes.rewards.flatten()[i].item(), len(pools) // group
+            R = episodes.rewards.flatten()[i].item()
+            problem = numbers.setdefault(episodes.problems[i].question, len(numbers))  # a second epoch repeats problems
             sure = torch.tensor(trajectories[i].logprobs, dtype=torch.float64).exp()
             freedom = torch.stack([(1 - part).sum() for part in sure.tensor_split(cuts[i][1:])])  # [n]
             pools.append(Pool(torch.tensor(rewards, dtype=torch.float64), R, problem, places, freedom))

@@ -21,6 +21,8 @@ class CreditCostConfig(TrainConfig):
         super().__post_init__()
         if self.resume:
             raise UserError("credit-cost resumes nothing: give the folder as --run")
+        if self.max_states is not None:
+            raise UserError("credit-cost measures all states of a response: leave out --max_states")
         if self.group < 2:
             raise UserError("grpo, with which vineppo is compared, needs a group of at least 2")
         for k in self.ks:

@@ -134,7 +134,8 @@ def finding_of_falls(report: Report) -> str:
     lines = sum(row.lines for row in report.by_kind)
     of_lines = next(row.lines for row in report.by_kind if row.name == kind) / lines
     share = mean_error(share_of(those, kind), percent=True)
-    return f"{found} {share} of these falls are at lines with {kind}, which are {100 * of_lines:.0f} % of the lines."
+    found += f" {share} of these falls are at lines with {kind}, which are {100 * of_lines:.0f} % of the lines."
+    return f"{found} This kind has the most of them, so its share is on average too large."
 
 
 def summary_of_falls(report: Report) -> str:

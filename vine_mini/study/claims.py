@@ -119,18 +119,23 @@ def efficiency(runs: list[dict]) -> list[Finding]:
     """Claim 2: VinePPO is at PPO's best accuracy after fewer updates and seconds.
 
     A run of VinePPO that never gets there counts as if it got there at its end, which is too kind to it. With such a run, the
-    claim may be shown not to hold, and never to hold.
+    claim may be shown not to hold, and never to hold. PPO's best accuracy is the largest of several noisy checks, so it is too
+    high. Therefore 95 % of it is a level too.
     """
     found = []
-    for version, unit in product(VERSIONS, ("updates", "seconds")):
+    for version, unit, share in product(VERSIONS, ("updates", "seconds"), (1.0, 0.95)):
+        peak, part = (
+            ("its peak", f"{unit}, {version}") if share == 1 else (f"{share:.0%} of its peak", f"{unit}, {version}, 95 %")
+        )
         for task, pairs in _pairs(runs, version, "ppo"):
             ratios, reached = [], 0
             for a, b in pairs:
-                needed, mine = (first_at(column(run, unit), column(run, "test"), max(column(b, "test"))) for run in (b, a))
+                level = share * max(column(b, "test"))
+                needed, mine = (first_at(column(run, unit), column(run, "test"), level) for run in (b, a))
                 reached += mine is not None
                 ratios.append(math.log(max(needed, 1) / max(mine if mine is not None else column(a, unit)[-1], 1)))
-            what = f"PPO's {unit} to its peak / VinePPO's, who reaches it in {reached} of {len(pairs)} runs"
-            found.append(Finding(task, what, "times", ratios, f"{unit}, {version}", upper=reached < len(pairs)))
+            what = f"PPO's {unit} to {peak} / VinePPO's, who reaches it in {reached} of {len(pairs)} runs"
+            found.append(Finding(task, what, "times", ratios, part, upper=reached < len(pairs)))
     return found
 
 

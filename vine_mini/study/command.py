@@ -6,10 +6,8 @@ from functools import partial
 from pathlib import Path
 from statistics import mean
 
-from vine_mini.app.commands import machine
 from vine_mini.app.files import check_writable, whole, write_text
 from vine_mini.app.tables import columns
-from vine_mini.models import pick_device
 from vine_mini.study.claims import PAPER, Finding, judge, overall
 from vine_mini.study.config import CLAIMS, TASKS, StudyConfig, episodes_of, jobs, seeds_of
 from vine_mini.study.picture import plot_accuracy, plot_curves, plot_findings
@@ -74,7 +72,7 @@ def write(config: StudyConfig, findings: dict[str, list[Finding]], runs: list[di
                 for same in by_task
                 for f in same
             ]
-    where = f"{machine(pick_device('cpu'))}; {config.seconds:g} seconds a run, or {episodes_of(config):,} episodes"
+    where = f"{config.seconds:g} seconds a run by the prices in prices.json, on one thread, or {episodes_of(config):,} episodes"
     how = (
         "All intervals of a part of a claim on one task are true at once, with a probability of 95 %. "
         "VinePPO has K = 1 and averaged values (mc_lam, mc_mu). At equal episodes it is the paper's, without averages."
@@ -82,12 +80,12 @@ def write(config: StudyConfig, findings: dict[str, list[Finding]], runs: list[di
     text = f"{where}\n\n{columns(summary)}\n\n{how}\n\n{columns(rows)}\n"
     write_text(folder / "verdicts.md", text)
     with whole(folder / "checks.csv") as fresh, fresh.open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file)
+        sheet = csv.writer(file)
         names = ["iteration", "seconds", "episodes", "updates", "tokens", "train", "test", "greedy", "kl"]
-        table.writerow(["task", "seed", "config", *names])
+        sheet.writerow(["task", "seed", "config", *names])
         for run in runs:
             settings = " ".join(f"{name}={x}" for name, x in run["config"].items())
-            table.writerows([run["task"], run["seed"], settings, *(check[n] for n in names)] for check in run["checks"])
+            sheet.writerows([run["task"], run["seed"], settings, *(check[n] for n in names)] for check in run["checks"])
     plot_findings(findings, folder / "claims.png")
     if runs:
         plot_accuracy(runs, folder / "accuracy.png")

@@ -36,7 +36,7 @@ def plot_findings(findings: dict[str, list[Finding]], path: Path) -> None:
             axis.xaxis.get_major_locator().set_params(subs=(1, 2, 5), numticks=20)
             axis.minorticks_off()
         axis.tick_params(which="both", labelsize=8)
-        axis.set_title(fill(f"{claim}: {PAPER[claim]}", 90), fontsize=8, loc="left")
+        axis.set_title(fill(f"{claim}: {PAPER[claim]}", 80), fontsize=8, loc="left")
     figure.suptitle(
         "95 % intervals. Green: the claim holds. Red: it does not. Grey: not shown. Triangles: upper bounds.", fontsize=10
     )
