@@ -131,11 +131,6 @@ def test_the_page_names_no_path_of_this_machine(explained):
     assert explained.made.startswith("The shipped policy, problem 5 of the test problems of arithmetic, ")
 
 
-def test_a_step_on_one_line_of_the_picture():
-    assert picture._one_line("a  b\nc", 9) == "a b c"
-    assert picture._one_line("x" * 100, 9) == "xxxxxx..." and picture._one_line("$5 \x00", 20) == "$5 ⟨U+0000⟩"
-
-
 def test_the_page_says_how_the_critic_s_credit_is_made():
     assert "reward minus the value before the token" in page.render(small_page(critic="It is."))
     assert "γ = 0.9 and λ = 1" in page.render(small_page(critic="It is.", gamma=0.9))

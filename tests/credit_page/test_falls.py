@@ -250,7 +250,7 @@ def test_what_the_falls_page_says():
     assert "<script>" not in html and "Sampled 1,200 tokens in 0.5 s" in html and "1 of 1 significant falls" in html
     assert page.finding_of_falls(report) == (
         "1 of 2 failed responses have a step at which the value falls by more than two standard errors. "
-        "100 % of these falls are at lines with *, which are 25 % of the lines. This kind has the most of them, so its share is on average too large."
+        "100 ± ? % of these falls are at lines with *, which are 25 % of the lines. This kind has the most of them, so its share is on average too large."
     )
 
 

@@ -9,6 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -29,16 +30,18 @@ from vine_mini.credit_page.resting import group_of, other_trainer, read_own, res
 from vine_mini.evaluate import clustered_mean, mean_of_steps
 from vine_mini.types import Episodes, UserError
 
+to_json = partial(json.dumps, default=asdict, ensure_ascii=False, indent=1)
+
 
 def credit(config: CreditConfig) -> int:
     """The `credit` command."""
     new_folder(config.out, "credit")  # refuses before anything is computed
     if config.problems is not None:
         report = find_falls(config)
-        files, said = {"falls.html": page.render_falls(report), "falls.json": _json(report)}, page.summary_of_falls(report)
+        files, said = {"falls.html": page.render_falls(report), "falls.json": to_json(report)}, page.summary_of_falls(report)
     else:
         first, *others = pages = list(explain(config))
-        files = {each.file: page.render(each) for each in pages} | {"credit.json": _json(pages)}
+        files = {each.file: page.render(each) for each in pages} | {"credit.json": to_json(pages)}
         said = f"{page.summary(first)}\n{page.finding(first)}\n{page.spending(first.spent)}"
     folder = new_folder(config.out, "credit")  # another run may have taken the first meanwhile
     for name, text in files.items():
@@ -178,12 +181,6 @@ def _made(config: CreditConfig, what: str) -> str:
 def _spent(trainer: Resting, other: Resting | None) -> list[dict]:
     """The counters of both trainers. They count on until the last page is made."""
     return [trainer.spent, *([other.spent] if other else [])]
-
-
-def _json(found) -> str:
-    return json.dumps(
-        [asdict(each) for each in found] if isinstance(found, list) else asdict(found), ensure_ascii=False, indent=1
-    )
 
 
 def _credit(trainer: Resting, episodes: Episodes, row: int, k: int, name: str, number: int):

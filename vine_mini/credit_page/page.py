@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader
 from vine_mini.app.tables import columns, one_line, visible
 from vine_mini.credit_page.falls import FALSE_ALARMS, Fall, Row, next_steps, share_of
 from vine_mini.credit_page.measure import Change, Credit, Rollout
-from vine_mini.evaluate import verdict
+from vine_mini.evaluate import percent, verdict
 
 NAMES = {"vineppo": "VinePPO", "ppo": "PPO's critic", "grpo": "GRPO", "truth": "truth", "other": "other policy"}
 STRONG = 0.5  # an advantage of this size has the full colour, and half of the longest bar
@@ -133,7 +133,7 @@ def finding_of_falls(report: Report) -> str:
     [(kind, _)] = Counter(fall.kind for fall in those).most_common(1)
     lines = sum(row.lines for row in report.by_kind)
     of_lines = next(row.lines for row in report.by_kind if row.name == kind) / lines
-    share = mean_error(share_of(those, kind), percent=True)
+    share = percent(*share_of(those, kind))
     found += f" {share} of these falls are at lines with {kind}, which are {100 * of_lines:.0f} % of the lines."
     return f"{found} This kind has the most of them, so its share is on average too large."
 
@@ -151,13 +151,11 @@ def summary_of_falls(report: Report) -> str:
     return "\n".join([*lines, spending(report.spent)])
 
 
-def mean_error(found: tuple[float, float | None] | None, percent: bool = False) -> str:
+def mean_error(found: tuple[float, float | None] | None) -> str:
     """A mean and its standard error; nothing for no mean."""
     if found is None:
         return ""
     mean, error = found
-    if percent:
-        return f"{100 * mean:.0f} %" if error is None else f"{100 * mean:.0f} ± {100 * error:.0f} %"
     return signed(mean) + ("" if error is None else f" ± {error:.2f}")
 
 

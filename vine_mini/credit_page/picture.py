@@ -4,13 +4,13 @@ from pathlib import Path
 from warnings import catch_warnings, simplefilter
 
 from vine_mini.app.plots import COLOURS, new_figure, save_figure
-from vine_mini.app.tables import visible
+from vine_mini.app.tables import one_line
 from vine_mini.credit_page.page import NAMES, signed, strength
 
 
 def plot_credit(page, path: Path) -> None:
     """Draws the steps of a `page.Page` as rows, and the advantages by each method as a column of coloured cells."""
-    texts = [_one_line(text, 56) for text in page.steps]
+    texts = [one_line(text, 50) for text in page.steps]
     n, wide, text_wide = len(page.steps), 1.3, 0.095 * max(map(len, texts)) + 0.2  # inches
     figure, ((axis,),) = new_figure(1)
     figure.set_size_inches(text_wide + wide * len(page.credits), 1.3 + 0.42 * n)
@@ -27,7 +27,7 @@ def plot_credit(page, path: Path) -> None:
             alpha = 0.6 * strength(credit, row)  # light enough to read the number
             axis.fill_between([left, left + wide], row, row + 1, facecolor=(colour, alpha), edgecolor="white")
             axis.text(left + wide / 2, row + 0.5, signed(advantage), ha="center", va="center")
-    title = _one_line(page.question, int(11 * figure.get_figwidth()))
+    title = one_line(page.question, int(11 * figure.get_figwidth()) - 7)
     figure.suptitle(
         f"{title}\nreward {page.reward:g}; the advantage of each step, pale within two standard errors",
         fontsize=10,
@@ -35,9 +35,3 @@ def plot_credit(page, path: Path) -> None:
     with catch_warnings():
         simplefilter("ignore", UserWarning)  # a character that the font lacks is drawn as a box
         save_figure(figure, path)
-
-
-def _one_line(text: str, most: int) -> str:
-    """The text on one line of at most `most` characters. Unlike `textwrap.shorten`, it also shortens text without spaces."""
-    text = " ".join(visible(text).split())
-    return text if len(text) <= most else text[: most - 3] + "..."

@@ -70,7 +70,7 @@ def analyze_values(config: ValuesConfig) -> int:
 def write(reports: list[Report], run: str, folder: Path) -> None:
     """Writes table, JSON and pictures."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "values.json", json.dumps([asdict(report) for report in reports], indent=1))
+    write_text(folder / "values.json", json.dumps(reports, default=asdict, indent=1))
     write_text(folder / "values.md", table(reports) + "\n")
     plot_values(reports[-1], run, folder / "values.png")
     if len(reports) > 1:
