@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,13 @@ def test_a_pool_holds_the_states_of_training():
     for p, cuts, t, R in zip(pools, episodes.cuts, episodes.trajectories, episodes.rewards.flatten().tolist(), strict=False):
         assert p.rewards.shape == (len(cuts), 5) and p.reward == R
         assert p.places == [cut / len(t.response_ids) for cut in cuts]
-        assert float(p.freedom.sum()) == pytest.approx(sum(1 - 2.718281828459045**x for x in t.logprobs), rel=1e-6)
+        ids = torch.tensor([t.prompt_ids + t.response_ids])
+        logits = trainer.policy(ids).logits[0, len(t.prompt_ids) - 1 : -1].detach().double().requires_grad_()  # [tokens, V]
+        logprobs = logits.log_softmax(dim=-1).gather(1, ids[0, len(t.prompt_ids) :, None])
+        logprobs.sum().backward()  # a token's log-prob depends on its own row of logits only
+        squares = logits.grad.square().sum(dim=1)
+        steps = [squares[a:b].sum().item() for a, b in pairwise([*cuts, len(t.response_ids)])]
+        assert p.freedom.tolist() == pytest.approx(steps, rel=1e-4, abs=1e-9)
 
 
 def test_the_advice():

@@ -26,8 +26,10 @@ from vine_mini.credit_cost.config import CreditCostConfig
 from vine_mini.credit_cost.noise import Pool, mean_and_error
 from vine_mini.credit_cost.picture import plot_cost
 from vine_mini.evaluate import mean_of_steps
+from vine_mini.logprobs import hidden_before, logits_of, rows_of_logits
+from vine_mini.models import autocast
 from vine_mini.trainer import Trainer
-from vine_mini.types import Episodes, UserError
+from vine_mini.types import Episodes, Tokens, UserError
 
 EXPONENT = 0.5  # seconds to the same learning grow with (noise + signal) to this power; see results/credit
 BASE, PLACES = "grpo", 10
@@ -198,18 +200,39 @@ def sample_pools(trainer: Trainer, problems: int, m: int):
         episodes = trainer.sample_episodes()
         rows = range(min(len(episodes.trajectories), wanted - len(pools)))
         trajectories, cuts = [episodes.trajectories[i] for i in rows], [episodes.cuts[i] for i in rows]
+        squares = squared_gradients(trainer, episodes.tokens)
         for i, states in enumerate(trainer.roll_out(trajectories, cuts, m, "pool")):
             of = episodes.problems[i], trajectories[i], cuts[i], states
             rewards = tasks.grade_rollouts(episodes.task, *of, trainer.tokenizer, known)  # [n][m]
             places = [cut / len(trajectories[i].response_ids) for cut in cuts[i]]
             R = episodes.rewards.flatten()[i].item()
             problem = numbers.setdefault(episodes.problems[i].question, len(numbers))  # a second epoch repeats problems
-            sure = torch.tensor(trajectories[i].logprobs, dtype=torch.float64).exp()
-            freedom = torch.stack([(1 - part).sum() for part in sure.tensor_split(cuts[i][1:])])  # [n]
+            freedom = torch.stack([part.sum() for part in squares[i].tensor_split(cuts[i][1:])])  # [n]
             pools.append(Pool(torch.tensor(rewards, dtype=torch.float64), R, problem, places, freedom))
         batches.append(episodes)
         trainer.iteration += 1
     return pools, batches
+
+
+@torch.no_grad()
+def squared_gradients(trainer: Trainer, tokens: Tokens) -> list[torch.Tensor]:
+    """1 - 2 q_y + sum of q^2 = |e_y - q|^2 of each response token y, where q are the policy's probabilities. -> [B][tokens]
+
+    This is the squared gradient of the token's log-prob in the logits. Noise of its advantage moves them in proportion to it.
+    """
+    policy, config, found = trainer.policy, trainer.config, {}
+    for rows in tokens.micro_batches(torch.arange(len(tokens)), config.micro_batch_tokens):
+        part, pieces = tokens.rows(rows), []
+        mask = part.response_mask.bool()
+        with autocast(trainer.device, config.bf16):
+            hidden = hidden_before(policy.base_model, part.input_ids, part.attention_mask, part.response_mask)  # [n, D]
+        size = rows_of_logits(policy)
+        for h, y in zip(hidden.split(size), part.input_ids[mask].split(size), strict=True):
+            q = logits_of(policy, h).div(config.temperature or 1.0).softmax(dim=-1).double()  # [n, V]
+            pieces.append(1 - 2 * q.gather(1, y[:, None])[:, 0] + q.square().sum(dim=-1))
+        of_rows = torch.cat(pieces).cpu().split(mask.sum(dim=1).tolist())
+        found |= dict(zip(rows.tolist(), of_rows, strict=True))
+    return [found[row] for row in range(len(tokens))]
 
 
 def credit_of_steps(trainer: Trainer, episodes: Episodes) -> list[list[float]]:

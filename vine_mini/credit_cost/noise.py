@@ -26,7 +26,7 @@ class Pool:
     reward: float  # R of the response
     problem: int  # responses to one problem are not independent
     places: list[float]  # [n] where each step starts, as a share of the response
-    freedom: torch.Tensor  # [n] sum of 1 - p over the tokens of the step, p: the probability of the sampled token
+    freedom: torch.Tensor  # [n] the sum of `squared_gradients` over the tokens of the step
 
 
 @cache
