@@ -1,7 +1,6 @@
 r"""Where do models that copy random items make their first error: where the items before it occur twice?
 
-    python -m benchmarks.copy_errors results/lengthgen/alibi/distinct results/lengthgen/alibi/distinct.py \
-        --out results/lengthgen/alibi
+    python -m benchmarks.copy_errors runs/distinct results/lengthgen/alibi/distinct.py --out results/lengthgen/alibi
 
 A model that copies by content finds the last written items in the input, and writes the item that follows them there. Such a
 model errs where these items also stand elsewhere with another follower. The more items repeat, the more often it errs; the length

@@ -195,7 +195,6 @@ def test_with_a_scratchpad_the_answer_counts_and_not_the_steps(monkeypatch):
         return "Yes" if prompt[prompt.index("[") :].count("1") % 2 == 0 else "No"
 
     monkeypatch.setattr("vine_mini.lengthgen.train.sample", writes)
-    monkeypatch.setattr("vine_mini.lengthgen.train.widths", lambda *_: (0, 0))  # a writer here is a function, not a decoder
     right = lambda p: f"Thinking step by step: comp 7 . Thus, The answer is {parity(p)}."  # noqa: E731
     assert evaluate(right, config) == {8: 1.0, 9: 1.0}
     assert evaluate(lambda p: f"The answer is {parity(p)}.", config) == {8: 0.0, 9: 0.0}
@@ -272,7 +271,7 @@ def test_encodings_with_ids_of_their_own_train_and_repeat(name, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     assert evaluate(model, config) == evaluate(model, config)
     ids, mask = collate([("Compute 1 2 + 9 ? ", "The answer is 2 1.")], "cpu")
-    width = widths(model, config)[1]
+    width = widths(name, config)[1]
     got = own_ids(model, ids, mask, Draw(config.max_positions, width, torch.Generator().manual_seed(0)))[0]
     words = [vocabulary.VOCABULARY[i] for i in ids[0]]
     if name.endswith("random"):
@@ -292,7 +291,7 @@ def test_random_ids_do_not_tell_how_many_tokens_follow():
     """If they were drawn for each sequence's own length, their spacing would tell the model where the answer ends."""
     config = LengthgenConfig(task="copy", encodings=["rope-random"], train_lengths=[2, 6], test_lengths=[7, 12], **SMALL)
     model = Decoder(decoder_config(config, "rope-random")).eval()
-    seen, longer = widths(model, config)
+    seen, longer = widths("rope-random", config)
     assert (seen, longer) == (2 * 6 + 4, 2 * 12 + 4)  # "Copy", ":", items, "[SEP]", items, the end
 
     def drawn(length, width):

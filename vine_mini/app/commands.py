@@ -41,8 +41,9 @@ def train(config: TrainConfig) -> int:
     if both := len({p.question for p in trainer.train_problems} & {p.question for p in trainer.test_problems}):
         print(f"{both} test problems are training problems too: accuracy on them says nothing about new problems")
     estimate = memory_estimate(trainer)
-    print(f"{format_memory(estimate)}; sampling: {way(trainer.sampler())}")
+    print(format_memory(estimate), flush=True)
     check_memory(estimate, trainer.device, config.yes)
+    print(f"sampling: {way(trainer.sampler())}")
     check_cost(config, trainer.policy.num_parameters(), *_responses(config, len(trainer.test_prompts)))
     if not config.resume:
         checkpoint.keep_start(config.model, folder)

@@ -20,9 +20,9 @@ FIRE_UNIT = 32  # tokens; about as long as short training sequences
 def randomized(tokens: int, largest: int, generator=None):
     """Randomized positions (Ruoss et al. 2023, arXiv 2305.16843): a sorted random subset of 0..largest-1. -> [1, tokens]
 
-    Training then meets positions and distances that only longer sequences have. `tokens` must not depend on the sequence, or the
-    spacing of the ids tells its length (`lengthgen.train.own_ids`). largest = tokens gives 0, 1, 2, ... Raises ValueError for
-    more tokens than positions.
+    Training then meets positions and distances that only longer sequences have. Deviation: `tokens` does not depend on the
+    sequence. The official code draws for each sequence's own length, and the spacing of the ids then tells this length
+    (`lengthgen.train.own_ids`). largest = tokens gives 0, 1, 2, ... Raises ValueError for more tokens than positions.
     """
     if tokens > largest:
         raise ValueError(f"{tokens} tokens need {tokens} different positions; there are {largest}")

@@ -191,7 +191,8 @@ class DecoderModel(_Base):
             attention_mask: [B, K] for the cached tokens and these, 1 for tokens and 0 for padding. Default: all ones. Or
                 [B, 1, T, K], which is added to the logits and replaces the causal mask.
             position_ids: [B, T] positions of these tokens. Default: counted from a row's first token that is not padding. Others
-                do not go with a cache, whose positions are counted.
+                do not go with a cache, whose positions are counted: with cached tokens they are refused. Give use_cache=False,
+                because a cache that they fill is not noticed.
             past_key_values: a cache of K - T tokens.
             output_attentions: also return the attention weights, [B, H, T, K] for each layer.
             keep: return the hidden states of the last `keep` columns only. The last layer then computes no others. 0: all.

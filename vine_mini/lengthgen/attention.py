@@ -65,13 +65,16 @@ def layer_distance(p, q, lengths, measure: str = PAPER):
 
 
 @torch.no_grad()
-def model_distances(a, b, examples, config: LengthgenConfig, measures=MEASURES) -> dict[str, list[list[float]]]:
-    """The distances of two models on prompts with their right answers. -> measure -> [sequence][layer]"""
+def model_distances(a, b, examples, config: LengthgenConfig, measures=MEASURES, width=0) -> dict[str, list[list[float]]]:
+    """The distances of two models on prompts with their right answers. -> measure -> [sequence][layer]
+
+    `width`: for how many tokens an encoding with ids of its own draws them.
+    """
     ids, mask = collate(examples, "cpu")
     lengths = ids.shape[1] - mask.flip(1).argmax(dim=1)  # the last target token ends a sequence
 
     def attentions(model):
-        draw = Draw(config.max_positions, widths(model, config)[1], torch.Generator().manual_seed(EVAL_SEED))
+        draw = Draw(config.max_positions, width, torch.Generator().manual_seed(EVAL_SEED))
         position_ids = own_ids(model, ids, mask, draw)
         return model(input_ids=ids, position_ids=position_ids, output_attentions=True, use_cache=False).attentions
 
@@ -99,11 +102,12 @@ def distances_to_nope(results: dict, folder: str | Path, n: int, progress=None) 
         for name in config.encodings:
             other = load_model(folder, config, name, config.seeds[(k + 1) % len(config.seeds)])
             same = other if name == "nope" else load_model(folder, config, name, seed)
+            seen, longer = widths(name, config)
             for length in config.lengths():
-                examples = evaluation_examples(config, length, n)
-                found = model_distances(nope, other, examples, config)
+                examples, width = evaluation_examples(config, length, n), seen if config.seen(length) else longer
+                found = model_distances(nope, other, examples, config, MEASURES, width)
                 if OFFICIAL in found:
-                    found[SAME_SEED] = model_distances(nope, same, examples, config, [OFFICIAL])[OFFICIAL]
+                    found[SAME_SEED] = model_distances(nope, same, examples, config, [OFFICIAL], width)[OFFICIAL]
                 for measure, rows in found.items():
                     tables.setdefault(measure, {}).setdefault(name, {}).setdefault(length, []).extend(rows)
             if progress:

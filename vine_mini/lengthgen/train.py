@@ -61,7 +61,7 @@ def train(config: LengthgenConfig, encoding: str, seed: int, device="cpu", progr
     )
     lengths = TASKS[config.task].lengths(*config.train_lengths)
     weights = [TASKS[config.task].weight(length) for length in lengths]
-    draw, losses = Draw(config.max_positions, widths(model, config)[0], torch.Generator().manual_seed(seed)), list[float]()
+    draw, losses = Draw(config.max_positions, widths(encoding, config)[0], torch.Generator().manual_seed(seed)), list[float]()
     for step in range(config.steps):
         [length] = rng.choices(lengths, weights) if config.by_example else [rng.choice(lengths)]
         ids, mask = collate([example(config, length, rng, held_out=False) for _ in range(config.batch_size)], device)  # [B, T]
@@ -134,9 +134,9 @@ def own_ids(model: Decoder, ids, mask, draw: Draw | None):
     return torch.cat(found).to(ids.device)
 
 
-def widths(model: Decoder, config: LengthgenConfig) -> tuple[int, int]:
+def widths(encoding: str, config: LengthgenConfig) -> tuple[int, int]:
     """For how many tokens an encoding with ids of its own draws them: on seen lengths, on longer ones. 0, 0 for the others."""
-    if ENCODINGS[model.config.encoding].ids is None:
+    if ENCODINGS[encoding].ids is None:
         return 0, 0
     return longest_sequence(config, filter(config.seen, config.lengths())), longest_sequence(config, config.lengths())
 
@@ -150,8 +150,9 @@ def evaluate(model: Decoder, config: LengthgenConfig, progress=None) -> dict[int
     only the answer after the steps must be right. The response is then written token by token, and the answer is checked.
     """
     result = {}
-    right = _right_answers if parts_of(config.scratchpad) else _right_targets
-    seen, longer = widths(model, config)
+    right, seen, longer = _right_answers, 0, 0
+    if not parts_of(config.scratchpad):
+        right, (seen, longer) = _right_targets, widths(model.config.encoding, config)
     for length in config.lengths():
         examples = evaluation_examples(config, length, config.examples)
         width, generator = seen if config.seen(length) else longer, torch.Generator().manual_seed(EVAL_SEED + length)

@@ -28,7 +28,8 @@ NUMBER = re.compile(
     re.ASCII,
 )
 CHANGED = re.compile(  # 72k is not 72, and 2 and a half is not 2
-    r"\d ?(?:k|(?:dozen|hundred|thousand|million|billion)s?)\b|\d ?\^|\band (?:a|one|two|three) (?:half|third|quarter)",
+    r"\d ?(?:k|(?:dozen|hundred|thousand|million|billion)s?)\b|\d ?\^|(?:\band|&) (?:(?:an?|one|two|three|four|five|seven|\d) )?"
+    r"(?:hal[fv]|third|quarter|fourth|fifth|sixth|eighth|tenth)",
     re.IGNORECASE,
 )
 LONGEST = 60  # characters of a number; a policy that babbles digits must not stall the grader
