@@ -210,14 +210,6 @@ def test_cached_decoding_changes_nothing_even_with_left_padding(variant):
     torch.testing.assert_close(torch.cat(pieces, dim=1)[0, 4:], whole[0, 4:], rtol=1e-4, atol=1e-5)
 
 
-def test_position_ids_of_one_s_own_do_not_go_with_a_cache():
-    """The positions of cached tokens are counted, so distances to them would be wrong."""
-    model, ids = tiny(encoding="alibi"), torch.arange(4, 10)[None]
-    cache = model(input_ids=ids[:, :4], use_cache=True).past_key_values
-    with pytest.raises(ValueError, match="do not go with a cache"):
-        model(input_ids=ids[:, 4:], past_key_values=cache, position_ids=torch.tensor([[17, 18]]))
-
-
 def test_keeping_the_last_positions_changes_nothing(variant):
     model = tiny(**variant)
     ids = torch.randint(2, 23, (2, 10))

@@ -190,9 +190,8 @@ class DecoderModel(_Base):
             input_ids: [B, T], or `inputs_embeds` [B, T, D].
             attention_mask: [B, K] for the cached tokens and these, 1 for tokens and 0 for padding. Default: all ones. Or
                 [B, 1, T, K], which is added to the logits and replaces the causal mask.
-            position_ids: [B, T] positions of these tokens. Default: counted from a row's first token that is not padding. Others
-                do not go with a cache, whose positions are counted: with cached tokens they are refused. Give use_cache=False,
-                because a cache that they fill is not noticed.
+            position_ids: [B, T] positions of these tokens. Default: counted from a row's first token that is not padding. The
+                positions of cached tokens are always counted in this way, so give use_cache=False with others.
             past_key_values: a cache of K - T tokens.
             output_attentions: also return the attention weights, [B, H, T, K] for each layer.
             keep: return the hidden states of the last `keep` columns only. The last layer then computes no others. 0: all.
@@ -207,10 +206,8 @@ class DecoderModel(_Base):
         mask, key_positions = _mask_and_positions(attention_mask, T, K, h)  # [B or 1, 1, T, K], [B or 1, K]
         positions = key_positions[:, K - T :]  # [B or 1, T]
         if position_ids is not None and (position_ids != positions).any():
-            if K > T:
-                raise ValueError("position ids of one's own do not go with a cache: the positions of cached tokens are counted")
             positions = position_ids[:1] if (position_ids == position_ids[:1]).all() else position_ids  # one row serves all
-            key_positions = positions
+            key_positions = _beside(key_positions[:, : K - T], positions)
 
         if encoding.vectors:
             h = h + encoding.vectors(positions, config, self.encoding).to(h.dtype)
@@ -272,6 +269,12 @@ def _mask_and_positions(attention_mask, T, K, h):
         visible = visible & attention_mask[:, None, None, :].bool()  # [B, 1, T, K]
     mask = torch.zeros(visible.shape, dtype=h.dtype, device=h.device)
     return mask.masked_fill(~visible, torch.finfo(h.dtype).min), positions
+
+
+def _beside(before, after):
+    """[B or 1, M] and [B or 1, T] -> [B or 1, M + T]"""
+    rows = max(len(before), len(after))
+    return torch.cat([before.expand(rows, -1), after.expand(rows, -1)], dim=1)
 
 
 def word_tokenizer(ids: dict[str, int], pattern: str) -> PreTrainedTokenizerFast:
