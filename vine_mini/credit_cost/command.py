@@ -144,8 +144,8 @@ def way(name: str, pools: list[Pool], of_steps: list, seconds: dict[str, float])
 def compare(ways: list[Way], signal: Way) -> None:
     """Sets the seconds to the same learning of each way, as a multiple of the first one's.
 
-    The interval is Student's t over problems for the logarithm of the ratio, by the delta method: each problem moves the
-    logarithm by its share in one sum minus its share in the other.
+    The interval is Student's t over problems, for the logarithm of the ratio. By the delta method, a problem moves this logarithm
+    by its share in the way's sum minus its share in the first way's sum.
     """
     base, n = ways[0], len(signal.by_problem)
     theirs = [a + b for a, b in zip(base.by_problem, signal.by_problem, strict=True)]
