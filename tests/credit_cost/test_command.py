@@ -219,6 +219,12 @@ def test_the_interval_over_few_problems_covers():
     assert 920 <= inside <= 980  # the percentiles of a bootstrap: 890
 
 
+def test_one_problem_alone_is_refused():
+    ways = [Way(name, 1.0, 0.1, 1.0, [1.0], {"x": 1.0}) for name in "ab"]
+    with pytest.raises(UserError, match="all responses belong to one problem"):
+        command.compare(ways, Way("signal", 0.0, 0.0, 0.0, [0.0], {}))
+
+
 def test_what_credit_cost_refuses():
     with pytest.raises(UserError, match="credit-cost measures all states of a response: leave out --max_states"):
         CreditCostConfig(max_states=2)

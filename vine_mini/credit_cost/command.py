@@ -148,6 +148,8 @@ def compare(ways: list[Way], signal: Way) -> None:
     by its share in the way's sum minus its share in the first way's sum.
     """
     base, n = ways[0], len(signal.by_problem)
+    if n < 2:  # two draws of one problem
+        raise UserError("all responses belong to one problem, so no error can be told: raise --problems")
     theirs = [a + b for a, b in zip(base.by_problem, signal.by_problem, strict=True)]
     for w in ways:
         mine = [a + b for a, b in zip(w.by_problem, signal.by_problem, strict=True)]
@@ -200,7 +202,7 @@ def sample_pools(trainer: Trainer, problems: int, m: int):
         episodes = trainer.sample_episodes()
         rows = range(min(len(episodes.trajectories), wanted - len(pools)))
         trajectories, cuts = [episodes.trajectories[i] for i in rows], [episodes.cuts[i] for i in rows]
-        squares = squared_gradients(trainer, episodes.tokens)
+        squares = squared_gradients(trainer, episodes.tokens.rows(torch.arange(len(rows))))
         for i, states in enumerate(trainer.roll_out(trajectories, cuts, m, "pool")):
             of = episodes.problems[i], trajectories[i], cuts[i], states
             rewards = tasks.grade_rollouts(episodes.task, *of, trainer.tokenizer, known)  # [n][m]
