@@ -161,6 +161,7 @@ def end(folder: Path, result: dict, trainer):
     (folder / f"{RANK}.json").write_text(json.dumps(result))
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
+    os._exit(0)  # FSDP keeps gloo's threads alive; one that wants Python's lock while Python ends would abort the process
 
 
 if __name__ == "__main__":
