@@ -28,9 +28,8 @@ VARIANTS = {
     "wide heads": {"encoding": "rope25", "head_dim": 16},  # 4 x 16 = 64 dimensions in 32
     "wide fox": {"encoding": "fox", "head_dim": 16},
 }
-DEFINED_HERE = [
-    name for name, variant in VARIANTS.items() if variant["encoding"] in (*PAPER, "rope25", "hybrid")
-]  # the others: test_later
+IN_REFERENCE = (*PAPER, "rope25", "hybrid", "kerple", "fox", "cope", "log-length")
+DEFINED_HERE = [name for name, variant in VARIANTS.items() if variant["encoding"] in IN_REFERENCE]  # the others: test_later
 
 
 def tiny(dtype=torch.float32, **settings):
@@ -169,6 +168,22 @@ def reference(model, ids):
                         logit -= 2 ** (-8 * (head + 1) / H) * (t - i)
                     if c.encoding == "t5" and encoded:
                         logit += w["model.encoding.table"][t5_bucket(torch.tensor(t - i)), head].item()
+                    own = lambda name: w[prefix + "attention.encoding." + name]  # noqa: B023, E731
+                    if c.encoding == "kerple":
+                        p, scale = w["model.encoding.log_p"][head].exp(), w["model.encoding.log_a"][head].exp()
+                        logit -= (p * (1 + scale * (t - i)).log()).item()
+                    if c.encoding == "fox":
+                        for j in range(i + 1, t + 1):
+                            gate = k[j].flatten() @ own("gate")[:, head] + own("gate_bias")[head]
+                            logit -= (1 + (-gate).exp()).log().item()
+                    if c.encoding == "cope":
+                        gates = [1 / (1 + (-(q[t, head] @ k[j, head]) / d**0.5).exp()) for j in range(i, t + 1)]
+                        place = min(sum(gates).item(), len(own("table")) - 1)
+                        low, rest = int(place), place % 1
+                        row = (1 - rest) * own("table")[low] + rest * own("table")[min(low + 1, len(own("table")) - 1)]
+                        logit += (q[t, head] @ row).item() / d**0.5
+                    if c.encoding == "log-length":
+                        logit *= math.log(t + 1) / math.log(32)
                     logits.append(logit / c.attention_temperature)
                 weights = torch.tensor(logits, dtype=torch.float64).softmax(0)
                 out[t, head] = weights @ v[: t + 1, head]

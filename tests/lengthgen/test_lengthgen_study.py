@@ -14,7 +14,7 @@ from vine_mini.health import Diverged
 from vine_mini.lengthgen import attention, claims, paper, parts, pictures, ranking, report, tasks
 from vine_mini.lengthgen import study as study_module
 from vine_mini.lengthgen import sweep as sweep_module
-from vine_mini.lengthgen.config import PARTS, LengthgenConfig, StudyConfig, decoder_config
+from vine_mini.lengthgen.config import PARTS, AttentionConfig, LengthgenConfig, StudyConfig, decoder_config
 from vine_mini.lengthgen.parts import folders, sweeps
 from vine_mini.lengthgen.results import load_results, load_so_far, merged
 from vine_mini.lengthgen.sweep import sweep
@@ -364,7 +364,7 @@ def test_the_public_figures_by_length_rank_as_said():
     assert list(paper.PUBLIC_RANK) == sorted(paper.PUBLIC_RANK, reverse=True)
 
 
-def test_each_task_has_the_rate_that_the_committed_runs_choose():
+def test_the_tasks_in_the_committed_runs_of_rates_have_the_better_rate():
     rates = study_module.rates_of(study_module.so_far(STUDY))
     assert len(rates) >= 5
     assert {task: report.best_rate(by_rate) for task, by_rate in rates.items()} == {task: tasks.TASKS[task].lr for task in rates}
@@ -536,6 +536,10 @@ def test_the_committed_tables_are_those_of_the_code():
     }
     assert len(tables) > 50
     assert {path for path, text in tables.items() if report.accuracy_table(load_so_far(path)) + "\n" != text} == set()
+    for folder in (STUDY / "sort", STUDY / "scan"):
+        found = claims.measured(folder, "attention")
+        table = report.distance_table(found["means"], load_so_far(folder), AttentionConfig.examples)
+        assert (folder / "attention.md").read_text(encoding="utf-8") == table + "\n", folder
 
 
 def test_the_paper_stands_beside_its_own_lengths_and_encodings_only():

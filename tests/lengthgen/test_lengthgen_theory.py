@@ -117,13 +117,18 @@ def test_the_official_divergence_against_pytorch_s_with_swapped_arguments():
     assert swapped(masked, masked).item() == 0 and swapped(masked, masked.flip(0)).isfinite()
 
 
-def test_the_official_distance_pairs_a_head_with_later_heads_only():
+def test_the_official_distance_pairs_a_head_of_nope_with_earlier_heads_only():
+    """In the official analyzer, of a pair of head numbers the first is the encoding's and the second, larger one is NoPE's."""
     p, q, lengths = attention(3, 6, 0), attention(3, 6, 1), torch.tensor([6, 4])
     got = layer_distance(p, q, lengths, OFFICIAL)
     for b, n in enumerate(lengths.tolist()):
-        pairs = [swapped(p[b, i, :n], q[b, j, :n]).mean() for i, j in ((0, 1), (0, 2), (1, 2))]
+        pairs = [swapped(p[b, i, :n], q[b, j, :n]).mean() for i, j in ((1, 0), (2, 0), (2, 1))]
         assert got[b].item() == pytest.approx(min(pairs).item(), abs=1e-12)
     assert (layer_distance(p, p, lengths, OFFICIAL) > 0).all()  # a head is never compared with itself
+    like_the_second = q.clone()
+    like_the_second[:, 0] = p[:, 1]  # the other model's first head is NoPE's second one
+    assert layer_distance(p, like_the_second, lengths, OFFICIAL).abs().max() < 1e-12
+    assert (layer_distance(like_the_second, p, lengths, OFFICIAL) > 0).all()
 
 
 def test_distances_of_each_seed():

@@ -21,7 +21,7 @@ BUCKETS, MAX_DISTANCE = 32, 128  # T5's relative bias
 
 
 def sinusoidal(positions, width: int):
-    """Absolute sinusoids (Vaswani et al. 2017, section 3.5): sin(p w_i) and cos(p w_i) with w_i = 10000^(-2i / width).
+    """Absolute sinusoids (Vaswani et al. 2017, section 3.5): sin(t w_i) and cos(t w_i) with w_i = 10000^(-2i / width).
 
     The sines come first, then the cosines, as in the paper's code. Other orders are permutations of the width.
 
@@ -50,7 +50,7 @@ def learned(positions, table):
 
 
 def freqs_cis(positions, rotated: int, p: float = 1.0):
-    """RoPE's rotations e^(i p w_j) with w_j = 10000^(-2j / rotated) (Su et al. 2021, section 3.2.2).
+    """RoPE's rotations e^(i t w_j) with w_j = 10000^(-2j / rotated) (Su et al. 2021, section 3.2.2).
 
     Args:
         positions: [B, T] integers.

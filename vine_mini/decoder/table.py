@@ -101,7 +101,7 @@ def _fire(config) -> dict:
     return first | {"second": torch.zeros(FIRE_UNITS, config.num_attention_heads)} | scalars
 
 
-def _forget(config) -> dict:  # f = 1/2 at every token, as in the official code
+def _forget(config) -> dict:  # f = 1/2 at every token (official: near 1/2, because the weights are random)
     gate = torch.zeros(config.num_attention_heads * config.head_dim, config.num_attention_heads)
     return {"gate": gate, "gate_bias": torch.zeros(config.num_attention_heads)}
 
@@ -150,9 +150,9 @@ ENCODINGS = PAPER | {
     "rope25": Encoding(
         "RoPE, a quarter", queries_keys=lambda qk, t, config, w: positions.rope(qk, t, partial_rotary_factor=0.25)
     ),
-    "hybrid": Encoding("RoPE + NoPE layers", queries_keys=_rope, nope_every=3),
+    "hybrid": Encoding("RNoPE", queries_keys=_rope, nope_every=3),
     "hybrid-window": Encoding(
-        "RoPE with a window + NoPE layers",
+        "RNoPE-SWA",
         queries_keys=_rope,
         bias=lambda distance, t, config, w: later.window(distance, WIDTH),
         nope_every=3,

@@ -7,7 +7,8 @@
 "Jensen-Shannon" is the paper's definition. The divergence is JSD, at most ln 2 = 0.693, and all pairs of heads count. "official
 code" is what the paper's figures show. That code calls the KL divergence with swapped arguments, which gives (KL(M|P) + KL(M|Q))
 / 2 with M the average. This quantity has no upper bound: it weighs most the keys that one of the two heads hardly attends to.
-The code also takes only the pairs whose first head has the lower index.
+The code also compares a head of NoPE only with those of the other model's heads that have a lower index. ALiBi's last head, the
+one with the flattest bias, therefore never counts.
 
 Two encodings of one seed share training examples and, unless they draw initial values of their own, initial weights. This
 changes their distance. Two different NoPE models never share these. So NoPE of one seed is compared with the *next* seed of every
@@ -51,7 +52,7 @@ def layer_distance(p, q, lengths, measure: str = PAPER):
     """The distance of two models' layers on each sequence.
 
     Args:
-        p, q: attention weights [B, H, T, T] of the two models. Their numbers of heads H may differ.
+        p, q: attention weights [B, H, T, T] of NoPE and of the other model. Their numbers of heads H may differ.
         lengths: [B] tokens of each sequence. Positions beyond them are padding and do not count.
         measure: "Jensen-Shannon" or "official code"; the latter needs two heads.
     Returns:
@@ -59,7 +60,7 @@ def layer_distance(p, q, lengths, measure: str = PAPER):
     """
     counted = (torch.arange(p.shape[2]) < lengths[:, None]).to(p.dtype)  # [B, T]
     divergence = jensen_shannon if measure == PAPER else swapped
-    pairs = [(i, j) for i in range(p.shape[1]) for j in range(q.shape[1]) if measure == PAPER or i < j]
+    pairs = [(i, j) for i in range(p.shape[1]) for j in range(q.shape[1]) if measure == PAPER or j < i]
     means = [(divergence(p[:, i], q[:, j]) * counted).sum(dim=-1) / lengths for i, j in pairs]  # [B] each
     return torch.stack(means).amin(dim=0)
 

@@ -141,7 +141,7 @@ class FullSizeConfig(LengthgenConfig):
     """
 
     encodings: list[str] = _list(COLUMNS, "Position encodings.")
-    steps: Count | None = knob(40_000, "Updates in a run (paper: 40,000).")
+    steps: Count | None = knob(40_000, "Updates in a run (paper: 40,000; PCFG SET: 100,000).")
     lr: Positive | None = knob(3e-5, "Peak learning rate of AdamW (paper: 3e-5).")
     encoding_lr: PositiveShare = knob(1.0, "Learning rate of T5's table, as a share of --lr (paper: 1).")
     batch_size: Count = knob(64, "Examples in an update, all of one length (paper: 64, of mixed lengths).")

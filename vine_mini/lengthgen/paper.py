@@ -1,8 +1,8 @@
 """The numbers of Kazemnejad et al. (2023), for comparison: accuracy on test lengths, mean of three seeds.
 
 They were computed from the published results of the official code, or read from figures of these results. The paper's models are
-T5 base (107M parameters), trained for 40,000 updates on lengths up to 20 (copy, reverse), 25 (SCAN) or 8. The paper's RoPE turns
-a quarter of each head.
+T5 base (107M parameters), trained for 40,000 updates (PCFG SET: 100,000) on lengths up to 20 (copy, reverse), 25 (SCAN) or 8.
+The paper's RoPE turns a quarter of each head.
 """
 
 NOTE = "Paper: T5 base, lengths up to 40 (copy, reverse), 48 (SCAN) or 16; its RoPE turns a quarter of each head."

@@ -39,7 +39,7 @@ class Task:
         length_unit: what a length counts, such as "bits".
         steps, lr: the default number of updates and learning rate. 4,500 updates, the rate of 2e-3 and the rate of T5's table
             were fixed once, on copy (2 to 10 items) and sort, by looking at new lengths; for 8,000 updates see `TASKS`. A task
-            has 1e-3 where this rate learns the *seen* lengths better (`study --parts rates`).
+            has 1e-3 where this rate learns the *seen* lengths better (`study --parts rates`; only SCAN's run is kept).
         possible_lengths: the lengths that have examples; None: all up to a thousand.
         weight: length -> the paper's number of examples of this length, relative to the other lengths.
     """
