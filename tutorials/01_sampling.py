@@ -6,8 +6,8 @@
 #
 # In reinforcement learning the model that draws is called the *policy*. Ours is a small Llama that solves chains of arithmetic.
 # It comes from *supervised fine-tuning* (SFT): it imitated written solutions, in which each result was a random number with
-# probability 0.2. Its most likely tokens are right, but many samples contain a mistake. A policy that is never right would get
-# no reward and learn nothing.
+# probability 0.2. Its most likely tokens are right, but many samples contain a mistake. We start from such a policy because one
+# that is never right gets no reward and learns nothing.
 #
 # Tutorials 1 to 10 and 14 teach the paper VinePPO. Section numbers refer to its version 2 (arXiv 2410.01679v2).
 
@@ -61,7 +61,7 @@ for temperature in (0.5, 1.0, 2.0):
 # response of $T$ tokens it reads $L + (L + 1) + \dots + (L + T - 1)$ tokens. With a cache, the model reads every token once.
 #
 # The package's function `choose` gets a random number from 0 to 1 and picks the token whose interval of the cumulative
-# distribution holds it. Equal numbers give equal tokens, so we can check that the cache only saves time.
+# distribution holds it. Equal numbers give equal tokens, so we can test the cache. `top_p=1.0` keeps all tokens (see `ex01`).
 
 
 # %%
@@ -160,9 +160,9 @@ print(f"SFT's loss with labels: {found.loss:.4f}; mean of -log-prob: {-scored[ma
 # ## Temperature costs accuracy
 #
 # At temperature 0 the sampler takes the most likely token each time, and all 100 answers are right. At temperature 1 a response
-# is about 40 random draws. One unlucky draw can make the answer wrong, and only about 30 % of the answers are right. Tutorial 2
-# shows at which tokens. (One could just sample at temperature 0: this task is a toy, so that learning is quick.) The right tokens
-# must become likelier. Tutorial 5 shows how a gradient can do this, although neither a grader nor a random draw has a derivative.
+# is about 40 random draws. One unlucky draw can make the answer wrong, and about 30 % of the answers are right. Tutorial 2 shows
+# at which tokens. (At temperature 0 this policy needs no training. The task is a toy on which learning is quick.) The right
+# tokens must become likelier. Tutorial 5 shows how a gradient does this, although graders and random draws have no derivative.
 
 # %%
 temperatures = (0.0, 1.0) if QUICK else (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)

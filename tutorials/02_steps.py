@@ -57,9 +57,9 @@ print(tokenizer.decode(prompt + example.response_ids[: cuts[2]]))
 #
 # ## Cut the tokens, not the text
 #
-# There is a simpler way that is wrong: decode the response, split the text into lines, and tokenize the lines again. Several
-# token sequences can have the same text. The tokenizer always picks the same one. The policy can sample any of them. We count how
-# often the sampled sequence differs from the tokenizer's.
+# There is a simpler way that is wrong: decode the response, find the steps in the text, and tokenize the text again to get token
+# indices. Several token sequences can have the same text. The tokenizer always picks the same one. The policy can sample any of
+# them. We count how often the sampled sequence differs from the tokenizer's.
 
 # %%
 P, n = (20, 8) if QUICK else (200, 20)  # problems, and responses to each of them
@@ -97,8 +97,8 @@ for i in other[:3]:
 #
 # ## The length limit
 #
-# A truncated response has no `<eos>`. The reward is then 0, even if the next token would have been right. We apply
-# lower limits to the responses above. A limit does not change the tokens before it.
+# A truncated response has no `<eos>`. The reward is then 0, even if the answer is already written and only `<eos>` is missing. We
+# apply lower limits to the responses above. A limit does not change the tokens before it.
 
 # %%
 lengths = torch.tensor([len(t.response_ids) for t in responses]).view(P, n)

@@ -7,8 +7,9 @@
 #
 # $$V_{MC}(s) = \frac{1}{K} \sum_{k=1}^{K} R(\text{rollout } k)$$
 #
-# We can return to a state as often as we like, because a state is only a sequence of tokens. Two questions remain: how many
-# rollouts are needed, and what do they cost? This tutorial measures both.
+# We can return to a state as often as we like, because a state is only a sequence of tokens. A value belongs to one policy. An
+# update changes the policy and so the values. VinePPO therefore samples new rollouts in every iteration. Two questions remain:
+# how many rollouts are needed, and what do they cost? This tutorial measures both.
 
 # %%
 import torch
@@ -110,7 +111,8 @@ for k in ks:
 #
 # How many rollouts are enough? A right step raises $V$ by about 0.1 here. Such a rise is the difference of two estimates, so its
 # error with $K = 9$ is $\sqrt 2$ times 0.145, about 0.2. Only the mistake, a fall of 0.55, stands out in one response. Training
-# averages over many responses, so even $K = 1$ can teach.
+# averages over many responses, so noisy values can still teach. But on chains of twelve steps, training with $K = 1$ learns
+# almost nothing (`results/claims.md`). It learns well if the values are also averaged along the response, as in tutorial 4.
 #
 # The left picture below shows four states. Points lie off their line for two reasons. For large $K$ only a few estimates are
 # averaged, and the ground truth has an error too. Near $V = 0$ the line is uncertain, because it is computed from $V$.

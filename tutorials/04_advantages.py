@@ -5,9 +5,9 @@
 # is the reward that the action itself earns, and $s'$ is the state after the action. Only the last action earns a reward, and
 # $V$ after it is 0. For every other step, the advantage is the change of the value.
 #
-# To compute advantages we need values. VinePPO estimates values with rollouts, as in tutorial 3. PPO (proximal policy
-# optimization, the usual algorithm) estimates them with a second network, the *critic*. This tutorial computes both kinds of
-# advantage for the same responses and compares them with the true ones.
+# To compute advantages we need values. PPO (proximal policy optimization, the usual algorithm) estimates them with a second
+# network, the *critic*. VinePPO is PPO with rollouts (tutorial 3) in place of the critic. The clipped loss (tutorial 6) stays the
+# same. This tutorial computes both kinds of advantage for the same responses and compares them with the true ones.
 
 # %%
 import torch
@@ -63,15 +63,15 @@ print(f"\nsum of step advantages (K = 9) against R - V(s_0): largest gap in {len
 
 # %% [markdown]
 # The true advantage of the step with the mistake is clearly negative. The right steps before it have small positive advantages
-# (tutorial 3), but noise can hide one of them. With nine rollouts the mistake is visible, and the other steps get some noise.
-#
-# For any values, these advantages sum to $R - V(s_0)$, because all values in between cancel. This sum is a good test for code.
+# (tutorial 3), but noise can hide one of them. With nine rollouts the mistake is visible, and the other steps get some noise. For
+# any values, these advantages sum to $R - V(s_0)$, because all values in between cancel. This sum is a good test for code.
 #
 # ## Fewer rollouts, averaged
 #
-# The advantage $V(s_{i+1}) - V(s_i)$ uses the rollouts of two states only. Later states have rollouts too. From $s_{i+1}$ on, $R$
-# and each later value have the mean $V(s_{i+1})$. So any average of them is unbiased. It adds rollouts and the luck of later
-# steps. It gains where the value hardly moves. With $n$ steps and $0 \le \lambda, \mu \le 1$ the average is
+# The advantage $V(s_{i+1}) - V(s_i)$ uses the rollouts of two states only. From $s_{i+1}$ on, $R$ and each later value have the
+# mean $V(s_{i+1})$. Any average of them with fixed weights is therefore unbiased. The average uses more rollouts, which lowers
+# the noise. It also contains the random outcomes of later steps, which raises the noise. It is better where later steps hardly
+# change the value. With $n$ steps and $0 \le \lambda, \mu \le 1$ the average is
 #
 # $$Q_i = (1 - \lambda) V(s_{i+1}) + \lambda Q_{i+1}, \qquad Q_{n-1} = R$$
 #
@@ -123,8 +123,9 @@ V = torch.tensor([v for row in values["truth"] for v in row])  # the states of t
 print(f"true values of the 21 responses have an explained share of {V.var() / (V.mean() * (1 - V.mean())):.2f}")
 
 # %% [markdown]
-# The critic starts worse than the best constant. After 2,560 episodes it explains 7 % of the variance of the rewards. True values
-# explain about 30 %. PPO reduces the effect of the critic's errors with generalized advantage estimation (GAE, arXiv 1506.02438):
+# The critic starts worse than the best constant. After 2,560 episodes it explains 7 % of the variance of the rewards, measured
+# over all tokens. True values explain about 30 %, measured at the starts of steps. PPO reduces the effect of the critic's errors
+# with generalized advantage estimation (GAE, arXiv 1506.02438):
 #
 # $$\delta_t = r_t + \gamma V(s_{t+1}) - V(s_t), \qquad A_t = \sum_{l \ge 0} (\gamma \lambda)^l \delta_{t+l}$$
 #
@@ -142,9 +143,8 @@ for lam in lambdas:
 # %% [markdown]
 # With $\lambda = 1$ all values but one cancel: $A_t = R - V(s_t)$. This advantage contains the outcome $R$, but it does not show
 # which token caused the outcome. With $\lambda = 0$ the advantage is $\delta_t$. This advantage shows the token, if the critic is
-# right. The paper's PPO uses $\lambda = 1$. The averages above apply the idea of GAE to Monte Carlo values.
-#
-# Now we compare all advantages of the 21 responses with the true ones, by correlation, because whitening shifts and scales them.
+# right. The paper's PPO uses $\lambda = 1$. The averages above apply the idea of GAE to Monte Carlo values. Now we compare all
+# advantages of the 21 responses with the true ones, by correlation, because whitening shifts and scales them.
 
 # %%
 with torch.no_grad():
@@ -152,7 +152,7 @@ with torch.no_grad():
 token_rewards = torch.zeros_like(critic)
 token_rewards[torch.arange(len(b)), b.attention_mask.sum(dim=1) - 1] = torch.tensor(R)  # paid at the last token
 tokens = {lam: gae(token_rewards, critic, b.response_mask, lam=lam)[0] for lam in lambdas}  # [B, T] each
-for lam, of_gae in tokens.items():  # the advantage of a step is the mean over its tokens
+for lam, of_gae in tokens.items():  # the mean over a step's tokens; at lambda 0 their sum, the change of V, is about 6 times it
     of_steps[f"GAE {lam}"] = [mean_of_steps(of_gae[n][b.response_mask[n].bool()], cuts[n]) for n in range(len(b))]
 for name, rows in list(of_steps.items())[1:]:
     correlation, error = correlation_and_error(rows, of_steps["truth"])

@@ -146,16 +146,16 @@ for (task, name), row in noise.items():
     print(f"{task:21}, credit {name:15}: noise / signal {shown} tokens")
 
 # %% [markdown]
-# All three have the same mean, the exact gradient. Their noise differs. Where one token decides, $R$ gives credit to all tokens,
-# and each of the other tokens adds noise. With advantages it adds none. Subtracting $V(s_0)$ helps there from two tokens on. With
-# one token it hurts. A wrong token has the largest gradient, -0.8 instead of 0.2, and $R$ never uses it: the reward is then 0.
+# All three credits have the same mean, the exact gradient. The signal is its squared length. *One token decides:* with $R$, each
+# other token adds noise. With advantages, these tokens have $A = 0$ and add none. Subtracting $V(s_0)$ lowers the noise from two
+# tokens on. With one it does not: a wrong token has the largest gradient (-0.8, a right one 0.2). Only $R$ gives it weight 0.
 #
-# Where all tokens must be right and each has its own logit, the advantages gain nothing, for the same reason: they use the wrong
-# tokens. So $V$ is not always the best baseline. With one logit for all, the advantages have a fifteenth of $R$'s noise at ten
-# tokens: the signals of the tokens add up, and their noise averages out. The tokens of a language model share weights, too.
+# *All right, own logits:* the advantages gain nothing, because they too give wrong tokens a credit other than 0. So $V$ is not
+# always the best baseline. *All right, one logit:* the gradients of the tokens are added. At ten tokens the signal becomes ten
+# times as large. So does the noise of $R$, because the same $R$ multiplies all tokens. The noise of the advantages does not grow.
+# It is then a fifteenth of $R$'s. The tokens of a language model share weights, too.
 #
-# This is the idea of VinePPO, and its limit: advantages of steps do not change the direction of learning. They often lower its
-# noise. How much depends on the task. The true values are not known in practice. They cost rollouts, as tutorial 3 showed.
+# This is the idea of VinePPO, and its limit: advantages of steps often lower the noise. They never change the mean gradient.
 #
 # ## The loss
 #

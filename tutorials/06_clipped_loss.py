@@ -22,9 +22,10 @@
 # $$\max\left(-A_t\, \rho_t,\; -A_t\, \mathrm{clip}(\rho_t,\, 1 - \epsilon,\, 1 + \epsilon)\right)$$
 #
 # The gradient of $\rho_t$ is $\rho_t \nabla \log \pi$. At ratio 1 the loss therefore has the gradient of tutorial 5. The loss
-# takes the larger, that is the more pessimistic, of its two parts. (The PPO paper maximises, so it has a min there.) $\epsilon$,
-# here 0.2, says how far a ratio may move. A token has no gradient where its ratio is already above $1 + \epsilon$ ($A > 0$) or
-# below $1 - \epsilon$ ($A < 0$). A token that has moved in the wrong direction counts in full.
+# takes the larger, that is the more pessimistic, of its two parts. (The PPO paper maximises, so it has a min there.) $\epsilon$
+# is 0.2 here. A token has no gradient where its ratio is already above $1 + \epsilon$ ($A > 0$) or below $1 - \epsilon$
+# ($A < 0$). This does not bound the ratio: updates for other tokens can move it further. A token that has moved in the wrong
+# direction counts in full.
 
 # %%
 import torch
@@ -119,7 +120,8 @@ for tokens in (1000, 4000):
 
 # %% [markdown]
 # Micro-batches hold responses of similar length. The last of the ten holds the two longest, and the others hold 14 responses. The
-# average of the means counts these two almost seven times as much. Both are wrong. The gradient is off by nearly its length.
+# average of the means counts each token of these two about six times as much as any other token. Both responses have reward 0.
+# The gradient is off by nearly its own length.
 #
 # ## Too many updates on one batch
 #

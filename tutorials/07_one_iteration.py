@@ -27,9 +27,8 @@ optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, weight_decay=co
 # %% [markdown]
 # ## 1. Sample
 #
-# An iteration samples $G$ responses to each of $N$ problems and grades them. `score` gives two kinds of log-probs of the sampled
-# tokens. The old log-probs are the sampler's own. The reference log-probs come from the *reference*, a frozen copy of the policy
-# that training started from.
+# An iteration samples $G$ responses to each of $N$ problems and grades them. `score` gives each sampled token two log-probs. The
+# old one is the sampler's own. The other comes from the *reference*, a frozen copy of the start policy.
 
 # %%
 episodes = trainer.sample_episodes()
@@ -59,10 +58,9 @@ print(f"rollouts      {config.k * len(place)}; {rollout_tokens / mask.sum():.1f}
 # %% [markdown]
 # ## 3. Values and advantages
 #
-# The value of a state is the mean reward of its rollouts. The other responses to a problem are rollouts of its prompt as well, so
-# they count for the value of the first state (not in the paper). The advantage of a step is the change of the value that the step
-# causes, averaged with $\lambda$ and $\mu$ as in tutorial 4. All tokens of the step share this advantage. Whitening gives the
-# advantages of all response tokens of the iteration mean 0 and standard deviation 1.
+# The value of a state is the mean reward of its rollouts. The other responses to a problem also start at its prompt, so they
+# count for the first value (not in the paper). The advantage of a step is the change of the value, averaged with $\lambda$ and
+# $\mu$ as in tutorial 4. All tokens of the step share it. Whitening gives the advantages mean 0 and standard deviation 1.
 
 # %%
 rewards = []  # [distinct state][K]
@@ -84,9 +82,9 @@ print(f"advantages    {list(advantages.shape)} [B, T], not 0 on {masked_mean((ad
 # %% [markdown]
 # ## 4. Update
 #
-# The iteration makes two passes over its episodes, in minibatches with one update each. The loss is the clipped loss (section 3)
-# plus 1e-4 times a penalty for the KL to the reference, so that the policy does not forget what it could do. A minibatch goes
-# through the network in micro-batches. With one denominator their gradients add up to the gradient of the minibatch.
+# The iteration makes two passes over its episodes, in minibatches with one update each. The loss is the clipped loss plus 1e-4
+# times the KL to the reference, which limits how much the policy forgets. A minibatch is split into micro-batches. With one
+# denominator their gradients add up to the gradient of the minibatch.
 
 # %%
 shuffle = torch.Generator().manual_seed(derive_seed(config.seed, 0, "minibatches"))  # the seed that the package's loop uses
@@ -108,7 +106,7 @@ for epoch in range(config.epochs):
         print(f"epoch {epoch}: {len(chosen)} episodes, mean ratio {ratio:.6f}, clipped {clipped:.2%}, gradient norm {norm:.3f}")
 
 # %% [markdown]
-# The first ratio is 1 up to rounding: the policy is still the one that sampled. Otherwise sampler and training code disagree.
+# The first ratio is 1 up to rounding, because no update has been made yet. If it is not 1, sampler and training code disagree.
 #
 # ## The package's iteration
 #
@@ -127,8 +125,9 @@ print(f"the iteration changed weights by up to {(mine - first).abs().max():.0e}"
 # %% [markdown]
 # ## The loop
 #
-# Every later iteration does the same with new responses of the current policy. In the last table, `pass@1` counts right samples,
-# `greedy` right answers at temperature 0, `maj@4` right majority votes of four, and `pass@4` problems with a right one in four.
+# Every later iteration does the same with new responses of the current policy. In the last table, `pass@1` is the share of right
+# samples, and `greedy` the same at temperature 0. `maj@4` is the share of problems whose most frequent answer of four is right.
+# `pass@4` is the share of problems with at least one right answer in four.
 
 # %%
 print("iteration  reward  distinct states  with advantage  seconds so far")
@@ -156,7 +155,7 @@ print("\ntime: " + ", ".join(f"{phase} {s / sum(loop.seconds.values()):.0%}" for
 # | k3 | $e^d - d - 1$ | the KL | never negative | the gradient of $\mathrm{KL}(\pi_{\mathrm{ref}} \Vert \pi)$ |
 #
 # On new responses of the trained policy, k1's mean is near the exact one. k2 and k3 have larger errors: on a few tokens the
-# policy has moved far, and $d^2$ and $e^d$ are large. VinePPO uses k3, right on average. The loss limits it to 10 a token.
+# policy has moved far, and $d^2$ and $e^d$ are large. VinePPO uses k3, whose mean is the KL. The loss limits it to 10 a token.
 
 # %%
 fresh = loop.sample_episodes().tokens
@@ -193,7 +192,8 @@ show(figure, "07_one_iteration")
 # 1. Some tokens have the advantage 0 before whitening. Is it still 0 after whitening? Does an update change these tokens?
 # 2. Cut with `every=64`, and add `step_tokens=64` to `setting` for the loop. A response is then one step. What does the
 #    advantage become? Which algorithm is similar?
-# 3. Add `k=9` to `setting`. Which part of the time grows, and does it grow by 9 / 2? Rollouts of one state share its prefix.
+# 3. In the first iteration the rollouts have 3.8 times the tokens of the responses. Why do rollouts not take 3.8 times as long as
+#    sampling over the run? Which part of the time grows with `k=9` in `setting`?
 # 4. The number of distinct states falls while the policy learns. Why? What does this do to the cost of the rollouts?
 # 5. At the first update of a run, what are k1, k2 and k3? Which of them moves the policy there?
 #

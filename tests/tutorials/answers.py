@@ -101,25 +101,32 @@ def decode_greedily(model, prompt, n):
 def cut_steps(token_ids, tokenizer, *, answer_mark=None):
     texts = [tokenizer.decode([i], skip_special_tokens=True) for i in token_ids]
     text = "".join(texts)
-    starts, at, seen, newline = [0], 0, False, False
+    starts, at, seen, newline, hidden = [0], 0, False, False, False
     for i, piece in enumerate(texts):
         body = piece.lstrip()
         before = piece[: len(piece) - len(body)]
         newline = newline or "\\n" in before
         if body:
             here = text[text.rfind("\\n", 0, at + len(before)) + 1 :].lstrip()
-            if seen and newline and not (answer_mark and here.startswith(answer_mark)):
+            if seen and (hidden or newline and not (answer_mark and here.startswith(answer_mark))):
                 starts.append(i)
             seen, newline = True, "\\n" in body
+            inside = zip(body.split("\\n")[1:], text[at + len(before) :].split("\\n")[1:])
+            hidden = any(part.strip() and not (answer_mark and line.lstrip().startswith(answer_mark)) for part, line in inside)
         at += len(piece)
     return starts
 """,
         [
             ('newline or "\\n" in before', "newline"),
-            ("if seen and newline", "if newline"),
+            ("if seen and (", "if ("),
+            ("hidden or newline", "newline", "hidden_line_lost"),
             ("seen, newline = True, ", "newline = "),
             ('True, "\\n" in body', "True, False"),
-            ('True, "\\n" in body', 'True, body.endswith("\\n")'),
+            (
+                "part.strip() and not (answer_mark and line.lstrip().startswith(answer_mark))",
+                "part.strip()",
+                "line_from_its_token_on",
+            ),
             ("here.startswith(answer_mark)", 'here.startswith("####")', "always_four_number_signs"),
             ("here.startswith(answer_mark)", "body.startswith(answer_mark)", "mark_in_one_token"),
             ("here.startswith(answer_mark)", "answer_mark in here"),
@@ -952,9 +959,9 @@ def cut_steps(token_ids, tokenizer, *, answer_mark=None):
     for i, at in enumerate(visible):
         if at is None:
             continue
-        if last is not None and "\\n" in text[last:at]:
-            line = text[text.rfind("\\n", 0, at) + 1 :].lstrip()
-            if not answer_mark or not line.startswith(answer_mark):
+        if last is not None:
+            lines = [text[j + 1 :].split("\\n")[0].lstrip() for j in range(last, at) if text[j] == "\\n"]
+            if any(line and not (answer_mark and line.startswith(answer_mark)) for line in lines):
                 cuts.append(i)
         last = at
     return [0] + cuts

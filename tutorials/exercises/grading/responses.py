@@ -173,6 +173,11 @@ def nothing_before_the_first_line(token_ids, tokenizer, *, answer_mark):
     return cuts[1:] if _begins_with(answer_mark)([text]) and len(cuts) > 1 else cuts
 
 
+def hidden_line_lost(token_ids, tokenizer, *, answer_mark):
+    """a line inside a token is lost if an answer line follows. Its step starts at the next token with text."""
+    return _lines(token_ids, tokenizer, _begins_with(answer_mark))
+
+
 def end_is_a_cut(token_ids, tokenizer, *, answer_mark):
     """the end of the response is added as a cut. Cuts are the places where steps start."""
     return [*steps.cut_steps(token_ids, tokenizer, answer_mark=answer_mark), len(token_ids)]
@@ -217,6 +222,7 @@ def _cut_cases():
         "the end on a line of its own": case(0, 2, 3, 2, eos),
         "nothing but the end": case(eos),
         "a mark that begins in the token before": case(0, 11, 12, 15, tokenizer=rare),
+        "text on two lines, then the answer": case(3, 8, 2, 5, 5, 7, eos),
     }
 
 
@@ -366,6 +372,7 @@ EXERCISES = [
             newline_in_front_missed,
             end_is_text,
             end_is_a_cut,
+            hidden_line_lost,
             spaces_are_text,
             other_line_ends,
             mark_is_a_pattern,

@@ -106,6 +106,11 @@ def exp_overflows(logits, uniform, temperature, top_p):
     return token, logprobs.gather(1, token[:, None])[:, 0]
 
 
+def sampled_at_temperature_zero(logits, uniform, temperature, top_p):
+    """temperature 0 draws a token at temperature 1. It must choose the most likely token."""
+    return plain.choose(logits, uniform, temperature or 1.0, top_p)
+
+
 def _choose_cases():
     three = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64).log()[None]
     u = torch.tensor([0.6], dtype=torch.float64)
@@ -114,7 +119,7 @@ def _choose_cases():
     return {
         "temperature 1": dict(logits=three, uniform=u, temperature=1.0, top_p=1.0),
         "temperature 2": dict(logits=three, uniform=u, temperature=2.0, top_p=1.0),
-        "greedy": dict(logits=three.flip(1), uniform=u, temperature=0, top_p=1.0),
+        "greedy": dict(logits=three.flip(1), uniform=u - 0.5, temperature=0, top_p=1.0),
         "top_p = 0.7": dict(logits=three, uniform=u, temperature=1.0, top_p=0.7),
         "the sum reaches top_p exactly": dict(logits=tensor([2, 1, 1]).log(), uniform=u + 0.3, temperature=1.0, top_p=0.5),
         "top_p = 0.4: one token": dict(logits=three, uniform=u, temperature=1.0, top_p=0.4),
@@ -245,6 +250,7 @@ EXERCISES = [
             sum_reaches_the_number,
             ties_kept,
             exp_overflows,
+            sampled_at_temperature_zero,
         ],
     ),
     Exercise(
