@@ -99,7 +99,8 @@ def timed(function, device: str = "cpu"):
 def gemm_rate(hidden: int, inner: int, dtype, device: str, rows: int = 256) -> float:
     """Floating point operations a second of the matrix product [rows, hidden] x [hidden, inner], the median of 30."""
     x, w = torch.randn(rows, hidden, dtype=dtype, device=device), torch.randn(inner, hidden, dtype=dtype, device=device)
-    seconds = [timed(lambda: [x @ w.T for _ in range(10)], device)[0] / 10 for _ in range(31)][1:]
+    n = 10 if device == "cpu" else 200  # enough to hide the first launches on a GPU
+    seconds = [timed(lambda: [x @ w.T for _ in range(n)], device)[0] / n for _ in range(31)][1:]
     return 2 * rows * hidden * inner / statistics.median(seconds)
 
 
@@ -107,7 +108,8 @@ def bandwidth(device: str) -> float:
     """Bytes a second that a copy of 256 MiB reads and writes."""
     x = torch.empty(1 << 26, device=device)
     y = torch.empty_like(x)
-    return 2 * 4 * x.numel() / statistics.median([timed(lambda: y.copy_(x), device)[0] for _ in range(9)][1:])
+    seconds = [timed(lambda: [y.copy_(x) for _ in range(20)], device)[0] / 20 for _ in range(9)][1:]
+    return 2 * 4 * x.numel() / statistics.median(seconds)
 
 
 def random_trainer(model, algorithm: str, shapes: dict, **changes) -> Trainer:

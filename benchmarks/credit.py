@@ -176,7 +176,7 @@ def main():
     args = parser.parse_args()
     args.problems, args.pool = (4, 8) if args.quick else (args.problems, args.pool)
     settings = read_preset("arithmetic") | dict(task=args.task, model=args.model, steps=args.steps, max_new_tokens=140)
-    trainer = build_trainer(TrainConfig(**settings | dict(prompts=16, group=GROUP)))
+    trainer = build_trainer(TrainConfig(**settings | dict(prompts=16, group=GROUP, device="cpu")))
     steps = trainer.config.steps
     pools, _ = sample_pools(trainer, args.problems, args.pool)
     success = statistics.mean(float(p.rewards[0].mean()) for p in pools)

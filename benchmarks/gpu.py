@@ -20,6 +20,7 @@ import copy
 import gc
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -162,8 +163,8 @@ def iteration(place: Place):
     for name, preset, algorithm, changes in [*runs, ("gsm8k-rho1b, adam_8bit", "gsm8k-rho1b", "vineppo", EIGHT_BITS)]:
         try:
             data[name] = found = phases_and_memory(preset, algorithm, changes, place)
-        except UserError as error:  # without bitsandbytes
-            table[f"an iteration, {name}"] = f"does not run here: {error}"
+        except (UserError, torch.OutOfMemoryError) as error:  # without bitsandbytes, or on a small GPU
+            table[f"an iteration, {name}"] = f"does not run here: {one_line(error)}"
             continue
         phases = ", ".join(f"{phase} {s:.2f} s" for phase, s in found["seconds"].items())
         table[f"an iteration, {name}"] = f"{phases}; sampling: {found['sampling']}; skipped updates: {found['skipped']:.0%}"
@@ -173,7 +174,7 @@ def iteration(place: Place):
             measured = f"{held:.1f} GiB, {held / estimate:.2f} of the estimate; {reserved:.1f} GiB with what PyTorch keeps"
         table[f"peak memory at these lengths, {name}"] = f"{measured}; estimate {estimate:.3g} GiB"
         seconds = {name: {"total": sum(found["seconds"].values())} | found["seconds"] for name, found in data.items()}
-        if algorithm == "ppo":
+        if algorithm == "ppo" and preset in seconds:
             table["VinePPO's iteration / PPO's, gsm8k-rho1b"] = f"{seconds[preset]['total'] / seconds[name]['total']:.2f}"
         bars(seconds, place.out / "iteration.png", "One iteration, random weights", "seconds")
         yield {"table": table, "data": data}
@@ -227,6 +228,7 @@ def learning(place: Place):
     policy, runs, table = start_policy(place), {}, {}
     large = dict(prompts=64, group=8, minibatch_size=128, lr=3e-5, max_seconds=60)
     size = place.size(large, dict(max_seconds=1.5, eval_problems=8)) | dict(model=policy, iterations=100_000)
+    next(build_trainer(decisive(place, TrainConfig, device=place.device, algorithm="ppo", **size)).train())  # the first is slower
     for name in ("vineppo", "grpo", "ppo"):
         trainer = build_trainer(decisive(place, TrainConfig, device=place.device, algorithm=name, **size))
         before = {"episodes": 0, "seconds": 0.0, "eval": trainer.evaluate(with_kl=False)}
@@ -281,7 +283,8 @@ def in_process(name: str, place: Place) -> dict:
 
 def where(place: Place) -> str:
     """Machine, versions and commit."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    call = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(call, cwd=ROOT, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
     return f"{machine(place.device, 1)}, commit {commit or 'unknown'}"
 
 

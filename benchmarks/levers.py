@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from benchmarks.common import command, count, machine, mean_error, report, writable
 from vine_mini.app.config import TrainConfig
-from vine_mini.app.files import append_row, read_rows
+from vine_mini.app.files import append_row, read_rows, write_rows
 from vine_mini.app.flags import read_preset
 from vine_mini.app.setup import build_trainer
 from vine_mini.trainer import Trainer
@@ -78,12 +78,18 @@ def main():
     args.out.mkdir(parents=True, exist_ok=True)
     log = args.out / "runs.jsonl"
     runs = {(r["way"], r["seed"], r["iterations"]): r for r in read_rows(log)}
+    write_rows(log, [*runs.values()])  # without a line that a crash has cut, to which the next one would be appended
     wanted = [(way, seed, args.iterations) for seed in args.seeds for way in WAYS]
     for job in tqdm([job for job in wanted if job not in runs], desc="runs", dynamic_ncols=True):
-        runs[job] = learn(*job)
+        try:
+            runs[job] = learn(*job)
+        except UserError as error:  # bitsandbytes or peft is not installed
+            print(f"{job[0]} does not run here: {error}")
+            continue
         append_row(log, runs[job])
+    wanted = [job for job in wanted if job in runs]
     rows = [["way", "seeds", "test accuracy before, %", "after, %", "optimizer's moments, KiB", "sampler gap"]]
-    for way in WAYS:
+    for way in dict.fromkeys(job[0] for job in wanted):
         of = [runs[job] for job in wanted if job[0] == way]
         after = [100 * run["after"] for run in of]
         before = statistics.mean(100 * run["before"] for run in of)

@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import tempfile
 import threading
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -55,7 +56,7 @@ class Workload:
 
 def demo(k: int = 9, prompts: int = 32) -> Workload:
     """The states of one iteration of the demo: shipped policy, 4 responses to each problem, steps cut at newlines."""
-    size = dict(k=k, prompts=prompts, minibatch_size=4, iterations=1)
+    size = dict(k=k, prompts=prompts, minibatch_size=4, iterations=1, device="cpu")
     trainer = build_trainer(TrainConfig(**read_preset("arithmetic") | size))
     episodes, asked = trainer.sample_episodes(), []
 
@@ -141,6 +142,7 @@ class Vllm:
         command = [python, str(Path(__file__).with_name("peer_vllm.py")), str(path)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True)
         self.timer = threading.Timer(limit, self.process.kill)
+        self.timer.daemon = True  # it keeps no benchmark waiting
         self.timer.start()
         try:
             self._read("ready")
@@ -154,7 +156,7 @@ class Vllm:
                 return line
         self.log.seek(0)
         errors = [line for line in self.log.read().splitlines() if "Error" in line]
-        raise RuntimeError(errors[-1] if errors else "it ended without a word")
+        raise RuntimeError(errors[-1] if errors else "it ended without a word, or took too long")
 
     def __call__(self):
         self.process.stdin.write("go\n")
@@ -177,11 +179,13 @@ def limits(work: Workload, device: str, slots: int) -> dict[str, float]:
     if device == "cpu":
         return {"products": arithmetic}
     size = model.dtype.itemsize
-    trunk = sum(len(t.prompt_ids) + len(t.response_ids) for t in work.trajectories)
     a_token = 2 * c.num_hidden_layers * c.num_key_value_heads * (c.hidden_size // c.num_attention_heads) * size
-    # One position of all slots reads the weights, the trunks of these slots (slots / rollouts of them) and half-full slots.
-    share = min(1.0, slots / (work.k * sum(map(len, work.cuts))))
-    position = weights * size + (trunk * share + slots * work.max_new_tokens / 2) * a_token
+    # One position of all slots reads the weights, the trunks of these slots (slots / rollouts of them) up to the state, and slots
+    # that hold half of what is left of the limit.
+    states, budgets = work.states()
+    share = min(1.0, slots / (work.k * len(states)))
+    trunks, own = len(work.trajectories) * statistics.mean(map(len, states)), statistics.mean(budgets) / 2
+    position = weights * size + (trunks * share + slots * own) * a_token
     return {"products": arithmetic, "memory reads": bandwidth(device) / position * slots}
 
 
@@ -200,26 +204,23 @@ def measure(name: str, args, threads: int) -> dict:
     if args.bf16:
         low = replace(work, sampler=bfloat16_copy(work.model))
         ways["vine_mini, bf16"] = lambda: ours(low, slots)
-    peers = []
-    for label, dtype, compiled in [("fp32", "float32", False), ("fp32 compiled", "float32", True), ("bf16", "bfloat16", False)]:
-        if args.vllm and (dtype == "float32" or args.bf16):
-            try:
-                peers.append(Vllm(args.vllm, work, threads, dtype, compiled))
-            except Exception as error:  # an unsupported head size, a missing compiler, ...
-                print(f"vLLM {label} does not run {name}: {' '.join(str(error).split())[:200]}", flush=True)
-            else:
-                ways[f"vLLM, {label}"] = peers[-1]
 
     def rate(way):
         seconds, value = timed(way)
         tokens, seconds = value if isinstance(value, list) else (value, seconds)  # vLLM counts its own
         return tokens / seconds
 
-    rates = alternate(
-        {label: lambda way=way: rate(way) for label, way in ways.items()}, args.repeats, f"{name}, {threads} threads"
-    )
-    for peer in peers:
-        peer.close()
+    peers = [("fp32", "float32", False), ("fp32 compiled", "float32", True), ("bf16", "bfloat16", False)]
+    with ExitStack() as stack:  # whatever happens, the processes of vLLM end
+        for label, dtype, compiled in peers:
+            if args.vllm and (dtype == "float32" or args.bf16):
+                try:
+                    ways[f"vLLM, {label}"] = peer = Vllm(args.vllm, work, threads, dtype, compiled)
+                    stack.callback(peer.close)
+                except Exception as error:  # an unsupported head size, a missing compiler, ...
+                    print(f"vLLM {label} does not run {name}: {' '.join(str(error).split())[:200]}", flush=True)
+        timed_ways = {label: lambda way=way: rate(way) for label, way in ways.items()}
+        rates = alternate(timed_ways, args.repeats, f"{name}, {threads} threads")
     rollouts = work.k * sum(map(len, work.cuts))
     limit = min(limits(work, "cpu", slots).values())
     return {

@@ -20,7 +20,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks.common import command, count, machine, mean_error, report, writable
-from vine_mini.app.files import append_row, read_rows
+from vine_mini.app.files import append_row, read_rows, write_rows
 from vine_mini.integrations.trl import check_trl
 from vine_mini.types import UserError
 
@@ -77,6 +77,7 @@ def main():
     args.out.mkdir(parents=True, exist_ok=True)
     log = args.out / "runs.jsonl"
     runs = {(r["way"], r["seed"], r["iterations"]): r for r in read_rows(log)}
+    write_rows(log, [*runs.values()])  # without a line that a crash has cut, to which the next one would be appended
     wanted = [(way, seed, args.iterations) for seed in args.seeds for way in WAYS]
     for job in tqdm([job for job in wanted if job not in runs], desc="runs", dynamic_ncols=True):
         runs[job] = learn(*job, args.out)

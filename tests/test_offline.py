@@ -237,3 +237,10 @@ def test_each_iteration_has_a_warm_up_where_one_is_asked_for():
         list(trainer.train())
         assert seen and all(any(stats["lr"] == pytest.approx(rate) for rate in rates) for stats in seen)
         assert [stats["lr"] for stats in seen] == sorted(stats["lr"] for stats in seen)
+
+
+@pytest.mark.parametrize("name, value", [("divisor", "sequences"), ("importance_cap", 2.0), ("max_ratio", 2.0)])
+@pytest.mark.parametrize("algorithm", ["restem", "dpo"])
+def test_settings_that_they_do_not_use_are_refused(algorithm, name, value):
+    with pytest.raises(UserError, match=f"{algorithm} does not use {name}: set it to "):
+        TrainConfig(algorithm=algorithm, bf16=True, **{name: value})

@@ -80,9 +80,9 @@ def demo(config: DemoConfig) -> int:
 
 
 def seen(runs: dict[str, list[dict]]) -> str:
-    """One line: the training accuracy at the same number of episodes, and the test accuracy at the same time."""
+    """One line: the mean reward over the last fifth of the same number of episodes, and the test accuracy at the same time."""
     fewest = min(rows[-1]["episodes"] for rows in runs.values())
     early = {name: [row["reward"] for row in rows if 0.8 * fewest <= row["episodes"] <= fewest] for name, rows in runs.items()}
     at = ", ".join(f"{name} {100 * sum(rewards) / len(rewards):.0f} %" for name, rewards in early.items() if rewards)
     end = ", ".join(f"{name} {100 * rows[-1]['eval']['pass@1'][0]:.0f} %" for name, rows in runs.items())
-    return f"Training accuracy after the same {fewest:,} episodes: {at}. Test accuracy after the same time: {end}."
+    return f"Mean reward over the last fifth of the same {fewest:,} episodes: {at}. Test accuracy after the same time: {end}."

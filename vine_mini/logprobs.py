@@ -1,4 +1,4 @@
-"""Log-probs and values of the response tokens of a batch. No other code of reinforcement learning shifts logits by one token.
+"""Log-probs and values of response tokens. In reinforcement learning only sampling/fast/trunks.py also shifts logits by a token.
 
 A causal model's output at position t - 1 predicts the token at t. The functions below line the two up, so that in every
 [B, T] tensor of this package column t belongs to the token at t. The language-model head and the critic's head are computed in
@@ -65,11 +65,11 @@ def hidden_before(backbone, input_ids, attention_mask, response_mask):
     """The hidden state that predicts each response token, row by row. -> [n, D]. Arguments as in `response_logprobs`."""
     if bool(response_mask[:, 0].any()):
         raise ValueError("a response token in column 0 has nothing before it to be predicted from")
-    inputs = dict(input_ids=input_ids)  # causality hides padding on the right; float32 on a GPU: faster with a mask
-    if not bool(attention_mask[:, 0].all()) or (input_ids.is_cuda and not torch.is_autocast_enabled("cuda")):
-        inputs |= dict(attention_mask=attention_mask, position_ids=position_ids(attention_mask))
-    hidden = backbone(**inputs, use_cache=False).last_hidden_state  # [B, T, D]
-    return hidden[:, :-1][response_mask[:, 1:].bool()]  # [n, D]: the shift by one
+    if input_ids.is_cuda and not torch.is_autocast_enabled("cuda"):  # float32: fast with a mask only; a mask of ones is dropped
+        input_ids, attention_mask = F.pad(input_ids, (1, 0)), F.pad(attention_mask, (1, 0))
+    mask = dict(attention_mask=attention_mask, position_ids=position_ids(attention_mask))  # causality hides padding on the right
+    hidden = backbone(input_ids=input_ids, **({} if attention_mask[:, 0].all() else mask), use_cache=False).last_hidden_state
+    return hidden[:, -response_mask.shape[1] : -1][response_mask[:, 1:].bool()]  # [n, D]: the shift by one
 
 
 def _linear(head, hidden):

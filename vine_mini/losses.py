@@ -23,7 +23,7 @@ def clipped_policy_loss(logprobs, old_logprobs, advantages, mask, *, clip: float
 
     Args:
         logprobs, old_logprobs, advantages, mask: [B, T]. Gradients flow through `logprobs` only.
-        clip: how far the ratio may move in its favoured direction.
+        clip: a token has no gradient where its ratio is further than this from 1, in the token's favoured direction.
         denominator: see the first lines of the module.
     Returns (scalar loss, stats): `ratio` (mean), `clip_frac` (share of tokens whose gradient the clip stopped) and `approx_kl`
     (KL(old || new), by k3), each divided by the same denominator.

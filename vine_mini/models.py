@@ -175,7 +175,8 @@ def checkpoint_activations(model) -> None:
     """In train mode, keep one hidden state a layer and compute the rest again in the backward pass. Raises UserError."""
     if not model.supports_gradient_checkpointing:
         raise UserError("this architecture has no gradient_checkpointing: leave it out, and lower --micro_batch_tokens")
-    model.activation_checkpointing_enable({"use_reentrant": False})
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable  # its older name
+    enable({"use_reentrant": False})
 
 
 def default_lr(policy) -> float:

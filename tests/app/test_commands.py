@@ -401,7 +401,8 @@ def test_what_the_demo_has_seen_by_hand():
         return [{"episodes": 0, "eval": {"pass@1": [0.1, 0.0]}}, *made]
 
     said = seen({"a": rows(0.0, 0.5, end=0.7), "b": rows(0.0, 0.2, 0.9, end=0.4)})
-    assert "same 20 episodes: a 50 %, b 20 %." in said and said.endswith("time: a 70 %, b 40 %.")
+    assert said.startswith("Mean reward over the last fifth of the same 20 episodes: a 50 %, b 20 %. ")
+    assert said.endswith("time: a 70 %, b 40 %.")
 
 
 def test_train_tells_of_test_problems_that_are_training_problems_and_of_cut_responses(empty_folder, no_pictures, capsys):

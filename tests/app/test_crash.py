@@ -341,18 +341,25 @@ def test_ctrl_c_again_stops_at_once(where, presses, then, capsys, monkeypatch):
     assert go_on() == 0 and rows() == [0, 1, 2, 3, 4, 5] and not Path("run/lock").exists()
 
 
-def test_a_long_iteration_is_followed_by_a_checkpoint(capsys, monkeypatch):
-    """By default the first checkpoint came after 40 iterations, however long they took."""
-    now, found = itertools.count(0, 70), []
-    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(now)))
+@pytest.mark.parametrize(("takes", "wanted"), [(0, [2, 4, 6]), (10, [2, 5])])
+def test_long_iterations_are_followed_by_checkpoints_and_large_checkpoints_are_rarer(takes, wanted, capsys, monkeypatch):
+    """By default the first checkpoint came after 40 iterations, however long they took. An iteration takes 70 seconds here."""
+    clock, found, save = SimpleNamespace(now=0), [], loop.Run.save
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock.now))
 
-    def look(trainer):
-        trainer.sampling = lambda: found.append(saved() if Path("run/policy").exists() else 0)
+    def slow_save(run, trainer):
+        found.append(trainer.iteration)
+        clock.now += takes
+        save(run, trainer)
+
+    def slow(trainer):
+        trainer.sampling = lambda: setattr(clock, "now", clock.now + 70)
         return trainer
 
-    monkeypatch.setattr(commands, "build_trainer", lambda config: look(TinyTrainer(config)))
-    assert commands.train(TrainConfig(**SETTINGS | dict(save_every=100, keep_every=0), out="run")) == 0
-    assert found[0] == 0 and found[-1] >= 2 and loop.SAVE_SECONDS == 120
+    monkeypatch.setattr(loop.Run, "save", slow_save)
+    monkeypatch.setattr(commands, "build_trainer", lambda config: slow(TinyTrainer(config)))
+    assert commands.train(TrainConfig(**SETTINGS | dict(iterations=7, save_every=100, keep_every=0), out="run")) == 0
+    assert [n for n in found if n < 7] == wanted and loop.SAVE_SECONDS == 120
 
 
 def test_a_run_that_was_killed_in_its_last_picture_has_it_in_the_end(capsys):

@@ -7,11 +7,12 @@ import sys
 from argparse import ArgumentTypeError
 from itertools import pairwise, product
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks import credit, levers, protect, rollouts, train_step
+from benchmarks import credit, levers, protect, rollouts, train_step, trl_learns
 from benchmarks.common import count, writable
 from vine_mini.types import Batch
 
@@ -185,6 +186,47 @@ def test_train_and_trl_are_compared(tmp_path):
     assert here["after"] > 0.35 and there["after"] > 0.35  # 0.29 before
     assert all(len(r["rewards"]) == 2 and 100 < r["peak"] < 5000 for r in (here, there))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs.jsonl", "trl_learns.json", "trl_learns.md"]
+
+
+@pytest.mark.parametrize("benchmark", [levers, trl_learns])
+def test_a_line_that_a_crash_has_cut_spoils_no_other(benchmark, tmp_path, monkeypatch):
+    """The next run was appended to the cut line, and the file could no longer be read."""
+
+    def learn(way, seed, iterations, *_):
+        numbers = dict(before=0.3, after=0.4, moments=1024, gap=0.0, rewards=[0.3], seconds=1.0, peak=1.0)
+        return dict(way=way, seed=seed, iterations=iterations) | numbers
+
+    monkeypatch.setattr(benchmark, "learn", learn)
+    monkeypatch.setattr(trl_learns, "check_trl", lambda: None)
+    monkeypatch.setattr(trl_learns, "evaluate", lambda folder: (folder / "evaluation.json").touch() or 0.3)
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--seeds", "0", "--iterations", "2", "--out", str(tmp_path)])
+    whole = json.dumps(learn(next(iter(benchmark.WAYS)), 0, 2)) + "\n"
+    (tmp_path / "runs.jsonl").write_text(whole + whole[:20])
+    benchmark.main()
+    made = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
+    assert [run["way"] for run in made] == list(benchmark.WAYS)
+
+
+def test_vllm_ends_whatever_happens(monkeypatch):
+    """After Ctrl-C the processes stayed, and their timers kept the benchmark alive for an hour."""
+    closed = []
+
+    class Peer:
+        def __init__(self, *_):
+            pass
+
+        def __call__(self):
+            raise KeyboardInterrupt
+
+        def close(self):
+            closed.append(self)
+
+    monkeypatch.setitem(rollouts.WORKLOADS, "nothing", lambda quick: None)
+    for name, fake in (("Vllm", Peer), ("ours", lambda *_: 1), ("generate", lambda *_: 1)):
+        monkeypatch.setattr(rollouts, name, fake)
+    with pytest.raises(KeyboardInterrupt):
+        rollouts.measure("nothing", SimpleNamespace(quick=True, slots=[8], bf16=False, vllm="python", repeats=1), 1)
+    assert len(closed) == 2
 
 
 @pytest.mark.slow

@@ -121,8 +121,10 @@ def test_the_critic_s_credit_by_hand(gamma, lam, by_hand):
 def test_the_policy_rests_while_its_critic_learns():
     config = CreditConfig(critic_iterations=1)
     trainer = resting.resting_trainer(config, [])
+    trainer.config = replace(trainer.config, micro_batch_tokens=1)  # micro-batches of one response
     policy, critic = ({k: x.clone() for k, x in m.state_dict().items()} for m in (trainer.policy, trainer.critic))
     assert "128 responses" in resting.train_critic(trainer, 1)
+    assert trainer.updates == 4  # two epochs of two minibatches; the ratios of many micro-batches added up, and all were skipped
     assert all(torch.equal(x, policy[k]) for k, x in trainer.policy.state_dict().items())
     assert not all(torch.equal(x, critic[k]) for k, x in trainer.critic.state_dict().items())
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections import Counter
 from dataclasses import replace
 from math import hypot
@@ -65,7 +66,7 @@ def test_means_are_over_all_chosen_steps_with_errors_over_problems():
     assert (plus.lines, plus.falls, plus.significant) == (6, 3, 2)
     assert plus.size == (pytest.approx(-0.3), pytest.approx((2 * (0.2**2 + 0.2**2)) ** 0.5 / 3))
     assert plus.other == (pytest.approx(-0.3), None) and plus.difference == (pytest.approx(-0.2), None)  # one problem
-    assert (minus.falls, minus.size, minus.other) == (0, (0.0, None), None)
+    assert (minus.falls, minus.size, minus.other) == (0, None, None)  # no fall, so no mean size of 0
     assert falls.share_of(found, "+") == (1.0, None)  # the two significant ones are of one problem
 
 
@@ -248,6 +249,8 @@ def test_what_the_falls_page_says():
     assert "2 steps without any fall, at most about 0.0 would" in " ".join(html.split())  # 0.023 of 2
     assert "about 0.5 would" in page.render_falls(replace(report, falls=20 * [found[1]]))
     assert "<script>" not in html and "Sampled 1,200 tokens in 0.5 s" in html and "1 of 1 significant falls" in html
+    without = replace(report, by_kind=falls.table(found, Counter({"*": 1, "-": 3}), lambda f: f.kind))
+    assert re.search(r"\| - +\| 3 +\| 0 +\| 0 +\| +\| +\|", page.summary_of_falls(without))  # no fall, so no mean size
     assert page.finding_of_falls(report) == (
         "1 of 2 failed responses have a step at which the value falls by more than two standard errors. "
         "100 ± ? % of these falls are at lines with *, which are 25 % of the lines. This kind has the most of them, so its share is on average too large."

@@ -9,6 +9,7 @@ from transformers import LlamaConfig
 
 from vine_mini.cli import main
 from vine_mini.doctor import command
+from vine_mini.types import UserError
 
 
 @pytest.mark.slow
@@ -25,6 +26,12 @@ def test_the_whole_command(capsys, monkeypatch):
 def test_what_is_not_there_is_one_line(capsys):
     assert main(["doctor", "--model", "./no/such/folder"]) == 2
     assert capsys.readouterr().err == "vine_mini doctor: no model folder no/such/folder\n"
+
+
+@pytest.mark.parametrize("flag", ["out", "resume"])
+def test_no_run_is_written_or_resumed(flag):
+    with pytest.raises(UserError, match="doctor writes and resumes no run: leave out --out and --resume"):
+        command.DoctorConfig(**{flag: "run"})
 
 
 def test_a_preset_fits_or_says_what_to_lower(monkeypatch):

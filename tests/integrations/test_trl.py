@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -125,6 +126,18 @@ def problems(config):
     found = generate("train", 16, steps=(1, 1), max_number=20, seed=0)
     return found[:12], found[12:]
 '''
+
+
+def test_neighbouring_seeds_have_other_orders():
+    """The second epoch of seed 0 had the order of the first epoch of seed 1."""
+    order = trl.Order()
+    order.sampler = SimpleNamespace(generator=torch.Generator())
+
+    def drawn(seed, epoch):
+        order.on_epoch_begin(SimpleNamespace(seed=seed), SimpleNamespace(epoch=epoch), None)
+        return tuple(torch.randperm(100, generator=order.sampler.generator).tolist())
+
+    assert len({drawn(seed, epoch) for seed in range(4) for epoch in (0.0, 1.0, 2.0)}) == 12 and drawn(1, 0.0) == drawn(1, 0.0)
 
 
 @needs_trl

@@ -201,12 +201,12 @@ def test_files_of_a_study_that_are_something_else(tmp_path, capsys, monkeypatch)
     monkeypatch.chdir(tmp_path)
     for name, text, says in (
         ("runs.jsonl", '{"task": "chains"}\n', "runs.jsonl has a line that is no run, without 'seed'"),
-        ("prices.json", "{", "prices.json holds no prices"),
-        ("prices.json", '{"a": 3}', "prices.json holds no prices"),
-        ("prices.json", '{"a": {"sample": "much"}}', "prices.json holds no prices"),
-        ("prices.json", "[" * 100_000, "prices.json holds no prices"),
-        ("prices.json", '{"a": {"sample": 1}}', "prices.json holds no prices"),
-        ("prices.json", '{"a": {"sample": NaN, "score": 1, "rollouts": 1, "update": 1}}', "prices.json holds no prices"),
+        ("prices-quick.json", "{", "prices-quick.json holds no prices"),
+        ("prices-quick.json", '{"a": 3}', "prices-quick.json holds no prices"),
+        ("prices-quick.json", '{"a": {"sample": "much"}}', "prices-quick.json holds no prices"),
+        ("prices-quick.json", "[" * 100_000, "prices-quick.json holds no prices"),
+        ("prices-quick.json", '{"a": {"sample": 1}}', "prices-quick.json holds no prices"),
+        ("prices-quick.json", '{"a": {"sample": NaN, "score": 1, "rollouts": 1, "update": 1}}', "json holds no prices"),
     ):
         (tmp_path / name).write_text(text)
         assert main(["study", "kl", "--quick", "--out", "."]) == 2
@@ -426,6 +426,24 @@ def test_two_studies_do_not_make_the_same_runs(tmp_path):
     with locked_by_another_process(tmp_path), pytest.raises(UserError, match="is in use by process"):
         run_missing([dict(seed=0)], tmp_path / "runs.jsonl", str, dict, 1)
     assert not (tmp_path / "runs.jsonl").exists()
+
+
+def test_two_studies_do_not_measure_prices_at_once(tmp_path, monkeypatch, capsys):
+    """The one disturbed the clock of the other, and the later file of prices replaced the earlier one."""
+    monkeypatch.setattr("vine_mini.study.command.measure_missing", lambda *_: pytest.fail("prices were measured"))
+    with locked_by_another_process(tmp_path):
+        assert main(["study", "kl", "--out", str(tmp_path)]) == 2
+    assert "is in use by process" in capsys.readouterr().err
+
+
+def test_the_prices_of_quick_are_not_those_of_a_study(tmp_path, monkeypatch):
+    """They include the warm-up, and stood in the file that a study in the same folder read."""
+    measured = []
+    monkeypatch.setattr("vine_mini.study.command.measure_missing", lambda jobs, make, path, n: measured.append((path.name, n)))
+    monkeypatch.setattr("vine_mini.study.command.run_missing", lambda *_: [])
+    for more in (["--quick"], []):
+        assert main(["study", "kl", "--out", str(tmp_path), *more]) == 0
+    assert measured == [("prices-quick.json", 0), ("prices.json", 3)]
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from vine_mini.cli import main
 from vine_mini.evaluate import clustered_mean
 from vine_mini.logprobs import response_values
 from vine_mini.models import Critic
-from vine_mini.types import Trajectory
+from vine_mini.types import Trajectory, UserError
 from vine_mini.value_errors import command
 from vine_mini.value_errors.command import report_of, table
 from vine_mini.value_errors.config import ValuesConfig
@@ -159,6 +159,17 @@ def test_what_is_no_run(empty_folder, capsys):
     assert main(["analyze", "words"]) == 2 and "unknown command 'analyze words'" in capsys.readouterr().err
 
 
+def test_a_checkpoint_is_loaded_without_a_reference(monkeypatch):
+    """It was a copy of the policy that nothing read."""
+
+    def build(config):
+        raise UserError(f"kl_coef {config.kl_coef}")
+
+    monkeypatch.setattr(command, "build_trainer", build)
+    with pytest.raises(UserError, match=r"kl_coef 0\.0"):
+        command.load(ValuesConfig(run="run"), TrainConfig(algorithm="ppo", kl_coef=0.1), "policy")
+
+
 def test_what_was_measured_before_ctrl_c_stays(tmp_path, monkeypatch):
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
@@ -166,11 +177,12 @@ def test_what_was_measured_before_ctrl_c_stays(tmp_path, monkeypatch):
     report = command.Report(1, ["K = 1"], [State(0, 0, 2, 0.5, {"K = 1": 0.6})], [], {"K = 1": of}, {"K = 1": [0.1]}, {})
 
     def measure(name, config):
+        assert (tmp_path / "out").is_dir()  # before hours of measuring, so that no other call takes it
         if name == "second":
             raise KeyboardInterrupt
         return report
 
-    monkeypatch.setattr(command, "parse", lambda *arguments: TrainConfig(algorithm="grpo"))
+    monkeypatch.setattr(command, "config_of_run", lambda run: TrainConfig(algorithm="grpo"))
     monkeypatch.setattr(command.checkpoint, "kept", lambda run: ["first", "second"])
     monkeypatch.setattr(command, "load", lambda config, saved, name: name)
     monkeypatch.setattr(command, "measure", measure)

@@ -42,8 +42,8 @@ def save(trainer, run: Path) -> None:
         point(link, target)
     every, linked = trainer.config.keep_every, {target.name, (run / "best").resolve().name}
     for other in list(target.parent.iterdir()):  # older checkpoints, and what an interrupted save has left
-        kept = (every and other.name.isdecimal() and int(other.name) % every == 0) or (other / STARTED).exists()
-        if OWN.fullmatch(other.name) and other.name not in linked and not kept:
+        keep = (every and other.name.isdecimal() and int(other.name) % every == 0) or (other / STARTED).exists()
+        if OWN.fullmatch(other.name) and other.name not in linked and not keep:
             discard(other)
 
 

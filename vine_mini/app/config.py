@@ -126,7 +126,7 @@ class TrainConfig(Common):
     weight_decay: Amount = knob(0.0, "AdamW's weight decay.")
     adam_8bit: bool = knob(False, "Keep AdamW's moments in 8 bits, a quarter of their memory; needs bitsandbytes.")
     max_grad_norm: Positive = knob(1.0, "Gradients are scaled down to this norm.")
-    clip: Amount = knob(0.2, "How far a token's probability ratio may move.")
+    clip: Amount = knob(0.2, "A token has no gradient where its ratio is further than this from 1, in its favoured direction.")
     value_clip: Amount = knob(0.2, "ppo: how far a value may move from the old one.")
     gamma: Share = knob(1.0, "ppo: discount.")
     lam: Share = knob(1.0, "ppo: GAE's lambda (paper: 1.0).")
@@ -156,6 +156,9 @@ class TrainConfig(Common):
             self.model = str(Path(self.model).resolve())  # from any folder, and also when RUN/policy leads elsewhere
         one_of("algorithm", self.algorithm, ALGORITHMS)
         one_of("divisor", self.divisor, DIVISORS)
+        for name in ("divisor", "importance_cap", "max_ratio") if ALGORITHMS[self.algorithm].choose_examples else ():
+            if getattr(self, name) != (default := getattr(TrainConfig, name)):
+                raise UserError(f"{self.algorithm} does not use {name}: set it to {default}, or leave it out")
         if self.warmup is None:  # each iteration of restem and dpo trains anew, often with few updates
             self.warmup = 0 if ALGORITHMS[self.algorithm].choose_examples else 20
         if self.importance_cap > 0 and not (self.bf16 or getattr(self, "vllm", None)):  # vLLM samples in bfloat16 by itself

@@ -91,6 +91,11 @@ def parse(config_class, prog: str, argv: list[str]):
     return config
 
 
+def config_of_run(run: str) -> TrainConfig:
+    """The configuration with which a run was started, from RUN/config.yaml. Raises UserError."""
+    return parse(TrainConfig, "train", [f"--preset={run}/config.yaml"])
+
+
 def _source(config_class, argv: list[str]) -> tuple[dict, str, str]:
     """What --preset, --resume or --run brings. -> the fields that the command takes, their file, the flag; empty without one
 

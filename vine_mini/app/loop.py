@@ -18,7 +18,7 @@ from vine_mini.app.runs import Run
 from vine_mini.health import Diverged, symptoms
 from vine_mini.trainer import Trainer
 
-SAVE_SECONDS = 120.0  # a run that is killed loses no more than about so much training
+SAVE_SECONDS = 120.0  # a run that is killed loses no more than about so much training, or 20 times what saving takes
 
 
 def train_run(trainer: Trainer, run: Run) -> bool:
@@ -35,7 +35,7 @@ def train_run(trainer: Trainer, run: Run) -> bool:
 
     style = dict(dynamic_ncols=True, bar_format="{desc} {percentage:3.0f}% |{bar}| {elapsed}<{remaining}{postfix}")
     with tqdm(total=total, initial=done(), desc=config.algorithm, **style) as bar, _stops_wait(trainer, run) as stop:
-        saved, said = time.monotonic(), set()
+        saved, took, said = time.monotonic(), 0.0, set()
         for metrics, episodes, advantages in trainer.train():
             with stop.unfinished():
                 # Also after Ctrl-C, because a resumed run does not evaluate this iteration again.
@@ -48,10 +48,12 @@ def train_run(trainer: Trainer, run: Run) -> bool:
                     checkpoint.save_best(trainer, run.folder)
                 run.log(metrics, episodes, advantages)
                 kept = config.keep_every and trainer.iteration % config.keep_every == 0
-                due = kept or trainer.iteration % config.save_every == 0 or time.monotonic() - saved >= SAVE_SECONDS
-                if due and not trainer.done:
+                late = time.monotonic() - saved >= max(SAVE_SECONDS, 20 * took)
+                if (kept or late or trainer.iteration % config.save_every == 0) and not trainer.done:
+                    begin = time.monotonic()
                     run.save(trainer)
                     saved = time.monotonic()
+                    took = saved - begin
             for name, says in symptoms(metrics).items():
                 if says not in said:  # once in a run
                     bar.write(f"iteration {trainer.iteration}: {name} = {metrics[name]:.3g}: {says}", file=sys.stderr)

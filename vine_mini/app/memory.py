@@ -96,7 +96,7 @@ def estimate(model, config, longest_prompt: int, device=None) -> dict[str, int]:
 
 
 def check_memory(parts: dict[str, int], device, yes: bool) -> None:
-    """Raises UserError where the estimate of `estimate` is above the memory of a GPU, unless `yes`."""
+    """Raises UserError where the peak in `parts` is above the memory of a GPU, unless `yes`."""
     if device.type == "cuda" and parts["peak"] > memory(device) and not yes:
         room = f"the GPU has {_size(memory(device))}, the estimate is {_size(parts['peak'])}"
         raise UserError(f"{room}: lower --sample_batch_size or --micro_batch_tokens, or add --yes to try")
@@ -150,17 +150,19 @@ def _sampling(s: _Sizes, config, phase: _Phase) -> tuple[int, int]:
     # First the trunks are read. The model's own cache then holds the keys and values of one forward pass a second time. In an
     # MLP three inner vectors exist at once: the gate, the other half and their product. The hidden state and its norm are beside
     # them. Afterwards come the logits. `choose` holds four float32 numbers of each, for the first own token of each request: the
-    # logit, the log-prob, the probability and the cumulative sum. Tokens that a request may follow need the last three.
+    # logit, the log-prob, the probability and the cumulative sum. Tokens that a request may follow need the last three. A
+    # top_p below 1 sorts the probabilities, which takes about ten more.
+    numbers = 4 if config.top_p == 1 else 14
     at_once = min(trunks, max(1, READ_TOKENS // phase.length))
     layer = at_once * phase.length * (3 * s.inner + 2 * s.hidden) * s.number
-    logits = max(4 * min(s.logits, chunk * s.vocab), 3 * min(s.logits, at_once * phase.followed * s.vocab)) * 4
+    logits = max(numbers * min(s.logits, chunk * s.vocab), (numbers - 1) * min(s.logits, at_once * phase.followed * s.vocab)) * 4
     reading = on_trunks + at_once * phase.length * s.cached, max(layer, logits)
     # Then the slots are decoded. Each has room for the longest response. On a GPU they stay, each group with a copy of its trunk.
     on_slots = slots * config.max_new_tokens * s.cached
     if s.gpu:
         on_slots += slots // slots_in_a_group([phase.on_trunk], slots) * phase.length * s.cached
         reading = reading[0] + on_slots, reading[1]
-    decoding = on_trunks + on_slots, 4 * slots * s.vocab * 4
+    decoding = on_trunks + on_slots, numbers * slots * s.vocab * 4
     return max(reading, decoding, key=sum)
 
 

@@ -47,7 +47,7 @@ def imitate(config, folder: Path):
     lr = usual_lr if config.lr is None else config.lr
     if config.lr is None:
         print(f"lr = {lr:g}, the default for {what}")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0, fused=True)
     total = max(config.updates, 2)
     rise = max(0.05, 1.5 / total)  # at exactly one update it would divide by 0
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=total, pct_start=rise)

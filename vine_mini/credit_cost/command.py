@@ -1,6 +1,7 @@
 """The `credit-cost` command: the noise of each credit, its seconds on this machine, and what follows for learning.
 
 The functions that train also sample, roll out and update here, with learning rate 0. `noise.py` holds the mathematics.
+The interval of a way is for this way alone: it is not corrected for choosing the cheapest of several ways.
 """
 
 import json
@@ -36,7 +37,7 @@ BASE, PLACES = "grpo", 10
 LONG_SECONDS = 10  # a phase that takes longer is not timed again
 
 
-@dataclass
+@dataclass(frozen=True)
 class Way:
     """One way to give credit, and what was measured of it."""
 
@@ -46,7 +47,7 @@ class Way:
     in_gradient: float  # the noise, each step weighted by the freedom that the policy has there
     by_problem: list[float]  # the share of each problem in it
     seconds: dict[str, float]  # of an iteration, by phase
-    relative: float = 1.0  # seconds to the same learning, GRPO's = 1
+    relative: float = 1.0  # seconds to the same learning, GRPO's = 1; by `compare`
     interval: tuple[float, float] = (1.0, 1.0)  # its 95 % interval over problems; the seconds count as exact
 
 
@@ -111,7 +112,7 @@ def measure(config: CreditCostConfig) -> Report:
         raise UserError(
             "the advantages are too small to tell from 0: raise --problems or --pool, or take problems of another length"
         )
-    compare(ways, signal)
+    ways = compare(ways, signal)
     places = [0.0] * PLACES
     for p in pools:
         for place, x in zip(p.places, noise.signal(p).tolist(), strict=True):
@@ -141,22 +142,24 @@ def way(name: str, pools: list[Pool], of_steps: list, seconds: dict[str, float])
     return Way(name, *mean_and_error(pools, [float(row.sum()) for row in of_steps]), sum(by_problem), by_problem, seconds)
 
 
-def compare(ways: list[Way], signal: Way) -> None:
-    """Sets the seconds to the same learning of each way, as a multiple of the first one's.
+def compare(ways: list[Way], signal: Way) -> list[Way]:
+    """The ways with their seconds to the same learning, as a multiple of the first one's.
 
     The interval is Student's t over problems, for the logarithm of the ratio. By the delta method, a problem moves this logarithm
     by its share in the way's sum minus its share in the first way's sum.
     """
-    base, n = ways[0], len(signal.by_problem)
+    base, n, compared = ways[0], len(signal.by_problem), []
     if n < 2:  # two draws of one problem
         raise UserError("all responses belong to one problem, so no error can be told: raise --problems")
     theirs = [a + b for a, b in zip(base.by_problem, signal.by_problem, strict=True)]
     for w in ways:
         mine = [a + b for a, b in zip(w.by_problem, signal.by_problem, strict=True)]
-        w.relative = sum(w.seconds.values()) / sum(base.seconds.values()) * (sum(mine) / sum(theirs)) ** EXPONENT
+        relative = sum(w.seconds.values()) / sum(base.seconds.values()) * (sum(mine) / sum(theirs)) ** EXPONENT
         moves = [EXPONENT * (a / sum(mine) - b / sum(theirs)) for a, b in zip(mine, theirs, strict=True)]
         half = t_quantile(0.975, n - 1) * math.sqrt(n / (n - 1) * sum(move * move for move in moves))
-        w.interval = w.relative * math.exp(-half), w.relative * math.exp(min(half, 700.0))
+        interval = relative * math.exp(-half), relative * math.exp(min(half, 700.0))
+        compared.append(replace(w, relative=relative, interval=interval))
+    return compared
 
 
 def seconds_of_training(trainer: Trainer) -> dict[str, float]:
@@ -286,4 +289,5 @@ def table(report: Report) -> str:
     for w in report.ways:
         cells = f"{w.noise:8.3f} ± {w.error:.3f} {sum(w.seconds.values()):12.2f} {w.seconds.get('rollouts', 0.0):15.2f}"
         lines.append(f"{w.name:36} {cells} {w.relative:12.2f} [{w.interval[0]:.2f}, {w.interval[1]:.2f}]")
-    return "\n".join([*lines, "", report.advice])
+    alone = "[95 %]: of each way alone, not corrected for choosing the cheapest of several ways"
+    return "\n".join([*lines, alone, "", report.advice])

@@ -149,7 +149,7 @@ def _parts(config: CreditConfig):
 
 
 def _numbers(text: str, count: int, name: str, given) -> range:
-    """The problems from A up to, without B, of the text A:B. Raises UserError where one is not there, or where none is named."""
+    """A:B -> range(A, B); A: -> range(A, count). Raises UserError where one is not there, or where none is named."""
     start, _, stop = text.partition(":")
     found = range(int(start), int(stop) if stop else count)
     if max(found.start + 1, found.stop) > count:

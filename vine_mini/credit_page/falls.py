@@ -61,7 +61,7 @@ class Row:
     lines: int  # of this kind, in the failed responses
     falls: int  # how many of them fell most in their response
     significant: int
-    size: tuple[float, float | None]  # the mean over all `falls`, and its standard error over problems; None for one problem
+    size: tuple[float, float | None] | None  # the mean over all `falls`, its standard error over problems (one problem: None)
     other: tuple[float, float | None] | None  # the same by the other policy
     difference: tuple[float, float | None] | None  # the other policy's size minus the first's
 
@@ -88,24 +88,24 @@ def table(falls: list[Fall], lines: Counter, key: Callable[[Fall], str]) -> list
     for name, count in lines.items():
         those = [fall for fall in falls if key(fall) == name]
         size, judged = _mean(those, [fall.size for fall in those]), [fall for fall in those if fall.other]
-        other = _mean(judged, [fall.other.size for fall in judged]) if judged else None
-        difference = _mean(judged, [fall.other.size - fall.size for fall in judged]) if judged else None
+        other = _mean(judged, [fall.other.size for fall in judged])
+        difference = _mean(judged, [fall.other.size - fall.size for fall in judged])
         rows.append(Row(name, count, len(those), sum(fall.significant for fall in those), size, other, difference))
     return rows
 
 
-def _mean(falls: list[Fall], numbers: list[float]) -> tuple[float, float | None]:
-    return clustered_mean(numbers, [fall.problem for fall in falls]) if falls else (0.0, None)
+def _mean(falls: list[Fall], numbers: list[float]) -> tuple[float, float | None] | None:
+    return clustered_mean(numbers, [fall.problem for fall in falls]) if falls else None
 
 
 def share_of(falls: list[Fall], kind: str) -> tuple[float, float | None]:
-    """The share of the significant falls that are at this kind of line, and its standard error over problems.
+    """The share of the significant falls, one or more, that are at this kind of line, and its standard error over problems.
 
     If all problems have the same share, half a problem with such falls only and half a problem without them are added, as in
     `standard_errors`. Otherwise the error would be 0.
     """
     those = [fall for fall in falls if fall.significant]
-    share, error = _mean(those, [float(fall.kind == kind) for fall in those])
+    share, error = clustered_mean([float(fall.kind == kind) for fall in those], [fall.problem for fall in those])
     if error == 0:
         [error] = standard_errors([[share] * len({fall.problem for fall in those})])
     return share, error

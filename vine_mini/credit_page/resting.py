@@ -13,7 +13,7 @@ from vine_mini import models, tasks
 from vine_mini.algorithms import ALGORITHMS
 from vine_mini.app import checkpoint
 from vine_mini.app.config import Common, TrainConfig
-from vine_mini.app.flags import parse
+from vine_mini.app.flags import config_of_run
 from vine_mini.app.setup import policy_name
 from vine_mini.credit_page.config import CreditConfig
 from vine_mini.credit_page.measure import Resting
@@ -87,7 +87,7 @@ def resting_trainer(config: CreditConfig, own: list[Own], model: str | None = No
 
     Its test problems are the user's own ones, if there are any. Its critic is new, or comes from the run if that has trained one.
     """
-    saved = parse(TrainConfig, "train", [f"--preset={config.run}/config.yaml"]) if config.run else TrainConfig()
+    saved = config_of_run(config.run) if config.run else TrainConfig()
     with_critic = config.critic_iterations > 0 and config.problems is None and model is None
     problems = [each.problem for each in own]
     train, test = (problems, problems) if own and not with_critic else tasks.load_problems(config)
@@ -111,7 +111,8 @@ def resting_trainer(config: CreditConfig, own: list[Own], model: str | None = No
 
 
 def _no_loss(logprobs, batch, config, denominator):
-    return torch.zeros((), requires_grad=True), {"ratio": 1.0, "approx_kl": 0.0}
+    share = (batch.response_mask.sum() / denominator).item()  # statistics of micro-batches add up, to a ratio of 1
+    return torch.zeros((), requires_grad=True), {"ratio": share, "approx_kl": 0.0}
 
 
 def train_critic(trainer: Resting, iterations: int) -> str:

@@ -45,8 +45,8 @@ def coupled_ids(is_digit, is_answer):
 
     The ones have id 1, the tens 2, and so on; other tokens have 0. This is for the paper's format (`--task addition-reversed`):
     the numbers of the prompt end with their lowest digit, and the answer begins with its lowest digit. In plain order, the id of
-    the answer's first digit would be the answer's length, which is not known yet. Deviation: in the official code "+" and "=" also
-    have an id, one below that of the ones.
+    the answer's first digit would be the answer's length, which is not known yet. Deviation: in the official code "+" and "="
+    also have an id, one below that of the ones.
 
     is_digit, is_answer [B, T] bool -> [B, T]
     """
@@ -56,8 +56,8 @@ def coupled_ids(is_digit, is_answer):
 def shifted(ids, largest: int, generator=None):
     """Adds one random number to all ids but 0, such that they stay below `largest`. [B, T] -> [B, T]
 
-    Training then meets the ids of longer numbers (both papers of ids by digits). Deviation: tests draw a number as well, where both
-    official codes add none. Raises ValueError where the ids do not fit.
+    Training then meets the ids of longer numbers (both papers of ids by digits). Deviation: tests draw a number as well, where
+    both official codes add none. Raises ValueError where the ids do not fit.
     """
     room = largest - int(ids.max())
     if room < 1:

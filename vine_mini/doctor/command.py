@@ -22,6 +22,7 @@ from vine_mini.app.setup import build_trainer, policy_name
 from vine_mini.hardware import memory
 from vine_mini.sampling import sample, way
 from vine_mini.sampling.fast.graphs import uses_graphs
+from vine_mini.types import UserError
 
 PROMPT = 300  # tokens of the longest prompt, which the estimates of the presets assume
 
@@ -31,6 +32,11 @@ class DoctorConfig(TrainConfig):
     """Say what this machine has, how it samples your policy, how fast, in how much memory, and which presets fit."""
 
     seconds: Seconds = knob(10.0, "Length of the measurement of speed.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.out or self.resume:
+            raise UserError("doctor writes and resumes no run: leave out --out and --resume (--preset RUN/config.yaml reads one)")
 
 
 def doctor(config: DoctorConfig) -> int:

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from statistics import mean
 
-from vine_mini.app.files import check_writable, whole, write_text
+from vine_mini.app.files import check_writable, locked, whole, write_text
 from vine_mini.app.tables import columns
 from vine_mini.study.claims import PAPER, Finding, judge, overall
 from vine_mini.study.config import CLAIMS, TASKS, StudyConfig, episodes_of, jobs, seeds_of
@@ -23,13 +23,15 @@ def study(config: StudyConfig) -> int:
     folder = Path(config.out)
     check_writable(folder / "runs.jsonl")
     folder.mkdir(parents=True, exist_ok=True)
+    prices = prices_of(config, folder)
     for claim in config.claims:  # before anything is measured
         finished_runs(log_of(claim, folder))
     try:
         for claim in config.claims:
-            measure_missing(jobs(claim, config), trainer_of, folder / "prices.json", 0 if config.quick else TIMED)
+            with locked(folder):  # another study would disturb the clock
+                measure_missing(jobs(claim, config), trainer_of, prices, 0 if config.quick else TIMED)
             run = partial(analyse, quick=config.quick) if claim == "values" else learn
-            run_missing(with_prices(jobs(claim, config), folder / "prices.json"), log_of(claim, folder), key, run, config.workers)
+            run_missing(with_prices(jobs(claim, config), prices), log_of(claim, folder), key, run, config.workers)
     finally:  # whatever happens, the runs that have finished are judged
         report(config, folder)
     return 0
@@ -40,11 +42,16 @@ def log_of(claim: str, folder: Path) -> Path:
     return folder / ("values.jsonl" if claim == "values" else "runs.jsonl")
 
 
+def prices_of(config: StudyConfig, folder: Path) -> Path:
+    """Where the prices stand. Those of `quick` include the warm-up, so no other study reads them."""
+    return folder / ("prices-quick.json" if config.quick else "prices.json")
+
+
 def report(config: StudyConfig, folder: Path) -> None:
     """Judges all claims by the runs that have finished, in this call or before, and prints what it wrote."""
     findings, learned, measured = {}, {}, []
     for claim in CLAIMS:
-        wanted = {key(job) for job in with_prices(jobs(claim, config), folder / "prices.json")}
+        wanted = {key(job) for job in with_prices(jobs(claim, config), prices_of(config, folder))}
         runs = {name: run for name, run in finished_runs(log_of(claim, folder)).items() if name in wanted}
         if found := judge(claim, [*runs.values()], seeds_of(claim, config)):
             findings[claim] = found
@@ -72,7 +79,8 @@ def write(config: StudyConfig, findings: dict[str, list[Finding]], runs: list[di
                 for same in by_task
                 for f in same
             ]
-    where = f"{config.seconds:g} seconds a run by the prices in prices.json, on one thread, or {episodes_of(config):,} episodes"
+    prices = prices_of(config, folder).name
+    where = f"{config.seconds:g} seconds a run by the prices in {prices}, on one thread, or {episodes_of(config):,} episodes"
     how = (
         "All intervals of a part of a claim on one task are true at once, with a probability of 95 %. "
         "VinePPO has K = 1 and averaged values (mc_lam, mc_mu). At equal episodes it is the paper's, without averages."

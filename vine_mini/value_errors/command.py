@@ -18,7 +18,7 @@ from vine_mini.app import checkpoint
 from vine_mini.app.config import TrainConfig
 from vine_mini.app.cost import STATES, check_cost
 from vine_mini.app.files import new_folder, write_text
-from vine_mini.app.flags import parse
+from vine_mini.app.flags import config_of_run
 from vine_mini.app.setup import build_trainer
 from vine_mini.app.tables import columns
 from vine_mini.evaluate import percent
@@ -49,8 +49,8 @@ class Report:
 
 def analyze_values(config: ValuesConfig) -> int:
     """The `analyze values` command."""
-    folder = new_folder(config.out, "values")
-    saved = parse(TrainConfig, "train", [f"--preset={config.run}/config.yaml"])
+    new_folder(config.out, "values")  # refuses before anything is computed
+    saved = config_of_run(config.run)
     names = checkpoint.kept(Path(config.run))
     for name in names:
         if not (Path(config.run) / name).is_dir():
@@ -59,8 +59,13 @@ def analyze_values(config: ValuesConfig) -> int:
         print(f"{config.run} trained no critic ({saved.algorithm}): only Monte Carlo values are measured")
     reports: list[Report] = []
     for name in tqdm(names, desc="checkpoints", dynamic_ncols=True):
-        reports.append(measure(load(config, saved, name), config))
+        trainer = load(config, saved, name)
+        if not reports:  # no input was refused; from now on another call takes another name
+            folder = new_folder(config.out, "values")
+            folder.mkdir(parents=True, exist_ok=True)
+        reports.append(measure(trainer, config))
         write(reports, config.run, folder)  # after each of them, because the next one may take long
+        del trainer  # before the next one needs its memory
     if not all(report.agreement for report in reports):
         print(f"at some checkpoint no state has {config.choices} distinct next steps with a clear best one: lower --choices")
     print(f"{table(reports)}\n\npictures, table and JSON: {folder}")
@@ -69,7 +74,6 @@ def analyze_values(config: ValuesConfig) -> int:
 
 def write(reports: list[Report], run: str, folder: Path) -> None:
     """Writes table, JSON and pictures."""
-    folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "values.json", json.dumps(reports, default=asdict, indent=1))
     write_text(folder / "values.md", table(reports) + "\n")
     plot_values(reports[-1], run, folder / "values.png")
@@ -81,20 +85,21 @@ def load(config: ValuesConfig, saved: TrainConfig, name: str) -> Trainer:
     """A trainer in the state of a checkpoint of the run."""
     of_run: dict = vars(saved) | dict(device=config.device, seed=config.seed, eval_every=0, eval_problems=0, yes=config.yes)
     of_run |= dict(prompts=1, group=config.responses, minibatch_size=1, with_replacement=False, model=f"{config.run}/{name}")
+    of_run |= dict(kl_coef=0.0)  # no copy of the policy as a reference, which nothing here reads
     if not ALGORITHMS[saved.algorithm].needs_critic:
         of_run["algorithm"] = SIMPLEST
     trainer = build_trainer(TrainConfig(**of_run))
     checkpoint.resume(trainer, Path(config.run), name)
-    rollouts = STATES * config.problems * config.responses + config.choices * config.states  # states with known truth
-    tried = rollouts * (config.truth + max(config.ks)) + CANDIDATES * TRIES * config.choices * config.states
+    if config.problems > len(trainer.test_prompts):
+        raise UserError(f"problems = {config.problems}, but there are only {len(trainer.test_prompts)} test problems")
+    n_states = STATES * config.problems * config.responses + config.choices * config.states  # with known truth
+    tried = n_states * (config.truth + max(config.ks)) + CANDIDATES * TRIES * config.choices * config.states
     check_cost(trainer.config, trainer.policy.num_parameters(), tried, tried)
     return trainer
 
 
 def measure(trainer: Trainer, config: ValuesConfig) -> Report:
     """Samples responses to test problems with the policy, and measures the values of their states and of next steps."""
-    if config.problems > len(trainer.test_prompts):
-        raise UserError(f"problems = {config.problems}, but there are only {len(trainer.test_prompts)} test problems")
     iteration, trainer = trainer.iteration, copy.copy(trainer)  # the trainer itself stays as it is
     trainer.iteration = 0  # the same problems at every checkpoint
     trainer.train_problems, trainer.prompts = trainer.test_problems, trainer.test_prompts

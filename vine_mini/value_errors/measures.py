@@ -1,6 +1,6 @@
 """Errors of value estimates, and how often they find the best next step. Pure functions of lists.
 
-The paper takes 256 rollouts of a state as its truth. Its error, sqrt(V (1 - V) / 256) <= 0.031, is part of every error here.
+The paper takes 256 rollouts of a state as its truth. Its error, sqrt(V (1 - V) / 256) <= 0.032, is part of every error here.
 """
 
 import statistics

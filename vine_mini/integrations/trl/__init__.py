@@ -29,7 +29,7 @@ from vine_mini.advantages import whiten
 from vine_mini.algorithms import vineppo
 from vine_mini.models import context_length
 from vine_mini.steps import cut_steps
-from vine_mini.types import Episodes, Tokens, Trajectory, UserError
+from vine_mini.types import Episodes, Tokens, Trajectory, UserError, derive_seed
 
 TESTED = "1.16"  # signatures of private methods change between minor versions of TRL
 PRIVATE = {  # the private methods that are replaced or called, and their arguments in the tested version
@@ -65,7 +65,7 @@ class Order(TrainerCallback):
 
     def on_epoch_begin(self, args, state, control, **_):
         """The sampler draws the order of the epoch after this call."""
-        self.sampler.generator.manual_seed((args.seed + int(state.epoch)) % 2**32)
+        self.sampler.generator.manual_seed(derive_seed(args.seed, "problems", int(state.epoch)))
 
 
 class VinePPOTrainer(GRPOTrainer):

@@ -59,10 +59,8 @@ def seconds(weights, cached, config, device=GPU, *, gpus=1, engine=1, batch=None
         return max(n / batch * step * engine / gpus, response * step)  # one token after the other
 
     sampled, rolled = tokens(config, response, steps)
-    scored = (config.epochs * episodes > config.minibatch_size) + (
-        config.kl_coef > 0
-    )  # old log-probs, unless one update; reference
-    passes = (8 if config.gradient_checkpointing else 6) * config.epochs + 2 * scored
+    old, reference = config.epochs * episodes > config.minibatch_size, config.kl_coef > 0  # old log-probs, unless one update
+    passes = (8 if config.gradient_checkpointing else 6) * config.epochs + 2 * (old + reference)
     updates = passes * weights * episodes * (prompt + response) / gpus / device.flops / device.training
     return sampling(episodes, sampled), sampling(episodes * steps * config.k, rolled), updates
 

@@ -5,6 +5,7 @@ into that token's interval of the cumulative distribution. One forward pass give
 """
 
 import torch
+import torch.nn.functional as F
 from transformers import DynamicCache
 
 from vine_mini.logprobs import logits_of, rows_of_logits
@@ -27,13 +28,17 @@ def read(model, trunks: list[list[int]], table: Table, requests):
         last, width = first + len(part), max(map(len, part))
         ids = torch.tensor([t + [0] * (width - len(t)) for t in part], device=model.device)  # [b, w]
         cache = DynamicCache()  # without the model's config, so that layers with a sliding window keep all tokens
-        hidden = model.base_model(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state  # [b, w, D]
-        for n, (k, v, *_) in enumerate(cache):  # [b, H, w, d] for each layer
+        inputs = dict(input_ids=ids)
+        if ids.is_cuda and model.dtype == torch.float32:  # as in `logprobs.hidden_before`
+            real = torch.arange(width + 1, device=model.device) < lengths[:, None]
+            inputs = dict(input_ids=F.pad(ids, (0, 1)), attention_mask=real.long())
+        hidden = model.base_model(**inputs, past_key_values=cache, use_cache=True).last_hidden_state[:, :width]  # [b, w, D]
+        for n, (k, v, *_) in enumerate(cache):  # [b, H, w or w + 1, d] for each layer
             if first == 0:
                 keys.append(k.new_zeros(len(trunks), k.shape[1], k.shape[3], L))
                 values.append(v.new_zeros(len(trunks), v.shape[1], L, v.shape[3]))
-            keys[n][first:last, :, :, :width] = k.mT
-            values[n][first:last, :, :width] = v
+            keys[n][first:last, :, :, :width] = k[:, :, :width].mT
+            values[n][first:last, :, :width] = v[:, :, :width]
         rows = requests[(table.trunk[requests] >= first) & (table.trunk[requests] < last)]  # [r] the requests on these trunks
         _follow(model, table, rows, table.trunk[rows] - first, ids, lengths, hidden)
         for own in rows[~table.done(rows)].split(rows_of_logits(model)):
