@@ -68,9 +68,9 @@ print(f"{len(truth)} states of {n} responses, mean value {truth.mean():.2f}; sta
 # %% [markdown]
 # ## Which next step is best?
 #
-# From each state of half of the responses we sample 32 times and keep the first five different next steps, if there are five.
-# Then we measure the value after each of them with 32 rollouts. Only sets with a clear winner count, in which the best value
-# leads by more than 0.2. In states after a mistake, all five values are near 0, so there is no winner.
+# From each state but the last of half of the responses we sample 32 times and keep the first five different next steps, if there
+# are five. Then we measure the value after each of them with 32 rollouts. Only sets with a clear winner count, in which the best
+# value leads by more than 0.2. In states after a mistake, all five values are near 0, so there is no winner.
 
 # %%
 options, option_problems, option_cuts, set_rows, draws = [], [], [], [], 32
@@ -147,10 +147,10 @@ for name, states in (("lost states, truth below 0.05", truth < 0.05), ("good sta
     print(f"{name}: " + ", ".join(f"{who} {guesses[who][states].mean():.2f}" for who in ("critic", "Monte Carlo, K = 9")))
 
 # %% [markdown]
-# Two of the paper's findings hold here as well. The critic's error is larger than the error of nine rollouts (but not larger
-# than the error of one). It is smallest at the prompt and largest at the end of the chain. The error of Monte Carlo values
-# becomes smaller along the chain. The third finding holds in part. Nine rollouts nearly always find the best step. The critic
-# finds it far less often, but more often than by chance.
+# Two of the paper's findings hold here as well. The critic's error is larger than the error of nine rollouts (but not larger than
+# the error of one). The critic's error is smallest at the prompt and largest at the end of the chain. The error of Monte Carlo
+# values becomes smaller along the chain. The third finding holds in part. Nine rollouts nearly always find the best step. The
+# critic finds it far less often, but more often than by chance.
 #
 # The critic knows more than the place: one number a place errs more. But it separates lost states from good ones
 # only weakly (left in the picture). In the mean it says 0.19 where the truth is below 0.05, and 0.37 where the truth is above

@@ -7,7 +7,7 @@
 #
 # | | advantage of a token in step i | the baseline is the value of | it is estimated with |
 # |---|---|---|---|
-# | REINFORCE, whitened | (R - mean of all R) / std | an average problem | all responses of the iteration |
+# | REINFORCE, whitened | (R - mean R over all tokens) / std | an average problem | all responses of the iteration |
 # | RLOO (arXiv 2402.14740) | R - mean R of the others | the prompt, s_0 | the other responses to it |
 # | GRPO (arXiv 2402.03300) | (R - mean R of the group) / std | the prompt, s_0 | all responses to it |
 # | PPO (VinePPO, section 3; lambda = 1) | R - V(s_t) | the state before the token | a network |
@@ -106,8 +106,8 @@ for groups, alone in zip(graded(3, many, seed=1).view(3, -1, 8), graded(3, many,
 # ## What the division by the standard deviation does
 #
 # GRPO divides by the standard deviation of the group, which is largest where half of the responses are right. Very easy and very
-# hard problems therefore count more than without the division. This is a bias: the gradient of the mean reward is
-# another one. Dr. GRPO leaves the division out (arXiv 2503.20783; here the setting `scale_by_std`).
+# hard problems therefore count more than without the division. This is a bias: the mean update is then no longer proportional to
+# the gradient of the mean reward. Dr. GRPO leaves the division out (arXiv 2503.20783; here the setting `scale_by_std`).
 #
 # Where all rewards of a group are equal, GRPO and RLOO give advantage 0, and the group teaches nothing. We count how often this
 # happens. A lower temperature stands for a policy that has already learned something.
@@ -138,8 +138,8 @@ for name in ("RLOO", "VinePPO, K = 9"):
 #
 # We compute the correlation of each algorithm's advantages with the truth over all tokens, in four parts of the batch that share
 # no problem. A common shift or scale, as in whitening, does not change a correlation. (GRPO's divisors differ between groups.)
-# The truth is noisy itself. Its halves have independent noise, so from their correlation $c$ we know what perfect advantages
-# would reach: $\sqrt{2c/(1+c)}$.
+# The truth is noisy itself. Its halves have nearly independent noise (V(s_0) counts the same group in both), so from their
+# correlation $c$ we know what perfect advantages would reach: $\sqrt{2c/(1+c)}$.
 
 
 # %%
@@ -160,9 +160,9 @@ print(f"perfect advantages would reach {perfect:.2f}")
 # With K = 1 a value is 0 or 1 (V(s_0) also counts the group), and an advantage is the difference of two values. It agrees with
 # the truth about as well as an advantage from a group. Three rollouts give a better agreement, and nine a clearly better one.
 #
-# The gain is less noise. REINFORCE, RLOO, VinePPO and PPO with lambda = 1 have mean gradients of the same direction. Does it
-# pay? We compare VinePPO's accuracy with GRPO's on chains of twelve operations, and where three of twelve are hard. After as many
-# responses, K = 9 is ahead by 22 points and by 1, rollouts not counted. After equal seconds on a CPU, K = 1 with tutorial 4's
+# The gain is less noise. REINFORCE, RLOO, VinePPO and PPO with lambda = 1 have mean gradients of the same direction. Does it pay?
+# We compare VinePPO's accuracy with GRPO's on chains of twelve operations, and on chains where three of twelve are hard. After
+# equally many responses, K = 9 is ahead by 22 points and by 1 (rollouts not counted). After equal seconds on a CPU, K = 1 with
 # averages is behind by 6.5 and by 5.5. All four 95 % intervals contain 0 (`results/claims.md`). A fair comparison has equal
 # seconds, and each algorithm's own best setting.
 

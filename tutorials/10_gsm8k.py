@@ -137,7 +137,7 @@ print("\n" + "\n".join(f"{k:19} {log[-1][k]:.2g}" for k in ("truncated", "nonzer
 # | command | what it does |
 # |---|---|
 # | `python -m vine_mini train --preset gsm8k-qwen0.5b` | should fit a GPU with 24 GB, by the estimate; not run yet |
-# | `python -m vine_mini train --preset gsm8k-rho1b` | the paper's run of RhoMath 1.1B |
+# | `python -m vine_mini train --preset gsm8k-rho1b` | the paper's run of RhoMath 1.1B (`gsm8k-rho1b-paper`: official options) |
 # | `python -m vine_mini train --preset gsm8k-qwen0.5b --algorithm grpo` | a flag replaces a field of the preset |
 # | `python -m vine_mini train --resume RUN` | continues a run, for example after Ctrl-C |
 # | `python -m vine_mini evaluate --preset RUN/config.yaml --policy RUN/policy` | measures the policy with its own prompt |
@@ -152,7 +152,7 @@ print("\n" + "\n".join(f"{k:19} {log[-1][k]:.2g}" for k in ("truncated", "nonzer
 # | `nonzero_advantages` | well above 0 | nothing to learn: states have equal values (GRPO, RLOO: responses have equal rewards) |
 # | `kl` | slowly growing | if it jumps, lower `lr` or raise `kl_coef` |
 # | `clip_frac` | small | if it is large, there are too many updates on a batch, or too large ones (tutorial 6) |
-# | `sampler_gap` | tiny, with `bf16` about 0.0005 | a large gap is a bug: sampler and training code disagree on the same tokens |
+# | `sampler_gap` | tiny, with `bf16` about 0.0005 | `importance_cap` 2; without `bf16`: a bug, sampler and training disagree |
 #
 # The learning rate of these presets is the paper's 1e-6. Fine-tuning often takes ten times as much or more. Reinforcement
 # learning has many more updates, and its gradients are mostly noise. Without `lr`, models below ten million parameters get 1e-4.

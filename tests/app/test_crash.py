@@ -341,7 +341,7 @@ def test_ctrl_c_again_stops_at_once(where, presses, then, capsys, monkeypatch):
     assert go_on() == 0 and rows() == [0, 1, 2, 3, 4, 5] and not Path("run/lock").exists()
 
 
-@pytest.mark.parametrize(("takes", "wanted"), [(0, [2, 4, 6]), (10, [2, 5])])
+@pytest.mark.parametrize(("takes", "wanted"), [(0, [2, 4]), (10, [2])])
 def test_long_iterations_are_followed_by_checkpoints_and_large_checkpoints_are_rarer(takes, wanted, capsys, monkeypatch):
     """By default the first checkpoint came after 40 iterations, however long they took. An iteration takes 70 seconds here."""
     clock, found, save = SimpleNamespace(now=0), [], loop.Run.save
@@ -358,8 +358,8 @@ def test_long_iterations_are_followed_by_checkpoints_and_large_checkpoints_are_r
 
     monkeypatch.setattr(loop.Run, "save", slow_save)
     monkeypatch.setattr(commands, "build_trainer", lambda config: slow(TinyTrainer(config)))
-    assert commands.train(TrainConfig(**SETTINGS | dict(iterations=7, save_every=100, keep_every=0), out="run")) == 0
-    assert [n for n in found if n < 7] == wanted and loop.SAVE_SECONDS == 120
+    assert commands.train(TrainConfig(**SETTINGS | dict(save_every=100, keep_every=0), out="run")) == 0
+    assert [n for n in found if n < 5] == wanted and loop.SAVE_SECONDS == 120
 
 
 def test_a_run_that_was_killed_in_its_last_picture_has_it_in_the_end(capsys):

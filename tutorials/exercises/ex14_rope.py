@@ -18,7 +18,7 @@ def rope(x, positions):
         x: [B, H, T, d], d even.
         positions: [B, T] integers, which need not start at 0 and need not be in order.
     Returns:
-        [B, H, T, d], in the precision of x. The grader computes in float64.
+        [B, H, T, d]. The grader passes float64 and compares in float64.
 
     Example: x = (1, 0) at position 1 with d = 2  ->  (cos 1, sin 1) = (0.54030, 0.84147)
     """

@@ -19,8 +19,8 @@ def write_position(layer, length):
         coordinate POSITION    0
         other coordinates      random content, which must not matter
 
-    After the layer, coordinate POSITION must hold the position t exactly: 1 for <bos>, then 2, ..., length + 1. The layer has
-    no norms and works in two parts:
+    After the layer, coordinate POSITION must hold the position t exactly: 1 for <bos>, then 2, ..., length + 1. All other
+    coordinates must keep their values. The layer has no norms and works in two parts:
 
     Attention: if all keys are equal, token t gives each of the t visible tokens the weight 1/t. Let the value be IS_BOS. The mean
         of (1, 0, ..., 0) is then 1/t. Write it to POSITION.

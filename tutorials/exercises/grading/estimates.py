@@ -186,6 +186,7 @@ def _whiten_cases():
         "three rows": dict(x=random(3, 5, seed=3) + 2, mask=mask),
         "one of twenty": dict(x=tensor([1] + 19 * [0]), mask=tensor(20 * [1])),
         "a large mean": dict(x=tensor([30001, 30002, 30006, 9]), mask=tensor([1, 1, 1, 0])),
+        "numbers that differ little": dict(x=tensor([0.5, 0.50001, 0.50002, 0.5]), mask=tensor([1, 1, 1, 1])),
     }
 
 

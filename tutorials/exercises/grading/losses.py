@@ -1,5 +1,6 @@
 """Exercises on losses: the policy gradient, the clipped surrogate, KL estimators, micro-batches, DPO-Positive."""
 
+import math
 from types import SimpleNamespace
 
 import torch
@@ -124,6 +125,7 @@ def _clip_cases():
         "ratio 0.5, a good token": case(0.5, 1.0),
         "clip 0.5": case(1.4, 1.0, clip=0.5),
         "ratio 50, a bad token": case(50.0, -1.0),
+        "a huge ratio, a bad token": case(math.exp(30), -1.0),
         "a token with the advantage 0": dict(
             logprobs=tensor([-1.0, -2.0]), old_logprobs=tensor([-1.1, -2.0]), advantages=tensor([1.0, 0.0]), mask=tensor([1, 1])
         ),
@@ -195,10 +197,11 @@ def k3_limited(logprobs, ref_logprobs, *, kind):
 
 def _kl_cases():
     far = dict(logprobs=tensor([-9.0, -0.5]), ref_logprobs=tensor([-0.5, -9.0]))
+    farther = dict(logprobs=tensor([-40.5, -0.5]), ref_logprobs=tensor([-0.5, -40.5]))
     p, q = tensor([-1.0, -0.5]), tensor([-1.2, -0.1])
     wide = dict(logprobs=random(3, 4, seed=8) - 2, ref_logprobs=random(3, 4, seed=9) - 2)
     cases = {f"{kind}, two tokens": dict(logprobs=p, ref_logprobs=q, kind=kind) for kind in ("k1", "k2", "k3")}
-    more = {"three rows": wide, "policy and reference far apart": far}
+    more = {"three rows": wide, "policy and reference far apart": far, "40 nats apart": farther}
     return cases | {f"{kind}, {name}": x | {"kind": kind} for name, x in more.items() for kind in ("k1", "k2", "k3")}
 
 
@@ -431,6 +434,7 @@ def _dpo_cases():
         "three pairs": case([0.5, -0.25, -1.0], [-0.5, 0.25, -2.0], beta=0.3),
         "DPO": case([0.5, -0.25, -1.0], [-0.5, 0.25, -2.0], beta=0.5, penalty=0.0),
         "a penalty of 50, a margin far below 0": case([-20.0, 0.1], [1.0, -0.1], penalty=50.0),
+        "a margin far above 0": case([800.0, 0.1], [0.0, -0.1]),
     }
 
 

@@ -153,7 +153,7 @@ def _alibi_cases():
 
 
 def _count(function, length):
-    """Sets the weights of a real layer. -> the positions that it writes for <bos> and random tokens, [2, length + 1]"""
+    """Sets the weights of a real layer. -> the positions that it writes for <bos> and random tokens, and what else it changes"""
     model = theory.build(length)
     layer = model.model.layers[0]
     for weight in layer.parameters():
@@ -161,7 +161,14 @@ def _count(function, length):
     function(layer, length)
     ids = torch.randint(1, theory.VOCAB, (2, length + 1), generator=torch.Generator().manual_seed(16))
     ids[:, 0] = theory.BOS
-    return theory.read_positions(model, ids)
+    before = model.model.embed(ids)  # [2, length + 1, D]
+    after = []
+    hook = layer.register_forward_hook(lambda module, inputs, output: after.append(output[0]))
+    model.model(ids, use_cache=False)
+    hook.remove()
+    positions, change = after[0][..., theory.POSITION].clone(), after[0] - before
+    change[..., theory.POSITION] = 0
+    return {"positions": positions, "change of the other coordinates": change}
 
 
 def _not_zeroed(layer, length, *names):
@@ -349,6 +356,7 @@ def _forget_cases():
         "a constant gate": dict(log_f=torch.full((1, 1, 4), -0.25, dtype=torch.float64)),
         "gates of 1": dict(log_f=torch.zeros(1, 2, 3, dtype=torch.float64)),
         "a gate near 0": dict(log_f=torch.tensor([[[-0.5, -30.0, -2.0]]], dtype=torch.float64)),
+        "two gates near 0": dict(log_f=torch.tensor([[[-0.5, -400.0, -400.0, -2.0]]], dtype=torch.float64)),
         "two rows, three heads": dict(log_f=gates(2, 3, 5, seed=21)),
         "as many heads as tokens": dict(log_f=gates(2, 4, 4, seed=22)),
     }
