@@ -2,8 +2,8 @@
 # # 14. From here to many GPUs
 #
 # So far everything ran in one process. The paper trains models with 1.1 and 7 billion parameters. The larger one needs several
-# GPUs. Each has its own process, called a *rank*. Ranks communicate by *all-reduce*: every rank gives a tensor and gets the sum of
-# all. For each part of an iteration, we ask if it can be divided among ranks, and where they communicate. No GPU is needed.
+# GPUs. Each has its own process, called a *rank*. Ranks communicate by *all-reduce*: every rank gives a tensor and gets the sum.
+# For each part of an iteration, we ask if it can be divided among ranks, and where they communicate. No GPU is needed.
 
 # %%
 import subprocess
