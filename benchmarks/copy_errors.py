@@ -3,9 +3,9 @@ r"""Where do models that copy random items make their first error: where the ite
     python -m benchmarks.copy_errors runs/distinct results/lengthgen/alibi/distinct.py --out results/lengthgen/alibi
 
 A model that copies by content finds the last written items in the input, and writes the item that follows them there. Such a
-model errs where these items also stand elsewhere with another follower. The more items repeat, the more often it errs; the length
-of the input does not matter. The folder holds models of `lengthgen` that were trained on copy-v3, or on a task of one's own that
-is copy-v3 up to the longest training length.
+model errs where these items also stand elsewhere with another follower. The more items repeat, the more often it errs. Under this
+rule alone the length of the input does not matter. The folder holds models of `lengthgen` that were trained on copy-v3, or on a
+task of one's own that is copy-v3 up to the longest training length.
 """
 
 import argparse

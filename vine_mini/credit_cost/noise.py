@@ -96,7 +96,7 @@ def mean_and_error(pools: list[Pool], numbers: list[float]) -> tuple[float, floa
 def best_dials(pools: list[Pool], *, k: int, group: int) -> tuple[float, float]:
     """The lam and the mu at which the noise is least, each step weighted by the freedom of the policy.
 
-    The same pools that choose them then measure their noise, which is therefore a little too low.
+    The same pools choose them, so their weighted noise is a little too low.
     """
 
     def total(dials):

@@ -85,8 +85,8 @@ def make_optimizer(model, config: LengthgenConfig):
     The second group has no weight decay, and `encoding_lr` times the learning rate if the encoding is `slow`. Of the table's
     encodings only T5's bias is. AdamW moves a parameter by at most about the sum of the learning rates. That is lr x steps / 2
     with this schedule: 0.6 in the paper (3e-5 and 40,000 updates), and at the full rate 2 to 18 here. Such large biases could let
-    T5's table become a code for the positions that training has. In short runs T5 was better on longer inputs with a tenth of the
-    rate. Vectors that are added to embeddings (the learned table) are matrices.
+    T5's table become a code for the positions that training has. In short runs (not kept) T5 was better on longer inputs with a
+    tenth of the rate. Vectors that are added to embeddings (the learned table) are matrices.
     """
     encoding = ENCODINGS[getattr(model.config, "encoding", "nope")]
     small = {name for name, _ in model.named_parameters() if ".encoding." in name and not encoding.vectors}

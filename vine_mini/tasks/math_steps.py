@@ -1,8 +1,8 @@
 """Where the reasoning steps of a solution of MATH start, much as the paper's code cuts them.
 
 Of the 500 solutions of MATH-500, 461 have the same steps as there, white space aside, and 99.1 % of all steps start at the same
-places. What differs is where a long step is cut. The paper's code counts every formula as 60 characters when it looks for the
-middle of a step. It treats the rest of a formula that has been cut as text.
+places (compared once). What differs is where a long step is cut. The paper's code counts every formula as 60 characters when it
+looks for the middle of a step. It treats the rest of a formula that has been cut as text.
 """
 
 import re
