@@ -128,6 +128,16 @@ def problems(config):
 '''
 
 
+@needs_trl
+def test_a_run_whose_first_iteration_fails_leaves_nothing(tmp_path, capsys):
+    """The corrected task was refused, because the folder already held something."""
+    (tmp_path / "none.py").write_text(f"{TWELVE}def reward(problem, text): return None\n")
+    words = ["--task", str(tmp_path / "none.py"), "--policy", "arithmetic", *SMALL, "--out", str(tmp_path / "run")]
+    assert command.main(words) == 2
+    assert "must return a number from 0 to 1, not None" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == ["none.py"]
+
+
 def test_neighbouring_seeds_have_other_orders():
     """The second epoch of seed 0 had the order of the first epoch of seed 1."""
     order = trl.Order()

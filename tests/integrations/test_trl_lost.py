@@ -256,6 +256,9 @@ def test_errors_that_say_that_something_is_lost_end_the_process(monkeypatch, tmp
     for defect in (ZeroDivisionError, FileNotFoundError, RuntimeError):  # a defect, also of the user's task, keeps its traceback
         with pytest.raises(defect), lost.lost(tmp_path):
             raise defect
+    for full in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("can't allocate memory: 8 bytes")):
+        with pytest.raises(UserError, match="not enough memory: lower --sample_batch_size"), lost.lost(tmp_path):
+            raise full
     with pytest.raises(SystemExit), lost.lost(tmp_path / "new"):
         raise ConnectionError("refused")
     assert lines[0] == f"process 0 ends: refused by host; go on with --resume {tmp_path}\n" and len(lines) == 4

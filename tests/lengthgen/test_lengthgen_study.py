@@ -260,6 +260,17 @@ def test_bad_input_gets_one_line(words, says, tmp_path, monkeypatch, capsys):
     assert says in err and err.count("\n") == 1 and not list(Path().rglob("*"))
 
 
+def test_a_foreign_folder_is_refused(quick, tmp_path, capsys):
+    (tmp_path / "thesis.tex").touch()
+    assert study(tmp_path, "--parts", "short") == 2
+    err = capsys.readouterr().err
+    assert "holds thesis.tex and nothing of a study: choose another --out" in err and err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"] and not quick
+    study_module._check_own(STUDY)
+    (tmp_path / "copy-diverged").mkdir()  # of a study whose first run diverged
+    study_module._check_own(tmp_path)
+
+
 # --- results that grow -----------------------------------------------------------------------------------------------------
 
 

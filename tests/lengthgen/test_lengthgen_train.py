@@ -8,6 +8,7 @@ import sys
 import time
 import zlib
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from statistics import mean
@@ -423,6 +424,8 @@ def test_a_file_that_results_name_runs_only_if_the_command_names_it(run, folder,
         for command in ("rank", "attention", "temperature", "probe"):
             code, _, err = run(command, tmp_path)
             assert code == 2 and "names the file evil.py, which would run: add evil.py after the folder" in err
+        code, _, err = run("--encodings", "nope", "--out", tmp_path)
+        assert code == 2 and "add evil.py to --encodings or as --task, or choose another --out, if you trust it" in err
         assert not Path("RAN").exists()
         code, _, err = run("rank", tmp_path, "evil.py", "--encodings", "nope", "hybrid")
         assert code == 0 and Path("RAN").exists(), err
@@ -464,6 +467,75 @@ def test_a_bad_encoding_file_gets_one_line(run, text, says, tmp_path):
         mine.write_text(text)
     code, out, err = run("--encodings", mine, "--out", tmp_path / "run")
     assert code == 2 and says in err and err.count("\n") == 1 and not out and not (tmp_path / "run").exists()
+
+
+LATE = """
+import torch
+from vine_mini.decoder.table import Encoding
+ROWS = torch.zeros(70)
+ENCODING = Encoding("late", bias=lambda distance, t, config, w: ROWS[distance.clamp(min=0).long()][:, None])
+"""
+IDS_OF_THREE = "from vine_mini.decoder.table import Encoding\nENCODING = Encoding('a', ids=lambda *_: 3, table=True)"
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        (LATE, "mine.py, line 5: IndexError: index 70 is out of bounds"),
+        (IDS_OF_THREE, "mine.py: <lambda>() returned int"),
+        (OWN.replace(BIAS, "exit(4)"), "mine.py, line 3: SystemExit: 4"),
+    ],
+)
+def test_an_encoding_file_that_fails_after_the_start_gets_one_line_and_may_be_corrected(run, text, says, tmp_path):
+    """A table that was too short for the longest inputs ended in a traceback, and the corrected file was refused."""
+    mine, out = tmp_path / "mine.py", tmp_path / "run"
+    words = ["--train_lengths", 2, 3, "--test_lengths", 40, 40, "--seeds", 0, "--processes", 1, *flags(SMALL), "--out", out]
+    mine.write_text(text)
+    code, _, err = run("--encodings", mine, *words)
+    assert code == 2 and says in err.splitlines()[-1] and "Traceback" not in err
+    assert out.exists() == (text == LATE) == (out / "models" / "mine-0" / "model.safetensors").exists()
+    mine.write_text(OWN)
+    del ENCODINGS[str(mine)]  # as in a new process
+    loading._run.cache_clear()
+    code, _, err = run("--encodings", mine, *words)
+    assert code == 0 and len(load_results(out)["runs"]) == 1, err
+
+
+def test_a_file_without_a_finished_run_may_be_changed_beside_other_runs(tmp_path, monkeypatch):
+    mine = tmp_path / "mine.py"
+    mine.write_text(OWN)
+    config = LengthgenConfig(encodings=["nope", str(mine)], seeds=[0], train_lengths=[2, 3], processes=1, **SMALL)
+    whole = sweep_module.train
+
+    def train(config, encoding, *rest):
+        if encoding != "nope":
+            raise UserError("mine fails")
+        return whole(config, encoding, *rest)
+
+    monkeypatch.setattr(sweep_module, "train", train)
+    with pytest.raises(UserError, match="mine fails"):
+        sweep(config, tmp_path / "run")
+    mine.write_text(OWN + "# corrected")
+    monkeypatch.undo()
+    assert len(sweep(config, tmp_path / "run")["runs"]) == 2
+    mine.write_text(OWN)
+    with pytest.raises(UserError, match="as it was before it was changed"):
+        sweep(config, tmp_path / "run")
+
+
+def test_a_folder_in_use_is_told_without_a_progress_bar(tmp_path, capsys, monkeypatch):
+    config = LengthgenConfig(encodings=["nope"], seeds=[0], processes=1, **SMALL)
+    (tmp_path / "run").mkdir()
+
+    @contextmanager
+    def locked(folder):
+        raise UserError(f"{folder} is in use")
+        yield
+
+    monkeypatch.setattr(sweep_module, "locked", locked)
+    with pytest.raises(UserError, match="is in use"):
+        sweep(config, tmp_path / "run")
+    assert capsys.readouterr().err == "" and (tmp_path / "run" / "results.json").exists()  # which is the other process's
 
 
 @pytest.mark.parametrize(

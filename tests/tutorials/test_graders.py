@@ -338,6 +338,14 @@ def test_the_board_shows_what_is_done_failing_and_next(learner, capsys):
     assert "✗ ex01_choose" in shown(capsys)
 
 
+def test_each_line_of_the_board_appears_when_its_exercise_is_graded(capsys, monkeypatch):
+    """With slow answers, nothing was to be seen for 16 seconds."""
+    seen = []
+    monkeypatch.setattr("grading.board.verdict", lambda _: (seen.append(capsys.readouterr().out), ("done", ""))[1])
+    shown(capsys)
+    assert "✓ ex01_choose" in seen[1] and "✓ ex02_kv_cache" in seen[2]
+
+
 def test_an_answer_that_ends_or_keeps_its_process_is_one_line_of_the_board(learner, capsys, monkeypatch):
     """os._exit ended the board without a word; a loop that swallows every exception kept it busy for ever."""
     monkeypatch.setattr("grading.EXERCISES", EXERCISES[4:7])

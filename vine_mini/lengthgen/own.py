@@ -28,8 +28,10 @@ the file too. A command that reads results runs it only if the command names it 
 """
 
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 
@@ -40,6 +42,7 @@ from vine_mini.lengthgen.vocabulary import encode
 from vine_mini.loading import load_file, told
 from vine_mini.types import UserError
 
+PLACES = "vectors queries_keys bias content_bias parameters layer_parameters".split()  # functions of an `Encoding`, and ids
 TRAIN, TEST, STEPS = (2, 10), (11, 20), 2000  # the defaults of a user's own task
 
 
@@ -63,7 +66,11 @@ def find_encoding(name: str) -> None:
     found = load_file(name, "position encoding", ["ENCODING"]).ENCODING
     if not isinstance(found, Encoding):
         raise UserError(f"{name}: ENCODING must be an Encoding of vine_mini.decoder.table, not {type(found).__name__}")
-    ENCODINGS[name] = found
+    path = Path(name).expanduser().resolve()
+    functions: dict[str, Any] = {p: told(getattr(found, p), path) for p in PLACES if getattr(found, p) is not None}
+    if found.ids is not None:
+        functions["ids"] = told(found.ids, path, torch.Tensor, lambda ids: ids.dim() == 2)
+    ENCODINGS[name] = replace(found, **functions)
 
 
 def load_own(words: list[str]) -> list[str]:
@@ -77,10 +84,10 @@ def load_own(words: list[str]) -> list[str]:
     return [word for word in words if not word.endswith(".py")]
 
 
-def check_named(names: list[str]) -> None:
+def check_named(names: list[str], where: str) -> None:
     """Raises UserError for a Python file among the names that results hold, unless the user has named it too.
 
-    From another working directory, the user's path of the file is another one.
+    `where` says where the command takes such a name. From another working directory, the user's path of the file is another one.
     """
     tables: list[dict] = [TASKS, ENCODINGS]
     for name in [name for name in names if name.endswith(".py") and not any(name in table for table in tables)]:
@@ -89,7 +96,7 @@ def check_named(names: list[str]) -> None:
                 table[name] = table[named[0]]
                 break
         else:
-            raise UserError(f"it names the file {name}, which would run: add {name} after the folder if you trust it")
+            raise UserError(f"it names the file {name}, which would run: add {name} {where} if you trust it")
 
 
 @torch.no_grad()

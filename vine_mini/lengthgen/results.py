@@ -29,11 +29,14 @@ def begin(config: LengthgenConfig, folder: Path) -> dict:
     settings = {name: value for name, value in asdict(config).items() if name not in ("out", "processes", "device", "yes")}
     own = [name for name in (config.task, *config.encodings) if name.endswith(".py")]
     files = {name: sha256(Path(name).expanduser().read_bytes()).hexdigest() for name in own}
-    if not (folder / "results.json").exists():
-        return {"task": config.task, "settings": settings, "files": files, "runs": []}
-    found = _read(folder)
-    found["files"] = files | found.get("files", {})
-    if changed := [name for name in files if found["files"][name] != files[name]]:
+    fresh: dict = {"task": config.task, "settings": settings, "files": files, "runs": []}
+    exists = (folder / "results.json").exists()
+    found = _read(folder, "to --encodings or as --task, or choose another --out,") if exists else fresh
+    if not found["runs"]:
+        return fresh
+    before, used = found.get("files", {}), {found["task"], *(run["encoding"] for run in found["runs"])}
+    found["files"] = before | files
+    if changed := [name for name in files if name in used and before.get(name, files[name]) != files[name]]:
         raise UserError(f"{folder} holds runs with {changed[0]} as it was before it was changed: choose another --out")
     for name in ("seeds", "encodings"):
         found["settings"][name] += [each for each in settings[name] if each not in found["settings"][name]]
@@ -81,13 +84,13 @@ def merged(one: dict, other: dict) -> dict:
     return one | {"settings": one["settings"] | {"seeds": seeds, "encodings": encodings}, "runs": runs}
 
 
-def _read(folder: Path) -> dict:
+def _read(folder: Path, where: str = "after the folder") -> dict:
     path = folder / "results.json" if folder.is_dir() else folder
     if not path.is_file():
         raise UserError(f"{folder} has no results.json: not a folder that `lengthgen` wrote")
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-        check_named([results["settings"]["task"], *results["settings"]["encodings"]])
+        check_named([results["settings"]["task"], *results["settings"]["encodings"]], where)
         config = LengthgenConfig(**results["settings"])
         if any(getattr(config, name) != value for name, value in results["settings"].items()):
             raise UserError("its settings lack numbers")

@@ -37,6 +37,7 @@ def study(config: StudyConfig) -> None:
     """The `lengthgen study` command."""
     folder = Path(config.out or "")
     check_writable(folder / "claims.md")
+    _check_own(folder)
     folder.mkdir(parents=True, exist_ok=True)
     failed: list[str] = []
     _check_quick(config, folder)
@@ -60,6 +61,15 @@ def study(config: StudyConfig) -> None:
         finally:  # whatever happens, the runs that have finished are judged
             write_report(folder)
     print(*failed, f"everything is in {folder}", sep="\n")
+
+
+def _check_own(folder: Path) -> None:
+    """A foreign folder would be filled with some fifty folders and files."""
+    files = {"lock", "claims.md", "rank.md", "rank.png", "public.md", "heatmap.png"}
+    own = files | {Path(name).parts[0] for part in PARTS for name in folders(part)}
+    there = {path.name.removesuffix(".partial").removesuffix("-diverged") for path in folder.glob("*")}
+    if there and not there & own:
+        raise UserError(f"{folder} holds {min(there)} and nothing of a study: choose another --out")
 
 
 def _check_quick(config: StudyConfig, folder: Path) -> None:

@@ -7,7 +7,7 @@ import sys
 import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import torch
@@ -48,27 +48,35 @@ def sweep(config: LengthgenConfig, folder: Path, again: Path | None = None) -> d
     elif not (folder / "results.json").exists():  # lost, perhaps beside models
         results.write_json(found, folder / "results.json")
     diverged: list[str] = []
-    total = len(jobs) * (config.steps + len(config.lengths()))
+    total, kept = len(jobs) * (config.steps + len(config.lengths())), ""
     try:
-        bar = tqdm(total=total, desc=f"{short(config.task)}: {len(jobs)} runs", dynamic_ncols=True)
-        with locked(folder), bar, closing(_in_order_of_arrival(jobs, workers, bar)) as rows:
+        with locked(folder):
             if results.begin(config, folder)["runs"] != found["runs"]:
                 raise UserError(f"another process has made runs in {folder} meanwhile: call again")
-            for row in rows:
-                if "diverged" in row:  # the other runs go on
-                    diverged.append(row["diverged"])
-                    continue
-                found["runs"].append(row)
-                found["runs"].sort(key=lambda r: (names.index(r["encoding"]), seeds.index(r["seed"])))
-                results.write_json(found, folder / "results.json")
+            try:
+                with (
+                    tqdm(total=total, desc=f"{short(config.task)}: {len(jobs)} runs", dynamic_ncols=True) as bar,
+                    closing(_in_order_of_arrival(jobs, workers, bar)) as rows,
+                ):
+                    for row in rows:
+                        if "diverged" in row:  # the other runs go on
+                            diverged.append(row["diverged"])
+                            continue
+                        found["runs"].append(row)
+                        found["runs"].sort(key=lambda r: (names.index(r["encoding"]), seeds.index(r["seed"])))
+                        results.write_json(found, folder / "results.json")
+            finally:
+                kept = _kept(found, asked, folder, again or folder)
     except BrokenProcessPool as error:
         lost = "the system ended a process, perhaps for lack of memory: try fewer --processes"
-        raise UserError(f"{lost}. {_kept(found, asked, folder, again or folder)}") from error
+        raise UserError(f"{lost}. {kept}") from error
     except KeyboardInterrupt:
-        print(f"\n{_kept(found, asked, folder, again or folder)}", file=sys.stderr)
+        print(f"\n{kept}", file=sys.stderr)
         raise
+    finally:
+        with suppress(OSError):
+            folder.rmdir()  # if no run was finished, it is empty
     if diverged:
-        _kept(found, asked, folder, again or folder)
         raise Diverged(f"{'; '.join(diverged)}, and choose another --out")
     return found
 
@@ -76,8 +84,6 @@ def sweep(config: LengthgenConfig, folder: Path, again: Path | None = None) -> d
 def _kept(found: dict, asked: list, folder: Path, again: Path) -> str:
     if not found["runs"] and not (folder / "models").exists():
         (folder / "results.json").unlink(missing_ok=True)
-        if not any(folder.iterdir()):
-            folder.rmdir()
         return "No run was finished"
     kept = sum((run["encoding"], run["seed"]) in asked for run in found["runs"])
     return f"{kept} of {len(asked)} runs are kept; the same command with --out {again} goes on"
@@ -139,11 +145,11 @@ def _run(job: tuple[LengthgenConfig, str, int, str, Path], progress) -> dict:
             raise UserError(f"{encoding}, seed {seed}: {error}: give a larger --max_positions") from error
         raise
     seconds = time.perf_counter() - start
-    accuracy = evaluate(model, config, progress)
     target = folder / "models" / f"{short(encoding)}-{seed}"
     discard(target)  # of a run that was killed before it was in results.json
     with whole(target) as fresh:
         save_policy(model, word_tokenizer(IDS, TOKEN), fresh)
+    accuracy = evaluate(model, config, progress)  # may fail in a file of one's own: the model is saved before
     return {"encoding": encoding, "seed": seed, "accuracy": accuracy, "seconds": round(seconds, 1)}
 
 

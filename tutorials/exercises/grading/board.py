@@ -39,11 +39,13 @@ def effort(exercise) -> str:
 
 def show() -> int:
     """Grades every exercise and prints one line for each. -> exit code"""
-    rows = [(exercise, *verdict(exercise)) for exercise in grading.EXERCISES]
-    for exercise, state, remark in rows:
+    rows = []
+    for exercise in grading.EXERCISES:
+        state, remark = verdict(exercise)
+        rows.append((exercise, state))
         mark = {"done": "✓", "failing": "✗", "untouched": "·"}[state]
-        print(f"{mark} {exercise.file:26}{state:11}{remark}".rstrip())
-    todo = sorted([row[:2] for row in rows if row[1] != "done"], key=lambda row: ORDER.index(row[0].file[2:4]))
+        print(f"{mark} {exercise.file:26}{state:11}{remark}".rstrip(), flush=True)
+    todo = sorted([row for row in rows if row[1] != "done"], key=lambda row: ORDER.index(row[0].file[2:4]))
     print(f"\n{len(rows) - len(todo)} of {len(rows)} done")
     if todo:
         exercise, state = next((row for row in todo if row[1] == "failing"), todo[0])

@@ -3,8 +3,7 @@
     python -m vine_mini.integrations.trl --preset arithmetic --steps 3
     torchrun --nproc_per_node 8 -m vine_mini.integrations.trl --preset gsm8k-rho1b --kl_per_response False --eval_every 0
 
-The run folder has the files that `train` writes (see `app.runs`), and TRL's checkpoints. Nothing is evaluated: `evaluate` does
-that afterwards.
+The run folder has the files that `train` writes (see `app.runs`), and TRL's checkpoints. `evaluate` measures it afterwards.
 """
 
 import json
@@ -24,7 +23,7 @@ from vine_mini import models, tasks
 from vine_mini.app.checkpoint import point
 from vine_mini.app.config import TrainConfig
 from vine_mini.app.fields import knob
-from vine_mini.app.files import locked, new_folder, write_text
+from vine_mini.app.files import discard, locked, new_folder, write_text
 from vine_mini.app.flags import parse
 from vine_mini.app.plots import plot_run
 from vine_mini.app.runs import Run
@@ -172,11 +171,15 @@ def train(config: TrlConfig, folder: Path) -> None:
             plain = TrainConfig(**{f.name: getattr(config, f.name) for f in fields(TrainConfig)})
             callbacks = [Folder(Run(folder, plain, done // updates), updates)]
             write_text(folder / "vllm.txt", f"{config.vllm or 'none'}\n")
-        trainer = VinePPOTrainer(config, policy, tokenizer, problems, args, callbacks=callbacks)
-        for callback in callbacks:
-            callback.trainer = trainer
-        with _stopping(callbacks):
-            trainer.train(resume_from_checkpoint=str(saved) if saved else None)
+        try:
+            trainer = VinePPOTrainer(config, policy, tokenizer, problems, args, callbacks=callbacks)
+            for callback in callbacks:
+                callback.trainer = trainer
+            with _stopping(callbacks):
+                trainer.train(resume_from_checkpoint=str(saved) if saved else None)
+        finally:
+            if RANK == 0 and not config.resume and not callbacks[0].run.rows:  # the first iteration has failed
+                discard(folder)
         trainer.accelerator.wait_for_everyone()  # a process that leaves early breaks the connections of the others
         if config.vllm != "colocate":  # vLLM in this process closes the connections itself, and needs them for that
             trainer.accelerator.end_training()
@@ -226,7 +229,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except (UserError, OSError) as error:
         if RANK == 0 or torch.distributed.is_initialized():  # before that, all processes find the same mistake
-            print(f"vine_mini.integrations.trl: {error}", file=sys.stderr)
+            print(f"vine_mini.integrations.trl: {' '.join(str(error).split())[:600]}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -28,7 +28,7 @@ def lost(folder: Path):
     """Yields `end(why)`: it writes one line, says how to go on with the run in `folder`, and ends the process with code 1.
 
     An error of the block that says that something was lost calls it. So does SIGTERM, if there are several processes. Raises
-    UserError for a vLLM server that was started without what TRL needs.
+    UserError for a vLLM server that was started without what TRL needs, and where memory does not suffice.
     """
 
     def end(why) -> None:
@@ -43,6 +43,8 @@ def lost(folder: Path):
     except Exception as error:
         if isinstance(error, RuntimeError) and re.search("vLLM server at|vLLM's NCCL", str(error)):
             raise UserError(str(error)) from error
+        if isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", str(error)):
+            raise UserError(f"not enough memory: lower --sample_batch_size or --micro_batch_tokens ({error})") from error
         gone = isinstance(error, (torch.distributed.DistError, ConnectionError)) or re.search("gloo|Request failed", str(error))
         if gone or type(error).__module__.startswith(("requests.", "urllib3.")):
             end(error)
