@@ -1,7 +1,10 @@
 """The command line: one clear line for bad input, and help."""
 
+import os
 import shutil
 import signal
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -39,7 +42,11 @@ GOOD = '{"question": "2+2?", "answer": "#### 4"}'
         ("train --preset gsm9k", "no preset 'gsm9k': choose from arithmetic", None),
         ("train --preset bad.yaml", "unknown field 'learning_rate'", lambda: Path("bad.yaml").write_text("learning_rate: 1")),
         ("train --preset bad.yaml", "is not YAML", lambda: Path("bad.yaml").write_text("a: [")),
-        ("train --preset bad.yaml", "argument --lr: invalid float value: 'fast'", lambda: Path("bad.yaml").write_text("lr: fast")),
+        ("train --preset bad.yaml", "bad.yaml: argument --lr: invalid float value: 'fast'", lambda: Path("bad.yaml").write_text("lr: fast")),
+        ("train --preset bad.yaml", "bad.yaml: k = 0: must be at least 1", lambda: Path("bad.yaml").write_text("k: 0")),
+        ("train --preset good.yaml --lr fast", ": argument --lr: invalid float", lambda: Path("good.yaml").write_text("k: 1")),
+        ("train --resume=", "--resume is empty: give it the folder of a run", None),
+        ("sample --question x --problem 3", "--question and --problem: give one of them", None),
         ("train --learning_rate 1", "unrecognized arguments: --learning_rate", None),
         ("train --lr fast", "invalid float value: 'fast'", None),
         ("train --model policy", "policy has no tokenizer", lambda: bad_folder("tokenizer*")),
@@ -47,8 +54,11 @@ GOOD = '{"question": "2+2?", "answer": "#### 4"}'
         ("train --model ./nowhere", "no model folder", None),
         ("train --task gsm8k --data data", "no policy ships for gsm8k", lambda: write_data(GOOD)),
         ("train --task gsm8k --data data", "data/train.jsonl, line 2: not JSON", lambda: write_data(GOOD, "{")),
+        ("train --task gsm8k --data data", "write one JSON object a line", lambda: write_data("question,answer")),
+        ("train --task gsm8k --data data", "line 1: needs a text field 'question'; write one JSON object a line, {", lambda: write_data("[1]")),
+        ("train --task gsm8k --data data", "needs a text field 'answer', not null", lambda: write_data('{"question": "q", "answer": null}')),
         ("train --task gsm8k --data data", "data/train.jsonl, line 1: needs a text field 'answer'", lambda: write_data('{"question": "q"}')),
-        ("train --task gsm8k --data data", "the train split of gsm8k is empty", lambda: write_data("")),
+        ("train --task gsm8k --data data", "the train split of gsm8k is empty: /", lambda: write_data("")),
         ("train --task gsm8k --data nowhere", "cannot read nowhere/train.jsonl", None),
         ("train --max_new_tokens 5000", "the longest prompt has", None),
         ("train --prompts 0", "prompts = 0: must be at least 1", None),
@@ -116,6 +126,15 @@ def test_help_lists_the_commands(capsys):
     said = capsys.readouterr().out
     assert said.startswith("usage: python -m vine_mini [command]") and all(name in said for name in COMMANDS)
     assert all(line and line.startswith("  ") for line in said.strip().splitlines()[2:-2])  # one line for each command
+
+
+def test_who_reads_no_output_gets_the_exit_code_alone():
+    """`--help | head -1` ended in a traceback."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    found = subprocess.run([sys.executable, "-m", "vine_mini", "--help"], stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert found.returncode == 141 and not found.stderr
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -24,7 +24,7 @@ FLOORS = [
 # The files of one VinePPO iteration, in reading order.
 LESSON = "types steps values advantages losses logprobs tasks/__init__ sampling/plain algorithms trainer".split()
 OUTSIDE = {  # packages that a room may import, besides torch, transformers, tqdm and numpy
-    "models": {"tokenizers", "bitsandbytes"},
+    "models": {"tokenizers", "bitsandbytes", "huggingface_hub"},
     "decoder": {"tokenizers"},
     "tasks": {"datasets", "math_verify", "latex2sympy2_extended", "sympy", "mpmath"},  # all but the first only for MATH
     "app": {"yaml", "safetensors", "matplotlib"},

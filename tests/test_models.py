@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import VOCAB
 from huggingface_hub import constants
+from huggingface_hub.utils import are_progress_bars_disabled
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -86,7 +87,7 @@ def test_weights_that_are_damaged_or_incomplete_are_refused(tmp_path):
     with pytest.raises(UserError, match="not the whole model"):  # transformers would make up the layer
         models.load_policy(str(folder), "cpu")
     config.write_text(json.dumps(settings | {"hidden_size": 32}))
-    with pytest.raises(UserError, match="cannot load the policy"):
+    with pytest.raises(UserError, match=r"have other shapes than its config\.json says"):
         models.load_policy(str(folder), "cpu")
     config.write_text(json.dumps(settings))
     weights = (folder / "model.safetensors").read_bytes()
@@ -408,4 +409,18 @@ def test_a_damaged_generation_config_is_refused(tmp_path):
     folder = shutil.copytree(SHIPPED, tmp_path / "policy")
     (folder / "generation_config.json").write_text("{")
     with pytest.raises(UserError, match=r"cannot load the policy.*generation_config"):
+        models.load_policy(str(folder), "cpu")
+
+
+def test_downloads_show_their_progress():
+    """With its own bars, transformers switches off those of the Hub's client: gigabytes came in silence."""
+    assert not are_progress_bars_disabled()
+
+
+def test_what_is_no_decoder_is_one_line(tmp_path):
+    """It was a part of a list of the hundred classes that are."""
+    folder = shutil.copytree(SHIPPED, tmp_path / "policy")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "t5"}))
+    with pytest.raises(UserError, match="policy' is no causal language model: give a decoder"):
         models.load_policy(str(folder), "cpu")

@@ -1,5 +1,6 @@
 """`python -m vine_mini`, and the `vine-mini` script of an installed package."""
 
+import os
 import signal
 import sys
 from io import TextIOWrapper
@@ -16,9 +17,16 @@ def main() -> int:
 
         if isinstance(sys.stdout, TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")  # a terminal without ± shows a question mark
-        return main()
+        try:
+            return main()
+        finally:
+            if sys.stdout:
+                sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # whoever read the output, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes what is left when it ends
+        return 141  # the shell's exit code for SIGPIPE
 
 
 if __name__ == "__main__":  # processes that `lengthgen` starts import this file under another name

@@ -30,11 +30,11 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command. -> exit code: 0, 2 for a mistake that the user can correct, 130 after Ctrl-C"""
     argv = sys.argv[1:] if argv is None else argv
     name, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("demo", argv)
-    if argv and argv[0] in ("-h", "--help"):
-        lines = [f"  {name:21} {config_class.__doc__.splitlines()[0]}" for name, (_, config_class) in COMMANDS.items()]
-        print("usage: python -m vine_mini [command] [--help]\n", *lines, "\nWithout a command: demo.", sep="\n")
-        return 0
     try:
+        if argv and argv[0] in ("-h", "--help"):
+            lines = [f"  {name:21} {config_class.__doc__.splitlines()[0]}" for name, (_, config_class) in COMMANDS.items()]
+            print("usage: python -m vine_mini [command] [--help]\n", *lines, "\nWithout a command: demo.", sep="\n")
+            return 0
         if (here := str(Path.cwd())).encode(errors="ignore").decode() != here:
             raise UserError(f"the path of this folder, {here}, is not UTF-8 text: libraries cannot write there")
         if name == "analyze" and rest and not rest[0].startswith("-"):
@@ -47,6 +47,8 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"unknown command {name!r}: choose from {', '.join(COMMANDS)}")
         command, config_class = COMMANDS[name]
         return command(parse(config_class, f"python -m vine_mini {name}", rest)) or 0
+    except BrokenPipeError:
+        raise  # `__main__` ends quietly
     except Exception as error:
         says = str(error)  # of an OSError: a full disk, a folder that vanished
         if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in says:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.utils import enable_progress_bars
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -42,7 +43,9 @@ BESIDE = re.compile(r"(attn|attention)\.(bias|masked_bias|causal_mask)$|inv_freq
 
 logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # it would tell of each try to reach the Hub
 hf_logging.set_verbosity_error()
-hf_logging.disable_progress_bar()
+hf_logging.disable_progress_bar()  # of loading, and with it of downloads, which can take minutes
+with warnings.catch_warnings(action="ignore"):  # it warns where HF_HUB_DISABLE_PROGRESS_BARS stays in force
+    enable_progress_bars()
 
 
 def pick_device(name: str) -> torch.device:
@@ -81,11 +84,14 @@ def load_policy(name: str, device) -> tuple[Any, Any]:
                 GenerationConfig.from_pretrained(folder)  # transformers takes one that is no JSON as none
             files = [load_state_dict(path, map_location="meta") for path in _weight_files(folder, config)]
     except Exception as error:  # the Hub client, configuration, tokenizer and safetensors each have their own kinds
-        if "cannot be loaded with `safetensors`" in str(error):
-            raise UserError(PICKLED.format(name)) from error
-        if "trust_remote_code" in str(error):
-            raise UserError(f"{name!r} comes with code of its own (auto_map in a json file), which is not run") from error
-        raise UserError(f"cannot load the policy {name!r}: {' '.join(str(error).split())[:300]}") from error
+        known = {
+            "cannot be loaded with `safetensors`": PICKLED.format(name),
+            "trust_remote_code": f"{name!r} comes with code of its own (auto_map in a json file), which is not run",
+            "ignore_mismatched_sizes": f"the weights of {name!r} have other shapes than its config.json says",
+            "of AutoModel: AutoModelForCausalLM": f"{name!r} is no causal language model: give a decoder",
+        }
+        says = [text for part, text in known.items() if part in str(error)]
+        raise UserError(*says[:1] or [f"cannot load the policy {name!r}: {' '.join(str(error).split())[:300]}"]) from error
     model, report = loaded[0].to(device).eval(), loaded[1]
     if report["missing_keys"]:  # transformers would fill them with random numbers
         raise UserError(f"the weights of {name!r} lack {min(report['missing_keys'])} and maybe more: not the whole model")
@@ -269,9 +275,8 @@ def build_tiny(texts: list[str], *, hidden: int, layers: int, vocab_size: int, s
     quiet: Any = dict(initial_alphabet=alphabet, show_progress=False)
     bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=special, **quiet))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", eos_token="<eos>")
-    tokens = dict(
-        vocab_size=len(tokenizer), bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-    )
+    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    tokens = dict(vocab_size=len(tokenizer), bos_token_id=None, eos_token_id=eos, pad_token_id=pad)
     shape: dict[str, Any] = dict(hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers)
     heads = dict(num_attention_heads=hidden // 16, num_key_value_heads=1)  # decoding on a CPU is bound by the cache's size
     config = LlamaConfig(**shape | heads | tokens, max_position_embeddings=1024, tie_word_embeddings=True)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -68,7 +69,7 @@ def test_what_a_resumed_run_refuses(empty_folder, no_pictures, capsys):
     weights.write_bytes(kept[0]), other.write_text(kept[1])
     whole = state.read_bytes()
     state.write_bytes(whole[: len(whole) // 2])
-    assert "is damaged" in refused()
+    assert "is damaged" in (says := refused()) and "start a new run, perhaps with --model run/policy" in says
     state.unlink()
     assert "nothing was saved there to resume from" in refused()
     state.write_bytes(whole)
@@ -421,3 +422,53 @@ def test_a_start_policy_that_was_another_run_s_stays_the_same_one(empty_folder):
     Path("a/checkpoints/1").mkdir(parents=True)
     Path("a/policy").symlink_to("checkpoints/1")
     assert TrainConfig(model="a/policy").model == str((empty_folder / "a/checkpoints/1").resolve())
+
+
+def test_a_run_does_not_go_on_with_another_start_model(tmp_path):
+    """The KL was then to the new model, and nothing told of it."""
+    trainer = build_trainer(SMALL)
+    checkpoint.save(trainer, tmp_path)
+    checkpoint.check_settings(build_trainer(SMALL), tmp_path, "policy")
+    with torch.no_grad():
+        next(trainer.policy.parameters()).zero_()  # it is trained
+        checkpoint.check_settings(trainer, tmp_path, "policy")
+        [*trainer.reference.parameters()][-1].mul_(1.01)
+    with pytest.raises(UserError, match="arithmetic is not the model with which the run started: give the old one back"):
+        checkpoint.check_settings(trainer, tmp_path, "policy")
+    other = build_trainer(replace(SMALL, kl_coef=0.0))
+    checkpoint.save(other, tmp_path / "other")
+    checkpoint.check_settings(other, tmp_path / "other", "policy")
+
+
+def test_a_run_does_not_go_on_with_another_task_file(empty_folder):
+    """A changed reward() went on without a word."""
+    text = Path(arithmetic.__file__).read_text()
+    trainers = {}
+    for name, more in (("a", ""), ("b", "\n\ndef reward(problem, text):\n    return 1.0\n")):
+        Path(name).mkdir()
+        Path(name, "own.py").write_text(text + more)
+        trainers[name] = build_trainer(replace(SMALL, task=f"{name}/own.py", model="arithmetic"))
+    checkpoint.save(trainers["a"], Path("run"))
+    checkpoint.check_settings(trainers["a"], Path("run"), "policy")
+    with pytest.raises(UserError, match=r"own.py is not the file with which the run was trained: change it back, or add --yes"):
+        checkpoint.check_settings(trainers["b"], Path("run"), "policy")
+    trainers["b"].config.yes = True
+    checkpoint.check_settings(trainers["b"], Path("run"), "policy")
+
+
+def test_a_damaged_checkpoint_names_the_command_that_takes_another(tmp_path):
+    """It said that another one can be taken, but not how."""
+    trainer, run = build_trainer(replace(SMALL, keep_every=1)), tmp_path / "a run"
+    for iteration in (1, 2, 3, 4):
+        mark(trainer, iteration)
+        checkpoint.save(trainer, run)
+    for damaged in ("4/model.safetensors", f"3/{checkpoint.STATE}", f"2/{checkpoint.STATE}"):
+        (run / "checkpoints" / damaged).write_bytes(b"cut")
+    with pytest.raises(UserError, match="take another checkpoint") as found:
+        checkpoint.resume(trainer, run)
+    subprocess.run(str(found.value).split("`")[1], shell=True, check=True)
+    checkpoint.resume(trainer, run)
+    assert numbers_in(trainer) == {1.0}
+    (run / "checkpoints" / "1" / checkpoint.STATE).write_bytes(b"cut")
+    with pytest.raises(UserError, match=r"is damaged .*: start a new run, perhaps with --model"):
+        checkpoint.resume(trainer, run)

@@ -33,7 +33,7 @@ class TinyTrainer:
         self.policy.num_parameters = lambda: 3
         self.networks = [self.policy, *filter(None, [self.critic])]
         self.optimizer = torch.optim.AdamW([p for network in self.networks for p in network.parameters()], fused=True)
-        self.iteration, self.updates, self.seconds = 0, 0, defaultdict(float)
+        self.iteration, self.updates, self.seconds, self.reference = 0, 0, defaultdict(float), None
         self.prompts, self.test_prompts, self.validation_problems = [1], [1], [Problem("q", "s", "a")]
         self.train_problems = self.test_problems = self.validation_problems
         self.sampling = self.updated = lambda: None  # a test puts something in
@@ -386,6 +386,18 @@ def test_a_run_that_was_stopped_and_has_no_iteration_left_is_evaluated(capsys, m
     assert go_on(iterations=3) == 0 and rows() == [0, 1, 2, 3]
     [columns] = tables
     assert columns["iteration 0"]["pass@1"][0] == ACCURACY[0] and columns["iteration 3"]["pass@1"][0] == ACCURACY[3]
+
+
+def test_fewer_iterations_than_a_run_has_are_refused(capsys):
+    """They replaced the number in config.yaml, and nothing was said."""
+    commands.train(TrainConfig(**SETTINGS, out="run"))
+    expected = state()
+    with pytest.raises(UserError, match="run has its 5 iterations already: raise --iterations to go on"):
+        go_on(iterations=4)
+    assert state() == expected
+    capsys.readouterr()
+    assert go_on() == 0 and "run has its 5 iterations already: raise --iterations to go on" in capsys.readouterr().out
+    assert state() == expected
 
 
 def test_two_processes_do_not_go_on_with_the_same_run(capsys):

@@ -436,6 +436,15 @@ def test_two_studies_do_not_measure_prices_at_once(tmp_path, monkeypatch, capsys
     assert "is in use by process" in capsys.readouterr().err
 
 
+def test_a_folder_of_something_else_is_refused(tmp_path, capsys):
+    """Prices and runs were written into the folder of a training run."""
+    (tmp_path / "metrics.jsonl").touch()
+    (tmp_path / "lock").touch()
+    assert main(["study", "kl", "--quick", "--out", str(tmp_path)]) == 2
+    assert "holds something else than a study: choose another --out" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "lock"}
+
+
 def test_the_prices_of_quick_are_not_those_of_a_study(tmp_path, monkeypatch):
     """They include the warm-up, and stood in the file that a study in the same folder read."""
     measured = []

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import re
+import shlex
 from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
@@ -23,8 +24,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from vine_mini import tasks
 from vine_mini.app.files import discard, whole, write_text
 from vine_mini.app.flags import kept_fields
+from vine_mini.app.setup import policy_name
 from vine_mini.models import load_policy, save_policy
 from vine_mini.types import UserError
 
@@ -62,7 +65,7 @@ def _write(trainer, target: Path) -> None:
             x = x.clone() if name.startswith("qmap") else torch.as_tensor(x)  # one table serves all parameters in 8 bits
             tensors[f"optimizer.{number}.{name}"] = x
     counters = {name: getattr(trainer, name) for name in COUNTERS} | {"seconds": trainer.seconds, "tensors": len(tensors)}
-    counters["problems"] = _digest(trainer)
+    counters |= {"problems": _digest(trainer), "model": _digest_of_reference(trainer), "task": _digest_of_task(trainer)}
     counters["settings"] = {name: x for name, x in kept_fields(trainer.config).items() if name != "out"}  # it may be renamed
     discard(target)  # of an interrupted run; no link leads to it
     with whole(target) as fresh:
@@ -74,6 +77,19 @@ def _digest(trainer) -> str:
     """A checksum of the problems that the run learns from, and of those that choose RUN/best."""
     every = trainer.train_problems, trainer.validation_problems
     return hashlib.sha256(repr([[(p.question, p.solution, p.answer) for p in of] for of in every]).encode()).hexdigest()
+
+
+def _digest_of_reference(trainer) -> str | None:
+    """A checksum of about a thousand numbers of each tensor of the start model; None where nothing is compared with it."""
+    if trainer.reference is None:
+        return None
+    few = [x.detach().flatten()[:: 1 + x.numel() // 1000].float().cpu() for x in trainer.reference.parameters()]
+    return hashlib.sha256(torch.cat(few).numpy().tobytes()).hexdigest()
+
+
+def _digest_of_task(trainer) -> str | None:
+    """The checksum of the user's own file that grades; None for a built-in task."""
+    return getattr(tasks.get(trainer.config.task), "__digest__", None)
 
 
 def _parameters(trainer) -> list:
@@ -119,15 +135,16 @@ def newest(run: Path) -> str | None:
 
 
 def check_settings(trainer, run: Path, name: str) -> None:
-    """Raises UserError where the checkpoint has other problems, or another value of a setting that a resumed run cannot change.
+    """Raises UserError where the checkpoint has other problems, another start model or task file, or another fixed setting.
 
-    Files and folders may have moved to another folder. A checkpoint of an older version holds no settings and passes.
+    `--yes` accepts another task file, in which a mistake may have been mended. Files and folders may have moved to another place.
+    A checkpoint of an older version holds no settings and passes.
     """
     try:
         with safe_open(run / name / STATE, "pt") as file:
             counters = json.loads(file.metadata()["counters"])
-        saved, problems = counters.get("settings", {}), counters.get("problems")
-        changed = [(field, saved[field], now) for field, now in kept_fields(trainer.config).items() if field in saved]
+        saved, problems, model, task = (counters.get(name) for name in ("settings", "problems", "model", "task"))
+        changed = [(field, saved[field], now) for field, now in kept_fields(trainer.config).items() if field in (saved or {})]
     except (OSError, SafetensorError, TypeError, KeyError, ValueError, AttributeError, RecursionError):
         return  # `resume` tells what is wrong with the file
     for field, old, now in changed:
@@ -137,14 +154,33 @@ def check_settings(trainer, run: Path, name: str) -> None:
     if problems not in (None, _digest(trainer)):
         says = "put the data back, or give the random numbers of problems() a seed"
         raise UserError(f"{run}: the problems are not those with which the run was trained; {says}")
+    if model not in (None, _digest_of_reference(trainer)):
+        name = policy_name(trainer.config)
+        raise UserError(f"{name} is not the model with which the run started: give the old one back")
+    if task not in (None, _digest_of_task(trainer)) and not trainer.config.yes:
+        says = "is not the file with which the run was trained: change it back, or add --yes to go on with it"
+        raise UserError(f"{trainer.config.task} {says}")
+
+
+def _way_out(run: Path, damaged: Path) -> str:
+    """What to do without a checkpoint: the command that takes the newest older one whose file is whole, if there is one."""
+    number = damaged.resolve().parent.name
+    for name in reversed(kept(run)) if (run / "policy").is_symlink() else ():
+        with suppress(OSError, ValueError, SafetensorError), safe_open(run / name / STATE, "pt"):
+            if int(Path(name).name) < int(number):
+                return f"take another checkpoint, by `ln -sfn {name} {shlex.quote(str(run / 'policy'))}`"
+    return f"start a new run, perhaps with --model {run / 'policy'}"
 
 
 def resume(trainer, run: Path, name: str = "policy") -> None:
     """Puts a new trainer into the state of a checkpoint of the run folder. Raises UserError where that is impossible."""
     path = run / name / STATE
     if not path.is_file():
-        raise UserError(f"{path.parent} holds no {STATE}: nothing was saved there to resume from")
-    policy, _ = load_policy(str(path.parent), trainer.device)
+        raise UserError(f"{path.parent} holds no {STATE}: nothing was saved there to resume from; {_way_out(run, path)}")
+    try:
+        policy, _ = load_policy(str(path.parent), trainer.device)
+    except UserError as error:
+        raise UserError(f"{error}; {_way_out(run, path)}") from error
     try:
         with safe_open(path, "pt", str(trainer.device)) as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
@@ -156,7 +192,7 @@ def resume(trainer, run: Path, name: str = "policy") -> None:
             if not counted or not all(type(x) in (int, float) and 0 <= x < math.inf for x in seconds.values()):
                 raise ValueError(f"its counters are {counters}")
     except (SafetensorError, TypeError, KeyError, ValueError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({error}): take another checkpoint") from error
+        raise UserError(f"{path} is damaged ({error}): {_way_out(run, path)}") from error
     if not trainer.critic and any(key.startswith("critic.") for key in tensors):
         raise UserError(f"{path.parent} holds a critic, and {trainer.config.algorithm} has none: another algorithm trained it")
     state, parameters, eight_bits = defaultdict(dict), _parameters(trainer), trainer.config.adam_8bit

@@ -57,7 +57,7 @@ def train(config: TrainConfig) -> int:
             if saved := checkpoint.newest(folder):
                 checkpoint.check_settings(trainer, folder, saved)
                 checkpoint.resume(trainer, folder, saved)
-            print(f"going on after iteration {trainer.iteration}")
+            print(_goes_on(trainer, folder))
         run = Run(folder, config, trainer.iteration)
         finished = train_run(trainer, run)
         columns = {f"iteration {row['iteration']}": row["eval"] for row in (run.rows[0], run.rows[-1]) if "eval" in row}
@@ -69,6 +69,19 @@ def train(config: TrainConfig) -> int:
     print(f"{trainer.iteration} iterations: " + ", ".join(f"{name} {s:.1f} s" for name, s in trainer.seconds.items()))
     print(f"{'' if finished else 'interrupted; '}everything is in {folder}")
     return 0 if finished else INTERRUPTED
+
+
+def _goes_on(trainer: Trainer, folder: Path) -> str:
+    """What is said of a resumed run. One that has ended is only measured again, and completed where it was killed at its end."""
+    iterations, most = trainer.config.iterations, trainer.config.max_seconds
+    if not trainer.done:
+        return f"going on after iteration {trainer.iteration}"
+    if trainer.iteration < iterations:
+        return f"{folder} has trained for its {most:g} seconds already: raise --max_seconds to go on"
+    says = f"{folder} has its {trainer.iteration} iterations already: raise --iterations to go on"
+    if trainer.iteration > iterations:  # config.yaml would get the smaller number
+        raise UserError(says)
+    return says
 
 
 def _responses(config: TrainConfig, tests: int) -> tuple[float, float]:

@@ -54,7 +54,9 @@ class Common:
     seed: Seed = knob(0, "Seed of everything random.")
     sample_batch_size: Count = knob(512, "Responses decoded at once; bounds the memory of the KV cache.")
     max_new_tokens: Count | None = knob(None, "Most tokens of a response; a cut one counts as wrong. Left out: the task's own.")
-    yes: bool = knob(False, "Go on although the estimate says more than a week, or far more memory than there is.")
+    yes: bool = knob(
+        False, "Go on although the estimate says more than a week or far more memory than there is, or the task file has changed."
+    )
 
     def __post_init__(self):
         if self.task.endswith(".py"):
@@ -220,3 +222,8 @@ class SampleConfig(Common):
     n: Count = knob(4, "Responses.")
     temperature: Amount = knob(1.0, "0: greedy, the most likely token each time.")
     top_p: PositiveShare = knob(1.0, "Nucleus sampling.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.question is not None and self.problem:
+            raise UserError("--question and --problem: give one of them")

@@ -79,7 +79,12 @@ def parse(config_class, prog: str, argv: list[str]):
 
     if str(values.get("task")).endswith(".py"):
         _check_task_file(values["task"], path, argv)
-    config = read([*flags, *argv])
+    try:
+        config = read([*flags, *argv])
+    except UserError as error:
+        if path and _fails_alike(read, flags, error):  # the user's own flags are right
+            raise UserError(f"{path}: {error}") from error
+        raise
     if source != "resume":
         return config
     saved = read(flags)
@@ -89,6 +94,14 @@ def parse(config_class, prog: str, argv: list[str]):
         if getattr(config, name) != old:
             raise UserError(f"--resume goes on with {name} = {old}; it cannot change to {getattr(config, name)}")
     return config
+
+
+def _fails_alike(read, flags: list[str], error: UserError) -> bool:
+    try:
+        read([flag for flag in flags if not flag.startswith("--task=")])  # a file that only a preset names does not run
+    except UserError as other:
+        return str(other) == str(error)
+    return False
 
 
 def config_of_run(run: str) -> TrainConfig:
@@ -112,6 +125,8 @@ def _source(config_class, argv: list[str]) -> tuple[dict, str, str]:
     if not given:
         return {}, "", ""
     [(flag, value)] = given.items()
+    if not value.strip():
+        raise UserError(f"--{flag} is empty: give it {'a preset' if flag == 'preset' else 'the folder of a run'}")
     path = value if flag == "preset" else f"{value}/config.yaml"
     if flag == "preset" and not trains:
         names &= {f.name for f in fields(Common)}

@@ -47,6 +47,7 @@ def doctor(config: DoctorConfig) -> int:
     print(f"policy: {policy_name(config)}, {trainer.policy.num_parameters():,} parameters")
     taken = way(trainer.sampler())
     graphs = " with CUDA graphs" if taken == "fast" and uses_graphs(device) else ""
+    print(f"measuring speed for {config.seconds:g} s", flush=True)
     print(f"sampling: {taken}{graphs}; {speed(trainer, config.seconds):,.0f} tokens/s")
     print(format_memory(memory_estimate(trainer)))
     online = hub_answers()

@@ -13,15 +13,21 @@ from vine_mini.study.config import CLAIMS, TASKS, StudyConfig, episodes_of, jobs
 from vine_mini.study.picture import plot_accuracy, plot_curves, plot_findings
 from vine_mini.study.prices import TIMED, measure_missing, with_prices
 from vine_mini.study.runs import analyse, finished_runs, key, learn, run_missing, trainer_of
+from vine_mini.types import UserError
 from vine_mini.value_errors.command import Report, report_of, table
 from vine_mini.value_errors.measures import Choice, State, with_constant
 from vine_mini.value_errors.picture import plot_values
+
+OWN = {"runs.jsonl", "values.jsonl", "prices.json", "prices-quick.json", "verdicts.md"}
 
 
 def study(config: StudyConfig) -> int:
     """The `study` command."""
     folder = Path(config.out)
     check_writable(folder / "runs.jsonl")
+    held = {path.name.removesuffix(".partial") for path in folder.glob("*")} - {"lock"}
+    if held and not held & OWN:
+        raise UserError(f"{folder} holds something else than a study: choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     prices = prices_of(config, folder)
     for claim in config.claims:  # before anything is measured

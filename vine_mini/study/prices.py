@@ -59,9 +59,10 @@ def measure_missing(jobs: list[dict], make, path: Path, timed_iterations: int = 
     prices, settings = _read(path), {name_of(job): job for job in jobs}
     missing = [name for name in settings if name not in prices]
     known = [name for name in settings if name in prices][:3] if missing and timed_iterations else []
-    runs = {name: timed(make(settings[name])) for name in [*missing, *known]}
-    found: dict[str, list] = {name: [] for name in runs}
-    for _, name in tqdm([*product(range(1 + timed_iterations), runs)], desc="prices", dynamic_ncols=True, disable=not runs):
+    found: dict[str, list] = {name: [] for name in [*missing, *known]}
+    runs: dict[str, Iterator] = {}
+    for _, name in tqdm([*product(range(1 + timed_iterations), found)], desc="prices", dynamic_ncols=True, disable=not found):
+        runs[name] = runs.get(name) or timed(make(settings[name]))
         found[name].append(next(runs[name]))
     now = {}
     for name, iterations in found.items():

@@ -66,7 +66,11 @@ def parse_row(row, where: str) -> Problem:
 
 def text_field(row, name: str, where: str) -> str:
     """`row[name]`. Raises UserError where that is not a text, is blank, or holds half a character (a cut emoji)."""
-    text = row.get(name) if isinstance(row, dict) else None
+    if not isinstance(row, dict):
+        raise UserError(f'{where}: needs a text field {name!r}; write one JSON object a line, {{"{name}": ...}}')
+    text = row.get(name)
+    if name in row and not isinstance(text, str):
+        raise UserError(f"{where}: needs a text field {name!r}, not {json.dumps(text, default=str)[:40]}")
     if not isinstance(text, str) or not text.strip() or text.encode(errors="ignore").decode() != text:
         raise UserError(f"{where}: needs a text field {name!r}")
     return text
@@ -88,7 +92,7 @@ def read_jsonl(path: Path, parse: Callable[..., Any] = parse_row) -> list:
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise UserError(f"{path}, line {number}: not JSON ({error})") from error
+                raise UserError(f"{path}, line {number}: not JSON ({error}); write one JSON object a line") from error
             rows.append(parse(row, f"{path}, line {number}"))
     return rows
 

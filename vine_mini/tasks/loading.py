@@ -54,5 +54,6 @@ def load_problems(config) -> tuple[list[Problem], list[Problem]]:
     if halves:
         raise UserError(f"{task}: {halves[0]!r} holds half a character, such as a cut emoji")
     if not (train and test):
-        raise UserError(f"the {'test' if train else 'train'} split of {task} is empty")
+        where = f": {config.data} holds no problem of it" if getattr(config, "data", None) else ""
+        raise UserError(f"the {'test' if train else 'train'} split of {task} is empty{where}")
     return train, test
