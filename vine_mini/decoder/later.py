@@ -46,7 +46,7 @@ def coupled_ids(is_digit, is_answer):
     The ones have id 1, the tens 2, and so on; other tokens have 0. This is for the paper's format (`--task addition-reversed`):
     the numbers of the prompt end with their lowest digit, and the answer begins with its lowest digit. In plain order, the id of
     the answer's first digit would be the answer's length, which is not known yet. Deviation: in the official code "+" and "="
-    also have an id, one below that of the ones.
+    have an id too. It is one less than the id of the ones.
 
     is_digit, is_answer [B, T] bool -> [B, T]
     """

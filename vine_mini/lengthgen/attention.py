@@ -7,8 +7,8 @@
 "Jensen-Shannon" is the paper's definition. The divergence is JSD, at most ln 2 = 0.693, and all pairs of heads count. "official
 code" is what the paper's figures show. That code calls the KL divergence with swapped arguments, which gives (KL(M|P) + KL(M|Q))
 / 2 with M the average. This quantity has no upper bound: it weighs most the keys that one of the two heads hardly attends to.
-The code also compares a head of NoPE only with those of the other model's heads that have a lower index. ALiBi's last head, the
-one with the flattest bias, therefore never counts.
+The code also compares head i of NoPE only with the heads before i of the other model. ALiBi's last head has the flattest bias.
+It therefore never counts.
 
 Two encodings of one seed share training examples and, unless they draw initial values of their own, initial weights. This
 changes their distance. Two different NoPE models never share these. So NoPE of one seed is compared with the *next* seed of every
