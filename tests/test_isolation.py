@@ -21,7 +21,7 @@ from vine_mini.study import command, runs
 from vine_mini.tasks import arithmetic
 
 arithmetic.TRAIN_SIZE = 300
-parts.ROWS = parts.SIX = parts.RATED = parts.LONGER = ["copy"]
+parts.ROWS = parts.SIX = parts.RATED = ["copy"]
 parts.SHORT = {"copy": parts.SHORT["copy"]}
 whole = command.jobs
 command.jobs = lambda claim, of: [job | dict(limits=dict(seconds=0.2), problems=4) for job in whole(claim, of)][:2]

@@ -70,7 +70,6 @@ def quick(monkeypatch):
     monkeypatch.setattr(parts, "SHORT", {"copy": parts.SHORT["copy"]})
     monkeypatch.setattr(parts, "SIX", ["copy"])
     monkeypatch.setattr(parts, "LATER", ["fire", "cope"])
-    monkeypatch.setattr(parts, "LONGER", ["copy-v3", "copy"])
     monkeypatch.setattr(parts, "SCRATCHPADS", {"addition": parts.SCRATCHPADS["addition"]})
     monkeypatch.setattr(paper, "FORMATS", ("none", "full", "icor"))
     monkeypatch.setattr(paper, "FORMAT_RANKS", {task: row[:3] for task, row in paper.FORMAT_RANKS.items()})
@@ -110,8 +109,9 @@ def test_the_parts_are_what_the_paper_s_claims_need():
     assert decoder_config(sweeps("narrow", config)[0][1], "rope25").head_dim == 16
     rates = sweeps("rates", config)
     assert len(rates) == 14 and all(s.seeds == [0] and {s.lr, tasks.TASKS[s.task].lr} == {1e-3, 2e-3} for _, s in rates)
-    more = sweeps("more-updates", config)[1][1]
-    assert more.task == "sum" and tuple(more.encodings) == paper.COLUMNS and more.steps == 4 * tasks.TASKS["sum"].steps
+    more = [settings for _, settings in sweeps("more-updates", config)]
+    assert all(tuple(s.encodings) == paper.COLUMNS and s.steps == 4 * tasks.TASKS[s.task].steps for s in more)
+    assert [s.task for s in more] == [s.task for _, s in rows]
     assert len(folders("later")) == 7 and len(sweeps("later", config)[0][1].encodings) > 10
     assert "coupled" in sweeps("later", config)[6][1].encodings and sweeps("later", config)[6][1].task == "addition-reversed"
     assert next(s for _, s in rows if s.task == "scan").by_example

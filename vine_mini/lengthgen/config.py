@@ -254,7 +254,7 @@ PARTS = {
     "short": "copy and reverse on half the lengths",
     "narrow": "17 tasks (copy and reverse on half the lengths) with four heads of 16 dimensions, of which RoPE's quarter turns "
     "two pairs",
-    "more-updates": "eleven tasks with four times the updates and the paper's five encodings",
+    "more-updates": "17 tasks with four times the updates and the paper's five encodings",
     "later": "six tasks with learned positions and the encodings that came after the paper; reversed addition with coupled ids",
 }
 

@@ -20,7 +20,6 @@ ROWS = [*(task for task in paper.ACCURACY if task not in LAST), *LAST]
 MAIN = ["nope", "t5", "alibi", "rope25", "rope", "sinusoidal"]
 SIX = ["copy", "copy-v2", "copy-v3", "reverse", "sort", "scan"]
 FEWER = ["nope", "t5", "rope25"]  # for scratchpads without one part; the other formats have all encodings
-LONGER = ["copy", "sum", "sort", "copy-v3-2x", "reverse-2x", "lego", "polynomial", "sort-numbers", "scan", "copy-v3", "parity"]
 LATER = [name for name in ENCODINGS if name not in (*MAIN, "coupled", "abacus", "head-scale")]
 RATES = (1e-3, 2e-3)  # learning rates
 RATED = [task for task in ROWS if task not in ("copy-2x", "copy-v3", "reverse")]  # these have 99 % on 2 to 10 items at 2e-3
@@ -59,7 +58,7 @@ def _tasks(part: str) -> list[tuple[str, str, dict]]:
     if part == "short":
         return [(f"short/{task}", task, dict(encodings=MAIN) | lengths) for task, lengths in SHORT.items()]
     if part == "more-updates":
-        return [(f"{part}/{task}", task, dict(encodings=[*paper.COLUMNS], steps=4 * TASKS[task].steps)) for task in LONGER]
+        return [(f"{part}/{task}", task, dict(encodings=[*paper.COLUMNS], steps=4 * TASKS[task].steps)) for task in ROWS]
     if part == "later":
         coupled = dict(encodings=[*MAIN, "learned", "fire", "coupled"], max_positions=128)
         return [
