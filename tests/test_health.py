@@ -160,8 +160,7 @@ def episodes_of(trainer, texts: list[str], finished: bool = True):
     for i, text in enumerate(texts):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id] * finished
         rows.append(Trajectory(trainer.prompts[i // config.group], ids, [-1.0] * len(ids), finished))
-    problems = [trainer.train_problems[i // config.group] for i in range(len(texts))]
-    return trainer.as_episodes(problems, rows)
+    return trainer.as_episodes(trainer.train_problems[: len(texts) // config.group], rows)
 
 
 CASES = {

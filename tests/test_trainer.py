@@ -212,10 +212,10 @@ def test_a_task_with_steps_of_its_own(tokenizer, monkeypatch):
     trainer = build_trainer(replace(SMALL, prompts=1, group=2, minibatch_size=2))
     ids = tokenizer("1+1=2\n2+1=3\n#### 3")["input_ids"]
     trajectories = [Trajectory(trainer.prompts[0], ids, [0.0] * len(ids), True)] * 2
-    episodes = trainer.as_episodes([trainer.train_problems[0]] * 2, trajectories)
+    episodes = trainer.as_episodes(trainer.train_problems[:1], trajectories)
     monkeypatch.setattr(arithmetic, "step_starts", lambda text: [0, text.index("="), text.index("3")], raising=False)
     trainer = build_trainer(trainer.config)
-    own = trainer.as_episodes([trainer.train_problems[0]] * 2, trajectories)
+    own = trainer.as_episodes(trainer.train_problems[:1], trajectories)
     texts = [tokenizer.decode(ids[a:b]) for a, b in zip(own.cuts[0], [*own.cuts[0][1:], None], strict=True)]
     assert len(episodes.cuts[0]) == 2 and texts == ["1+1", "=2\n2+1=", "3\n#### 3"]
 
@@ -226,7 +226,7 @@ def test_vineppo_credit_is_the_change_of_value(tokenizer):
     eos, prompt = tokenizer.eos_token_id, trainer.prompts[0]
     good, bad = tokenizer("\n1+1=2\n2+1=3\n#### 3")["input_ids"][1:], tokenizer("\n1+1=2\n2+1=4\n#### 4")["input_ids"][1:]
     trajectories = [Trajectory(prompt, [*ids, eos], [0.0] * (len(ids) + 1), True) for ids in (good, bad)]
-    episodes = trainer.as_episodes([replace(trainer.train_problems[0], answer="3")] * 2, trajectories)
+    episodes = trainer.as_episodes([replace(trainer.train_problems[0], answer="3")], trajectories)
     assert episodes.rewards.tolist() == [[1.0, 0.0]] and episodes.cuts == [[0, 6]] * 2
     right, wrong = ([*tokenizer("#### 3")["input_ids"], eos], True), ([*tokenizer("#### 4")["input_ids"], eos], True)
     cut_off = (tokenizer("#### 3")["input_ids"], False)
@@ -256,7 +256,7 @@ def test_equal_responses_to_other_problems_are_other_states(tokenizer):
     trainer = build_trainer(replace(SMALL, k=1))
     eos = tokenizer.eos_token_id
     trajectories = [Trajectory(trainer.prompts[i // 2], [5, eos], [0.0] * 2, True) for i in range(4)]
-    episodes = trainer.as_episodes([trainer.train_problems[i // 2] for i in range(4)], trajectories)
+    episodes = trainer.as_episodes(trainer.train_problems[:2], trajectories)
     asked = []
 
     def roll_out(trajectories, cuts, k):
@@ -273,7 +273,6 @@ def test_equal_prompts_with_other_answers_are_other_states(tokenizer):
     ids = [*tokenizer("#### 3")["input_ids"], tokenizer.eos_token_id]
     trajectories = [Trajectory(trainer.prompts[0], ids, [0.0] * len(ids), True) for _ in range(2)]
     problems = [replace(trainer.train_problems[0], answer=answer) for answer in "34"]
-    trainer.config = replace(trainer.config, group=1)
     episodes = trainer.as_episodes(problems, trajectories)
 
     def roll_out(trajectories, cuts, k):  # every rollout says 3: values are 1 for the first problem and 0 for the second
@@ -294,7 +293,6 @@ def test_max_states_leaves_later_values_out(tokenizer, reward, monkeypatch):
     text = "1+1=2\n2+1=3\n3+1=4\n4+1=5\n#### 5"
     ids = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
     monkeypatch.setattr("vine_mini.tasks.grade", lambda task, problem, r, *_: reward if len(r.response_ids) > 1 else 0.5)
-    trainer.config = replace(trainer.config, group=1)
     episodes = trainer.as_episodes([trainer.train_problems[0]], [Trajectory(trainer.prompts[0], ids, [0.0] * len(ids), True)])
     [cuts] = episodes.cuts
 
@@ -310,7 +308,6 @@ def test_max_states_leaves_later_values_out(tokenizer, reward, monkeypatch):
 def test_problems_with_replacement():
     """Drawn independently: an iteration may hold a problem twice, and each iteration has its own seed."""
     trainer = build_trainer(replace(SMALL, prompts=100, group=1, minibatch_size=1, with_replacement=True, max_new_tokens=4))
-    trainer.config = replace(trainer.config, group=1)
     first = [p.question for p in trainer.sample_episodes().problems]
     assert first == [p.question for p in trainer.sample_episodes().problems] and 50 < len(set(first)) < 100
     trainer.iteration = 1

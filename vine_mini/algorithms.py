@@ -41,21 +41,20 @@ def vineppo(episodes: Episodes, values, roll_out, config):
     advantages = []
     for (_, t, cuts), of_row, R, rest in zip(rows, states, episodes.rewards.flatten().tolist(), others, strict=True):
         V = [value[state] for state in of_row]
-        V[0] = (config.k * V[0] + rest) / (config.k + config.group - 1)
+        V[0] = (config.k * V[0] + rest) / (config.k + episodes.rewards.shape[1] - 1)
         V += [R] * (len(cuts) - len(V))  # beyond max_states; at mc_mu = 0 the advantage is 0 there, as in the official code
         of_steps = step_advantages(V, R, lam=config.mc_lam, mu=config.mc_mu)
         advantages.append(spread_to_tokens(of_steps, cuts, len(t.response_ids)))
-    every = [r for group in rollouts for r in group]
-    stats: dict = {"states": sum(map(len, states)), "unique_states": len(rollouts), "rollouts": len(every)}
-    stats |= {"rollout_tokens": sum(len(r.response_ids) for r in every)}
-    stats |= {"rollouts_truncated": sum(not r.finished for r in every) / len(every)}
+    stats: dict = {"states": sum(map(len, states)), "unique_states": len(value), "rollouts": len(rollouts)}
+    stats |= {"rollout_tokens": sum(len(r.response_ids) for r in rollouts)}
+    stats |= {"rollouts_truncated": sum(not r.finished for r in rollouts) / len(rollouts)}
     return on_response(advantages, episodes.tokens.response_mask), None, stats
 
 
 def state_values(episodes: Episodes, states, roll_out, k: int):
     """The Monte Carlo value of each distinct state: the mean reward of k rollouts from it. Equal states share their rollouts.
 
-    states: [B][step] of (problem, response so far). -> {state: value}, the rollouts [distinct state][k]
+    states: [B][step] of (problem, response so far). -> {state: value}, the list of all rollouts
     """
     first: dict = {}  # state -> the first response with it, from which it is rolled out; cuts and rollouts keep this order
     for row, of_row in enumerate(states):
@@ -65,7 +64,8 @@ def state_values(episodes: Episodes, states, roll_out, k: int):
     rollouts, graded = roll_out(episodes.trajectories, cuts, k), {}  # [B][state that is rolled out here][k]
     rows = zip(episodes.problems, episodes.trajectories, cuts, rollouts, strict=True)
     rewards = [of for row in rows for of in tasks.grade_rollouts(episodes.task, *row, episodes.tokenizer, graded)]
-    return dict(zip(first, monte_carlo_values(rewards), strict=True)), [group for of_row in rollouts for group in of_row]
+    value = dict(zip(first, monte_carlo_values(rewards), strict=True))
+    return value, [r for of_row in rollouts for of_state in of_row for r in of_state]
 
 
 def ppo(episodes: Episodes, values, roll_out, config):

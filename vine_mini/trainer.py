@@ -96,18 +96,18 @@ class Trainer:
         else:  # in a new random order each epoch, so an iteration never holds a problem twice
             epoch, place = divmod(self.iteration, size // n)
             numbers = torch.randperm(size, generator=self._generator("problems", epoch))[place * n : (place + 1) * n]
-        chosen = [i for i in numbers.tolist() for _ in range(config.group)]  # [B]
-        prompts, seed = [self.prompts[i] for i in chosen], derive_seed(config.seed, self.iteration, "responses")
-        with tqdm(total=len(chosen), desc="sample", **BAR) as bar:
+        prompts = [self.prompts[i] for i in numbers.tolist() for _ in range(config.group)]  # [B]
+        with tqdm(total=len(prompts), desc="sample", **BAR) as bar:
+            seed = derive_seed(config.seed, self.iteration, "responses")
             trajectories = sample(self.sampler(), prompts, self.sampling, seed=seed, progress=bar.update)
-        return self.as_episodes([self.train_problems[i] for i in chosen], trajectories)
+        return self.as_episodes([self.train_problems[i] for i in numbers.tolist()], trajectories)
 
     def as_episodes(self, problems, trajectories) -> Episodes:
-        """Grades the responses, G to each problem, and cuts them into steps. No other place cuts responses."""
-        task, tokenizer, tokens = self.task, self.tokenizer, collate(trajectories, self.device)
-        rewards = [tasks.grade(task, p, t, tokenizer) for p, t in zip(problems, trajectories, strict=True)]
-        cuts, grouped = [self.cut(t.response_ids) for t in trajectories], torch.tensor(rewards).view(-1, self.config.group)
-        return Episodes(problems, trajectories, grouped, cuts, tokens, task, tokenizer)
+        """Grades N x G responses, G to each of the N problems, and cuts them into steps. No other place cuts responses."""
+        of = [problem for problem in problems for _ in range(len(trajectories) // len(problems))]  # [B]
+        rewards = [tasks.grade(self.task, p, t, self.tokenizer) for p, t in zip(of, trajectories, strict=True)]
+        cuts, grouped = [self.cut(t.response_ids) for t in trajectories], torch.tensor(rewards).view(len(problems), -1)
+        return Episodes(of, trajectories, grouped, cuts, collate(trajectories, self.device), self.task, self.tokenizer)
 
     def roll_out(self, trajectories, cuts, k: int, name: str = "rollouts"):
         """K rollouts from each cut of each trajectory, sampled as the trajectories were; the name seeds them. -> [B][cut][K]"""

@@ -80,7 +80,7 @@ def test_recorded_completions_give_the_package_s_own_token_advantages(ranks):
             return [[[Trajectory([0], ids, [0.0] * len(ids), ok) for ids, ok in ends[key]] for key in row] for row in keys]
 
         trajectories = [Trajectory(row["prompt"], row["response"], [0.0] * len(row["response"]), row["finished"]) for row in rows]
-        episodes = own.as_episodes([problems[row["problem"]] for row in rows], trajectories)
+        episodes = own.as_episodes([problems[row["problem"]] for row in rows[:: config.group]], trajectories)
         advantages, _, _ = vineppo(episodes, None, recorded, config)
         mask = episodes.tokens.response_mask.bool()
         expected = whiten(advantages, mask.float())[mask]

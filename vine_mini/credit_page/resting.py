@@ -71,8 +71,7 @@ def group_of(trainer: Resting, config: CreditConfig, number: int, own: list[Own]
         seed = derive_seed(config.seed, "group", number)
         group = sample(trainer.sampler(), [prompt] * config.group, trainer.sampling, seed=seed)
         trainer.spend("responses", start, sum(len(t.response_ids) for t in group))
-    episodes = trainer.as_episodes([problem] * len(group), group)  # of groups of one
-    return replace(episodes, rewards=episodes.rewards.view(1, -1))
+    return trainer.as_episodes([problem], group)
 
 
 def _trajectory(trainer: Resting, prompt: list[int], text: str, finished: bool, where: str) -> Trajectory:

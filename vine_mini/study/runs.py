@@ -34,7 +34,8 @@ def trainer_of(job: dict) -> Trainer:
     settings = job["shared"] | {name: x for name, x in job["config"].items() if name != "train_size"} | dict(device="cpu")
     trainer = build_trainer(TrainConfig(**settings, iterations=100_000, seed=job["seed"], eval_problems=job["problems"]))
     if size := job["config"].get("train_size"):
-        trainer.train_problems, trainer.prompts = trainer.train_problems[:size], trainer.prompts[:size]
+        problems = trainer.train_problems[:size], trainer.test_problems, trainer.validation_problems
+        return type(trainer)(trainer.config, trainer.policy, trainer.tokenizer, *problems)
     return trainer
 
 

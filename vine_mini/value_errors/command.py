@@ -22,8 +22,9 @@ from vine_mini.app.flags import config_of_run
 from vine_mini.app.setup import build_trainer
 from vine_mini.app.tables import columns
 from vine_mini.evaluate import percent
-from vine_mini.trainer import Trainer
-from vine_mini.types import Episodes, Trajectory, UserError, collate
+from vine_mini.sampling import sample
+from vine_mini.trainer import BAR, Trainer
+from vine_mini.types import Episodes, Trajectory, UserError, collate, derive_seed
 from vine_mini.value_errors.config import ValuesConfig
 from vine_mini.value_errors.measures import CONSTANT, Choice, State, agreement, error_by_place, errors, with_constant
 from vine_mini.value_errors.picture import plot_trend, plot_values
@@ -101,10 +102,15 @@ def load(config: ValuesConfig, saved: TrainConfig, name: str) -> Trainer:
 def measure(trainer: Trainer, config: ValuesConfig) -> Report:
     """Samples responses to test problems with the policy, and measures the values of their states and of next steps."""
     iteration, trainer = trainer.iteration, copy.copy(trainer)  # the trainer itself stays as it is
-    trainer.iteration = 0  # the same problems at every checkpoint
-    trainer.train_problems, trainer.prompts = trainer.test_problems, trainer.test_prompts
-    trainer.config = replace(trainer.config, prompts=config.problems, group=config.responses, minibatch_size=1)
-    episodes = trainer.sample_episodes()
+    trainer.iteration = 0  # seeds the rollouts, so that checkpoints differ in their policies only
+    seed = trainer.config.seed
+    order = torch.Generator().manual_seed(derive_seed(seed, "problems", 0))
+    chosen = torch.randperm(len(trainer.test_problems), generator=order)[: config.problems].tolist()
+    prompts = [trainer.test_prompts[i] for i in chosen for _ in range(config.responses)]
+    with tqdm(total=len(prompts), desc="sample", **BAR) as bar:
+        settings = dict(seed=derive_seed(seed, 0, "responses"), progress=bar.update)
+        trajectories = sample(trainer.sampler(), prompts, trainer.sampling, **settings)
+    episodes = trainer.as_episodes([trainer.test_problems[i] for i in chosen], trajectories)
     return report_of(iteration, values_of_states(trainer, episodes, config), values_of_next_steps(trainer, episodes, config))
 
 
