@@ -1,5 +1,6 @@
 """Supervised fine-tuning: it learns the solutions and their end, from exact gradients; the card says how to make the policy again."""
 
+import copy
 import math
 import shlex
 from pathlib import Path
@@ -16,6 +17,7 @@ from vine_mini.app.flags import parse
 from vine_mini.cli import main
 from vine_mini.logprobs import response_logprobs
 from vine_mini.losses import masked_mean
+from vine_mini.models import load_policy
 from vine_mini.types import Trajectory, collate
 
 
@@ -51,6 +53,27 @@ def gradients(model, batch, micro_batch_tokens: int):
     config = SimpleNamespace(micro_batch_tokens=micro_batch_tokens, bf16=False)
     loss = sft._gradients(model, batch, config, torch.device("cpu"))
     return torch.cat([p.grad.flatten() for p in model.parameters()]), loss
+
+
+def test_a_training_that_is_stopped_keeps_its_policy(tmp_path, monkeypatch, capsys):
+    """After Ctrl-C hours of training were lost."""
+    monkeypatch.chdir(tmp_path)
+    exact, before = sft._gradients, []
+
+    def stopped_in_the_third(model, *parts):
+        before.append(copy.deepcopy(model.state_dict()))
+        if len(before) == 3:
+            raise KeyboardInterrupt
+        return exact(model, *parts)
+
+    monkeypatch.setattr(sft, "_gradients", stopped_in_the_third)
+    assert main("sft --steps 2 --updates 9 --hidden 16 --layers 1 --out mine".split()) == commands.INTERRUPTED
+    assert "stopped at update 2 of 9; policy: mine-stopped" in capsys.readouterr().out and not Path("mine").exists()
+    monkeypatch.setattr(sft, "_gradients", exact)
+    kept = load_policy("mine-stopped", torch.device("cpu"))[0].state_dict()
+    assert all(torch.equal(x, kept[name]) for name, x in before[2].items())
+    assert not all(torch.equal(x, kept[name]) for name, x in before[1].items())
+    assert main("sft --steps 2 --updates 1 --model mine-stopped --eval_problems 2 --eval_samples 1 --out more".split()) == 0
 
 
 def test_a_folder_that_is_a_link_or_that_is_taken_meanwhile_keeps_the_policy(tmp_path, monkeypatch):

@@ -24,6 +24,7 @@ def imitate(config, folder: Path):
 
     Returns (model, tokenizer, mean loss of the last hundredth of the updates in nats a token, peak learning rate).
     Raises Diverged. FOLDER-diverged, or with a number at the end, then holds diverged.json and the policy after the last update.
+    Ctrl-C or SIGTERM likewise leaves the policy in FOLDER-stopped.
     """
     device = pick_device(config.device)
     train, test = tasks.load_problems(config)
@@ -52,27 +53,30 @@ def imitate(config, folder: Path):
     rise = max(0.05, 1.5 / total)  # at exactly one update it would divide by 0
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=total, pct_start=rise)
     losses = []
-    bar = tqdm(range(config.updates), desc="sft", dynamic_ncols=True)
-    for n in bar:
-        rows = []
-        for i in rng.choices(range(len(train)), k=config.batch_size):
-            text = tasks.demonstration(task, train[i], config.error_rate, rng)
-            ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], eos]  # the end of the sequence is learned too
-            rows.append(Trajectory(prompts[i], ids, [0.0] * len(ids), finished=True))
-        batch = collate(rows, device)
-        try:
+    try:
+        for n in (bar := tqdm(range(config.updates), desc="sft", dynamic_ncols=True)):
+            rows = []
+            for i in rng.choices(range(len(train)), k=config.batch_size):
+                text = tasks.demonstration(task, train[i], config.error_rate, rng)
+                ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], eos]  # the end of the sequence is learned too
+                rows.append(Trajectory(prompts[i], ids, [0.0] * len(ids), finished=True))
+            batch = collate(rows, device)
             with located(f"update {n + 1}", batch, torch.arange(len(batch)), {"loss": losses}):
                 losses.append(_gradients(model, batch, config, device))
-        except Diverged as error:
-            folder = free_name(folder.with_name(f"{folder.name}-diverged"))
-            with whole(folder) as fresh:
-                save_policy(model, tokenizer, fresh)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
+            bar.set_postfix(loss=f"{losses[-1]:.4f}")
+    except (Diverged, KeyboardInterrupt) as error:
+        diverged = isinstance(error, Diverged)
+        folder = free_name(folder.with_name(f"{folder.name}-{'diverged' if diverged else 'stopped'}"))
+        with whole(folder) as fresh:
+            save_policy(model, tokenizer, fresh)
+        if diverged:
             write_diverged(folder, error)
-            raise
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
-        bar.set_postfix(loss=f"{losses[-1]:.4f}")
+        else:
+            print(f"\nstopped at update {len(losses)} of {config.updates}; policy: {folder} (to train it further: --model)")
+        raise
     tail = losses[-max(1, len(losses) // 100) :]
     return model, tokenizer, sum(tail) / max(len(tail), 1), lr
 
