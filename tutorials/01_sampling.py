@@ -26,7 +26,7 @@ from vine_mini.sampling.plain import choose
 from vine_mini.tasks import grade
 from vine_mini.types import collate
 
-trainer = start()
+trainer = start()  # loads the policy, its tokenizer and the problems (`lesson.py`), and returns them as one object
 policy, tokenizer = trainer.policy, trainer.tokenizer
 problem, prompt = trainer.test_problems[0], trainer.test_prompts[0]
 print(problem.question, "\n")
@@ -140,7 +140,7 @@ for t in trajectories:
 #
 # `collate` puts the responses into one table, with a row for each. Shorter rows have padding at their end, which the mask leaves
 # out. (To sample, prompts have the padding at their start, so that all of them end in the same column.) Column t of every table
-# belongs to the token at t. Only `vine_mini/logprobs.py` shifts.
+# belongs to the token at t. In training, only `vine_mini/logprobs.py` shifts.
 #
 # The loss of SFT is the mean of -log-prob over the tokens of a solution. Libraries give all other tokens the *label* -100, which
 # means that nothing is learned there. The models of Hugging Face shift the labels themselves.

@@ -2,8 +2,8 @@
 # # 4. Advantages from rollouts, and from a critic
 #
 # An *advantage* says how much better an action was than what the policy does on average: $A(s, a) = r + V(s') - V(s)$. Here $r$
-# is the reward that the action itself earns, and $s'$ is the state after the action. Only the last action earns a reward, and
-# $V$ after it is 0. For every other step, the advantage is the change of the value.
+# is the reward that the action itself earns, and $s'$ is the state after the action. Here $i$ counts steps, and $s_i$ is the
+# state before step $i$. Only the last step earns a reward, so $A_{n-1} = R - V(s_{n-1})$, and else $A_i = V(s_{i+1}) - V(s_i)$.
 #
 # To compute advantages we need values. PPO (proximal policy optimization, the usual algorithm) estimates them with a second
 # network, the *critic*. VinePPO is PPO with rollouts (tutorial 3) in place of the critic. The clipped loss (tutorial 6) stays the
@@ -66,7 +66,7 @@ print(f"\nsum of step advantages (K = 9) against R - V(s_0): largest gap in {len
 # (tutorial 3), but noise can hide one of them. With nine rollouts the mistake is visible, and the other steps get some noise. For
 # any values, these advantages sum to $R - V(s_0)$, because all values in between cancel. This sum is a good test for code.
 #
-# ## Fewer rollouts, averaged
+# ## Fewer rollouts, averaged (this section can wait until after tutorial 5)
 #
 # The advantage $V(s_{i+1}) - V(s_i)$ uses the rollouts of two states only. From $s_{i+1}$ on, $R$ and each later value have the
 # mean $V(s_{i+1})$. Any average of them with fixed weights is therefore unbiased. The average uses more rollouts, which lowers

@@ -82,9 +82,9 @@ print(f"advantages    {list(advantages.shape)} [B, T], not 0 on {masked_mean((ad
 # %% [markdown]
 # ## 4. Update
 #
-# The iteration makes two passes over its episodes, in minibatches with one update each. The loss is the clipped loss plus 1e-4
-# times the KL to the reference, which limits how much the policy forgets. A minibatch is split into micro-batches. With one
-# denominator their gradients add up to the gradient of the minibatch.
+# The iteration makes two passes over its episodes, in minibatches with one update each. The loss is the clipped loss plus
+# `kl_coef` times the KL to the reference. Here `kl_coef` is 1e-4, too small to hold the policy (the command's default is 0.1).
+# A minibatch is split into micro-batches. With one denominator their gradients add up to the gradient of the minibatch.
 
 # %%
 shuffle = torch.Generator().manual_seed(derive_seed(config.seed, 0, "minibatches"))  # the seed that the package's loop uses
@@ -154,8 +154,8 @@ print("\ntime: " + ", ".join(f"{phase} {s / sum(loop.seconds.values()):.0%}" for
 # | k2 | $d^2 / 2$ | close to the KL if $d$ is small | never negative | the gradient of the KL |
 # | k3 | $e^d - d - 1$ | the KL | never negative | the gradient of $\mathrm{KL}(\pi_{\mathrm{ref}} \Vert \pi)$ |
 #
-# On new responses of the trained policy, k1's mean is near the exact one. k2 and k3 have larger errors: on a few tokens the
-# policy has moved far, and $d^2$ and $e^d$ are large. VinePPO uses k3, whose mean is the KL. The loss limits it to 10 a token.
+# On new responses of the trained policy, k1's mean is near the exact one. k2 and k3 have larger errors, because $d^2$ and $e^d$
+# are large on a few tokens. VinePPO uses k3, at most 10 a token. Near the reference, the KL that k3 lowers is almost the first.
 
 # %%
 fresh = loop.sample_episodes().tokens

@@ -68,9 +68,9 @@ print(f"{len(truth)} states of {n} responses, mean value {truth.mean():.2f}; sta
 # %% [markdown]
 # ## Which next step is best?
 #
-# From each state but the last of half of the responses we sample 32 times and keep the first five different next steps, if there
-# are five. Then we measure the value after each of them with 32 rollouts. Only sets with a clear winner count, in which the best
-# value leads by more than 0.2. In states after a mistake, all five values are near 0, so there is no winner.
+# From each state of half of the responses, the last state excepted, we sample 32 responses. If they have five different next
+# steps, we keep the first five, and measure the value after each with 32 rollouts. Only sets with a clear winner count, in which
+# the best value leads by more than 0.2. In states after a mistake, all five values are near 0, so there is no winner.
 
 # %%
 options, option_problems, option_cuts, set_rows, draws = [], [], [], [], 32

@@ -160,10 +160,10 @@ print(f"perfect advantages would reach {perfect:.2f}")
 # With K = 1 a value is 0 or 1 (V(s_0) also counts the group), and an advantage is the difference of two values. It agrees with
 # the truth about as well as an advantage from a group. Three rollouts give a better agreement, and nine a clearly better one.
 #
-# The gain is less noise. REINFORCE, RLOO, VinePPO and PPO with lambda = 1 have mean gradients of the same direction. Does it pay?
-# We compare VinePPO's accuracy with GRPO's on chains of twelve operations, and on chains where three of twelve are hard. After
-# equally many responses, K = 9 is ahead by 22 points and by 1 (rollouts not counted). After equal seconds on a CPU, K = 1 with
-# averages is behind by 6.5 and by 5.5. All four 95 % intervals contain 0 (`results/claims.md`). A fair comparison has equal
+# REINFORCE, RLOO, VinePPO and PPO with lambda = 1 have mean gradients of the same direction. VinePPO's have less noise. Is
+# learning then faster? We compare VinePPO with GRPO on chains of twelve operations. After equally many responses, K = 9 is ahead
+# by 22 points, and by 1 point where three operations decide. Rollouts are not counted. After equal seconds on a CPU, K = 1 with
+# averages is behind by 6.5 and 5.5 points. All four 95 % intervals contain 0 (`results/claims.md`). A fair comparison has equal
 # seconds, and each algorithm's own best setting.
 
 # %%

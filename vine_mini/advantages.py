@@ -1,11 +1,11 @@
 """Advantages: how much better an action was than what the policy does on average. Pure functions.
 
-GRPO and whitening divide by the sample standard deviation (n - 1). The papers do not say which one they use.
+GRPO and whitening divide by the sample standard deviation, with n - 1. The papers do not say whether theirs has n or n - 1.
 """
 
 import torch
 
-EPS, ROUNDING = 1e-8, 1e-6  # GRPO and whitening divide by deviation + EPS; below ROUNDING the numbers are equal
+EPS, ROUNDING = 1e-8, 1e-6  # GRPO and whitening divide by deviation + EPS; a deviation below ROUNDING counts as 0
 
 
 def gae(rewards, values, mask, *, gamma: float = 1.0, lam: float = 1.0):
@@ -31,12 +31,12 @@ def gae(rewards, values, mask, *, gamma: float = 1.0, lam: float = 1.0):
 
 
 def step_advantages(values: list[float], reward: float, *, lam: float = 0.0, mu: float = 0.0) -> list[float]:
-    """The advantage of each step from Monte Carlo values: A_i = Q_i - B_i. VinePPO's (section 4; gamma = 1) at lam = mu = 0.
+    """The advantage of each of n steps from Monte Carlo values: A_i = Q_i - B_i (VinePPO, section 4; gamma = 1).
 
-    Q_i = (1 - lam) V(s_{i+1}) + lam Q_{i+1}, Q_{n-1} = R, averages values after step i: GAE's lambda over Monte Carlo values.
-    B_i = (1 - mu) V(s_i) + mu B_{i-1}, B_0 = V(s_0), averages values before it. Q is unbiased and B is a baseline for every lam
-    and mu. At 0, A_i = V(s_{i+1}) - V(s_i), and the advantages sum to R - V(s_0). At 1, each of them is R - V(s_0).
-    `values` are V(s_0) .. V(s_{n-1}), of the states before each of the n steps. The reward R is paid at the last step.
+    values: V(s_0) .. V(s_{n-1}), s_i is the state before step i; reward: R, paid at the last step. At lam = mu = 0, VinePPO's,
+    A_i = V(s_{i+1}) - V(s_i), at the last step R - V(s_{n-1}), and they sum to R - V(s_0). At 1 each of them is R - V(s_0).
+    Q_i = (1 - lam) V(s_{i+1}) + lam Q_{i+1}, Q_{n-1} = R: an unbiased estimate of the mean reward after step i, as in GAE.
+    B_i = (1 - mu) V(s_i) + mu B_{i-1}, B_0 = V(s_0): a baseline, because it depends on nothing after s_i.
     """
     if not values:
         raise ValueError("a response has at least one step, so at least the value of its prompt is needed")

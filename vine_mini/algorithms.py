@@ -42,7 +42,7 @@ def vineppo(episodes: Episodes, values, roll_out, config):
     for (_, t, cuts), of_row, R, rest in zip(rows, states, episodes.rewards.flatten().tolist(), others, strict=True):
         V = [value[state] for state in of_row]
         V[0] = (config.k * V[0] + rest) / (config.k + episodes.rewards.shape[1] - 1)
-        V += [R] * (len(cuts) - len(V))  # beyond max_states; at mc_mu = 0 the advantage is 0 there, as in the official code
+        V += [R] * (len(cuts) - len(V))  # beyond max_states; at mc_mu = 0 the advantage there is 0, as in the official code
         of_steps = step_advantages(V, R, lam=config.mc_lam, mu=config.mc_mu)
         advantages.append(spread_to_tokens(of_steps, cuts, len(t.response_ids)))
     stats: dict = {"states": sum(map(len, states)), "unique_states": len(value), "rollouts": len(rollouts)}
@@ -86,7 +86,7 @@ def whole_response(advantage: Callable):
 
 
 def clipped_loss_with_kl(logprobs, batch: Batch, config, denominator):
-    """PPO's clipped loss, plus kl_coef times the KL to the reference where there is one. -> (scalar loss, stats)"""
+    """PPO's clipped loss of logprobs [b, T], plus kl_coef times the KL to a reference if there is one. -> (scalar loss, stats)"""
     mask = batch.response_mask
     logprobs = logprobs.where(mask.bool(), 0.0)
     advantages = batch.advantages * token_weights(batch, denominator, config)  # each weight is 1 by default

@@ -33,7 +33,7 @@ def evaluate(
         name -> (mean, standard error; None for a single problem). `pass@1` is the mean reward of the n samples, `greedy` the
         mean reward of the greedy response, `maj@n` the reward of the most frequent answer (of equally frequent ones: the
         one seen first), `pass@n` the largest reward of the n samples. `length` is in tokens. `truncated` is the share of
-        samples that the limit cut.
+        samples that the limit truncated.
     """
     sampler = model if sampler is None else sampler
     flat = sample(sampler, [p for p in prompts for _ in range(n)], sampling, seed=seed, progress=progress)

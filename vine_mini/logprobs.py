@@ -1,4 +1,4 @@
-"""Log-probs and values of response tokens. In reinforcement learning only sampling/fast/trunks.py also shifts logits by a token.
+"""Log-probs and values of response tokens: the shift by one. (Only sampling/fast/trunks.py and lengthgen also shift logits.)
 
 A causal model's output at position t - 1 predicts the token at t. The functions below line the two up, so that in every
 [B, T] tensor of this package column t belongs to the token at t. The language-model head and the critic's head are computed in
@@ -65,7 +65,7 @@ def hidden_before(backbone, input_ids, attention_mask, response_mask):
     """The hidden state that predicts each response token, row by row. -> [n, D]. Arguments as in `response_logprobs`."""
     if bool(response_mask[:, 0].any()):
         raise ValueError("a response token in column 0 has nothing before it to be predicted from")
-    if input_ids.is_cuda and not torch.is_autocast_enabled("cuda"):  # float32: fast with a mask only; a mask of ones is dropped
+    if input_ids.is_cuda and not torch.is_autocast_enabled("cuda"):  # float32 is fast only with a mask that is not all ones
         input_ids, attention_mask = F.pad(input_ids, (1, 0)), F.pad(attention_mask, (1, 0))
     mask = dict(attention_mask=attention_mask, position_ids=position_ids(attention_mask))  # causality hides padding on the right
     hidden = backbone(input_ids=input_ids, **({} if attention_mask[:, 0].all() else mask), use_cache=False).last_hidden_state

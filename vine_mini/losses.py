@@ -1,11 +1,11 @@
 """Losses: pure functions of [B, T] tensors.
 
-The ratio is 1 at the first update of an iteration. Later updates use the same responses with a changed policy. Each loss is a
-sum over masked tokens divided by `denominator`. The trainer passes the number of tokens of the whole minibatch with every
-micro-batch. So losses, gradients and statistics of micro-batches add up.
+A token's ratio is its probability now, divided by its probability when it was sampled: 1 at an iteration's first update. Each
+loss is a sum over masked tokens divided by `denominator`. The trainer passes the number of tokens of the whole minibatch with
+every micro-batch. So losses, gradients and statistics of micro-batches add up.
 
 Deviations from the paper's code: the policy loss and the KL are both means over tokens. The official code sums the KL over each
-response, so its weight grows with the length (kl_per_response). The default weight is 0.1 instead of 1e-4; see results/credit.
+response, so its weight grows with the length (kl_per_response). The default weight is 0.1 (the presets: 1e-4, as in the paper).
 """
 
 import torch
@@ -23,7 +23,7 @@ def clipped_policy_loss(logprobs, old_logprobs, advantages, mask, *, clip: float
 
     Args:
         logprobs, old_logprobs, advantages, mask: [B, T]. Gradients flow through `logprobs` only.
-        clip: a token has no gradient where its ratio is further than this from 1, in the token's favoured direction.
+        clip: no gradient where A > 0 and the ratio is above 1 + clip, or A < 0 and the ratio is below 1 - clip.
         denominator: see the first lines of the module.
     Returns (scalar loss, stats): `ratio` (mean), `clip_frac` (share of tokens whose gradient the clip stopped) and `approx_kl`
     (KL(old || new), by k3), each divided by the same denominator.
@@ -43,7 +43,7 @@ def clipped_policy_loss(logprobs, old_logprobs, advantages, mask, *, clip: float
 
 
 def value_loss(values, old_values, returns, mask, *, clip: float = 0.2, denominator=None):
-    """PPO's clipped value loss: 0.5 * mean of max((v - R)^2, (v_clipped - R)^2); v_clipped stays within `clip` of the old value.
+    """PPO's clipped value loss: 0.5 * mean of max((v - return)^2, (v_clipped - return)^2). v_clipped is the old value +- `clip`.
 
     All tensors are [B, T]. Gradients flow through `values` only. -> (scalar loss, stats): `value_clip_frac` and `value_error`,
     the mean absolute error against the returns.

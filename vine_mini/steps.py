@@ -8,7 +8,7 @@ from functools import lru_cache
 @lru_cache(maxsize=1 << 18)
 def _text(tokenizer, token_id: int) -> str:
     once, twice = (tokenizer.decode([token_id] * n, skip_special_tokens=True) for n in (1, 2))
-    return twice[len(once) :]  # some tokenizers drop the space at the start of a text
+    return twice[len(once) :]  # the token inside a text, because some tokenizers drop the space at the start of one
 
 
 def cut_steps(token_ids, tokenizer, *, every: int | None = None, answer_mark: str | None = None, starts=None) -> list[int]:
@@ -35,7 +35,7 @@ def cut_steps(token_ids, tokenizer, *, every: int | None = None, answer_mark: st
     for i, piece in enumerate(pieces):
         begins = end + len(piece) - len(piece.lstrip())  # of the visible text
         end += len(piece)
-        if begins < end and (of := bisect_right(offsets, begins)) != step:  # a token is of the step in which its text begins
+        if begins < end and (number := bisect_right(offsets, begins)) != step:  # the step in which the token's text begins
             cuts.append(i)
-            step = of
-    return [0, *cuts[1:]]  # the first step also has what stands before its text
+            step = number
+    return [0, *cuts[1:]]  # the first step starts at token 0, even if its visible text starts later

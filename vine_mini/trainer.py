@@ -1,4 +1,4 @@
-"""The training loop. `Trainer.train` is one iteration on one screen, for VinePPO and its baselines alike.
+"""The training loop. The body of `Trainer.train` is one iteration, for VinePPO and its baselines alike.
 
 Deviations from the paper: responses are sampled without top-p by default, because log-probs are of the whole
 distribution. Evaluations use none either (paper: 0.9). Problems come in epochs; the official code draws them with replacement.
@@ -117,7 +117,7 @@ class Trainer:
 
     @torch.no_grad()
     def score(self, episodes: Episodes) -> tuple[dict, dict]:
-        """-> {old log-probs, reference log-probs, critic's values}, each [B, T] or None; in bfloat16 also the `sampler_gap`"""
+        """-> {old_logprobs, ref_logprobs, values, in bfloat16 also weights}, each [B, T] or None; in bfloat16 also statistics"""
         tokens, reference = episodes.tokens, self.reference if self.algorithm.needs_reference else None
         sampled = on_response([t.logprobs for t in episodes.trajectories], tokens.response_mask)
         rescored = self.policy if self.low_precision else None  # in bfloat16 the sampler's rounding would show in the ratio

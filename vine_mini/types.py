@@ -30,7 +30,7 @@ class Problem:
 class Sampling:
     """How responses and rollouts are sampled."""
 
-    max_new_tokens: int  # length limit of a whole response; the response so far of a rollout's state counts towards it
+    max_new_tokens: int  # most tokens of a whole response; a rollout may use what the response so far has left of them
     eos_token_id: tuple[int, ...]  # the ids that end a response
     temperature: float = 1.0  # the logits are divided by it; 0 takes the most likely token
     top_p: float = 1.0  # sample from the smallest set of tokens whose probability reaches top_p
@@ -42,7 +42,7 @@ class Sampling:
 
 
 def derive_seed(*parts) -> int:
-    """A hash of the run's seed and a purpose, so that neighbouring seeds share nothing. PyTorch reads 32 bits of a seed."""
+    """A hash of the run's seed and a purpose, so that neighbouring seeds share nothing. PyTorch's CPU generator reads 32 bits."""
     return random.Random(" ".join(map(str, parts))).getrandbits(32)
 
 
@@ -53,7 +53,7 @@ class Trajectory:
     prompt_ids: list[int]
     response_ids: list[int]  # when `finished`, the last one is the end-of-sequence token
     logprobs: Sequence[float]  # of each sampled token, in nats, under softmax(logits / temperature) without top-p
-    finished: bool  # the model ended the response itself; False: the length limit cut it
+    finished: bool  # the model ended the response itself; False: the length limit truncated it
 
     def __post_init__(self):
         if not self.response_ids or len(self.response_ids) != len(self.logprobs):

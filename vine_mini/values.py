@@ -1,7 +1,7 @@
 """Monte Carlo values: the value of a state is the mean reward of K rollouts from it (VinePPO, section 4). Pure functions.
 
 The value is unbiased for every K >= 1 when the rollouts are sampled exactly as the trajectories were, each with what is left of
-its length limit. A rollout that the limit cuts has reward 0.
+its length limit. A rollout that the limit truncates has reward 0.
 """
 
 

@@ -53,7 +53,7 @@ class Common:
     bf16: bool = knob(False, "Sample and compute in bfloat16; the weights that are updated stay float32.")
     seed: Seed = knob(0, "Seed of everything random.")
     sample_batch_size: Count = knob(512, "Responses decoded at once; bounds the memory of the KV cache.")
-    max_new_tokens: Count | None = knob(None, "Most tokens of a response; a cut one counts as wrong. Left out: the task's own.")
+    max_new_tokens: Count | None = knob(None, "Most tokens of a response; a truncated one is wrong. Left out: the task's own.")
     yes: bool = knob(
         False, "Go on although the estimate says more than a week or far more memory than there is, or the task file has changed."
     )

@@ -11,8 +11,8 @@ The code also compares head i of NoPE only with the heads before i of the other 
 It therefore never counts.
 
 Two encodings of one seed share training examples and, unless they draw initial values of their own, initial weights. This
-changes their distance. Two different NoPE models never share these. So NoPE of one seed is compared with the *next* seed of every
-encoding. The official code compares models of one seed. So does "official code, same seed".
+changes their distance. Two different NoPE models never share these. So we compare NoPE of one seed with the *next* seed of every
+encoding. The official code compares models of one seed. Our measure "official code, same seed" does so too.
 
 Deviation: a weight that underflows to zero counts as 1e-38. The official code gets infinity there.
 """

@@ -1,7 +1,7 @@
 """The runs of `lengthgen study`: for each part, the folders of its sweeps and their settings.
 
 Deviations from the paper: scratchpads are trained on shorter inputs than plain answers. A full one makes sequences up to ten
-times as long. The format `none` then has these lengths too. Scratchpads without one part are trained with three encodings only.
+times as long. The format `none` then has these lengths too. Formats that lack one part are trained with three encodings only.
 Only SCAN draws training lengths by their number of examples. `train.py` and `tasks.py` name the other deviations.
 
 `rates` trains each of 14 tasks, with two encodings and one seed, at the rate (1e-3 or 2e-3) that the task does not use. `rates`

@@ -7,9 +7,9 @@ probe asks both of each place in the network: how well does a linear function of
     R²        1 - (squared error / variance of the target), at most 1; 0 is as good as the mean
 
 The probe is fitted on sequences of the seen lengths. It is tested on other draws of these lengths, and on longer ones. On
-longer ones R² is far below 0 if the network writes positions for the trained lengths only. Constant words tell their position by
-themselves. Therefore only those tokens of the prompts count at whose places the prompts of a length differ. An untrained network
-stands beside the trained one.
+longer ones R² is far below 0 if the network writes positions for the trained lengths only. Constant words reveal their position.
+So a position of the prompt counts only if prompts of the same length differ there. An untrained network stands beside the trained
+one.
 """
 
 from dataclasses import dataclass

@@ -24,7 +24,7 @@ __all__ = ["BUILT_IN", "check_prompts", "demonstration", "get", "grade", "grade_
 
 
 def grade(task, problem: Problem, response: Trajectory, tokenizer, so_far: Sequence[int] = (), known=None) -> float:
-    """The reward of a response, from 0 to 1; of a rollout, with the response so far before it. 0 if the length limit cut it.
+    """The reward of a response, from 0 to 1; of a rollout, with the tokens `so_far` before it. 0 if it was truncated.
 
     known: rewards of earlier responses. Among many rollouts some are equal. Each distinct one is decoded and graded once.
     """
