@@ -67,7 +67,6 @@ lengthgen study --quick --parts rows --processes 1 --out paper
 lengthgen rank sweep --out rank
 lengthgen attention sweep --examples 1
 lengthgen probe sweep --examples 2
-lengthgen temperature sweep --temperatures 1.0
 lengthgen theory --length 7 --out theory
 lengthgen full-size --task copy --train_lengths 2 3 --test_lengths 4 4 {sweep} --out full
 '''.strip().splitlines():

@@ -23,8 +23,6 @@ VARIANTS = {
     },
     "hybrid": {"encoding": "hybrid", "nope_every": 2},
     "alibi hybrid": {"encoding": "alibi", "nope_every": 3},
-    "sharp": {"encoding": "t5", "attention_temperature": 0.7},
-    "sharp fox": {"encoding": "fox", "attention_temperature": 0.7},
     "wide heads": {"encoding": "rope25", "head_dim": 16},  # 4 x 16 = 64 dimensions in 32
     "wide fox": {"encoding": "fox", "head_dim": 16},
 }
@@ -184,7 +182,7 @@ def reference(model, ids):
                         logit += (q[t, head] @ row).item() / d**0.5
                     if c.encoding == "log-length":
                         logit *= math.log(t + 1) / math.log(32)
-                    logits.append(logit / c.attention_temperature)
+                    logits.append(logit)
                 weights = torch.tensor(logits, dtype=torch.float64).softmax(0)
                 out[t, head] = weights @ v[: t + 1, head]
         h = h + out.reshape(T, -1) @ w[prefix + "attention.out.weight"].T
@@ -280,7 +278,6 @@ def test_generate_writes_what_the_logits_say(variant):
         ({"encoding": "learned"}, "max_position_embeddings"),
         ({"encoding": "nope", "max_position_embeddings": 9}, "max_position_embeddings"),
         ({"encoding": "sinusoidal", "nope_every": 2}, "nope_every"),
-        ({"attention_temperature": 0.0}, "above 0"),
         ({"num_attention_heads": 5}, "heads"),
     ],
 )

@@ -172,11 +172,12 @@ def test_p_rope_lies_between_nope_and_rope():
     assert torch.equal(half[..., 8:], qk[..., 8:]) and not torch.equal(whole[..., 8:], qk[..., 8:])
 
 
-def test_equal_head_scales_are_the_attention_temperature():
-    nope = decoder("nope", attention_temperature=0.8)
+def test_equal_head_scales_are_a_temperature_of_the_attention():
+    nope = decoder("nope")
     scaled = decoder("head-scale", like=nope)
-    for layer in scaled.model.layers:
+    for layer, plain in zip(scaled.model.layers, nope.model.layers, strict=True):
         torch.nn.init.constant_(layer.attention.encoding["scale"], 1 / 0.8)
+        plain.attention.scale /= 0.8
     torch.testing.assert_close(logits(scaled), logits(nope))
     torch.nn.init.constant_(scaled.model.layers[0].attention.encoding["scale"][1:2], 3.0)
     assert not torch.allclose(logits(scaled), logits(nope))

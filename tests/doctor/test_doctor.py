@@ -80,5 +80,5 @@ def test_a_gpu_is_described(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=24 << 30))
-    lines = command.machine(torch.device("cuda"))
+    lines = command.facts_of(torch.device("cuda"))
     assert lines[2:] == ["GPU: Some GPU, bfloat16", "memory of cuda: 24.0 GiB"]

@@ -421,7 +421,7 @@ def test_a_file_that_results_name_runs_only_if_the_command_names_it(run, folder,
     ):
         Path("evil.py").write_text("import pathlib\npathlib.Path('RAN').touch()\n" + text)
         Path("results.json").write_text(json.dumps(made))
-        for command in ("rank", "attention", "temperature", "probe"):
+        for command in ("rank", "attention", "probe"):
             code, _, err = run(command, tmp_path)
             assert code == 2 and "names the file evil.py, which would run: add evil.py after the folder" in err
         code, _, err = run("--encodings", "nope", "--out", tmp_path)
@@ -765,7 +765,7 @@ def test_broken_or_foreign_models_are_refused(run, folder, tmp_path):
         else:
             shutil.rmtree(model)
             shutil.copytree(copy / "models" / "rope-0", model)
-        code, _, err = run("temperature", copy, "--temperatures", 1)
+        code, _, err = run("attention", copy, "--examples", 1)
         last = err.strip().splitlines()[-1]
         assert code == 2 and "nope-0" in last and ("cannot be loaded" in last or "not the model" in last), change
 
@@ -804,7 +804,7 @@ os.kill(os.getpid(), 9)
 
 
 @pytest.mark.slow
-def test_attention_temperature_and_rank_read_a_run(run, folder, tmp_path):
+def test_attention_probe_and_rank_read_a_run(run, folder, tmp_path):
     code, text, _ = run("attention", folder, "--examples", 2)
     assert code == 0 and "nope, other seed" in text and (folder / "attention.png").stat().st_size > 5000
     distances = json.loads((folder / "attention.json").read_text())
@@ -818,12 +818,11 @@ def test_attention_temperature_and_rank_read_a_run(run, folder, tmp_path):
     probed = json.loads((folder / "probe.json").read_text())["networks"]
     assert [len(probed[name]) for name in ("trained", "untrained", "constructed")] == [2, 2, 1]
     assert probed["constructed"][0]["after layer 1"]["t"]["longer"] > 1 - 1e-6
-    code, text, _ = run("temperature", folder, "--temperatures", 1, 0.5)
-    assert code == 0 and (folder / "temperature.png").stat().st_size > 5000
     config = LengthgenConfig(**load_results(folder)["settings"])
-    at = json.loads((folder / "temperature.json").read_text())["nope"]
     stored = report.by_length(load_results(str(folder)))["nope"]
-    assert at["1.0"] == {str(length): shares for length, shares in stored.items()}  # 1 is what was trained
+    models = [load_model(folder, config, "nope", seed) for seed in config.seeds]
+    again = [evaluate(model, config) for model in models]
+    assert stored == {length: [shares[length] for shares in again] for length in config.lengths()}
     code, text, _ = run("rank", folder, "--out", tmp_path / "rank")
     assert code == 0 and "mean reciprocal rank" in text and (tmp_path / "rank" / "rank.png").stat().st_size > 5000
     code, text, _ = run("rank", folder, "--encodings", "hybrid", "learned", "nope", "--out", tmp_path / "rank")
@@ -836,10 +835,6 @@ def test_attention_temperature_and_rank_read_a_run(run, folder, tmp_path):
     gaps = [100 * (report.extrapolation(load_results(folder))["rope"][s] - by) for s, by in stored_means(folder).items()]
     rope = next(line for line in table if line.startswith("| rope "))
     assert rope.split("|")[-2].split()[0] == f"{sum(gaps) / 2:+.1f}"
-    assert (
-        load_model(folder, config, "nope", 0, attention_temperature=0.5).model.layers[0].attention.scale
-        == 2 * load_model(folder, config, "nope", 0).model.layers[0].attention.scale
-    )
 
 
 def stored_means(folder):
@@ -907,12 +902,9 @@ def test_theory_command(run, tmp_path):
         (["rank", "nowhere"], "nowhere has no results.json"),
         (["attention", "nowhere"], "nowhere has no results.json"),
         (["attention"], "name one folder"),
-        (["temperature", "nowhere"], "nowhere has no results.json"),
         (["probe", "nowhere"], "nowhere has no results.json"),
         (["probe"], "name one folder"),
         (["probe", "nowhere", "--examples", "1"], "examples = 1"),
-        (["temperature", "nowhere", "--temperatures", "0"], "temperatures = [0.0]"),
-        (["temperature", "nowhere", "--temperatures", "1", "1"], "named once"),
         (["attention", "nowhere", "--examples", "0"], "examples = 0"),
         (["--task", "lego", "--scratchpad", "v"], "would write nothing"),
         (["--task", "lego", "--train_lengths", "2", "26"], "which leaves none to test"),

@@ -141,8 +141,7 @@ class TrainConfig(Common):
     gradient_checkpointing: bool = knob(False, "Compute activations again in the backward pass: slower, less memory.")
     eval_every: Whole = knob(0, "Evaluate every so many iterations; 0: on test problems before and after only.")
     validation: Whole = knob(
-        200,
-        "With eval_every: training problems set aside to choose RUN/best, at most a tenth; 0: evaluate on test problems.",
+        200, "With eval_every: training problems set aside to choose RUN/best, at most a tenth; 0: evaluate on test problems."
     )
     eval_problems: Whole = knob(200, "Test problems in an evaluation; 0: all.")
     eval_samples: Count = knob(4, "Samples for each problem in an evaluation.")

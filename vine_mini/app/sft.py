@@ -68,11 +68,10 @@ def imitate(config, folder: Path):
             optimizer.zero_grad(set_to_none=True)
             bar.set_postfix(loss=f"{losses[-1]:.4f}")
     except (Diverged, KeyboardInterrupt) as error:
-        diverged = isinstance(error, Diverged)
-        folder = free_name(folder.with_name(f"{folder.name}-{'diverged' if diverged else 'stopped'}"))
+        folder = free_name(folder.with_name(f"{folder.name}-{'diverged' if isinstance(error, Diverged) else 'stopped'}"))
         with whole(folder) as fresh:
             save_policy(model, tokenizer, fresh)
-        if diverged:
+        if isinstance(error, Diverged):
             write_diverged(folder, error)
         else:
             print(f"\nstopped at update {len(losses)} of {config.updates}; policy: {folder} (to train it further: --model)")

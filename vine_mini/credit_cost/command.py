@@ -8,7 +8,6 @@ import json
 import math
 import time
 from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -174,9 +173,12 @@ def seconds_of_training(trainer: Trainer) -> dict[str, float]:
 
 def seconds_of_rollouts(trainer: Trainer, k: int) -> float:
     """Seconds of VinePPO's credit for one iteration, grading included."""
-    episodes, config = trainer.sample_episodes(), replace(trainer.config, k=k)
-    credit = partial(ALGORITHMS["vineppo"].credit, episodes, None, trainer.roll_out, config)
-    return min(timed(credit, trainer.device) for _ in _repeats())
+    episodes, config, seconds = trainer.sample_episodes(), replace(trainer.config, k=k), []
+    for _ in _repeats():
+        start = trainer.clock()
+        ALGORITHMS["vineppo"].credit(episodes, None, trainer.roll_out, config)
+        seconds.append(trainer.clock() - start)
+    return min(seconds)
 
 
 def _repeats():
@@ -186,15 +188,6 @@ def _repeats():
         if i and time.perf_counter() - start > LONG_SECONDS:
             return
         yield i
-
-
-def timed(function, device):
-    """-> seconds of a call"""
-    start = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 def sample_pools(trainer: Trainer, problems: int, m: int):
@@ -282,10 +275,7 @@ def table(report: Report) -> str:
     if report.largest:  # some response was right
         largest, average = report.largest
         lines += [f"right responses gain {largest:.0%} of their value in their largest step, {average:.0%} in an average step"]
-    lines += [
-        "",
-        f"{'credit':36} {'noise':>15} {'s/iteration':>12} {'of it rollouts':>15}   time to the same learning [95 %]",
-    ]
+    lines += ["", f"{'credit':36} {'noise':>15} {'s/iteration':>12} {'of it rollouts':>15}   time to the same learning [95 %]"]
     for w in report.ways:
         cells = f"{w.noise:8.3f} ± {w.error:.3f} {sum(w.seconds.values()):12.2f} {w.seconds.get('rollouts', 0.0):15.2f}"
         lines.append(f"{w.name:36} {cells} {w.relative:12.2f} [{w.interval[0]:.2f}, {w.interval[1]:.2f}]")

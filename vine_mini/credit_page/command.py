@@ -93,7 +93,7 @@ def explain(config: CreditConfig) -> Iterator[Page]:
             rise=_change(trainer, episodes, row, vineppo, config.fresh, "rise", number),
             truth=config.truth,
             credits=[vineppo, *others, *(_whole_group(trainer, episodes, row, *each) for each in whole.items()), *truth],
-            spent=_spent(trainer, other),
+            spent=[each.spent for each in (trainer, other) if each],  # they count on until the last page is made
         )
 
 
@@ -137,7 +137,7 @@ def find_falls(config: CreditConfig) -> Report:
         by_kind=table(falls, Counter(dict(by_kind.most_common())), lambda fall: fall.kind),
         by_step=table(falls, by_step, lambda fall: f"step {fall.step + 1}"),
         falls=sorted(falls, key=lambda fall: fall.size),
-        spent=_spent(trainer, other),
+        spent=[each.spent for each in (trainer, other) if each],
     )
 
 
@@ -176,11 +176,6 @@ def _made(config: CreditConfig, what: str) -> str:
     other = f", other policy {config.other}" if config.other else ""
     made = f"{policy}, {what}{other}, temperature {config.temperature:g}, at most {config.max_new_tokens} tokens"
     return f"{made}, seed {config.seed}{cut}."
-
-
-def _spent(trainer: Resting, other: Resting | None) -> list[dict]:
-    """The counters of both trainers. They count on until the last page is made."""
-    return [trainer.spent, *([other.spent] if other else [])]
 
 
 def _credit(trainer: Resting, episodes: Episodes, row: int, k: int, name: str, number: int):

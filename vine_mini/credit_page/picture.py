@@ -28,10 +28,7 @@ def plot_credit(page, path: Path) -> None:
             axis.fill_between([left, left + wide], row, row + 1, facecolor=(colour, alpha), edgecolor="white")
             axis.text(left + wide / 2, row + 0.5, signed(advantage), ha="center", va="center")
     title = one_line(page.question, int(11 * figure.get_figwidth()) - 7)
-    figure.suptitle(
-        f"{title}\nreward {page.reward:g}; the advantage of each step, pale within two standard errors",
-        fontsize=10,
-    )
+    figure.suptitle(f"{title}\nreward {page.reward:g}; the advantage of each step, pale within two standard errors", fontsize=10)
     with catch_warnings():
         simplefilter("ignore", UserWarning)  # a character that the font lacks is drawn as a box
         save_figure(figure, path)

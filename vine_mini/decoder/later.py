@@ -69,8 +69,7 @@ def shifted(ids, largest: int, generator=None):
 
 
 def head_scale(qk, scale):
-    """HeadScale (Wang et al. 2024, arXiv 2404.12224): each head's logits times a number. 1 / temperature in all heads is the same
-    as `attention_temperature`.
+    """HeadScale (Wang et al. 2024, arXiv 2404.12224): each head's logits times a number, which is 1 / temperature.
 
     The paper learns the scales of a trained NoPE model and nothing else. Scales that are learned together with the weights of the
     queries can express nothing new, because the weights can absorb them. qk [2, B, H, T, d], scale [H] -> [2, B, H, T, d]

@@ -41,7 +41,6 @@ class DecoderConfig(PreTrainedConfig):
         encoding: a name in `table.ENCODINGS`.
         nope_every: every n-th layer has no encoding (a hybrid, as in SmolLM3 and Llama 4); 0: all layers have the encoding.
             None: as the table says.
-        attention_temperature: attention logits are divided by it. Below 1, attention is sharper than in training.
         max_position_embeddings: rows of a learned table, and so the longest sequence. None for the other encodings.
     """
 
@@ -54,7 +53,6 @@ class DecoderConfig(PreTrainedConfig):
     head_dim: int | None = None
     encoding: str = "nope"
     nope_every: int | None = None
-    attention_temperature: float = 1.0
     max_position_embeddings: int | None = None
     tie_word_embeddings: bool = False
     use_cache: bool = True
@@ -76,8 +74,6 @@ class DecoderConfig(PreTrainedConfig):
             self.nope_every = encoding.nope_every
         if self.nope_every and not (encoding.queries_keys or encoding.bias or encoding.content_bias):
             raise ValueError(f"nope_every is for encodings inside the layers, not for {self.encoding}")
-        if not self.attention_temperature > 0:
-            raise ValueError(f"attention_temperature {self.attention_temperature}: must be above 0")
         check_shapes(encoding, self)
         super().__post_init__(**kwargs)
 
@@ -91,7 +87,7 @@ class Attention(nn.Module):
     def __init__(self, config: DecoderConfig, layer: int, encoded: bool):
         super().__init__()
         self.config, self.layer, self.heads = config, layer, config.num_attention_heads
-        self.scale, width = config.head_dim**-0.5 / config.attention_temperature, self.heads * config.head_dim
+        self.scale, width = config.head_dim**-0.5, self.heads * config.head_dim
         self.qkv = nn.Linear(config.hidden_size, 3 * width, bias=False)
         self.out = nn.Linear(width, config.hidden_size, bias=False)
         encoding = ENCODINGS[config.encoding if encoded else "nope"]
@@ -110,8 +106,7 @@ class Attention(nn.Module):
         if keep:
             q = q[:, :, -keep:]  # [B, H, Q, d]
         if self.content_bias:
-            content = self.content_bias(q * self.config.head_dim**-0.5, k, self.config, self.encoding)  # [B, H, Q, K]
-            bias = bias + content / self.config.attention_temperature
+            bias = bias + self.content_bias(q * self.scale, k, self.config, self.encoding)  # [B, H, Q, K]
         # for short sequences on a CPU this is faster than F.scaled_dot_product_attention
         weights = torch.add(bias, q @ k.mT, alpha=self.scale).softmax(dim=-1)  # [B, H, Q, K]
         y = weights @ v
@@ -215,7 +210,7 @@ class DecoderModel(_Base):
         if encoding.bias:
             distance = positions[:, :, None] - key_positions[:, None, :]  # t - i, [B or 1, T, K]
             numbers = encoding.bias(distance, positions, config, self.encoding)  # [B or 1, H or 1, T, K]
-            bias = (numbers.to(h.dtype) / config.attention_temperature + mask).contiguous()
+            bias = (numbers.to(h.dtype) + mask).contiguous()
 
         weights = []
         for layer in self.layers:

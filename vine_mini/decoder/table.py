@@ -14,12 +14,7 @@ from vine_mini.decoder import later, positions
 WIDTH = 8  # keys that a query sees in a layer with a window
 LOG_LENGTH = 32  # tokens at which log-length scaling is 1
 COPE_ROWS = 64  # CoPE's largest position + 1
-FIRE_UNITS = 32  # of its MLP, as in the paper
-
-
-def nothing(config) -> dict:
-    """No parameters."""
-    return {}
+FIRE_WIDTH = 32  # of its MLP, as in the paper
 
 
 @dataclass(frozen=True)
@@ -53,8 +48,8 @@ class Encoding:
     bias: Callable | None = None
     content_bias: Callable | None = None
     ids: Callable | None = None
-    parameters: Callable = nothing
-    layer_parameters: Callable = nothing
+    parameters: Callable = lambda config: {}
+    layer_parameters: Callable = lambda config: {}
     slow: bool = False
     table: bool = False
     nope_every: int = 0
@@ -96,9 +91,9 @@ def _kerple(config) -> dict:  # ALiBi at small distances (official: random). The
 def _fire(config) -> dict:
     # All layers share one set (the paper's FIRE-S; the official class is made once in each layer). The MLP starts at the zero
     # function and L at FIRE_UNIT tokens (official class: at random, and 512).
-    first = {"first": torch.randn(FIRE_UNITS), "first_bias": torch.randn(FIRE_UNITS)}
+    first = {"first": torch.randn(FIRE_WIDTH), "first_bias": torch.randn(FIRE_WIDTH)}
     scalars = {"c": torch.tensor(0.1), "L": torch.tensor(1.0)}
-    return first | {"second": torch.zeros(FIRE_UNITS, config.num_attention_heads)} | scalars
+    return first | {"second": torch.zeros(FIRE_WIDTH, config.num_attention_heads)} | scalars
 
 
 def _forget(config) -> dict:  # f = 1/2 at every token (official: near 1/2, because the weights are random)
@@ -152,10 +147,7 @@ ENCODINGS = PAPER | {
     ),
     "hybrid": Encoding("RNoPE", queries_keys=_rope, nope_every=3),
     "hybrid-window": Encoding(
-        "RNoPE-SWA",
-        queries_keys=_rope,
-        bias=lambda distance, t, config, w: later.window(distance, WIDTH),
-        nope_every=3,
+        "RNoPE-SWA", queries_keys=_rope, bias=lambda distance, t, config, w: later.window(distance, WIDTH), nope_every=3
     ),
     "p-rope": Encoding("p-RoPE, p = 1/4", queries_keys=lambda qk, t, config, w: positions.rope(qk, t, p=0.25)),
     "kerple": Encoding(

@@ -42,7 +42,7 @@ class DoctorConfig(TrainConfig):
 def doctor(config: DoctorConfig) -> int:
     """The `doctor` command."""
     device = models.pick_device(config.device)
-    print("\n".join(machine(device)))
+    print("\n".join(facts_of(device)))
     trainer = build_trainer(config)
     print(f"policy: {policy_name(config)}, {trainer.policy.num_parameters():,} parameters")
     taken = way(trainer.sampler())
@@ -56,7 +56,7 @@ def doctor(config: DoctorConfig) -> int:
     return 0
 
 
-def machine(device) -> list[str]:
+def facts_of(device) -> list[str]:
     """Lines about versions, the CPU, the GPU and memory."""
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text(encoding="utf-8").split() if cpuinfo.is_file() else []

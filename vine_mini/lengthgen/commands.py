@@ -16,16 +16,14 @@ from vine_mini.lengthgen.config import (
     LengthgenConfig,
     ProbeConfig,
     RankConfig,
-    TemperatureConfig,
     TheoryConfig,
 )
 from vine_mini.lengthgen.cost import cost
 from vine_mini.lengthgen.own import short
 from vine_mini.lengthgen.probe import means, probe_folder
-from vine_mini.lengthgen.results import load_model, load_results, load_so_far, write_json
+from vine_mini.lengthgen.results import load_results, load_so_far, write_json
 from vine_mini.lengthgen.sweep import sweep
 from vine_mini.lengthgen.theory import demonstrate
-from vine_mini.lengthgen.train import evaluate
 from vine_mini.models import pick_device
 from vine_mini.types import UserError
 
@@ -107,21 +105,6 @@ def probe(config: ProbeConfig) -> None:
     pictures.plot_probe(means(found), results, folder / "probe.png")
     numbers = {"seeds": settings["seeds"], "networks": found}
     _leave(folder, "probe", numbers, report.probe_table(means(found), results))
-
-
-def temperature(config: TemperatureConfig) -> None:
-    """The `lengthgen temperature` command."""
-    folder, results = _results_of(config)
-    run = LengthgenConfig(**results["settings"])
-    curves: dict = {name: {t: {} for t in config.temperatures} for name in run.encodings}
-    models = [(name, seed, t) for name in run.encodings for seed in run.seeds for t in config.temperatures]
-    with tqdm(total=len(models) * len(run.lengths()), desc="temperatures", dynamic_ncols=True) as bar:
-        for name, seed, t in models:
-            model = load_model(folder, run, name, seed, attention_temperature=t)
-            for length, share in evaluate(model, run, bar.update).items():
-                curves[name][t].setdefault(length, []).append(share)
-    pictures.plot_temperatures(curves, results, folder / "temperature.png")
-    _leave(folder, "temperature", curves, report.temperature_table(curves, run.train_lengths[1]))
 
 
 def _results_of(config) -> tuple[Path, dict]:

@@ -37,8 +37,7 @@ class LengthgenConfig:
     train_lengths: list[int] | None = knob(None, "Shortest and longest length in training. Left out: the task's own.")
     test_lengths: list[int] | None = knob(None, "Shortest and longest length in the test. Left out: up to about twice as long.")
     by_example: bool = knob(
-        False,
-        "scan, addition: draw training lengths by their number of examples in the paper. Left out: all equally often.",
+        False, "scan, addition: draw training lengths by their number of examples in the paper. Left out: all equally often."
     )
     steps: Count | None = knob(None, "Updates in a run. Left out: the task's own.")
     lr: Positive | None = knob(None, "Peak learning rate of AdamW. Left out: the task's own.")
@@ -219,19 +218,6 @@ class ProbeConfig:
     def __post_init__(self):
         check_ranges(self)
         _one_folder(self, "probe")
-
-
-@dataclass
-class TemperatureConfig:
-    """Test the models of a `lengthgen` folder again with their attention logits divided by a temperature (below 1: sharper)."""
-
-    results: list[str] = _list((), "The folder, and the .py files of your own that it names.")
-    temperatures: list[float] = _list((1.0, 0.9, 0.8, 0.7, 0.6, 0.5), "Temperatures of the softmax; 1: as in training.")
-
-    def __post_init__(self):
-        if not all(0.01 <= t <= 100 for t in self.temperatures) or len({*self.temperatures}) < len(self.temperatures):
-            raise UserError(f"temperatures = {self.temperatures}: each must be between 0.01 and 100, and named once")
-        _one_folder(self, "temperature")
 
 
 @dataclass

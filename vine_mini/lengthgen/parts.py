@@ -23,7 +23,6 @@ FEWER = ["nope", "t5", "rope25"]  # for scratchpads without one part; the other 
 LATER = [name for name in ENCODINGS if name not in (*MAIN, "coupled", "abacus", "head-scale")]
 RATES = (1e-3, 2e-3)  # learning rates
 RATED = [task for task in ROWS if task not in ("copy-2x", "copy-v3", "reverse")]  # these have 99 % on 2 to 10 items at 2e-3
-NARROW = dict(head_dim=16)
 SHORT = {task: dict(train_lengths=[2, 10], test_lengths=[11, 20]) for task in COPIES}
 # Training and test lengths, and updates.
 SCRATCHPADS = {
@@ -54,7 +53,7 @@ def _tasks(part: str) -> list[tuple[str, str, dict]]:
     if part == "rows":
         return [(task, task, dict(encodings=MAIN)) for task in ROWS]
     if part == "narrow":
-        return [(f"narrow/{task}", task, dict(encodings=MAIN) | NARROW | SHORT.get(task, {})) for task in ROWS]
+        return [(f"narrow/{task}", task, dict(encodings=MAIN, head_dim=16) | SHORT.get(task, {})) for task in ROWS]
     if part == "short":
         return [(f"short/{task}", task, dict(encodings=MAIN) | lengths) for task, lengths in SHORT.items()]
     if part == "more-updates":

@@ -12,8 +12,6 @@ from vine_mini.lengthgen.tasks import TASKS
 
 COLOURS = ("#0072B2", "#D55E00", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#999999", "#000000")
 MARKERS = "ov^sDP<X>*hpd"
-ORANGES = ("#fdae6b", "#e6550d", "#8c2d04")
-BLUES = ("#9ecae1", "#6baed6", "#4292c6", "#2171b5", "#08519c", "#08306b")
 
 
 def style(encoding: str) -> tuple[str, str, str]:
@@ -116,26 +114,6 @@ def plot_distances(tables: dict, results: dict, path: Path) -> None:
         _mark_training(lengths, results)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     figure.suptitle(f"Distance of attention from NoPE's ({name_of(results)})")
-    save_figure(figure, path)
-
-
-def plot_temperatures(curves: dict[str, dict[float, dict[int, list[float]]]], results: dict, path: Path) -> None:
-    """Draws accuracy against length at several temperatures of the attention, one panel for each encoding."""
-    temperatures = sorted(next(iter(curves.values())))
-    sharper, softer = [t for t in temperatures if t < 1][::-1], [t for t in temperatures if t > 1]
-    shades = {1: "black"} | dict(zip(sharper, BLUES, strict=False)) | dict(zip(softer, ORANGES, strict=False))
-    figure, axes, _ = _panels(len(curves))
-    for axis, (name, by_temperature) in zip(axes, curves.items(), strict=True):
-        for temperature, curve in by_temperature.items():
-            middle = [mean(shares) for shares in curve.values()]  # bands would hide each other
-            axis.plot(
-                curve.keys(), middle, color=shades.get(temperature, "0.5"), marker="o", markersize=3, label=f"{temperature:g}"
-            )
-        _mark_training(axis, results)
-        axis.set(title=style(name)[0], xlabel="length", ylim=(-0.02, 1.02))
-    axes[0].set(ylabel="exact match")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, title="temperature")
-    figure.suptitle(f"Attention with another temperature at test time ({name_of(results)})")
     save_figure(figure, path)
 
 

@@ -28,22 +28,15 @@ def reciprocal_ranks(query: dict[str, float]) -> dict[str, float]:
 
 
 def mean_reciprocal_rank(tasks: list[list[dict[str, float]]]) -> dict[str, float]:
-    """The mean of `reciprocal_ranks` over tasks (figure 1). tasks: the queries of each task, one for each seed."""
-    return task_means([[reciprocal_ranks(query) for query in task] for task in tasks])
+    """The mean over tasks of the mean over seeds of `reciprocal_ranks` (figure 1). tasks: for each task a query of each seed."""
+    ranked = [[reciprocal_ranks(query) for query in task] for task in tasks]
+    return {name: fmean(fmean(row[name] for row in task) for task in ranked) for name in ranked[0][0]}
 
 
 def rank_intervals(tasks: list[list[dict[str, float]]], families: list[str]) -> dict[str, tuple[float, float]]:
     """95 % intervals of the mean reciprocal ranks: encoding -> low, high. tasks: the queries of each task, one for each seed."""
     ranked = [[reciprocal_ranks(query) for query in task] for task in tasks]
     return {name: family_interval([fmean(row[name] for row in task) for task in ranked], families)[1:] for name in ranked[0][0]}
-
-
-def task_means(tasks: list[list[dict[str, float]]]) -> dict[str, float]:
-    """The mean over tasks of the mean over seeds, so that a task with more seeds counts as much as the others.
-
-    tasks: the rows of each task, one for each seed; a row holds a number for each encoding.
-    """
-    return {name: fmean(fmean(row[name] for row in task) for task in tasks) for name in tasks[0][0]}
 
 
 def family(task: str) -> str:

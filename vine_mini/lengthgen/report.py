@@ -198,18 +198,6 @@ def formats_table(formats: dict[str, dict[str, dict]]) -> str:
     return columns(rows)
 
 
-def temperature_table(curves: dict[str, dict[float, dict[int, list[float]]]], longest: int) -> str:
-    """Accuracy in per cent on the lengths beyond `longest`: a row for each encoding, a column for each temperature."""
-    rows = [["exact match beyond training, %", *(f"{t:g}" for t in next(iter(curves.values())))]]
-    for name, by_temperature in curves.items():
-        cells = []
-        for curve in by_temperature.values():
-            seeds = zip(*(shares for length, shares in curve.items() if length > longest), strict=True)
-            cells.append(cell([mean(seed) for seed in seeds]))
-        rows.append([short(name), *cells])
-    return columns(rows)
-
-
 def _per_cent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.1f}"
 

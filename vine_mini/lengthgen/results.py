@@ -113,13 +113,13 @@ def _read(folder: Path, where: str = "after the folder") -> dict:
     return results
 
 
-def load_model(folder: str | Path, config: LengthgenConfig, encoding: str, seed: int, **changes) -> Decoder:
-    """A trained decoder of a folder. `changes` are fields of its configuration. Raises UserError for a wrong or broken model."""
+def load_model(folder: str | Path, config: LengthgenConfig, encoding: str, seed: int) -> Decoder:
+    """A trained decoder of a folder. Raises UserError for a wrong or broken model."""
     path = Path(folder) / "models" / f"{short(encoding)}-{seed}"
     if not (path / "model.safetensors").is_file():
         raise UserError(f"there is no model {path}; results in a repository come without models")
     try:
-        loaded: Any = Decoder.from_pretrained(path, output_loading_info=True, **changes)
+        loaded: Any = Decoder.from_pretrained(path, output_loading_info=True)
         model, report = loaded
         whole = not any(report[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     except Exception as error:  # configuration, safetensors and transformers each have their own kinds

@@ -125,11 +125,6 @@ def _summands(length: int, rng: Random) -> list[int]:
     return [rng.randint(10 ** (n - 1) if n > 1 else 0, 10**n - 1) for n in (m, n)]
 
 
-def digit_pairs(length: int) -> int:
-    """How many pairs of digit counts have `length` as the larger one. In the paper all pairs are equally likely."""
-    return 2 * length - 1
-
-
 def check_addition(prompt: str, answer: str) -> bool:
     """Whether the sum of `added` is there, most significant digit first, without a zero in front."""
     columns, carry = added(prompt)
@@ -284,7 +279,9 @@ COPIES = ("copy", "copy-2x", "copy-v2", "copy-v3", "copy-v3-2x", "reverse", "rev
 # 8000 because the paper trains longer on it than on the other tasks.
 TASKS = {
     **{name: _copy(name) for name in COPIES},
-    "addition": Task(make_addition, check_addition, (1, 8), (9, 16), "digits of the longer number", 8000, weight=digit_pairs),
+    "addition": Task(  # in the paper all pairs of digit counts are equally likely
+        make_addition, check_addition, (1, 8), (9, 16), "digits of the longer number", 8000, weight=lambda n: 2 * n - 1
+    ),
     "polynomial": Task(make_polynomial, check_polynomial, (1, 8), (9, 16), "terms", lr=1e-3),
     "sort": Task(make_sort, check_sort, (2, 8), (9, 16), "items"),
     "sort-numbers": Task(make_sort_numbers, check_sort, (2, 8), (9, 16), "numbers"),

@@ -3,29 +3,18 @@
 from collections.abc import Callable
 from dataclasses import fields
 
-from vine_mini.lengthgen import commands
-from vine_mini.lengthgen.config import (
-    AttentionConfig,
-    FullSizeConfig,
-    LengthgenConfig,
-    ProbeConfig,
-    RankConfig,
-    StudyConfig,
-    TemperatureConfig,
-    TheoryConfig,
-)
+from vine_mini.lengthgen import commands, config
 from vine_mini.lengthgen.study import study
 from vine_mini.types import UserError
 
 COMMANDS: dict[str, tuple[Callable, type]] = {
-    "lengthgen": (commands.train, LengthgenConfig),
-    "lengthgen study": (study, StudyConfig),
-    "lengthgen rank": (commands.rank, RankConfig),
-    "lengthgen attention": (commands.attention, AttentionConfig),
-    "lengthgen probe": (commands.probe, ProbeConfig),
-    "lengthgen temperature": (commands.temperature, TemperatureConfig),
-    "lengthgen theory": (commands.theory, TheoryConfig),
-    "lengthgen full-size": (commands.full_size, FullSizeConfig),
+    "lengthgen": (commands.train, config.LengthgenConfig),
+    "lengthgen study": (study, config.StudyConfig),
+    "lengthgen rank": (commands.rank, config.RankConfig),
+    "lengthgen attention": (commands.attention, config.AttentionConfig),
+    "lengthgen probe": (commands.probe, config.ProbeConfig),
+    "lengthgen theory": (commands.theory, config.TheoryConfig),
+    "lengthgen full-size": (commands.full_size, config.FullSizeConfig),
 }
 
 

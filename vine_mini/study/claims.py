@@ -142,11 +142,11 @@ def efficiency(runs: list[dict]) -> list[Finding]:
 def best_at_episodes(runs: list[dict], task: str, name: str) -> dict:
     """The setting of an algorithm at equal episodes: where the grid leaves two, the one that VinePPO finds harder to beat."""
 
-    def accuracy(config: dict) -> float:
+    def reached(config: dict) -> float:
         pairs = paired(runs_of(runs, task, PAPERS[task]), runs_of(runs, task, config))
         return statistics.mean([accuracy_at(pair[1], "episodes", common_end(pair, "episodes")) for pair in pairs] or [0.0])
 
-    return max([SETTINGS[task][name], *filter(None, [BY_EPISODES[task].get(name)])], key=accuracy)
+    return max([SETTINGS[task][name], *filter(None, [BY_EPISODES[task].get(name)])], key=reached)
 
 
 def common_end(pair: tuple[dict, ...], x: str) -> float:
@@ -262,12 +262,4 @@ def values(runs: list[dict]) -> list[Finding]:
     return found
 
 
-MEASURES = {
-    "accuracy": accuracy,
-    "efficiency": efficiency,
-    "generalization": generalization,
-    "kl": kl,
-    "values": values,
-    "rollouts": rollouts,
-    "temperature": temperature,
-}
+MEASURES = {f.__name__: f for f in (accuracy, efficiency, generalization, kl, values, rollouts, temperature)}
