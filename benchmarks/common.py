@@ -1,9 +1,11 @@
-"""What the benchmarks share: a line about the machine, alternating repeats, measured rates, a trainer, tables and pictures."""
+"""What the benchmarks share: the machine in words, child processes, repeats, measured rates, a trainer, tables, pictures."""
 
 import argparse
 import json
+import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -57,6 +59,15 @@ def machine(device: str, threads: int) -> str:
         name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
     where = name if device == "cuda" else f"{name}, {threads} thread{'s' * (threads > 1)}"
     return f"{where}, torch {torch.__version__}, transformers {transformers.__version__}"
+
+
+def json_from(call: list[str], environment: dict[str, str] | None = None, limit: float | None = None):
+    """The JSON in the last line that a process prints. Raises RuntimeError with the last line of its errors."""
+    variables = os.environ | (environment or {})
+    done = subprocess.run(call, capture_output=True, text=True, env=variables, timeout=limit, check=False)
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip() or f"it ended with exit code {done.returncode}").splitlines()[-1])
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def synchronize(device: str) -> None:
@@ -138,7 +149,7 @@ def random_trainer(model, algorithm: str, shapes: dict, **changes) -> Trainer:
     return trainer
 
 
-def spread(values: list[float]) -> str:
+def median_span(values: list[float]) -> str:
     """The median, and how far apart the repeats were."""
     return f"{statistics.median(values):,.0f} ({min(values):,.0f}-{max(values):,.0f})"
 

@@ -25,7 +25,7 @@ from vine_mini.credit_cost.command import EXPONENT, sample_pools
 
 GROUP = 4
 REST = 9  # cost of sampling, scoring and updating a response, in units of decoding it (a CPU, one epoch)
-DIALS = (0.0, 0.3, 0.5, 0.7, 0.8)
+TRIED = (0.0, 0.3, 0.5, 0.7, 0.8)  # values of lam and mu, on simulated chains
 
 
 def of_policy(pools, ks) -> tuple[list[list[str]], dict]:
@@ -97,7 +97,7 @@ class Chains:
 
     def best(self, values, **more) -> tuple[float, str]:
         """The least noise over lam and mu."""
-        found = min((self.error(values, lam, mu, **more), lam, mu) for lam in DIALS for mu in DIALS)
+        found = min((self.error(values, lam, mu, **more), lam, mu) for lam in TRIED for mu in TRIED)
         return found[0], f"{found[1]:g}, {found[2]:g}"
 
     def tree_error(self, branches: int, every: int) -> float:

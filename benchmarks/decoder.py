@@ -10,14 +10,14 @@ between all models. The table shows the median over the blocks.
 
 import argparse
 import statistics
-import time
+from functools import partial
 from random import Random
 
 import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.common import command, count, machine, report, writable
+from benchmarks.common import alternate, command, count, machine, report, timed, writable
 from vine_mini.decoder.model import Decoder
 from vine_mini.decoder.table import PAPER
 from vine_mini.lengthgen.config import LengthgenConfig, decoder_config
@@ -93,14 +93,14 @@ def main():
         "llama, fused AdamW": llama(config, True),
         **{name: ours(config, name) for name in PAPER},
     }
-    times: dict[str, list[float]] = {name: [] for name in models}
-    for block in range(arguments.blocks + 1):  # the first one warms up
-        for name, (update, _) in models.items():
-            start = time.perf_counter()
-            for ids, mask in data:
-                update(ids, mask)
-            if block:
-                times[name].append(1000 * (time.perf_counter() - start) / len(data))
+
+    def block(update):
+        for ids, mask in data:
+            update(ids, mask)
+
+    ways = {name: partial(timed, partial(block, update)) for name, (update, _) in models.items()}
+    taken = alternate(ways, arguments.blocks, "blocks")
+    times = {name: [1000 * seconds / len(data) for seconds, _ in taken[name]] for name in models}
     medians = {name: statistics.median(values) for name, values in times.items()}
     ratios = {
         name: [statistics.median(t / mine for t, mine in zip(times[peer], values, strict=True)) for peer in list(models)[:2]]

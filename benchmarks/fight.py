@@ -53,8 +53,8 @@ ALGORITHMS = {
     "ppo": dict(algorithm="ppo"),
     "grpo": dict(algorithm="grpo"),
 }
-PLAIN = dict(algorithm="vineppo", k=3, mc_lam=0.0, mc_mu=0.0)
-PAPERS = PLAIN | dict(k=9)
+PLAIN_3 = dict(algorithm="vineppo", k=3, mc_lam=0.0, mc_mu=0.0)
+PLAIN_9 = PLAIN_3 | dict(k=9)  # the paper's
 LRS, EPOCHS = (5e-5, 1e-4, 2e-4), (1, 2)
 REST_SETTINGS = ["decisive", "chain12"]
 LARGE = dict(prompts=64, group=16, minibatch_size=64)  # RestEM and DPO-Positive learn from many responses at once
@@ -108,18 +108,18 @@ def jobs_of(study: str, done: list[dict], settings: list[str], seeds: list[int])
     if study == "rest":
         every = [(s, config) for s in settings if s in REST_SETTINGS for config in rest_of_grid(s)]
         jobs = [shared | dict(setting=s, seed=GRID_SEED, config=config) for s, config in every]
-        return [job | (dict(seconds=PAPERS_SECONDS) if job["config"].get("k") == PAPERS["k"] else {}) for job in jobs]
+        return [job | (dict(seconds=PAPERS_SECONDS) if job["config"].get("k") == PLAIN_9["k"] else {}) for job in jobs]
     jobs = []
     for setting in settings:
         best = best_configs(done, setting)
-        ways = list(best.values()) if study == "fresh" else [best["grpo"], best["vineppo"], best["vineppo"] | PLAIN]
+        ways = list(best.values()) if study == "fresh" else [best["grpo"], best["vineppo"], best["vineppo"] | PLAIN_3]
         jobs += [shared | dict(setting=setting, seed=seed, config=c) for seed in seeds for c in ways]
     return jobs
 
 
 def rest_of_grid(setting: str) -> list[dict]:
     """Six settings of each algorithm."""
-    on_policy = [c | dict(lr=lr) | updates_of(setting, e) for c, e, lr in product([dict(algorithm="rloo"), PAPERS], EPOCHS, LRS)]
+    on_policy = [c | dict(lr=lr) | updates_of(setting, e) for c, e, lr in product([dict(algorithm="rloo"), PLAIN_9], EPOCHS, LRS)]
     restem = [dict(algorithm="restem", lr=lr, epochs=epochs) | LARGE for epochs, lr in product((3, 6), (1e-4, 2e-4, 4e-4))]
     dpo = [dict(algorithm="dpo", lr=lr, dpo_beta=beta, epochs=3, examples=64) | LARGE for beta, lr in product((0.1, 0.3), LRS)]
     return on_policy + restem + dpo
@@ -171,7 +171,7 @@ def name_of(run: dict) -> str:
     return "plain" if config.get("mc_lam") == 0 else config["algorithm"]
 
 
-def mean_error(values: list[float]) -> tuple[float, float]:
+def mean_and_error(values: list[float]) -> tuple[float, float]:
     """The mean over seeds and its standard error."""
     return statistics.mean(values), statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
 
@@ -180,16 +180,13 @@ def summary(done: list[dict]) -> tuple[list[list[str]], dict]:
     """A row for each setting and algorithm: fresh seeds only."""
     table = [["setting", "algorithm", "lr", "epochs", "seeds", "test accuracy", "mean reward over the seconds", "episodes"]]
     groups: dict = {}
-    complete = [
-        s
-        for s in SETTINGS
-        if {r["config"]["algorithm"] for r in done if (r["setting"], r["seed"]) == (s, GRID_SEED)} >= set(ALGORITHMS)
-    ]
-    for run in (run for run in done if run["setting"] in complete):
-        if run["seed"] != GRID_SEED and run["config"] in [*best_configs(done, run["setting"]).values(), plain_config(done, run)]:
+    complete = [s for s in SETTINGS if set(ALGORITHMS) <= set(best_runs(done, s))]
+    for run in (run for run in done if run["setting"] in complete and run["seed"] != GRID_SEED):
+        best = best_configs(done, run["setting"])
+        if run["config"] in [*best.values(), best["vineppo"] | PLAIN_3]:
             groups.setdefault((run["setting"], name_of(run)), []).append(run)
     for (setting, name), runs in sorted(groups.items(), key=lambda item: (list(SETTINGS).index(item[0][0]), item[0][1])):
-        test, areas = (mean_error([x(run) for run in runs]) for x in (lambda run: run["test"], area))
+        test, areas = (mean_and_error([x(run) for run in runs]) for x in (lambda run: run["test"], area))
         config = runs[0]["config"]
         cells = [f"{config['lr']:g}", str(config["epochs"]), str(len(runs)), f"{100 * test[0]:.1f} ± {100 * test[1]:.1f} %"]
         episodes = statistics.mean(run["curve"][-1][1] for run in runs)
@@ -214,18 +211,13 @@ def paired(groups: dict) -> list[list[str]]:
     return table
 
 
-def plain_config(done: list[dict], run: dict) -> dict:
-    """The configuration of plain VinePPO in the setting of a run."""
-    return best_configs(done, run["setting"])["vineppo"] | PLAIN
-
-
 def order(groups: dict, predictions: dict) -> list[list[str]]:
     """For each pair of ways in each setting: which one is predicted to be ahead, and which one was."""
     table = [["setting", "pair", "predicted, GRPO = 1", "seen: mean reward over the seconds", "verdict"]]
     for setting, predicted in predictions.items():
         for a, b in (("grpo", "plain"), ("grpo", "vineppo"), ("vineppo", "plain")):
             if (setting, a) in groups and (setting, b) in groups:
-                seen = {name: mean_error([area(run) for run in groups[setting, name]]) for name in (a, b)}
+                seen = {name: mean_and_error([area(run) for run in groups[setting, name]]) for name in (a, b)}
                 gap, error = seen[a][0] - seen[b][0], (seen[a][1] ** 2 + seen[b][1] ** 2) ** 0.5
                 right = (predicted[a] < predicted[b]) == (gap > 0)
                 verdict = "too close" if abs(gap) < error else "right" if right else "wrong"

@@ -45,7 +45,7 @@ from vine_mini.app.memory import memory_estimate
 from vine_mini.app.plots import plot_comparison
 from vine_mini.app.setup import build_trainer
 from vine_mini.app.sft import imitate
-from vine_mini.app.tables import columns
+from vine_mini.app.tables import columns, one_line
 from vine_mini.credit_cost.command import measure
 from vine_mini.credit_cost.config import CreditCostConfig
 from vine_mini.credit_cost.picture import plot_cost
@@ -133,7 +133,7 @@ def rollouts(place: Place):
             except Exception as error:  # a peer that is not installed must not hide the others' figures
                 if name.startswith("vine_mini"):
                     raise
-                found = f"does not run here: {one_line(error)}"
+                found = f"does not run here: {one_line(f'{type(error).__name__}: {error}', 300)}"
             else:
                 rates[preset][name] = rate = tokens / seconds
                 shares = [f"{100 * rate / limit:.0f} % of the limit of {what}" for what, limit in limits[preset].items()]
@@ -164,7 +164,7 @@ def iteration(place: Place):
         try:
             data[name] = found = phases_and_memory(preset, algorithm, changes, place)
         except (UserError, torch.OutOfMemoryError) as error:  # without bitsandbytes, or on a small GPU
-            table[f"an iteration, {name}"] = f"does not run here: {one_line(error)}"
+            table[f"an iteration, {name}"] = f"does not run here: {one_line(f'{type(error).__name__}: {error}', 300)}"
             continue
         phases = ", ".join(f"{phase} {s:.2f} s" for phase, s in found["seconds"].items())
         table[f"an iteration, {name}"] = f"{phases}; sampling: {found['sampling']}; skipped updates: {found['skipped']:.0%}"
@@ -288,11 +288,6 @@ def where(place: Place) -> str:
     return f"{machine(place.device, 1)}, commit {commit or 'unknown'}"
 
 
-def one_line(error: Exception) -> str:
-    """What went wrong, in short."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-
-
 def write(records: dict, place: Place) -> str:
     """Writes gpu.md and gpu.json. -> the table"""
     table = [["piece", "what", "measured"]]
@@ -326,7 +321,7 @@ def main() -> int:
                 print(json.dumps({"record": record}), flush=True)
         except Exception as error:
             traceback.print_exc()
-            print(json.dumps({"record": {"error": one_line(error)}}), flush=True)
+            print(json.dumps({"record": {"error": one_line(f"{type(error).__name__}: {error}", 300)}}), flush=True)
         return 0
     path, here = place.out / "gpu.json", where(place)
     known = json.loads(path.read_text(encoding="utf-8"))["pieces"] if path.exists() and not small else {}

@@ -16,11 +16,16 @@ import argparse
 import json
 import os
 import resource
-import subprocess
 import sys
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
+
+from benchmarks.common import json_from, machine, random_trainer, report, writable
+from benchmarks.rollouts import random_llama
+from benchmarks.train_step import SHAPES
+from vine_mini.app.memory import memory_estimate
 
 SMALL, LARGE = (256, 6, 8, 8, 1024, 512), (2048, 2, 32, 32, 5632, 4096)  # arguments of `random_llama`
 ROLLOUTS = dict(algorithm="vineppo", micro_batch_tokens=512)  # sampling needs more memory than the update
@@ -43,13 +48,6 @@ RETURNED = {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}  # blocks from 64 KiB are ma
 
 def measure(name: str) -> dict:
     """The peak of a setting in this process, and its estimate, in MiB."""
-    import torch
-
-    from benchmarks.common import random_trainer
-    from benchmarks.rollouts import random_llama
-    from benchmarks.train_step import SHAPES
-    from vine_mini.app.memory import memory_estimate
-
     torch.set_num_threads(1)
     sizes, changes = SETTINGS[name]
 
@@ -71,17 +69,11 @@ def measure(name: str) -> dict:
 
 def in_process(name: str, environment: dict) -> dict:
     """`measure` in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.memory", "--one", name]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment | {"OMP_NUM_THREADS": "1"})
-    if done.returncode:
-        raise RuntimeError(done.stderr.strip().splitlines()[-1])
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return json_from([sys.executable, "-m", "benchmarks.memory", "--one", name], environment | {"OMP_NUM_THREADS": "1"})
 
 
 def main():
     """Measures every setting, prints a table, writes JSON."""
-    from benchmarks.common import machine, report, writable
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one setting")
     parser.add_argument("--out", type=writable, help="folder for the table and its numbers as JSON")

@@ -15,7 +15,7 @@ from itertools import product
 from pathlib import Path
 
 from benchmarks.common import command, count, machine, writable
-from benchmarks.fight import ALGORITHMS, area, best_configs, key, mean_error, one_run, trainer_of
+from benchmarks.fight import ALGORITHMS, area, best_configs, key, mean_and_error, one_run, trainer_of
 from benchmarks.fight import SECONDS as WHOLE
 from vine_mini.algorithms import ALGORITHMS as RECORDS
 from vine_mini.app.files import read_rows
@@ -93,7 +93,7 @@ def price_table(done: list[dict], runs: list[dict], seeds: list[int]) -> list[li
         same = [r for r in (done if kl is None else runs) if r["setting"] == setting and r["config"] == config]
         same = [r for r in same if r["seed"] in seeds and r["seconds"] == WHOLE]
         if same:
-            (mean, error), (test, spread) = mean_error([area(r) for r in same]), mean_error([r["test"] for r in same])
+            (mean, error), (test, spread) = mean_and_error([area(r) for r in same]), mean_and_error([r["test"] for r in same])
             cells = [str(len(same)), f"{mean:.3f} ± {error:.3f}", f"{100 * test:.1f} ± {100 * spread:.1f} %"]
             rows.append([setting, name, f"{kl or USUAL:g}", *cells])
     return rows

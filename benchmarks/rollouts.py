@@ -27,7 +27,7 @@ import torch
 import transformers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from benchmarks.common import alternate, bandwidth, bars, command, count, gemm_rate, machine, report, spread, timed, writable
+from benchmarks.common import alternate, bandwidth, bars, command, count, gemm_rate, machine, median_span, report, timed, writable
 from vine_mini import sampling
 from vine_mini.app.config import TrainConfig
 from vine_mini.app.flags import read_preset
@@ -86,17 +86,13 @@ def random_workload(model, trajectories: int, prompt: int, response: int, states
     return Workload(model, rows, [cuts] * trajectories, k, limit, list(eos))
 
 
-def small(quick: bool = False) -> Workload:
-    """32 trajectories of 32 + 48 tokens, 5 states, K = 8, a Llama of 1.06 million parameters."""
-    return random_workload(random_llama(128, 4, 4, 4, 512, 64), 8 if quick else 32, 32, 48, 5, 8, 48)
-
-
-def middle(quick: bool = False) -> Workload:
-    """The same with 6.3 million parameters and a quarter of the trajectories."""
-    return random_workload(random_llama(256, 6, 8, 8, 1024, 64), 2 if quick else 8, 32, 48, 5, 8, 48)
-
-
-WORKLOADS = {"demo": lambda quick: demo(prompts=4 if quick else 32), "small": small, "middle": middle}
+WORKLOADS = {
+    "demo": lambda quick: demo(prompts=4 if quick else 32),
+    # 32 trajectories of 32 + 48 tokens, 5 states, K = 8, a Llama of 1.06 million parameters
+    "small": lambda quick: random_workload(random_llama(128, 4, 4, 4, 512, 64), 8 if quick else 32, 32, 48, 5, 8, 48),
+    # the same with 6.3 million parameters and a quarter of the trajectories
+    "middle": lambda quick: random_workload(random_llama(256, 6, 8, 8, 1024, 64), 2 if quick else 8, 32, 48, 5, 8, 48),
+}
 
 
 def ours(work: Workload, slots: int, plain: bool = False):
@@ -189,14 +185,21 @@ def limits(work: Workload, device: str, slots: int) -> dict[str, float]:
     return {"products": arithmetic, "memory reads": bandwidth(device) / position * slots}
 
 
+def rate(way) -> float:
+    """New tokens a second of one call."""
+    seconds, value = timed(way)
+    tokens, seconds = value if isinstance(value, list) else (value, seconds)  # vLLM counts its own
+    return tokens / seconds
+
+
 def measure(name: str, args, threads: int) -> dict:
     """All ways on one workload. -> figures"""
     torch.set_num_threads(threads)
     work = WORKLOADS[name](args.quick)
     batches = (64,) if args.quick else (128, 512, 1024)
     generate(work, batches[0]), ours(work, args.slots[0])  # the first call of each is slower
-    best = max(batches, key=lambda rows: _rate(lambda: generate(work, rows)))
-    slots = max(args.slots, key=lambda size: _rate(lambda: ours(work, size)))
+    best = max(batches, key=lambda rows: rate(lambda: generate(work, rows)))
+    slots = max(args.slots, key=lambda size: rate(lambda: ours(work, size)))
     ways = {"vine_mini": lambda: ours(work, slots)}
     if name == "demo":  # elsewhere it would take half of the time
         ways["vine_mini, plain"] = lambda: ours(work, slots, plain=True)
@@ -204,12 +207,6 @@ def measure(name: str, args, threads: int) -> dict:
     if args.bf16:
         low = replace(work, sampler=bfloat16_copy(work.model))
         ways["vine_mini, bf16"] = lambda: ours(low, slots)
-
-    def rate(way):
-        seconds, value = timed(way)
-        tokens, seconds = value if isinstance(value, list) else (value, seconds)  # vLLM counts its own
-        return tokens / seconds
-
     peers = [("fp32", "float32", False), ("fp32 compiled", "float32", True), ("bf16", "bfloat16", False)]
     with ExitStack() as stack:  # whatever happens, the processes of vLLM end
         for label, dtype, compiled in peers:
@@ -223,31 +220,14 @@ def measure(name: str, args, threads: int) -> dict:
         rates = alternate(timed_ways, args.repeats, f"{name}, {threads} threads")
     rollouts = work.k * sum(map(len, work.cuts))
     limit = min(limits(work, "cpu", slots).values())
-    return {
-        "workload": name,
-        "threads": threads,
-        "slots": slots,
-        "rollouts": rollouts,
-        "limit": limit,
-        "tokens_per_second": rates,
-    }
-
-
-def first(work: Workload, n: int) -> Workload:
-    """The workload of the first n trajectories."""
-    return replace(work, trajectories=work.trajectories[:n], cuts=work.cuts[:n])
+    return dict(workload=name, threads=threads, slots=slots, rollouts=rollouts, limit=limit, tokens_per_second=rates)
 
 
 def clocked(way, work: Workload) -> tuple[int, float]:
     """Samples one trajectory's rollouts to warm up, then all of them once. -> new tokens, seconds"""
-    way(first(work, 1))
+    way(replace(work, trajectories=work.trajectories[:1], cuts=work.cuts[:1]))
     seconds, tokens = timed(lambda: way(work), work.model.device.type)
     return tokens, seconds
-
-
-def _rate(way) -> float:
-    seconds, tokens = timed(way)
-    return tokens / seconds
 
 
 def main():
@@ -275,7 +255,7 @@ def main():
         for way, values in r["tokens_per_second"].items():
             ratio = statistics.median(a / b for a, b in zip(r["tokens_per_second"]["vine_mini"], values, strict=True))
             share = "" if "bf16" in way else f"{100 * medians[way] / r['limit']:.0f}"  # the limit is float32's
-            rows.append([r["workload"], str(r["threads"]), way, spread(values), f"{ratio:.2f}", share])
+            rows.append([r["workload"], str(r["threads"]), way, median_span(values), f"{ratio:.2f}", share])
     title = f"Rollouts, medians of {args.repeats} (lowest-highest), {machine('cpu', max(args.threads))}"
     report(args.out, "rollouts", title, rows, {"machine": machine("cpu", max(args.threads)), "results": results})
     if args.out:

@@ -34,7 +34,7 @@ from vine_mini.study.runs import key, learn, run_missing, trainer_of
 STEPS, SECONDS = (4, 6, 8, 12, 16), 60
 AT, KS = 12, (1, 2, 3, 9)  # K is compared at one number of steps
 # mc_lam, mc_mu of the runs in results/claims/steps, chosen with an older weight of the noise (now 0.5, 0.5 at K = 9).
-DIALS = {1: (0.7, 0.8), 2: (0.6, 0.7), 3: (0.6, 0.7), 9: (0.3, 0.5)}
+AVERAGING = {1: (0.7, 0.8), 2: (0.6, 0.7), 3: (0.6, 0.7), 9: (0.3, 0.5)}
 OTHERS = ("grpo", "ppo")
 
 
@@ -83,7 +83,7 @@ def jobs(model: str, seeds: list[int]) -> list[dict]:
 
 def with_k(k: int) -> dict:
     """VinePPO with K rollouts, and with the averaging that suits them."""
-    return SETTINGS["chains"]["vineppo"] | dict(k=k, mc_lam=DIALS[k][0], mc_mu=DIALS[k][1])
+    return SETTINGS["chains"]["vineppo"] | dict(k=k, mc_lam=AVERAGING[k][0], mc_mu=AVERAGING[k][1])
 
 
 def gains(runs: list[dict], steps: int, config: dict, other: str) -> list[float]:
@@ -106,7 +106,7 @@ def gains(runs: list[dict], steps: int, config: dict, other: str) -> list[float]
     return [math.log(seconds(both[1][seed]) / seconds(both[0][seed])) for seed in sorted(both[0].keys() & both[1].keys())]
 
 
-def spread(values: list[float]) -> tuple[float, float, float]:
+def factor_and_interval(values: list[float]) -> tuple[float, float, float]:
     """The mean factor and its 95 % interval, of logarithms."""
     mean, low, high = interval(values)
     return math.exp(mean), math.exp(low), math.exp(min(high, 50.0))
@@ -129,9 +129,9 @@ def draw(noise: dict[str, dict], runs: list[dict], path: Path) -> None:
     predicted = [theory(AT, noise[str(AT)]["success"], k) for k in KS]
     by_k.plot(KS, [whole / plain for whole, plain in predicted], label="theory, plain", **grey)
     for other, shift in zip(OTHERS, (-0.1, 0.1), strict=True):
-        points = {n: spread(gains(runs, n, with_k(1), other)) for n in STEPS}
+        points = {n: factor_and_interval(gains(runs, n, with_k(1), other)) for n in STEPS}
         _bars(learn_steps, {n + shift: point for n, point in points.items()}, other)
-        points = {k: spread(gains(runs, AT, with_k(k), other)) for k in KS}
+        points = {k: factor_and_interval(gains(runs, AT, with_k(k), other)) for k in KS}
         _bars(learn_k, {k + shift / 2: point for k, point in points.items()}, other)
     for axis in (by_steps, by_k, learn_steps, learn_k):
         axis.axhline(1, color="0.3", linewidth=1)
@@ -165,7 +165,7 @@ def tables(noise: dict[str, dict], runs: list[dict]) -> str:
     for n, k in [*((n, 1) for n in STEPS), *((AT, k) for k in KS[1:])]:
         for other in OTHERS:
             values = gains(runs, n, with_k(k), other)
-            mean, low, high = spread(values)
+            mean, low, high = factor_and_interval(values)
             second.append([str(n), str(k), other, str(len(values)), f"{mean:.2f}", f"{low:.2f} to {high:.2f}"])
     return f"Noise of the credit, summed over the steps of a response:\n\n{columns(first)}\n\nLearning:\n\n{columns(second)}\n"
 

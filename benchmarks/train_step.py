@@ -11,27 +11,24 @@ its own, made with `pip install trl`. Each way is a process of its own, because 
 
 import argparse
 import json
-import os
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
+
+from benchmarks.common import bars, count, json_from, machine, random_trainer, report, writable
+from benchmarks.rollouts import random_llama
 
 SHAPES = dict(prompts=16, group=4, prompt=32, response=64, step=16, k=3)
 
 
 def one_step(algorithm: str, micro_batch_tokens: int, prompts: int, repeats: int, threads: int, bf16: bool) -> dict:
     """This package's seconds of each phase (medians) and its peak memory, measured in this process."""
-    import torch
-
-    from benchmarks.common import random_trainer
-    from benchmarks.rollouts import random_llama
-
     torch.set_num_threads(threads)
     model = random_llama(256, 6, 8, 8, 1024, 512)
     shapes = SHAPES | {"prompts": prompts}
@@ -50,21 +47,9 @@ def one_step(algorithm: str, micro_batch_tokens: int, prompts: int, repeats: int
 
 def trl_step(python: str, arguments: list[str], threads: int, repeats: int, limit: float | None = None) -> dict:
     """TRL's seconds of each phase and its peak memory, from `benchmarks/peer_trl.py`, within `limit` seconds."""
-    command = [
-        python,
-        str(Path(__file__).with_name("peer_trl.py")),
-        "--repeats",
-        str(repeats),
-        "--threads",
-        str(threads),
-        *arguments,
-    ]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, check=False, timeout=limit
-    )
-    if done.returncode:
-        raise RuntimeError(done.stderr.strip().splitlines()[-1])
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    script = str(Path(__file__).with_name("peer_trl.py"))
+    call = [python, script, "--repeats", str(repeats), "--threads", str(threads), *arguments]
+    return json_from(call, {"OMP_NUM_THREADS": str(threads)}, limit)
 
 
 def trl_rollouts(python: str, model, limit: float) -> tuple[int, float]:
@@ -78,8 +63,6 @@ def trl_rollouts(python: str, model, limit: float) -> tuple[int, float]:
 
 def main():
     """Measures, prints a table, writes JSON and a picture."""
-    from benchmarks.common import bars, count, machine, report, writable
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trl", help="the Python of an environment with TRL")
     parser.add_argument("--threads", type=count, default=1, help="threads of each process")
@@ -101,10 +84,7 @@ def main():
 
     def ours(algorithm, tokens, bf16=False):
         base = [sys.executable, "-m", "benchmarks.train_step", "--repeats", str(args.repeats), "--threads", str(args.threads)]
-        done = subprocess.run(
-            [*base, "--one", algorithm, str(tokens), prompts, str(int(bf16))], capture_output=True, text=True, check=True
-        )
-        return json.loads(done.stdout.strip().splitlines()[-1])
+        return json_from([*base, "--one", algorithm, str(tokens), prompts, str(int(bf16))])
 
     ways = {"GRPO, vine_mini": lambda: ours("grpo", 2048), "VinePPO, vine_mini": lambda: ours("vineppo", 2048)}
     if args.bf16:

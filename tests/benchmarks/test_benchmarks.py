@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 from argparse import ArgumentTypeError
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from benchmarks import credit, levers, protect, rollouts, train_step, trl_learns
-from benchmarks.common import count, writable
+from benchmarks.common import count, json_from, writable
 from vine_mini.types import Batch
 
 ROOT = Path(__file__).parents[2]
@@ -176,6 +177,20 @@ def test_types_of_arguments(tmp_path):
             kind(text)
 
 
+def test_json_from_a_process():
+    def python(text, **more):
+        return json_from([sys.executable, "-c", f"import os, sys, time; {text}"], **more)
+
+    assert python("print('a word'); print('[1, ' + os.environ['OURS'] + ']\\n')", environment={"OURS": "2"}) == [1, 2]
+    assert python("print(len(os.environ['PATH']))") == len(os.environ["PATH"])
+    with pytest.raises(RuntimeError, match=r"^ValueError: no$"):
+        python("print(1); raise ValueError('no')")
+    with pytest.raises(RuntimeError, match="exit code 3"):
+        python("sys.exit(3)")
+    with pytest.raises(subprocess.TimeoutExpired):
+        python("time.sleep(60)", limit=0.1)
+
+
 @pytest.mark.slow
 def test_train_and_trl_are_compared(tmp_path):
     pytest.importorskip("trl")
@@ -277,7 +292,7 @@ def test_gains_by_hand():
     made += [run("vineppo", 1, [0.0, 0.0, 0.1])]  # lost: never at 0.45, so it counts as 40 seconds
     found = steps.gains(made, 4, steps.with_k(1), "grpo")
     assert [math.exp(x) for x in found] == pytest.approx([18 / 9, 18 / 40])
-    assert steps.spread([math.log(2), math.log(2)]) == pytest.approx((2, 2, 2))
+    assert steps.factor_and_interval([math.log(2), math.log(2)]) == pytest.approx((2, 2, 2))
 
 
 @pytest.mark.slow
