@@ -43,6 +43,8 @@ def main(argv: list[str] | None = None) -> int:
             rest = ["--claims", *rest]
         if name == "lengthgen":
             name, rest = lengthgen.words(rest)
+        if name == "analyze":
+            raise UserError("write `analyze values`")
         if name not in COMMANDS:
             raise UserError(f"unknown command {name!r}: choose from {', '.join(COMMANDS)}")
         command, config_class = COMMANDS[name]

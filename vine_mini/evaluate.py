@@ -8,8 +8,10 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
+from tqdm import tqdm
 
 from vine_mini import tasks
 from vine_mini.logprobs import response_logprobs
@@ -36,9 +38,10 @@ def evaluate(
         samples that the limit truncated.
     """
     sampler = model if sampler is None else sampler
+    graded = partial(tqdm, desc="grade", leave=False, position=2, dynamic_ncols=True, delay=2)  # progress, after two seconds
     flat = sample(sampler, [p for p in prompts for _ in range(n)], sampling, seed=seed, progress=progress)
     groups = [flat[i : i + n] for i in range(0, len(flat), n)]  # [P][n]
-    rewards = [[tasks.grade(task, p, t, tokenizer) for t in group] for p, group in zip(problems, groups, strict=True)]
+    rewards = [[tasks.grade(task, p, t, tokenizer) for t in group] for p, group in zip(problems, graded(groups), strict=True)]
     result = {
         "pass@1": _mean([sum(row) / n for row in rewards]),
         f"maj@{n}": _mean([_majority_reward(task, *pair, tokenizer) for pair in zip(groups, rewards, strict=True)]),
@@ -48,7 +51,7 @@ def evaluate(
     }
     if greedy:
         responses = sample(sampler, prompts, replace(sampling, temperature=0.0), seed=seed, progress=progress)
-        result["greedy"] = _mean([tasks.grade(task, p, t, tokenizer) for p, t in zip(problems, responses, strict=True)])
+        result["greedy"] = _mean([tasks.grade(task, *pair, tokenizer) for pair in zip(problems, graded(responses), strict=True)])
     if reference is not None and sampling.temperature > 0:
         kl = kl_to_reference(model, reference, flat, sampling.temperature)
         result["kl"] = _mean([sum(kl[i : i + n]) / n for i in range(0, len(kl), n)])
@@ -58,12 +61,6 @@ def evaluate(
 def mean_of_steps(advantages, cuts: list[int]) -> list[float]:
     """The mean advantage of the tokens of each step. advantages: [length] -> [step]"""
     return [step.mean().item() for step in advantages.tensor_split(cuts[1:])]
-
-
-def verdict(reward: float | None, finished: bool) -> str:
-    """A response in words, such as "right, ended by itself". The reward is None where no task grades the response."""
-    graded = "" if reward is None else {1.0: "right, ", 0.0: "wrong, "}.get(reward, f"reward {reward:g}, ")
-    return graded + ("ended by itself" if finished else "cut by the limit")
 
 
 def standard_errors(rewards: list[list[float]]) -> list[float]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import os
 import signal
 import sys
 import threading
@@ -45,7 +46,7 @@ def load_file(name: str, what: str, needed: Sequence[str]):
 
     Raises UserError where the file is missing, does not import or lacks a name.
     """
-    path = Path(name).expanduser().resolve()
+    path = Path(os.path.expanduser(name)).resolve()  # `Path.expanduser` raises where there is no such user
     if not path.is_file():
         raise UserError(f"there is no {what} file {path}")
     module = _run(path)

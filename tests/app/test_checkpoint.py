@@ -39,6 +39,9 @@ def test_a_resumed_run_goes_on_as_if_never_stopped(more, empty_folder, no_pictur
     assert main([*flags, "--iterations", "3", "--max_seconds", "1e-9", "--out", "parts"]) == 0  # one iteration
     assert main(["train", "--resume", "parts", "--max_seconds", "0"]) == 0
     assert "going on after iteration 1" in capsys.readouterr().out
+    before = Path("parts/config.yaml").read_text()
+    assert main(["train", "--resume", "parts", "--max_seconds", "1e-6"]) == 2  # config.yaml got the smaller number
+    assert "parts has trained for" in capsys.readouterr().err and Path("parts/config.yaml").read_text() == before
     whole, parts = (
         [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()] for run in ("whole", "parts")
     )

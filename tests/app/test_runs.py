@@ -1,7 +1,10 @@
 """The folder of a run."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,6 +37,18 @@ def test_a_folder_of_its_own_for_each_run(empty_folder):
     Path("mine/x").touch()
     with pytest.raises(UserError, match="already holds something"):
         new_folder("mine", "demo")
+
+
+def test_pictures_need_no_backend(tmp_path):
+    """An old or a wrong name in MPLBACKEND ended a training without its curves."""
+    draws = "from pathlib import Path; from vine_mini.app.plots import *; save_figure(new_figure(1)[0], Path('x.png'))"
+    subprocess.run(
+        [sys.executable, "-c", draws],
+        env=os.environ | {"MPLBACKEND": "Qt4Agg", "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        check=True,
+    )
+    assert (tmp_path / "x.png").exists()
 
 
 def test_the_saved_config_is_the_config(empty_folder):

@@ -226,7 +226,8 @@ def test_the_bold_sentence_names_fall_and_rise_with_errors():
         "The largest rise is at step 2 of 2: +0.10 ± 0.05 by 64 fresh rollouts, not beyond two standard errors, so it may be noise."
     )
     assert page.finding(small_page()) == "VinePPO's value does not change at any step."
-    assert page.finding(small_page(fall=change(0, 0.5, 0.1))).endswith("may be noise. No step is a rise.")  # the sign is wrong
+    wrong_sign = page.finding(small_page(fall=change(0, 0.5, 0.1)))
+    assert wrong_sign.endswith("+0.50 ± 0.10 by 0 fresh rollouts, so it is not shown to be a fall. No step is a rise.")
     assert "so the advantage is 0" in page.render(small_page(group_rewards=[0.0, 0.0]))
     html = page.render(small_page(fall=change(0, -0.5, 0.1), fresh=64))
     assert "The largest fall: what 64 fresh rollouts write here" in html and "<b>" not in html.split('class="finding"')[0][-5:]

@@ -128,10 +128,11 @@ def test_what_the_functions_of_an_own_task_raise_names_the_line(tmp_path, tokeni
     "name, body, right, wrong",
     [
         ("extract_answer", "return text", (None, "4"), {"list": [4], "int": 4}),
-        ("demonstration", "return text", ("=> 4",), {"NoneType": None}),
+        ("demonstration", "return text", ("=> 4", "é😀"), {"NoneType": None, r"'\\ud83d=1'": "\ud83d=1"}),
         ("step_starts", "return text", ([0],), {"tuple": (0,)}),
         ("step_starts", "yield 0", (), {"generator": ""}),
         ("step_starts", "return text", ([0, 0, 7], []), {r"\['a'\]": ["a"], r"\[3, 1\]": [3, 1], r"\[0, None\]": [0, None]}),
+        ("step_starts", "return text", ([0],), {r"\[-3, 5\]": [-3, 5], r"\[True\]": [True]}),
     ],
 )
 def test_a_function_of_an_own_task_that_returns_something_else_is_named(name, body, right, wrong, tmp_path):
@@ -221,7 +222,7 @@ def test_a_reward_is_a_number_from_0_to_1(tokenizer, reward):
     assert type(grade) is float and grade == reward
 
 
-@pytest.mark.parametrize("reward", [-0.1, 1.1, float("nan"), float("inf"), None, "1", [1.0], 1j])
+@pytest.mark.parametrize("reward", [-0.1, 1.1, float("nan"), float("inf"), 10**400, None, "1", [1.0], 1j])
 def test_anything_else_is_refused(tokenizer, reward):
     with pytest.raises(UserError, match=r"the task's reward\(\) must return a number from 0 to 1, not "):
         tasks.grade(SimpleNamespace(reward=lambda problem, text: reward), Problem("q", "", ""), of_ids([1], True), tokenizer)

@@ -14,13 +14,14 @@ from vine_mini.app import checkpoint
 from vine_mini.app.config import EvaluateConfig, SampleConfig, SFTConfig, TrainConfig
 from vine_mini.app.cost import STATES, check_cost
 from vine_mini.app.files import file_to_write, free_name, locked, new_folder, whole, write_text
+from vine_mini.app.flags import read_preset
 from vine_mini.app.loop import train_run
 from vine_mini.app.memory import check_memory, format_memory, memory_estimate
 from vine_mini.app.runs import Run
 from vine_mini.app.setup import build_trainer, find_policy, policy_name, task_name
 from vine_mini.app.sft import imitate, model_card
-from vine_mini.app.tables import visible
-from vine_mini.evaluate import evaluate, table, verdict
+from vine_mini.app.tables import verdict, visible
+from vine_mini.evaluate import evaluate, table
 from vine_mini.sampling import sample as sample_responses
 from vine_mini.sampling import way
 from vine_mini.trainer import Trainer
@@ -73,7 +74,9 @@ def train(config: TrainConfig) -> int:
 
 def _goes_on(trainer: Trainer, folder: Path) -> str:
     """What is said of a resumed run. One that has ended is only measured again, and completed where it was killed at its end."""
-    iterations, most = trainer.config.iterations, trainer.config.max_seconds
+    iterations, most, spent = trainer.config.iterations, trainer.config.max_seconds, sum(trainer.seconds.values())
+    if 0 < most <= spent and most != read_preset(f"{folder}/config.yaml").get("max_seconds"):  # it would get the smaller number
+        raise UserError(f"{folder} has trained for {spent:.2f} seconds already: raise --max_seconds, or leave it out")
     if not trainer.done:
         return f"going on after iteration {trainer.iteration}"
     if trainer.iteration < iterations:

@@ -28,13 +28,14 @@ def train_run(trainer: Trainer, run: Run) -> bool:
     diverged.json in the run folder.
     """
     config = trainer.config
-    total = config.max_seconds or config.iterations
 
     def done() -> float:
-        return min(total, sum(trainer.seconds.values()) if config.max_seconds else trainer.iteration)
+        """The share of the run: of its iterations or of its seconds, whichever end first."""
+        seconds = sum(trainer.seconds.values()) / config.max_seconds if config.max_seconds else 0.0
+        return min(1.0, max(trainer.iteration / config.iterations, seconds))
 
     style = dict(dynamic_ncols=True, bar_format="{desc} {percentage:3.0f}% |{bar}| {elapsed}<{remaining}{postfix}")
-    with tqdm(total=total, initial=done(), desc=config.algorithm, **style) as bar, _stops_wait(trainer, run) as stop:
+    with tqdm(total=1.0, initial=done(), desc=config.algorithm, **style) as bar, _stops_wait(trainer, run) as stop:
         saved, took, said = time.monotonic(), 0.0, set()
         for metrics, episodes, advantages in trainer.train():
             with stop.unfinished():

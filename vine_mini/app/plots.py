@@ -1,5 +1,6 @@
 """Pictures of runs. The colours are Okabe and Ito's, which colour-blind readers can tell apart."""
 
+import os
 from pathlib import Path
 
 from vine_mini.app.files import whole
@@ -18,6 +19,8 @@ PHASES = dict(zip(("sample", "rollouts", "score", "update", "validate"), COLOURS
 
 def new_figure(columns: int, rows: int = 1, heights: list[int] | None = None):
     """An empty figure in this project's style. `heights` are the relative ones of the rows. -> figure, axes [rows, columns]"""
+    if not os.environ.get("MPLBACKEND", "").startswith("module:"):  # notebooks have such a one
+        os.environ.pop("MPLBACKEND", None)  # an old name would end the import, and these pictures need no backend
     import matplotlib  # imported late: most commands draw nothing
     from matplotlib.figure import Figure
 

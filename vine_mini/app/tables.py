@@ -10,6 +10,12 @@ def columns(rows: list[list[str]]) -> str:
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
 
 
+def verdict(reward: float | None, finished: bool) -> str:
+    """A response in words, such as "right, ended by itself". The reward is None where no task grades the response."""
+    graded = "" if reward is None else {1.0: "right, ", 0.0: "wrong, "}.get(reward, f"reward {reward:g}, ")
+    return graded + ("ended by itself" if finished else "cut by the limit")
+
+
 def visible(text: str) -> str:
     """The text with control, format and unassigned characters as ⟨U+0000⟩. Line ends and tabs stay."""
     hidden = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
 
-from vine_mini.app.tables import columns, one_line, visible
+from vine_mini.app.tables import columns, one_line, verdict, visible
 from vine_mini.credit_page.falls import FALSE_ALARMS, Fall, Row, next_steps, share_of
 from vine_mini.credit_page.measure import Change, Credit, Rollout
-from vine_mini.evaluate import percent, verdict
+from vine_mini.evaluate import percent
 
 NAMES = {"vineppo": "VinePPO", "ppo": "PPO's critic", "grpo": "GRPO", "truth": "truth", "other": "other policy"}
 STRONG = 0.5  # an advantage of this size has the full colour, and half of the longest bar
@@ -105,10 +105,10 @@ def finding(page: Page) -> str:
         if change is None:
             found.append(f"No step is a {name}.")
             continue
-        sure = change.measured.sure(0) and sign * change.size > 0
         of = "" if page.fall and change is page.rise else " of VinePPO's value"
         what = f"The largest {name}{of} is at step {change.step + 1} of {len(page.steps)}"
-        judged = "beyond two standard errors" if sure else "not beyond two standard errors, so it may be noise"
+        judged = "beyond two standard errors" if change.measured.sure(0) else "not beyond two standard errors, so it may be noise"
+        judged = judged if sign * change.size > 0 else f"so it is not shown to be a {name}"
         found.append(f"{what}: {signed(change.size)} ± {change.error:.2f} by {page.fresh} fresh rollouts, {judged}.")
     return " ".join(found)
 

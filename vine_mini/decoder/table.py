@@ -175,9 +175,9 @@ ENCODINGS |= {
 }
 
 
-def check_shapes(encoding: Encoding, config) -> None:
-    """Calls each function of an encoding on three tokens. Raises ValueError where the result has another shape than it should."""
-    T, H, d = 3, config.num_attention_heads, config.head_dim
+def check_shapes(encoding: Encoding, config, T: int = 3) -> None:
+    """Calls each function of an encoding on T tokens. Raises ValueError where the result has another shape than it should."""
+    H, d = config.num_attention_heads, config.head_dim
     t, q = torch.arange(T)[None], torch.zeros(1, H, T, d)
     distance = t[:, :, None] - t[:, None, :]
     with torch.no_grad(), torch.random.fork_rng(devices=[]):  # initial values are drawn and thrown away

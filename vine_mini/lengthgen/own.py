@@ -7,8 +7,9 @@ An encoding's file sets ENCODING to an `Encoding`, in the form of the lines of `
 
 A token may depend on the tokens up to its own, and not on how many follow. Otherwise a model could read off where its answer
 ends, and its accuracy would be wrong. An encoding must also compute the same with a KV cache, where `queries_keys` is given new
-tokens only. `check_causal` tries both on a few tokens before any training. It does not try `ids`, which gets all sequences padded
-to one width. Parameters of an encoding learn at the full rate, unless it has `slow=True`.
+tokens only. Before any training, `check_causal` tries both on a few tokens, and `check_longest` reads the longest sequence. No
+check tries `ids`, which gets all sequences padded to one width. Parameters of an encoding learn at the full rate, unless it has
+`slow=True`.
 
 A task's file has two functions, in the form of those in `tasks.py`, and uses tokens of `vocabulary.py` only. This one is addition
 whose numbers all begin with their lowest digit, as abacus needs it (`--encodings abacus`):
@@ -29,6 +30,7 @@ the file too. A command that reads results runs it only if the command names it 
 
 from copy import copy
 from dataclasses import replace
+from os.path import expanduser  # `Path.expanduser` raises where there is no such user
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -36,7 +38,7 @@ from typing import Any
 import torch
 
 from vine_mini.decoder.model import Decoder, DecoderConfig
-from vine_mini.decoder.table import ENCODINGS, Encoding
+from vine_mini.decoder.table import ENCODINGS, Encoding, check_shapes
 from vine_mini.lengthgen.tasks import TASKS, Task
 from vine_mini.lengthgen.vocabulary import encode
 from vine_mini.loading import load_file, told
@@ -66,7 +68,7 @@ def find_encoding(name: str) -> None:
     found = load_file(name, "position encoding", ["ENCODING"]).ENCODING
     if not isinstance(found, Encoding):
         raise UserError(f"{name}: ENCODING must be an Encoding of vine_mini.decoder.table, not {type(found).__name__}")
-    path = Path(name).expanduser().resolve()
+    path = Path(expanduser(name)).resolve()
     functions: dict[str, Any] = {p: told(getattr(found, p), path) for p in PLACES if getattr(found, p) is not None}
     if found.ids is not None:
         functions["ids"] = told(found.ids, path, torch.Tensor, lambda ids: ids.dim() == 2)
@@ -126,18 +128,30 @@ def check_causal(config: DecoderConfig) -> None:
         raise ValueError("with a KV cache its logits differ: use the positions and distances that it is given")
 
 
+@torch.no_grad()
+def check_longest(name: str, config: DecoderConfig, tokens: int) -> None:
+    """Raises UserError where the encoding of a file fails at this number of tokens, the longest sequence of a run."""
+    try:
+        check_shapes(ENCODINGS[name], config, tokens)
+        if not Decoder(config).eval()(torch.arange(tokens)[None] % config.vocab_size).logits.isfinite().all():
+            raise ValueError("the logits are not finite")
+    except Exception as error:  # a user's function may fail in any way
+        raise UserError(f"{name}, with {tokens} tokens: {' '.join(str(error).split())}") from error
+
+
 def find_task(name: str) -> None:
     """Puts the task of a file into the table. Raises UserError for an unknown name, or a file whose functions do not agree."""
     if name in TASKS:
         return
     _check_path("task", name, TASKS)
-    path = Path(name).expanduser().resolve()
+    path = Path(expanduser(name)).resolve()
     module = load_file(name, "task", ["make", "check"])
 
     def checked(length, rng):
-        prompt, target = module.make(length, rng)
-        if not (isinstance(prompt, str) and isinstance(target, str) and prompt):
+        made = module.make(length, rng)
+        if not (isinstance(made, tuple | list) and len(made) == 2 and all(isinstance(text, str) for text in made) and made[0]):
             raise UserError(f"{name}: make({length}) must return two texts, a prompt and a target")
+        prompt, target = made
         try:
             encode(f"{prompt} {target}")
         except KeyError as error:

@@ -20,8 +20,8 @@ from vine_mini.decoder.table import ENCODINGS
 from vine_mini.health import Diverged
 from vine_mini.lengthgen import results
 from vine_mini.lengthgen.config import LengthgenConfig
-from vine_mini.lengthgen.own import find_task, short
-from vine_mini.lengthgen.train import evaluate, longest_sequence, train
+from vine_mini.lengthgen.own import check_longest, find_task, short
+from vine_mini.lengthgen.train import decoder_config, evaluate, longest_sequence, train
 from vine_mini.lengthgen.vocabulary import IDS, TOKEN
 from vine_mini.models import pick_device, save_policy
 from vine_mini.types import UserError
@@ -154,11 +154,14 @@ def _run(job: tuple[LengthgenConfig, str, int, str, Path], progress) -> dict:
 
 
 def check_positions(config: LengthgenConfig) -> None:
-    """Raises UserError where a sequence is longer than a learned table, or than the positions that are drawn from."""
+    """Raises UserError where an encoding has fewer positions than the longest sequence, or where an own encoding fails at it."""
     limited = [name for name in config.encodings if ENCODINGS[name].table or ENCODINGS[name].ids]
-    needed = longest_sequence(config, config.lengths()) if limited else 0
-    if needed > config.max_positions:
+    own = [name for name in config.encodings if name.endswith(".py")]
+    needed = longest_sequence(config, config.lengths()) if limited or own else 0
+    if limited and needed > config.max_positions:
         raise UserError(
             f"test lengths up to {config.test_lengths[1]} need {needed} positions, past the {config.max_positions} of "
             f"{', '.join(limited)}: give --max_positions {needed}, lower --test_lengths, or leave them out"
         )
+    for name in own:
+        check_longest(name, decoder_config(config, name), needed)

@@ -28,7 +28,10 @@ def words(argv: list[str]) -> tuple[str, list[str]]:
     name, rest = f"lengthgen {argv[0]}", argv[1:]
     if name not in COMMANDS:
         raise UserError(f"unknown command {argv[0]!r}: choose from {', '.join(c.split()[1] for c in COMMANDS if ' ' in c)}")
-    takes_folders = "results" in {f.name for f in fields(COMMANDS[name][1])}
-    if rest and not rest[0].startswith("-") and takes_folders:
+    if "results" not in {f.name for f in fields(COMMANDS[name][1])}:
+        return name, rest
+    if rest and not rest[0].startswith("-"):
         return name, ["--results", *rest]
+    if rest and not any(word.startswith(("--results", "-h", "--help")) for word in rest):
+        raise UserError(f"name the folder of the runs before the flags: {name} FOLDER {' '.join(rest)[:60]}")
     return name, rest

@@ -34,7 +34,7 @@ def grade(task, problem: Problem, response: Trajectory, tokenizer, so_far: Seque
     if (problem, ids) not in known:
         text = getattr(tokenizer, "backend_tokenizer", tokenizer).decode(ids, skip_special_tokens=True)  # in half the time
         reward = known[problem, ids] = task.reward(problem, text)
-        if not isinstance(reward, Real) or not 0 <= float(reward) <= 1:  # a NaN fails the comparison
+        if not isinstance(reward, Real) or not 0 <= reward <= 1:  # type: ignore[operator]  # a NaN fails the comparison
             raise UserError(f"the task's reward() must return a number from 0 to 1, not {reward!r}")
     return float(known[problem, ids])
 

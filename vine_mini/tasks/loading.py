@@ -11,7 +11,10 @@ NAMES = ("TEMPLATE", "ANSWER_MARK", "DEFAULTS", "problems", "extract_answer", "r
 FUNCTIONS = {"problems": object, "extract_answer": str | None, "reward": object, "demonstration": str, "step_starts": list}
 ASKED = ("max_new_tokens", "eval_temperature", "steps")  # the config fields that are the task's where the user gives none
 LISTS = "problems() must return two lists of Problem, whose three fields are text"
-FITS = {"step_starts": lambda starts: all(isinstance(start, int) for start in starts) and starts == sorted(starts)}
+FITS = {
+    "step_starts": lambda starts: all(type(start) is int and start >= 0 for start in starts) and starts == sorted(starts),
+    "demonstration": lambda text: text.encode(errors="ignore").decode() == text,  # no half of a character, as of a cut emoji
+}
 
 
 def get(name: str):
