@@ -37,7 +37,7 @@ TINY = "--steps 2 --max_number 9 --max_new_tokens 16 --prompts 4 --group 2 --min
 TINY += " --eval_problems 4 --eval_samples 1 --eval_every 3 --validation 8 --keep_every 4 --save_every 2"
 OTHERS = {  # commands beside `train`
     "sft": "--updates 60 --batch_size 4 --hidden 16 --layers 1 --steps 2 --max_new_tokens 24 --eval_problems 4 --eval_samples 1",
-    "lengthgen": "--encodings nope t5 --seeds 0 1 --steps 20 --hidden 16 --layers 1 --heads 2 --examples 4 --processes 1",
+    "lengthgen": "--encodings nope t5 --seeds 0 1 --updates 20 --hidden 16 --layers 1 --heads 2 --examples 4 --processes 1",
 }
 ALGORITHMS = ("vineppo", "ppo", "grpo", "restem", *OTHERS)
 NAMES = (

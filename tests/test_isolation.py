@@ -48,7 +48,7 @@ sys.addaudithook(hook)
 pickle.load = pickle.loads = pickle.Unpickler = torch.load = refuse
 small = "--steps 2 --prompts 2 --group 2 --minibatch_size 4 --k 1 --device cpu"
 few = "--eval_problems 2 --eval_samples 1"
-sweep = "--encodings nope alibi --seeds 0 1 --steps 2 --hidden 32 --layers 2 --heads 2 --examples 2 --processes 1 --device cpu"
+sweep = "--encodings nope alibi --seeds 0 1 --updates 2 --hidden 32 --layers 2 --heads 2 --examples 2 --processes 1 --device cpu"
 for line in f'''
 demo --seconds 0.1 --problems 2 --out demo
 sft --updates 1 --batch_size 2 --hidden 16 --layers 1 {few} --out tiny

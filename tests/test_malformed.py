@@ -235,7 +235,7 @@ def by_hand() -> list[tuple]:
             if (name, x) not in FINE
         ]
     words = ("train --iterations 999999999", "train --epochs 10000 --iterations 1000", "train --max_seconds 1e30", "evaluate --temperature 1e-45", "lengthgen --max_positions 999999999", "evaluate --n 999999999", "sample --n 999999999", "sft --updates 999999999", "sft --hidden 4096 --layers 100", "credit --truth 999999999",
-             "credit-cost --pool 999999999", "lengthgen --steps 999999999", "lengthgen --hidden 65536 --layers 1000", "train --eval_samples 999999999", "walk", "analyze", "analyze x", "lengthgen x", "\x1b[2J",
+             "credit-cost --pool 999999999", "lengthgen --updates 999999999", "lengthgen --hidden 65536 --layers 1000", "train --eval_samples 999999999", "walk", "analyze", "analyze x", "lengthgen x", "\x1b[2J",
              "x" * 9000, "\udce9", "train --resume", "train --preset a --resume b", "credit --run a --preset b", "train --resume nowhere", "sample --problem 99999", "evaluate --device cuda:99", "evaluate --device meta")  # fmt: skip
     return found + [(each[:30], each, None) for each in words]
 

@@ -26,9 +26,8 @@ from vine_mini.sampling import sample
 from vine_mini.types import Sampling
 
 encodings, seeds, updates = (["nope", "rope"], [0], 20) if QUICK else (["nope", "t5", "alibi", "rope"], [0, 1], 500)
-# the config's `steps` are updates
 config = LengthgenConfig(
-    task="copy", train_lengths=[2, 10], encodings=encodings, seeds=seeds, steps=updates, examples=50, head_dim=16
+    task="copy", train_lengths=[2, 10], encodings=encodings, seeds=seeds, updates=updates, examples=50, head_dim=16
 )
 prompt, target = evaluation_examples(config, 4, 1)[0]
 print(tokens(prompt), "->", [*tokens(target), "<eos>"])
@@ -114,7 +113,7 @@ for (name, seed), model in models.items():
 # %%
 longer_run = load_results(ROOT / "results" / "lengthgen" / "study" / "narrow" / "copy")
 longer = by_length(longer_run)  # encoding -> length -> exact match of each seed
-print(f"updates: {updates}, in the longer run {longer_run['settings']['steps']}; ± is the standard deviation between seeds")
+print(f"updates: {updates}, in the longer run {longer_run['settings']['updates']}; ± is the standard deviation between seeds")
 for name in encodings:
     for n in (11, 13, 16, 20):
         ours = ", ".join(f"{accuracy[name, seed][n]:.2f}" for seed in seeds)

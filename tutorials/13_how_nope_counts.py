@@ -136,7 +136,7 @@ def probe(model, what: str):
 
 
 updates, seeds = (20, (0,)) if QUICK else (500, (0, 1))
-config = LengthgenConfig(task="copy", train_lengths=[2, 10], steps=updates, head_dim=16)
+config = LengthgenConfig(task="copy", train_lengths=[2, 10], updates=updates, head_dim=16)
 found = {}  # (what, trained or not) -> for each seed, what `probe` returns
 for seed in seeds:
     torch.manual_seed(seed)  # so that `train` starts from the same weights

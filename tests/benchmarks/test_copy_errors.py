@@ -71,7 +71,7 @@ def test_no_error_counts_all_places(monkeypatch):
 
 @pytest.mark.slow
 def test_the_command(tmp_path, monkeypatch, capsys):
-    small = "--steps 2 --layers 1 --hidden 16 --heads 1 --head_dim 16 --examples 4 --encodings nope --seeds 0".split()
+    small = "--updates 2 --layers 1 --hidden 16 --heads 1 --head_dim 16 --examples 4 --encodings nope --seeds 0".split()
     lengths = "--train_lengths 2 4 --test_lengths 5 6".split()
     cli.main(["lengthgen", "--task", "copy-v3", *small, *lengths, "--out", str(tmp_path / "runs")])
     monkeypatch.setattr(sys, "argv", ["x", str(tmp_path / "runs"), "--examples", "5", "--out", str(tmp_path)])

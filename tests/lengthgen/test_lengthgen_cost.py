@@ -10,7 +10,7 @@ from vine_mini.lengthgen.config import FullSizeConfig, LengthgenConfig, decoder_
 from vine_mini.lengthgen.cost import cost
 from vine_mini.lengthgen.train import collate, evaluation_examples, target_logits
 
-SMALL = dict(train_lengths=[5, 5], test_lengths=[6, 6], hidden=64, layers=2, heads=4, batch_size=16, steps=10)
+SMALL = dict(train_lengths=[5, 5], test_lengths=[6, 6], hidden=64, layers=2, heads=4, batch_size=16, updates=10)
 
 
 @pytest.mark.parametrize("encoding", ["nope", "cope"])
@@ -49,7 +49,7 @@ def test_operations_are_about_six_for_each_weight_and_token():
 
 def test_the_full_size_preset_is_the_paper_s_shape():
     config = FullSizeConfig()
-    assert (config.layers, config.hidden, config.heads, config.batch_size, config.steps, config.lr) == (
+    assert (config.layers, config.hidden, config.heads, config.batch_size, config.updates, config.lr) == (
         12,
         768,
         12,
@@ -72,7 +72,7 @@ def test_the_full_size_preset_is_the_paper_s_shape():
 
 
 def test_full_size_prints_its_cost_and_trains(capsys, tmp_path):
-    small = "--train_lengths 2 3 --test_lengths 4 4 --layers 1 --hidden 32 --heads 2 --steps 2".split()
+    small = "--train_lengths 2 3 --test_lengths 4 4 --layers 1 --hidden 32 --heads 2 --updates 2".split()
     more = ["--out", str(tmp_path / "run"), *"--encodings nope --seeds 0 --examples 2 --device cpu --processes 1".split()]
     assert cli.main(["lengthgen", "full-size", *small, *more]) == 0
     out = capsys.readouterr().out

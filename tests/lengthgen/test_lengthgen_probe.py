@@ -65,7 +65,7 @@ def test_places_are_those_of_a_forward_pass():
 
 def test_probes_are_tested_on_other_draws_and_the_untrained_network_is_where_training_began(monkeypatch):
     settings = dict(task="sort", train_lengths=[4, 5], test_lengths=[6, 7], encodings=["nope"], seeds=[3, 5], hidden=16, heads=2)
-    config, starts, calls = LengthgenConfig(**settings, steps=1, batch_size=1), [], []
+    config, starts, calls = LengthgenConfig(**settings, updates=1, batch_size=1), [], []
     monkeypatch.setattr(
         train_module, "make_optimizer", lambda model, c: starts.append(deepcopy(model)) or make_optimizer(model, c)
     )
@@ -102,7 +102,7 @@ def test_each_point_of_the_picture_stands_above_its_place(monkeypatch, tmp_path)
 
 
 def test_prompts_that_differ_at_one_position_have_nothing_to_probe(tmp_path, capsys):
-    small = "--steps 1 --hidden 16 --heads 2 --head_dim 8 --examples 2 --batch_size 2 --seeds 0 --processes 1".split()
+    small = "--updates 1 --hidden 16 --heads 2 --head_dim 8 --examples 2 --batch_size 2 --seeds 0 --processes 1".split()
     lengths = "--task sum --train_lengths 1 1 --test_lengths 2 2 --encodings nope".split()
     assert cli.main(["lengthgen", *small, *lengths, "--out", str(tmp_path / "run")]) == 0
     assert cli.main(["lengthgen", "probe", str(tmp_path / "run"), "--examples", "2"]) == 2

@@ -110,7 +110,7 @@ def test_the_parts_are_what_the_paper_s_claims_need():
     rates = sweeps("rates", config)
     assert len(rates) == 14 and all(s.seeds == [0] and {s.lr, tasks.TASKS[s.task].lr} == {1e-3, 2e-3} for _, s in rates)
     more = [settings for _, settings in sweeps("more-updates", config)]
-    assert all(tuple(s.encodings) == paper.COLUMNS and s.steps == 4 * tasks.TASKS[s.task].steps for s in more)
+    assert all(tuple(s.encodings) == paper.COLUMNS and s.updates == 4 * tasks.TASKS[s.task].updates for s in more)
     assert [s.task for s in more] == [s.task for _, s in rows]
     assert len(folders("later")) == 7 and len(sweeps("later", config)[0][1].encodings) > 10
     assert "coupled" in sweeps("later", config)[6][1].encodings and sweeps("later", config)[6][1].task == "addition-reversed"
@@ -276,7 +276,7 @@ def test_a_foreign_folder_is_refused(quick, tmp_path, capsys):
 
 def test_further_seeds_join_and_whole_seeds_count(quick, tmp_path):
     out = tmp_path / "run"
-    config = dict(encodings=["nope", "t5"], steps=1, hidden=32, heads=2, processes=1)
+    config = dict(encodings=["nope", "t5"], updates=1, hidden=32, heads=2, processes=1)
     assert load_so_far(out) is None
     sweep(LengthgenConfig(seeds=[3], **config), out)
     sweep(LengthgenConfig(seeds=[0], **config), out)

@@ -50,7 +50,7 @@ from vine_mini.models import load_policy, save_policy
 from vine_mini.sampling import sample
 from vine_mini.types import Sampling, Trajectory, UserError
 
-SMALL = {"hidden": 32, "layers": 2, "heads": 2, "examples": 12, "steps": 3}
+SMALL = {"hidden": 32, "layers": 2, "heads": 2, "examples": 12, "updates": 3}
 
 
 def flags(settings):
@@ -163,7 +163,15 @@ def test_target_logits_are_those_of_each_row_alone(encoding):
 def test_one_forward_pass_measures_what_greedy_decoding_writes():
     """Half trained, so that some answers are right: the same count from decoding each prompt token by token."""
     config = LengthgenConfig(
-        task="copy", steps=250, batch_size=16, train_lengths=[2, 3], test_lengths=[4, 5], lr=3e-3, examples=40, hidden=32, heads=2
+        task="copy",
+        updates=250,
+        batch_size=16,
+        train_lengths=[2, 3],
+        test_lengths=[4, 5],
+        lr=3e-3,
+        examples=40,
+        hidden=32,
+        heads=2,
     )
     model = train(config, "alibi", 0)
     accuracy = evaluate(model, config)
@@ -244,8 +252,8 @@ def test_parameters_on_logits_have_no_weight_decay_and_t5_s_learn_slowly():
 
 
 def test_a_table_of_biases_moves_by_at_most_about_half_its_rates():
-    """The bound of `make_optimizer`: a tenth of lr x steps / 2, here with the largest steps that AdamW makes."""
-    config = LengthgenConfig(encodings=["t5"], train_lengths=[2, 3], **SMALL | {"steps": 20, "lr": 1e-2})
+    """The bound of `make_optimizer`: a tenth of lr x updates / 2, here with the largest steps that AdamW makes."""
+    config = LengthgenConfig(encodings=["t5"], train_lengths=[2, 3], **SMALL | {"updates": 20, "lr": 1e-2})
     table = train(config, "t5", 0).model.encoding["table"]
     assert 0 < table.abs().max() < 1.3 * 0.1 * 1e-2 * 20 / 2
 
@@ -316,7 +324,7 @@ def test_training_draws_the_lengths_of_scan_by_example_when_asked(monkeypatch):
         "vine_mini.lengthgen.train.example", lambda config, n, *_, **__: drawn.append(n) or ("Solve: walk[SEP] ", "Walk")
     )
     for by_example in (False, True):
-        config = LengthgenConfig(task="scan", by_example=by_example, **SMALL | {"steps": 60, "layers": 1}, batch_size=1)
+        config = LengthgenConfig(task="scan", by_example=by_example, **SMALL | {"updates": 60, "layers": 1}, batch_size=1)
         train(config, "nope", 0)
     lengths = tasks.TASKS["scan"].lengths(1, 25)
     commands = [len(languages.scan_commands()[n]) for n in lengths]
@@ -691,8 +699,8 @@ def test_a_sweep_that_was_interrupted_goes_on_where_it_was(tmp_path, monkeypatch
     whole = sweep(LengthgenConfig(**load_results(out)["settings"] | {"processes": 1}), tmp_path / "whole")
     assert [r["accuracy"] for r in whole["runs"]] == [r["accuracy"] for r in load_results(out)["runs"]]
     results_before = load_results(out)["settings"]
-    with pytest.raises(UserError, match="holds a run with steps = 3"):
-        sweep(LengthgenConfig(**load_results(out)["settings"] | {"steps": 4}), out)
+    with pytest.raises(UserError, match="holds a run with updates = 3"):
+        sweep(LengthgenConfig(**load_results(out)["settings"] | {"updates": 4}), out)
     more = LengthgenConfig(**load_results(out)["settings"] | {"encodings": ["rope"], "seeds": [0], "processes": 1})
     runs = [(r["encoding"], r["seed"]) for r in sweep(more, out)["runs"]]
     assert runs == [("nope", 0), ("nope", 1), ("alibi", 0), ("alibi", 1), ("rope", 0)]
@@ -720,7 +728,7 @@ def test_a_sweep_that_is_killed_before_any_change_goes_on_with_the_same_command(
     monkeypatch.setattr("vine_mini.lengthgen.sweep.train", lambda *_: model)
     monkeypatch.setattr("vine_mini.lengthgen.sweep.evaluate", lambda model, config, _: dict.fromkeys(config.lengths(), 0.5))
     monkeypatch.setattr("vine_mini.lengthgen.pictures.plot_accuracy", lambda results, path: write_text(path, "picture"))
-    flags = ["--encodings", "nope", "--seeds", 0, "--steps", 3, "--processes", 1, "--out", tmp_path / "run"]
+    flags = ["--encodings", "nope", "--seeds", 0, "--updates", 3, "--processes", 1, "--out", tmp_path / "run"]
     n, ended = 0, [True]
     while ended:
         with killed_before_change(n, tmp_path) as ended:
@@ -737,7 +745,7 @@ def test_a_sweep_that_is_killed_before_any_change_goes_on_with_the_same_command(
 
 def test_training_that_diverges_is_told(run, tmp_path):
     code, _, err = run(
-        "--lr", 1e30, "--encodings", "nope", "--seeds", 0, "--steps", 5, "--processes", 1, "--out", tmp_path / "run"
+        "--lr", 1e30, "--encodings", "nope", "--seeds", 0, "--updates", 5, "--processes", 1, "--out", tmp_path / "run"
     )
     path = tmp_path / "run-diverged" / "nope-0" / "diverged.json"
     assert code == 2 and "nope, seed 0, update 2: the gradient is not finite" in err and str(path) in err and "lower --lr" in err
@@ -758,7 +766,7 @@ def test_a_run_that_diverges_does_not_stop_its_neighbours(run, tmp_path, monkeyp
         return whole(config, encoding, *rest)
 
     monkeypatch.setattr(sweep_module, "train", train)
-    words = ("--encodings", "nope", "alibi", "t5", "--seeds", 0, "--steps", 2, "--processes", 1, "--out", tmp_path / "run")
+    words = ("--encodings", "nope", "alibi", "t5", "--seeds", 0, "--updates", 2, "--processes", 1, "--out", tmp_path / "run")
     code, _, err = run(*words)
     assert code == 2 and "diverged at update 3" in err
     made = json.loads((tmp_path / "run" / "results.json").read_text())["runs"]
@@ -767,7 +775,7 @@ def test_a_run_that_diverges_does_not_stop_its_neighbours(run, tmp_path, monkeyp
 
 @pytest.mark.slow
 def test_lost_results_beside_models_are_made_again(run, tmp_path):
-    words = ("--encodings", "nope", "--seeds", 0, "--steps", 2, "--processes", 1, "--out", tmp_path / "run")
+    words = ("--encodings", "nope", "--seeds", 0, "--updates", 2, "--processes", 1, "--out", tmp_path / "run")
     assert run(*words)[0] == 0
     config = load_results(tmp_path / "run")["settings"]
     (tmp_path / "run" / "results.json").unlink()
@@ -906,7 +914,7 @@ def test_theory_command(run, tmp_path):
         (["--task", "lego", "--test_lengths", "9", "27"], "lego ends at 26"),
         (["--max_positions", "30"], "past the 30 of learned"),
         (["--hidden", "7"], "vectors of sinusoidal returns the shape [1, 3, 8]: must be [B, T, D] = [1, 3, 7]"),
-        (["--steps", "0"], "steps = 0"),
+        (["--updates", "0"], "updates = 0"),
         (["--lr", "nan"], "lr = nan"),
         (["--seeds", "-1"], "seeds"),
         (["--device", "warp"], "'warp'"),
@@ -1074,7 +1082,7 @@ def test_the_recipe_of_training(monkeypatch):
         return step(self, *args, **more)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", record)
-    train(LengthgenConfig(encodings=["nope"], train_lengths=[2, 3], **SMALL | {"steps": 50, "lr": 1.0}), "nope", 0)
+    train(LengthgenConfig(encodings=["nope"], train_lengths=[2, 3], **SMALL | {"updates": 50, "lr": 1.0}), "nope", 0)
     assert rates[:3] == pytest.approx([1 / 3, 2 / 3, 1.0]) and max(rates) == pytest.approx(1.0)
     assert rates[3] == pytest.approx(1.0) and rates[-1] == pytest.approx(1 - 0.95 * 46 / 47)
     assert rates[20] == pytest.approx(1 - 0.95 * 17 / 47)

@@ -114,7 +114,7 @@ class TrainConfig(Common):
     mc_mu: Share = knob(0.5, "vineppo: the same over the values before the step, for the baseline (paper: 0).")
     max_states: Count | None = knob(None, "vineppo: estimate at most so many values of a response (official code: 26).")
     step_tokens: Count | None = knob(None, "vineppo: cut a step every so many tokens instead of at newlines.")
-    scale_by_std: bool = knob(True, "grpo: divide by the standard deviation of the group (Dr. GRPO: no).")
+    scale_by_std: bool = knob(True, "grpo: whether to divide by the standard deviation of the group (Dr. GRPO: no).")
     divisor: str = knob("tokens", "Of the policy loss: tokens, sequences (GRPO) or constant (Dr. GRPO); see divisors.py.")
     temperature: Warm = knob(1.0, "Of responses and rollouts; log-probs are taken at it too.")
     top_p: PositiveShare = knob(1.0, "Nucleus sampling. Below 1 the gradient is biased: log-probs are of the whole distribution.")

@@ -30,7 +30,7 @@ from vine_mini.types import UserError
 
 def train(config: LengthgenConfig) -> None:
     """The `lengthgen` command."""
-    of_a_run = 3 * config.steps * config.batch_size + len(config.lengths()) * config.examples  # a backward pass counts twice
+    of_a_run = 3 * config.updates * config.batch_size + len(config.lengths()) * config.examples  # a backward pass counts twice
     matrices = 4 * config.hidden * config.heads * config.head_dim + 8 * config.hidden**2  # of a layer: attention and MLP
     table = config.max_positions * config.hidden * any(ENCODINGS[name].table for name in config.encodings)
     parameters, length = config.layers * matrices + table, 8 * max(config.test_lengths)

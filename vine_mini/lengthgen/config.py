@@ -39,7 +39,7 @@ class LengthgenConfig:
     by_example: bool = knob(
         False, "scan, addition: draw training lengths by their number of examples in the paper. Left out: all equally often."
     )
-    steps: Count | None = knob(None, "Updates in a run. Left out: the task's own.")
+    updates: Count | None = knob(None, "Updates in a run. Left out: the task's own.")
     lr: Positive | None = knob(None, "Peak learning rate of AdamW. Left out: the task's own.")
     encoding_lr: PositiveShare = knob(0.1, "Learning rate of T5's table, as a share of --lr (paper: 1).")
     batch_size: Count = knob(32, "Examples in an update, all of one length.")
@@ -99,7 +99,7 @@ class LengthgenConfig:
 
     def _fill_in(self):
         task = TASKS[self.task]
-        self.steps, self.lr = self.steps or task.steps, self.lr or task.lr
+        self.updates, self.lr = self.updates or task.updates, self.lr or task.lr
         if self.train_lengths is None:
             self.train_lengths = list(task.train)
         _check_range("train_lengths", self.train_lengths)
@@ -139,8 +139,8 @@ class FullSizeConfig(LengthgenConfig):
     embeddings of T5's vocabulary, which is not used here. Dropout is missing, and the learning rate ends at 5 % of its peak.
     """
 
-    encodings: list[str] = _list(COLUMNS, "Position encodings.")
-    steps: Count | None = knob(40_000, "Updates in a run (paper: 40,000; PCFG SET: 100,000).")
+    encodings: list[str] = _list(COLUMNS, f"Position encodings: {', '.join(ENCODINGS)}.")
+    updates: Count | None = knob(40_000, "Updates in a run (paper: 40,000; PCFG SET: 100,000).")
     lr: Positive | None = knob(3e-5, "Peak learning rate of AdamW (paper: 3e-5).")
     encoding_lr: PositiveShare = knob(1.0, "Learning rate of T5's table, as a share of --lr (paper: 1).")
     batch_size: Count = knob(64, "Examples in an update, all of one length (paper: 64, of mixed lengths).")

@@ -56,7 +56,7 @@ def cost(config: LengthgenConfig, encoding: str) -> Cost:
     parameters = sum(p.numel() for p in model.parameters())
     lengths = TASKS[config.task].lengths(*config.train_lengths)
     (fewest, _), (most, kept) = (_update(model, config, length) for length in (lengths[0], lengths[-1]))
-    return Cost(parameters, 16 * parameters, kept, config.steps * (fewest + most) / 2)
+    return Cost(parameters, 16 * parameters, kept, config.updates * (fewest + most) / 2)
 
 
 def _update(model: Decoder, config: LengthgenConfig, length: int) -> tuple[int, int]:

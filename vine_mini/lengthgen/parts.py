@@ -26,11 +26,11 @@ RATED = [task for task in ROWS if task not in ("copy-2x", "copy-v3", "reverse")]
 SHORT = {task: dict(train_lengths=[2, 10], test_lengths=[11, 20]) for task in COPIES}
 # Training and test lengths, and updates.
 SCRATCHPADS = {
-    "addition": dict(train_lengths=[1, 4], test_lengths=[5, 8], steps=3000, examples=100),
-    "sum": dict(train_lengths=[2, 6], test_lengths=[7, 12], steps=3000, examples=100),
-    "parity": dict(train_lengths=[2, 6], test_lengths=[7, 12], steps=3000, examples=100),
+    "addition": dict(train_lengths=[1, 4], test_lengths=[5, 8], updates=3000, examples=100),
+    "sum": dict(train_lengths=[2, 6], test_lengths=[7, 12], updates=3000, examples=100),
+    "parity": dict(train_lengths=[2, 6], test_lengths=[7, 12], updates=3000, examples=100),
 }
-QUICK = dict(steps=2, hidden=16, heads=2, head_dim=8, examples=2, batch_size=4)
+QUICK = dict(updates=2, hidden=16, heads=2, head_dim=8, examples=2, batch_size=4)
 
 
 def sweeps(part: str, config: StudyConfig) -> list[tuple[str, LengthgenConfig]]:
@@ -57,7 +57,7 @@ def _tasks(part: str) -> list[tuple[str, str, dict]]:
     if part == "short":
         return [(f"short/{task}", task, dict(encodings=MAIN) | lengths) for task, lengths in SHORT.items()]
     if part == "more-updates":
-        return [(f"{part}/{task}", task, dict(encodings=[*paper.COLUMNS], steps=4 * TASKS[task].steps)) for task in ROWS]
+        return [(f"{part}/{task}", task, dict(encodings=[*paper.COLUMNS], updates=4 * TASKS[task].updates)) for task in ROWS]
     if part == "later":
         coupled = dict(encodings=[*MAIN, "learned", "fire", "coupled"], max_positions=128)
         return [

@@ -75,8 +75,8 @@ def queries(all_results: list[dict], encodings: list[str] | None = None) -> list
     A query ranks `encodings`. Left out: the paper's five encodings, as far as all results have them. Where not all results have
     `rope25`, `rope` then takes its place. Raises UserError where nothing can be ranked.
     """
-    if encodings and len({*encodings}) < len(encodings):
-        raise UserError("--encodings: name each of them once")
+    if encodings and len({*encodings}) < max(2, len(encodings)):
+        raise UserError("--encodings: name two or more, and each of them once")
     tables = [extrapolation(results) for results in all_results]
     common = [name for name in encodings or (*paper.COLUMNS, "rope") if all(name in table for table in tables)]
     if encodings and len(common) < len({*encodings}):

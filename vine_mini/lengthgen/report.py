@@ -112,7 +112,7 @@ def accuracy_table(results: dict) -> str:
         f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
     )
     note = f"\n\n{paper.NOTE}" if shown else ""
-    return f"{title}, {settings['steps']} updates on {settings['batch_size']} examples each\n\n{columns(rows)}{note}"
+    return f"{title}, {settings['updates']} updates on {settings['batch_size']} examples each\n\n{columns(rows)}{note}"
 
 
 def distance_table(means: dict[str, dict[str, dict[str, float]]], results: dict, examples: int) -> str:

@@ -17,7 +17,7 @@ from vine_mini.lengthgen.config import LengthgenConfig, decoder_config
 from vine_mini.lengthgen.own import check_named, short
 from vine_mini.types import UserError
 
-WHOLE = ("steps", "batch_size", "layers", "hidden", "heads", "head_dim", "nope_every", "max_positions", "examples")
+WHOLE = ("updates", "batch_size", "layers", "hidden", "heads", "head_dim", "nope_every", "max_positions", "examples")
 
 
 def begin(config: LengthgenConfig, folder: Path) -> dict:

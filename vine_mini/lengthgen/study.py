@@ -76,7 +76,7 @@ def _check_quick(config: StudyConfig, folder: Path) -> None:
     """Tiny runs and real ones would be merged into one table."""
     for of in so_far(folder).values():
         for results in of.values():
-            if (results["settings"]["steps"] == QUICK["steps"]) != config.quick:
+            if (results["settings"]["updates"] == QUICK["updates"]) != config.quick:
                 raise UserError(f"{folder} holds {'real' if config.quick else 'quick'} runs: choose another --out")
 
 

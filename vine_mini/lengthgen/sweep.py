@@ -48,7 +48,7 @@ def sweep(config: LengthgenConfig, folder: Path, again: Path | None = None) -> d
     elif not (folder / "results.json").exists():  # lost, perhaps beside models
         results.write_json(found, folder / "results.json")
     diverged: list[str] = []
-    total, kept = len(jobs) * (config.steps + len(config.lengths())), ""
+    total, kept = len(jobs) * (config.updates + len(config.lengths())), ""
     try:
         with locked(folder):
             if results.begin(config, folder)["runs"] != found["runs"]:

@@ -37,7 +37,7 @@ class Task:
         check: (prompt, answer) -> whether the whole answer is right.
         train, test: the default of the shortest and longest length in training and in the test.
         length_unit: what a length counts, such as "bits".
-        steps, lr: the default number of updates and learning rate. 4,500 updates, the rate of 2e-3 and the rate of T5's table
+        updates, lr: the default number of updates and learning rate. 4,500 updates, the rate of 2e-3 and the rate of T5's table
             were fixed once, on copy (2 to 10 items) and sort, by looking at new lengths; for 8,000 updates see `TASKS`. A task
             has 1e-3 where this rate learns the *seen* lengths better (`study --parts rates`; only SCAN's run is kept).
         possible_lengths: the lengths that have examples; None: all up to a thousand.
@@ -49,7 +49,7 @@ class Task:
     train: tuple[int, int]
     test: tuple[int, int]
     length_unit: str
-    steps: int = 4500
+    updates: int = 4500
     lr: float = 2e-3
     possible_lengths: tuple[int, ...] | None = None
     weight: Callable[[int], int] = lambda length: 1
@@ -275,7 +275,7 @@ def _copy(name: str) -> Task:
 
 
 COPIES = ("copy", "copy-2x", "copy-v2", "copy-v3", "copy-v3-2x", "reverse", "reverse-2x", "reverse-v2")
-# Addition and SCAN have 8000 steps because 2500 left even training lengths unlearned (three digits in addition). PCFG SET has
+# Addition and SCAN have 8000 updates because 2500 left even training lengths unlearned (three digits in addition). PCFG SET has
 # 8000 because the paper trains longer on it than on the other tasks.
 TASKS = {
     **{name: _copy(name) for name in COPIES},

@@ -55,14 +55,14 @@ def train(config: LengthgenConfig, encoding: str, seed: int, device="cpu", progr
     rng = Random(seed)
     model = Decoder(decoder_config(config, encoding)).to(device).train()
     optimizer = make_optimizer(model, config)
-    warmup, total = max(1, round(0.06 * config.steps)), config.steps
+    warmup, total = max(1, round(0.06 * config.updates)), config.updates
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warmup, 1 - 0.95 * max(0, step - warmup) / max(1, total - warmup))
     )
     lengths = TASKS[config.task].lengths(*config.train_lengths)
     weights = [TASKS[config.task].weight(length) for length in lengths]
     draw, losses = Draw(config.max_positions, widths(encoding, config)[0], torch.Generator().manual_seed(seed)), list[float]()
-    for step in range(config.steps):
+    for step in range(config.updates):
         [length] = rng.choices(lengths, weights) if config.by_example else [rng.choice(lengths)]
         ids, mask = collate([example(config, length, rng, held_out=False) for _ in range(config.batch_size)], device)  # [B, T]
         tokens = SimpleNamespace(input_ids=ids, attention_mask=ids != PAD)
@@ -83,7 +83,7 @@ def make_optimizer(model, config: LengthgenConfig):
     """AdamW in two groups: matrices, and the parameters of an encoding that act on attention logits.
 
     The second group has no weight decay, and `encoding_lr` times the learning rate if the encoding is `slow`. Of the table's
-    encodings only T5's bias is. AdamW moves a parameter by at most about the sum of the learning rates. That is lr x steps / 2
+    encodings only T5's bias is. AdamW moves a parameter by at most about the sum of the learning rates. That is lr x updates / 2
     with this schedule: 0.6 in the paper (3e-5 and 40,000 updates), and at the full rate 2 to 18 here. Such large biases could let
     T5's table become a code for the positions that training has. In short runs (not kept) T5 was better on longer inputs with a
     tenth of the rate. Vectors that are added to embeddings (the learned table) are matrices.
