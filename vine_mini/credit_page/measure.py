@@ -3,9 +3,11 @@
 The functions that train also cut, roll out, grade and subtract here.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import hypot
+
+import torch
 
 from vine_mini import tasks
 from vine_mini.advantages import step_advantages
@@ -71,6 +73,8 @@ class Resting(Trainer):
 
     def __init__(self, *parts) -> None:
         super().__init__(*parts)
+        self.policy.requires_grad_(False)  # only a critic, which is a copy, has gradients and moments
+        self.algorithm = replace(self.algorithm, loss=_no_loss)
         self.spent: dict[str, dict[str, float]] = {}
 
     def spend(self, what: str, start: float, tokens: float) -> None:
@@ -78,6 +82,11 @@ class Resting(Trainer):
         so_far = self.spent.setdefault(what, {"tokens": 0, "seconds": 0.0})
         so_far["tokens"] += round(tokens)
         so_far["seconds"] += self.clock() - start
+
+
+def _no_loss(logprobs, batch, config, denominator):
+    share = (batch.response_mask.sum() / denominator).item()  # statistics of micro-batches add up, to a ratio of 1
+    return torch.zeros((), requires_grad=True), {"ratio": share, "approx_kl": 0.0}
 
 
 def monte_carlo(trainer: Resting, episodes: Episodes, rows: list[int], cuts: list[list[int]], k: int, name: str, problem: int):

@@ -6,7 +6,6 @@ Deviation from training: the token ids of a user's own response are the tokenize
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from vine_mini import models, tasks
@@ -101,17 +100,9 @@ def resting_trainer(config: CreditConfig, own: list[Own], model: str | None = No
     settings |= dict(prompts=prompts, group=1, minibatch_size=prompts // 2 if prompts % 2 == 0 else prompts)
     algorithm = "ppo" if with_critic else "reinforce"
     trainer = Resting(TrainConfig(algorithm=algorithm, **settings), policy, tokenizer, train, problems or test)
-    if with_critic:  # only the critic, a copy, has gradients and moments
-        policy.requires_grad_(False)
-        trainer.algorithm = replace(trainer.algorithm, loss=_no_loss)
     if with_critic and ALGORITHMS[saved.algorithm].needs_critic:
         checkpoint.resume(trainer, Path(config.run))
     return trainer
-
-
-def _no_loss(logprobs, batch, config, denominator):
-    share = (batch.response_mask.sum() / denominator).item()  # statistics of micro-batches add up, to a ratio of 1
-    return torch.zeros((), requires_grad=True), {"ratio": share, "approx_kl": 0.0}
 
 
 def train_critic(trainer: Resting, iterations: int) -> str:
