@@ -1,5 +1,6 @@
 """The `credit` command: its numbers, its page, and what it refuses."""
 
+import errno
 import json
 import re
 import shutil
@@ -160,6 +161,17 @@ def test_a_critic_trained_with_moments_in_8_bits_comes_along(ppo_run, tmp_path, 
     monkeypatch.setattr(resting.checkpoint, "resume", lambda trainer, _: resumed.append(trainer.config.adam_8bit))
     resting.resting_trainer(CreditConfig(run=str(run)), [])
     assert resumed == [True]
+
+
+def test_a_full_disk_leaves_no_half_of_the_pages(tmp_path, monkeypatch, capsys):
+    def full(page, path):
+        path.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(credit, "plot_credit", full)
+    assert main(["credit", "--problem", "5", *SMALL, "--out", str(tmp_path / "page")]) == 2
+    out, err = capsys.readouterr()
+    assert "fresh rollouts" in out and "cannot be written: No space left on device" in err and not [*tmp_path.iterdir()]
 
 
 def test_the_command_writes_a_page_and_a_picture(tmp_path, capsys):

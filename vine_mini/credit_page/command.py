@@ -17,7 +17,7 @@ from tqdm import tqdm
 from vine_mini import tasks
 from vine_mini.algorithms import ALGORITHMS
 from vine_mini.app.cost import STATES, check_cost
-from vine_mini.app.files import new_folder, write_text
+from vine_mini.app.files import new_folder, whole, write_text
 from vine_mini.app.runs import step_texts
 from vine_mini.app.setup import task_name
 from vine_mini.credit_page import page
@@ -43,12 +43,15 @@ def credit(config: CreditConfig) -> int:
         first, *others = pages = list(explain(config))
         files = {each.file: page.render(each) for each in pages} | {"credit.json": to_json(pages)}
         said = f"{page.summary(first)}\n{page.finding(first)}\n{page.spending(first.spent)}"
+    print(said)
     folder = new_folder(config.out, "credit")  # another run may have taken the first meanwhile
-    for name, text in files.items():
-        write_text(folder / name, text)
-    print(f"{said}\npage: {folder / next(iter(files))}")
+    with whole(folder) as fresh:
+        for name, text in files.items():
+            write_text(fresh / name, text)
+        if config.problems is None:
+            plot_credit(first, fresh / "credit.png")
+    print(f"page: {folder / next(iter(files))}")
     if config.problems is None:
-        plot_credit(first, folder / "credit.png")
         print(f"picture: {folder / 'credit.png'}" + (f"\nthe other responses: {others[0].file}, ..." if others else ""))
     return 0
 
