@@ -155,7 +155,7 @@ def test_what_is_no_run(empty_folder, capsys):
     ):
         assert main(["analyze", "values", *flags]) == 2
         assert says in capsys.readouterr().err
-    assert main(["analyze"]) == 2 and "unknown command 'analyze'" in capsys.readouterr().err
+    assert main(["analyze"]) == 2 and "write `analyze values`" in capsys.readouterr().err
     assert main(["analyze", "words"]) == 2 and "unknown command 'analyze words'" in capsys.readouterr().err
 
 
