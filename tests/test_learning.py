@@ -32,7 +32,7 @@ def test_nope_counts_further_than_it_was_trained_and_sinusoids_do_not():
     """Trained to count to 6; at 7 and 8 NoPE goes on, sinusoids fail, though both have learned what they were shown."""
     torch.set_num_threads(1)
     config = LengthgenConfig(
-        task="copy", train_lengths=[2, 6], test_lengths=[7, 8], steps=600, lr=2e-3, examples=100, head_dim=16
+        task="copy", train_lengths=[2, 6], test_lengths=[7, 8], updates=600, lr=2e-3, examples=100, head_dim=16
     )
     nope, sinusoidal = (evaluate(train(config, name, 0), config) for name in ("nope", "sinusoidal"))
     for length in range(2, 7):

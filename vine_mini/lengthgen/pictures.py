@@ -16,10 +16,14 @@ LINES = ("-", "--", ":", "-.")
 
 
 def style(encoding: str) -> tuple[str, str, str]:
-    """-> label, colour, and marker with line of an encoding. The first eight of the table have solid lines, later ones others."""
+    """-> label, colour and marker of an encoding. The first eight of the table have a colour of their own."""
     place = list(ENCODINGS).index(encoding)
-    line = LINES[place // len(COLOURS) % len(LINES)]
-    return ENCODINGS[encoding].label, COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)] + line
+    return ENCODINGS[encoding].label, COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+
+
+def _line(encoding: str) -> str:
+    """The line of an encoding, which is another one where the colour comes again."""
+    return LINES[list(ENCODINGS).index(encoding) // len(COLOURS) % len(LINES)]
 
 
 def plot_accuracy(results: dict, path: Path) -> None:
@@ -27,10 +31,10 @@ def plot_accuracy(results: dict, path: Path) -> None:
     figure, ((axis,),) = new_figure(1)
     figure.set_size_inches(7.2, 4)
     for name, curve in by_length(results).items():
-        label, colour, line = style(name)
+        label, colour, marker = style(name)
         middle = [mean(shares) for shares in curve.values()]
         spread = [stdev(shares) if len(shares) > 1 else 0 for shares in curve.values()]
-        axis.plot(curve.keys(), middle, line, color=colour, markersize=4, label=label)
+        axis.plot(curve.keys(), middle, _line(name), color=colour, marker=marker, markersize=4, label=label)
         low, high = ([m + sign * s for m, s in zip(middle, spread, strict=True)] for sign in (-1, 1))
         axis.fill_between(list(curve), low, high, color=colour, alpha=0.15, linewidth=0)
     _mark_training(axis, results)
@@ -107,13 +111,13 @@ def plot_distances(tables: dict, results: dict, path: Path) -> None:
     figure, axes = new_figure(2, len(tables))
     for (layers, lengths), (measure, table) in zip(axes, tables.items(), strict=True):
         for name, curve in table.items():
-            label, colour, line = style(name)
+            label, colour, marker = style(name)
             label = "NoPE, other seed" if name == "nope" else label
             rows = [row for rows in curve.values() for row in rows]
             by_layer = [mean(layer) for layer in zip(*rows, strict=True)]
-            layers.plot(range(1, len(by_layer) + 1), by_layer, line, color=colour, label=label)
+            layers.plot(range(1, len(by_layer) + 1), by_layer, _line(name), color=colour, marker=marker, label=label)
             middle = [mean(map(mean, rows)) for rows in curve.values()]
-            lengths.plot(curve.keys(), middle, line, color=colour, markersize=4)
+            lengths.plot(curve.keys(), middle, _line(name), color=colour, marker=marker, markersize=4)
         layers.set(title=measure, xlabel="layer", ylabel="distance to NoPE (nats)", ylim=(0, None))
         layers.set_xticks(range(1, len(by_layer) + 1))
         lengths.set(title=measure, xlabel=TASKS[results["task"]].length_unit, ylim=(0, None))
