@@ -13,7 +13,7 @@ from vine_mini.app.config import SHIPPED, TrainConfig
 from vine_mini.app.setup import build_trainer
 from vine_mini.cli import main
 from vine_mini.credit_cost import command, noise
-from vine_mini.credit_cost.command import Report, Way
+from vine_mini.credit_cost.command import CostReport, Way
 from vine_mini.credit_cost.config import CreditCostConfig
 from vine_mini.credit_cost.noise import Pool
 from vine_mini.models import load_policy, save_policy
@@ -156,7 +156,7 @@ def test_bad_input(flags, said, empty_folder, capsys):
 
 def test_the_report_of_a_policy_without_right_responses():
     ways = [Way("GRPO, RLOO", 1.0, 0.1, 1.0, [1.0], {"update": 1.0})]
-    report = Report("made", ways, (0.1, 0.01), (0.0, 0.0), None, [0.1] * 10, "advice")
+    report = CostReport("made", ways, (0.1, 0.01), (0.0, 0.0), None, [0.1] * 10, "advice")
     table = command.table(report)
     assert "right responses" not in table and "not corrected for choosing the cheapest" in table and table.endswith("advice")
 
@@ -170,7 +170,7 @@ def test_a_full_disk_does_not_lose_the_measurement(empty_folder, capsys, monkeyp
     monkeypatch.setattr(command, "new_folder", lambda out, name: empty_folder)
     monkeypatch.setattr(command, "plot_cost", full)
     ways = [Way("GRPO, RLOO", 1.0, 0.1, 1.0, [1.0], {"update": 1.0})]
-    report = Report("made", ways, (0.1, 0.01), (0.0, 0.0), None, [0.1] * 10, "advice")
+    report = CostReport("made", ways, (0.1, 0.01), (0.0, 0.0), None, [0.1] * 10, "advice")
     monkeypatch.setattr(command, "measure", lambda config: report)
     with pytest.raises(UserError):
         command.credit_cost(CreditCostConfig())

@@ -159,7 +159,7 @@ def falls_page() -> str:
     found = [fall(text=HOSTILE, other=-0.1), fall(1, size=-0.4, text="7+5=2\n", step=1, other=-0.2)]
     tables = falls.table(found, Counter({"a number, no operation": 9, "+": 3}), lambda f: f.kind)
     parts = dict(made="Policy x.", responses=3, failed=2, problems=2, success=(0.3, 0.1), k=9, fresh=64, other="y", spent=[])
-    return page.render_falls(page.Report(**parts, by_kind=tables, by_step=tables, falls=found))
+    return page.render_falls(page.FallsReport(**parts, by_kind=tables, by_step=tables, falls=found))
 
 
 @pytest.mark.parametrize("width", [390, 1280])

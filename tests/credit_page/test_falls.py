@@ -242,7 +242,7 @@ def test_what_the_falls_page_says():
     found = [fall(text="<script>7*2=1</script>", other=-0.1), fall(1, size=-0.1)]
     tables = falls.table(found, Counter({"*": 1, "+": 3}), lambda f: f.kind)
     parts = dict(made="Policy x.", responses=3, failed=2, problems=2, success=(0.3, 0.1), k=9, fresh=64, other="y")
-    report = page.Report(
+    report = page.FallsReport(
         **parts, by_kind=tables, by_step=tables, falls=found, spent=[{"fresh": {"tokens": 1200, "seconds": 0.5}}]
     )
     html = page.render_falls(report)

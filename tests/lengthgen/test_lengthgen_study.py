@@ -14,7 +14,7 @@ from vine_mini.health import Diverged
 from vine_mini.lengthgen import attention, claims, paper, parts, pictures, ranking, report, tasks
 from vine_mini.lengthgen import study as study_module
 from vine_mini.lengthgen import sweep as sweep_module
-from vine_mini.lengthgen.config import PARTS, AttentionConfig, LengthgenConfig, StudyConfig, decoder_config
+from vine_mini.lengthgen.config import PARTS, AttentionConfig, LengthgenConfig, LengthgenStudyConfig, decoder_config
 from vine_mini.lengthgen.parts import folders, sweeps
 from vine_mini.lengthgen.results import load_results, load_so_far, merged
 from vine_mini.lengthgen.sweep import sweep
@@ -95,7 +95,7 @@ def study(out, *words):
 
 
 def test_the_parts_are_what_the_paper_s_claims_need():
-    config = StudyConfig()
+    config = LengthgenStudyConfig()
     rows = sweeps("rows", config)
     assert len(rows) == 17 * 3 and [settings.seeds for _, settings in rows[:17]] == [[0]] * 17
     assert set(rows[0][1].encodings) == {*paper.COLUMNS, "rope"}

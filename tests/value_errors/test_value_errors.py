@@ -174,7 +174,9 @@ def test_what_was_measured_before_ctrl_c_stays(tmp_path, monkeypatch):
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
     of = {name: (0.1, 0.0) for name in ("error", "bias")}
-    report = command.Report(1, ["K = 1"], [State(0, 0, 2, 0.5, {"K = 1": 0.6})], [], {"K = 1": of}, {"K = 1": [0.1]}, {})
+    report = command.CheckpointErrors(
+        1, ["K = 1"], [State(0, 0, 2, 0.5, {"K = 1": 0.6})], [], {"K = 1": of}, {"K = 1": [0.1]}, {}
+    )
 
     def measure(name, config):
         assert (tmp_path / "out").is_dir()  # before hours of measuring, so that no other call takes it

@@ -51,7 +51,7 @@ class Way:
 
 
 @dataclass
-class Report:
+class CostReport:
     """What the command measured."""
 
     made: str  # policy, problems and settings
@@ -78,7 +78,7 @@ def credit_cost(config: CreditCostConfig) -> int:
     return 0
 
 
-def measure(config: CreditCostConfig) -> Report:
+def measure(config: CreditCostConfig) -> CostReport:
     """Samples responses and a pool of rollouts, times the phases of an iteration, and compares the ways to give credit."""
     settings = {field.name: getattr(config, field.name) for field in fields(TrainConfig)}
     settings |= dict(lr=0.0, critic_lr=0.0, eval_every=0, iterations=10**9, max_seconds=0)  # the policy stays as it is
@@ -120,7 +120,7 @@ def measure(config: CreditCostConfig) -> Report:
     policy = f"the policy of {config.run}" if config.run else config.model or "the shipped policy"
     size = f"{config.group} responses to each of {config.problems} problems, {config.pool} rollouts a state"
     made = f"{policy} on {task_name(config)}, {size}, seed {config.seed}, on {machine(trainer.device)}"
-    return Report(made, ways, (signal.noise, signal.error), success, noise.largest_step(pools), places, advice(ways))
+    return CostReport(made, ways, (signal.noise, signal.error), success, noise.largest_step(pools), places, advice(ways))
 
 
 def _trained_critic(config: CreditCostConfig, settings: dict, trainer: Trainer) -> Trainer | None:
@@ -268,7 +268,7 @@ def advice(ways: list[Way]) -> str:
     return f"Take {best.name}: it needs {says} the seconds of {base.name} for the same learning."
 
 
-def table(report: Report) -> str:
+def table(report: CostReport) -> str:
     """What was measured, as text."""
     lines = [report.made, ""]
     lines.append("success {:.3f} ± {:.3f}, signal {:.3f} ± {:.3f} a response".format(*report.success, *report.signal))

@@ -6,7 +6,7 @@ from vine_mini.app.plots import COLOURS, PHASES, new_figure, save_figure
 
 
 def plot_cost(report, path: Path) -> None:
-    """Draws a `command.Report`: three panels with a bar for each way to give credit, and the signal along the response."""
+    """Draws a `command.CostReport`: three panels with a bar for each way to give credit, and the signal along the response."""
     figure, ((noise, seconds), (relative, places)) = new_figure(2, 2)
     figure.set_size_inches(12, 2.6 + 0.5 * len(report.ways))
     ways = report.ways[::-1]

@@ -24,7 +24,7 @@ from vine_mini.credit_page import page
 from vine_mini.credit_page.config import CreditConfig
 from vine_mini.credit_page.falls import Fall, kind_of, table
 from vine_mini.credit_page.measure import Change, Credit, Resting, largest_change, measure_again, monte_carlo
-from vine_mini.credit_page.page import Page, Report
+from vine_mini.credit_page.page import FallsReport, Page
 from vine_mini.credit_page.picture import plot_credit
 from vine_mini.credit_page.resting import group_of, other_trainer, read_own, resting_trainer, train_critic
 from vine_mini.evaluate import clustered_mean, mean_of_steps
@@ -100,7 +100,7 @@ def explain(config: CreditConfig) -> Iterator[Page]:
         )
 
 
-def find_falls(config: CreditConfig) -> Report:
+def find_falls(config: CreditConfig) -> FallsReport:
     """Samples or reads responses to many problems, and finds the step at which each failed one falls most. Raises UserError."""
     trainer, other, own = _parts(config)
     numbers = _numbers(config.problems, len(trainer.test_problems), "problems", config.problems)
@@ -128,7 +128,7 @@ def find_falls(config: CreditConfig) -> Report:
             falls.append(Fall(*where, largest[row][0].advantages[change.step], change, by_other))
     if not failed:
         raise UserError(f"all {len(rewards)} responses are right, so none has a fall: take more problems, or harder ones")
-    return Report(
+    return FallsReport(
         made=_made(config, f"problems {numbers.start} to {numbers.stop - 1} of {_origin(config)}"),
         responses=len(rewards),
         failed=failed,

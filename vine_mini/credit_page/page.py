@@ -69,7 +69,7 @@ class Page:
 
 
 @dataclass
-class Report:
+class FallsReport:
     """Where the failed responses to many problems take their largest fall."""
 
     made: str
@@ -122,7 +122,7 @@ def summary(page: Page) -> str:
     return "\n".join(lines)
 
 
-def finding_of_falls(report: Report) -> str:
+def finding_of_falls(report: FallsReport) -> str:
     """How many failed responses have a significant fall, and at which kind of line most of these are."""
     those = report.significant
     found = (
@@ -138,7 +138,7 @@ def finding_of_falls(report: Report) -> str:
     return f"{found} This kind has the most of them, so its share is on average too large."
 
 
-def summary_of_falls(report: Report) -> str:
+def summary_of_falls(report: FallsReport) -> str:
     """The counts by kind of line, and the largest falls, as text for the terminal."""
     head = ["kind of line", "lines", "largest falls", "significant", "mean size"]
     rows = [[row.name, str(row.lines), str(row.falls), str(row.significant), mean_error(row.size)] for row in report.by_kind]
@@ -172,7 +172,7 @@ def render(page: Page) -> str:
     return _render("page.html", page=page, finding=finding(page), title=page.title)
 
 
-def render_falls(report: Report) -> str:
+def render_falls(report: FallsReport) -> str:
     """The HTML file of the largest falls as text."""
     title = f"Where {report.failed} failed responses fall"
     more = dict(shown=report.significant[:SHOWN], false_alarms=FALSE_ALARMS * len(report.falls))

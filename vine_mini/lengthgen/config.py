@@ -246,7 +246,7 @@ PARTS = {
 
 
 @dataclass
-class StudyConfig:
+class LengthgenStudyConfig:
     """Make all runs that the paper's claims need, and judge the claims; goes on where it stopped."""
 
     parts: list[str] = _list(PARTS, "Made in this order. " + "; ".join(f"{name}: {what}" for name, what in PARTS.items()) + ".")

@@ -12,7 +12,7 @@ NoPE, and where they learn with all other weights they express nothing new.
 
 from vine_mini.decoder.table import ENCODINGS
 from vine_mini.lengthgen import paper
-from vine_mini.lengthgen.config import LengthgenConfig, StudyConfig
+from vine_mini.lengthgen.config import LengthgenConfig, LengthgenStudyConfig
 from vine_mini.lengthgen.tasks import COPIES, TASKS
 
 LAST = ("lego", "polynomial", "sort-numbers", "addition", "pcfg")  # the first runs did not learn these
@@ -33,7 +33,7 @@ SCRATCHPADS = {
 QUICK = dict(updates=2, hidden=16, heads=2, head_dim=8, examples=2, batch_size=4)
 
 
-def sweeps(part: str, config: StudyConfig) -> list[tuple[str, LengthgenConfig]]:
+def sweeps(part: str, config: LengthgenStudyConfig) -> list[tuple[str, LengthgenConfig]]:
     """The sweeps of a part: folder, settings. The first seed has all its sweeps before the second one."""
     seeds = config.seeds[:1] if part == "rates" else config.seeds
     return [(folder, _config(config, task, seed, more)) for seed in seeds for folder, task, more in _tasks(part)]
@@ -71,7 +71,7 @@ def _tasks(part: str) -> list[tuple[str, str, dict]]:
     ]
 
 
-def _config(config: StudyConfig, task: str, seed: int, more: dict) -> LengthgenConfig:
+def _config(config: LengthgenStudyConfig, task: str, seed: int, more: dict) -> LengthgenConfig:
     # SCAN's data have few short commands, as the paper's training data have.
     shared = dict(task=task, seeds=[seed], processes=config.processes, by_example=task == "scan")
     if config.quick:

@@ -21,7 +21,7 @@ from typing import Any
 from vine_mini.app.files import check_writable, locked, write_text
 from vine_mini.health import Diverged
 from vine_mini.lengthgen import claims, commands, paper, pictures, ranking, report
-from vine_mini.lengthgen.config import PARTS, AttentionConfig, ProbeConfig, StudyConfig
+from vine_mini.lengthgen.config import PARTS, AttentionConfig, LengthgenStudyConfig, ProbeConfig
 from vine_mini.lengthgen.parts import QUICK, folders, sweeps
 from vine_mini.lengthgen.results import load_so_far, merged, only
 from vine_mini.lengthgen.sweep import sweep
@@ -33,7 +33,7 @@ MEASURED: dict[str, tuple[Any, Any, Any, list[str]]] = {  # command, its setting
 }
 
 
-def study(config: StudyConfig) -> None:
+def study(config: LengthgenStudyConfig) -> None:
     """The `lengthgen study` command."""
     folder = Path(config.out or "")
     check_writable(folder / "claims.md")
@@ -72,7 +72,7 @@ def _check_own(folder: Path) -> None:
         raise UserError(f"{folder} holds {min(there)} and nothing of a study: choose another --out")
 
 
-def _check_quick(config: StudyConfig, folder: Path) -> None:
+def _check_quick(config: LengthgenStudyConfig, folder: Path) -> None:
     """Tiny runs and real ones would be merged into one table."""
     for of in so_far(folder).values():
         for results in of.values():

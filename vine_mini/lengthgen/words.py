@@ -9,7 +9,7 @@ from vine_mini.types import UserError
 
 COMMANDS: dict[str, tuple[Callable, type]] = {
     "lengthgen": (commands.train, config.LengthgenConfig),
-    "lengthgen study": (study, config.StudyConfig),
+    "lengthgen study": (study, config.LengthgenStudyConfig),
     "lengthgen rank": (commands.rank, config.RankConfig),
     "lengthgen attention": (commands.attention, config.AttentionConfig),
     "lengthgen probe": (commands.probe, config.ProbeConfig),

@@ -14,7 +14,7 @@ from vine_mini.study.picture import plot_accuracy, plot_curves, plot_findings
 from vine_mini.study.prices import TIMED, measure_missing, with_prices
 from vine_mini.study.runs import analyse, finished_runs, key, learn, run_missing, trainer_of
 from vine_mini.types import UserError
-from vine_mini.value_errors.command import Report, report_of, table
+from vine_mini.value_errors.command import CheckpointErrors, report_of, table
 from vine_mini.value_errors.measures import Choice, State, with_constant
 from vine_mini.value_errors.picture import plot_values
 
@@ -118,7 +118,7 @@ def write_values(runs: list[dict], folder: Path) -> None:
         write_text(folder / "values.md", "\n".join(tables))
 
 
-def pooled(reports: Sequence[dict]) -> Report:
+def pooled(reports: Sequence[dict]) -> CheckpointErrors:
     """What several runs measured at one stage, as one report. The standard errors are between the runs."""
     states, choices = [], []
     for run, report in enumerate(reports):

@@ -36,7 +36,7 @@ CANDIDATES, TRIES = 4, 24  # states tried for each wanted one, and rollouts for 
 
 
 @dataclass(frozen=True)
-class Report:
+class CheckpointErrors:
     """What was measured at one checkpoint."""
 
     iteration: int
@@ -58,7 +58,7 @@ def analyze_values(config: ValuesConfig) -> int:
             raise UserError(f"there is no folder {config.run}/{name}: nothing was saved there yet")
     if not ALGORITHMS[saved.algorithm].needs_critic:
         print(f"{config.run} trained no critic ({saved.algorithm}): only Monte Carlo values are measured")
-    reports: list[Report] = []
+    reports: list[CheckpointErrors] = []
     for name in tqdm(names, desc="checkpoints", dynamic_ncols=True):
         trainer = load(config, saved, name)
         if not reports:  # no input was refused; from now on another call takes another name
@@ -73,7 +73,7 @@ def analyze_values(config: ValuesConfig) -> int:
     return 0
 
 
-def write(reports: list[Report], run: str, folder: Path) -> None:
+def write(reports: list[CheckpointErrors], run: str, folder: Path) -> None:
     """Writes table, JSON and pictures."""
     write_text(folder / "values.json", json.dumps(reports, default=asdict, indent=1))
     write_text(folder / "values.md", table(reports) + "\n")
@@ -99,7 +99,7 @@ def load(config: ValuesConfig, saved: TrainConfig, name: str) -> Trainer:
     return trainer
 
 
-def measure(trainer: Trainer, config: ValuesConfig) -> Report:
+def measure(trainer: Trainer, config: ValuesConfig) -> CheckpointErrors:
     """Samples responses to test problems with the policy, and measures the values of their states and of next steps."""
     iteration, trainer = trainer.iteration, copy.copy(trainer)  # the trainer itself stays as it is
     trainer.iteration = 0  # seeds the rollouts, so that checkpoints differ in their policies only
@@ -114,10 +114,10 @@ def measure(trainer: Trainer, config: ValuesConfig) -> Report:
     return report_of(iteration, values_of_states(trainer, episodes, config), values_of_next_steps(trainer, episodes, config))
 
 
-def report_of(iteration: int, states: list[State], choices: list[Choice]) -> Report:
+def report_of(iteration: int, states: list[State], choices: list[Choice]) -> CheckpointErrors:
     """What the values of the states and of the next steps say."""
     names = list(states[0].values)
-    return Report(
+    return CheckpointErrors(
         iteration=iteration,
         names=names,
         states=states,
@@ -209,7 +209,7 @@ def critic_values(trainer: Trainer, trajectories, cuts) -> dict[str, list[list[f
     return {"critic": found}
 
 
-def table(reports: list[Report]) -> str:
+def table(reports: list[CheckpointErrors]) -> str:
     """The errors and agreements of all checkpoints."""
     rows = [["iteration", "value", "mean absolute error", "bias", "best of several", "chance", "better of two"]]
     for report in reports:
