@@ -152,3 +152,20 @@ def test_the_length_of_demonstrations_is_what_counts(tmp_path, monkeypatch, caps
     Path("long.py").write_text(LONG)
     assert main("sft --task long.py --steps 2 --updates 1 --hidden 16 --layers 1 --out policy".split()) == 2
     assert "the longest demonstration has 2" in capsys.readouterr().err and not Path("policy").exists()
+
+
+def test_a_training_that_an_error_ends_keeps_its_policy(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    gradients, done = sft._gradients, []
+
+    def out_of_memory_in_the_third(model, *parts):
+        done.append(1)
+        if len(done) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return gradients(model, *parts)
+
+    monkeypatch.setattr(sft, "_gradients", out_of_memory_in_the_third)
+    with pytest.raises(torch.OutOfMemoryError):
+        sft.imitate(SFTConfig(updates=9, batch_size=2, hidden=16, layers=1, device="cpu"), Path("mine"))
+    assert "stopped at update 2 of 9; policy: mine-stopped" in capsys.readouterr().out
+    assert load_policy("mine-stopped", torch.device("cpu"))

@@ -1087,3 +1087,11 @@ def test_the_recipe_of_training(monkeypatch):
     assert rates[3] == pytest.approx(1.0) and rates[-1] == pytest.approx(1 - 0.95 * 46 / 47)
     assert rates[20] == pytest.approx(1 - 0.95 * 17 / 47)
     assert max(norms) <= 1.0 + 1e-4 and max(norms) > 0.999  # the first gradients are larger
+
+
+def test_results_of_the_version_before_say_what_to_change(tmp_path):
+    found = json.loads((Path(__file__).parents[2] / "results/lengthgen/study/copy/results.json").read_text())
+    found["settings"]["steps"] = found["settings"].pop("updates")
+    (tmp_path / "results.json").write_text(json.dumps(found))
+    with pytest.raises(UserError, match='older version wrote it: rename "steps" to "updates"'):
+        load_results(tmp_path)

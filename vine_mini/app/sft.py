@@ -24,7 +24,7 @@ def imitate(config, folder: Path):
 
     Returns (model, tokenizer, mean loss of the last hundredth of the updates in nats a token, peak learning rate).
     Raises Diverged. FOLDER-diverged, or with a number at the end, then holds diverged.json and the policy after the last update.
-    Ctrl-C or SIGTERM likewise leaves the policy in FOLDER-stopped.
+    Ctrl-C, SIGTERM and any other error likewise leave the policy in FOLDER-stopped.
     """
     device = pick_device(config.device)
     train, test = tasks.load_problems(config)
@@ -67,17 +67,23 @@ def imitate(config, folder: Path):
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
             bar.set_postfix(loss=f"{losses[-1]:.4f}")
-    except (Diverged, KeyboardInterrupt) as error:
-        folder = free_name(folder.with_name(f"{folder.name}-{'diverged' if isinstance(error, Diverged) else 'stopped'}"))
-        with whole(folder) as fresh:
-            save_policy(model, tokenizer, fresh)
-        if isinstance(error, Diverged):
-            write_diverged(folder, error)
-        else:
-            print(f"\nstopped at update {len(losses)} of {config.updates}; policy: {folder} (to train it further: --model)")
+    except BaseException as error:
+        if losses or isinstance(error, Diverged):  # else nothing was learned
+            _keep(model, tokenizer, folder, error, f"stopped at update {len(losses)} of {config.updates}")
         raise
     tail = losses[-max(1, len(losses) // 100) :]
     return model, tokenizer, sum(tail) / max(len(tail), 1), lr
+
+
+def _keep(model, tokenizer, folder: Path, error: BaseException, when: str) -> None:
+    """Saves the policy of a training that an error has ended."""
+    folder = free_name(folder.with_name(f"{folder.name}-{'diverged' if isinstance(error, Diverged) else 'stopped'}"))
+    with whole(folder) as fresh:
+        save_policy(model, tokenizer, fresh)
+    if isinstance(error, Diverged):
+        write_diverged(folder, error)
+    else:
+        print(f"\n{when}; policy: {folder} (to train it further: --model)")
 
 
 def _gradients(model, batch, config, device) -> float:

@@ -90,6 +90,8 @@ def _read(folder: Path, where: str = "after the folder") -> dict:
         raise UserError(f"{folder} has no results.json: not a folder that `lengthgen` wrote")
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
+        if "steps" in results["settings"]:
+            raise UserError('an older version wrote it: rename "steps" to "updates" in its settings')
         check_named([results["settings"]["task"], *results["settings"]["encodings"]], where)
         config = LengthgenConfig(**results["settings"])
         if any(getattr(config, name) != value for name, value in results["settings"].items()):
