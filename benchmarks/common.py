@@ -62,12 +62,15 @@ def machine(device: str, threads: int) -> str:
 
 
 def json_from(call: list[str], environment: dict[str, str] | None = None, limit: float | None = None):
-    """The JSON in the last line that a process prints. Raises RuntimeError with the last line of its errors."""
+    """The JSON in the last line that a process prints. Raises RuntimeError with the last line of its errors, or without JSON."""
     variables = os.environ | (environment or {})
     done = subprocess.run(call, capture_output=True, text=True, env=variables, timeout=limit, check=False)
     if done.returncode:
         raise RuntimeError((done.stderr.strip() or f"it ended with exit code {done.returncode}").splitlines()[-1])
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    try:
+        return json.loads(done.stdout.strip().splitlines()[-1])
+    except (IndexError, json.JSONDecodeError) as error:
+        raise RuntimeError("the last line that it printed is not JSON") from error
 
 
 def synchronize(device: str) -> None:

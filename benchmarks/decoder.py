@@ -82,12 +82,12 @@ def main():
     """Measures, prints a table, writes JSON if asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--blocks", type=count, default=9, help="measured blocks of each model")
-    parser.add_argument("--steps", type=count, default=40, help="updates in a block")
+    parser.add_argument("--updates", type=count, default=40, help="updates in a block")
     parser.add_argument("--out", type=writable, help="folder for the table and its numbers as JSON")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     config = LengthgenConfig(task="copy", **SHORT["copy"])
-    data = batches(config, arguments.steps)
+    data = batches(config, arguments.updates)
     models = {
         "llama": llama(config, False),
         "llama, fused AdamW": llama(config, True),
@@ -100,6 +100,8 @@ def main():
 
     ways = {name: partial(timed, partial(block, update)) for name, (update, _) in models.items()}
     taken = alternate(ways, arguments.blocks, "blocks")
+    if failed := models.keys() - taken.keys():
+        raise RuntimeError(f"without {', '.join(sorted(failed))} there is nothing to compare")
     times = {name: [1000 * seconds / len(data) for seconds, _ in taken[name]] for name in models}
     medians = {name: statistics.median(values) for name, values in times.items()}
     ratios = {
@@ -111,7 +113,7 @@ def main():
         rows.append([name, f"{models[name][1]:,}", f"{medians[name]:.1f}", f"{plain:.2f}", f"{fused:.2f}"])
     sizes = f"copy, batches of {config.batch_size}, medians of {arguments.blocks} blocks of {len(data)} updates"
     title = f"{sizes}; {machine('cpu', 1)}"
-    report(arguments.out, "decoder", title, rows, {"ms_a_step": medians, "llama_and_fused_llama_over_this": ratios})
+    report(arguments.out, "decoder", title, rows, {"ms_an_update": medians, "llama_and_fused_llama_over_this": ratios})
 
 
 if __name__ == "__main__":

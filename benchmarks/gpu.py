@@ -97,6 +97,10 @@ def tests(place: Place):
         raise RuntimeError(f"{len(failed)} failed: {', '.join(failed)}")
 
 
+def _named(error: Exception) -> str:
+    return one_line(f"{type(error).__name__}: {error}", 300)
+
+
 def random_model(preset: str, place: Place):
     """Random weights in the shape of the preset's model, in float32."""
     kind, config, sizes, tied = MODELS[preset]
@@ -133,7 +137,7 @@ def rollouts(place: Place):
             except Exception as error:  # a peer that is not installed must not hide the others' figures
                 if name.startswith("vine_mini"):
                     raise
-                found = f"does not run here: {one_line(f'{type(error).__name__}: {error}', 300)}"
+                found = f"does not run here: {_named(error)}"
             else:
                 rates[preset][name] = rate = tokens / seconds
                 shares = [f"{100 * rate / limit:.0f} % of the limit of {what}" for what, limit in limits[preset].items()]
@@ -164,7 +168,7 @@ def iteration(place: Place):
         try:
             data[name] = found = phases_and_memory(preset, algorithm, changes, place)
         except (UserError, torch.OutOfMemoryError) as error:  # without bitsandbytes, or on a small GPU
-            table[f"an iteration, {name}"] = f"does not run here: {one_line(f'{type(error).__name__}: {error}', 300)}"
+            table[f"an iteration, {name}"] = f"does not run here: {_named(error)}"
             continue
         phases = ", ".join(f"{phase} {s:.2f} s" for phase, s in found["seconds"].items())
         table[f"an iteration, {name}"] = f"{phases}; sampling: {found['sampling']}; skipped updates: {found['skipped']:.0%}"
@@ -321,7 +325,7 @@ def main() -> int:
                 print(json.dumps({"record": record}), flush=True)
         except Exception as error:
             traceback.print_exc()
-            print(json.dumps({"record": {"error": one_line(f"{type(error).__name__}: {error}", 300)}}), flush=True)
+            print(json.dumps({"record": {"error": _named(error)}}), flush=True)
         return 0
     path, here = place.out / "gpu.json", where(place)
     known = json.loads(path.read_text(encoding="utf-8"))["pieces"] if path.exists() and not small else {}

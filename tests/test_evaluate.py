@@ -86,6 +86,21 @@ def test_table():
     assert text.splitlines()[3].split() == ["kl", "0.012", "±", "0.0046"]
 
 
+def test_grading_shows_progress(tokenizer, monkeypatch):
+    """A grader of the user may take seconds for each response."""
+    bars = []
+
+    def counted(items, desc, delay, **style):
+        bars.append((desc, len(items), delay))
+        return items
+
+    samples = [say(tokenizer, answer) for answer in (1, 2, 1, 2)]
+    monkeypatch.setattr(module, "sample", sampler_that_says(samples, samples[:2]))
+    monkeypatch.setattr(module, "tqdm", counted)
+    evaluate(None, tokenizer, ARITHMETIC, [Problem("a", "", "1")] * 2, [[1], [1]], SAMPLING, n=2)
+    assert bars == [("grade", 2, 2)] * 2  # problems of the samples and of the greedy responses, after two seconds
+
+
 def test_one_problem_has_no_standard_error(tokenizer, monkeypatch):
     monkeypatch.setattr(module, "sample", lambda *_, **__: [Trajectory([1], [1], [0.0], True)])
     result = evaluate(None, tokenizer, ARITHMETIC, [Problem("a", "", "7")], [[1]], SAMPLING, n=1)

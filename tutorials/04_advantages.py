@@ -2,7 +2,7 @@
 # # 4. Advantages from rollouts, and from a critic
 #
 # An *advantage* says how much better an action was than what the policy does on average: $A(s, a) = r + V(s') - V(s)$. Here $r$
-# is the reward that the action itself earns, and $s'$ is the state after the action. Here $i$ counts steps, and $s_i$ is the
+# is the reward that the action itself earns, and $s'$ is the state after the action. Here an action is a step, and $s_i$ is the
 # state before step $i$. Only the last step earns a reward, so $A_{n-1} = R - V(s_{n-1})$, and else $A_i = V(s_{i+1}) - V(s_i)$.
 #
 # To compute advantages we need values. PPO (proximal policy optimization, the usual algorithm) estimates them with a second

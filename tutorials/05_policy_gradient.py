@@ -148,7 +148,7 @@ for (task, name), row in noise.items():
 # %% [markdown]
 # All three credits have the same mean, the exact gradient. The signal is its squared length. *One token decides:* with $R$, each
 # other token adds noise. With advantages, these tokens have $A = 0$ and add none. Subtracting $V(s_0)$ lowers the noise from two
-# tokens on. With one token it does not: the gradient of a wrong token is -0.8, of a right one 0.2, and $R$ gives the wrong one 0.
+# tokens on. It does not with one: a wrong token's log-prob has the larger gradient (-0.8 against 0.2), and $R = 0$ removes it.
 #
 # *All right, own logits:* the advantages gain nothing, because they too give wrong tokens a credit other than 0. So $V$ is not
 # always the best baseline. *All right, one logit:* the gradients of the tokens are added. At ten tokens the signal becomes ten

@@ -155,7 +155,7 @@ print("\ntime: " + ", ".join(f"{phase} {s / sum(loop.seconds.values()):.0%}" for
 # | k3 | $e^d - d - 1$ | the KL | never negative | the gradient of $\mathrm{KL}(\pi_{\mathrm{ref}} \Vert \pi)$ |
 #
 # On new responses of the trained policy, k1's mean is near the exact one. k2 and k3 have larger errors, because $d^2$ and $e^d$
-# are large on a few tokens. VinePPO uses k3, at most 10 a token. Near the reference, the KL that k3 lowers is almost the first.
+# are large on a few tokens. VinePPO uses k3, at most 10 a token. Near the reference, both directions of the KL are almost equal.
 
 # %%
 fresh = loop.sample_episodes().tokens

@@ -34,7 +34,7 @@ def step_advantages(values: list[float], reward: float, *, lam: float = 0.0, mu:
     """The advantage of each of n steps from Monte Carlo values: A_i = Q_i - B_i (VinePPO, section 4; gamma = 1).
 
     values: V(s_0) .. V(s_{n-1}), s_i is the state before step i; reward: R, paid at the last step. At lam = mu = 0, VinePPO's,
-    A_i = V(s_{i+1}) - V(s_i), at the last step R - V(s_{n-1}), and they sum to R - V(s_0). At 1 each of them is R - V(s_0).
+    A_i = V(s_{i+1}) - V(s_i), and A_{n-1} = R - V(s_{n-1}). Their sum is R - V(s_0). At lam = mu = 1 each A_i is R - V(s_0).
     Q_i = (1 - lam) V(s_{i+1}) + lam Q_{i+1}, Q_{n-1} = R: an unbiased estimate of the mean reward after step i, as in GAE.
     B_i = (1 - mu) V(s_i) + mu B_{i-1}, B_0 = V(s_0): a baseline, because it depends on nothing after s_i.
     """

@@ -1,6 +1,7 @@
 """Checkpoints: a resumed run continues as if it had never stopped, whenever it was killed."""
 
 import json
+import re
 import shutil
 import subprocess
 from contextlib import contextmanager
@@ -34,11 +35,22 @@ def test_a_resumed_run_goes_on_as_if_never_stopped(more, empty_folder, no_pictur
     """PPO's, which has the most state: two networks and two optimizers."""
     if more:
         pytest.importorskip("bitsandbytes")
+
+    def shown() -> tuple[list[int], str]:
+        """The percentages of the bar, and the other output since the last call."""
+        captured = capsys.readouterr()
+        return [int(number) for number in re.findall(r"ppo +(\d+)% \|", captured.err)], captured.out
+
     flags = ["train", *QUICK, "--algorithm", "ppo", "--warmup", "1", *more]
     assert main([*flags, "--iterations", "3", "--out", "whole"]) == 0
+    bar, _ = shown()
+    assert {0, 100} <= {*bar} <= {0, 33, 67, 100} and bar == sorted(bar)  # of the iterations
     assert main([*flags, "--iterations", "3", "--max_seconds", "1e-9", "--out", "parts"]) == 0  # one iteration
+    bar, _ = shown()
+    assert {*bar} == {0, 100}  # of the seconds, which end first
     assert main(["train", "--resume", "parts", "--max_seconds", "0"]) == 0
-    assert "going on after iteration 1" in capsys.readouterr().out
+    bar, out = shown()
+    assert bar[0] == 33 and bar[-1] == 100 and "going on after iteration 1" in out
     before = Path("parts/config.yaml").read_text()
     assert main(["train", "--resume", "parts", "--max_seconds", "1e-6"]) == 2  # config.yaml got the smaller number
     assert "parts has trained for" in capsys.readouterr().err and Path("parts/config.yaml").read_text() == before

@@ -42,6 +42,7 @@ def test_a_folder_of_its_own_for_each_run(empty_folder):
 def test_pictures_need_no_backend(tmp_path):
     """An old or a wrong name in MPLBACKEND ended a training without its curves."""
     draws = "from pathlib import Path; from vine_mini.app.plots import *; save_figure(new_figure(1)[0], Path('x.png'))"
+    draws += "; import os; assert os.environ['MPLBACKEND'] == 'Qt4Agg'"
     subprocess.run(
         [sys.executable, "-c", draws],
         env=os.environ | {"MPLBACKEND": "Qt4Agg", "PYTHONPATH": str(ROOT)},

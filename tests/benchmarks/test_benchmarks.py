@@ -187,6 +187,9 @@ def test_json_from_a_process():
         python("print(1); raise ValueError('no')")
     with pytest.raises(RuntimeError, match="exit code 3"):
         python("sys.exit(3)")
+    for text in ("0", "print('a word')"):
+        with pytest.raises(RuntimeError, match="not JSON"):
+            python(text)
     with pytest.raises(subprocess.TimeoutExpired):
         python("time.sleep(60)", limit=0.1)
 

@@ -59,8 +59,8 @@ def train_run(trainer: Trainer, run: Run) -> bool:
                 if says not in said:  # once in a run
                     bar.write(f"iteration {trainer.iteration}: {name} = {metrics[name]:.3g}: {says}", file=sys.stderr)
                     said.add(says)
-            bar.set_postfix(iteration=trainer.iteration, **{name: f"{metrics[name]:.2f}" for name in ("reward", "truncated")})
             bar.update(done() - bar.n)
+            bar.set_postfix(iteration=trainer.iteration, **{name: f"{metrics[name]:.2f}" for name in ("reward", "truncated")})
             if stop.asked:
                 break
         with stop.unfinished():

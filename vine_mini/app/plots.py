@@ -19,9 +19,13 @@ PHASES = dict(zip(("sample", "rollouts", "score", "update", "validate"), COLOURS
 
 def new_figure(columns: int, rows: int = 1, heights: list[int] | None = None):
     """An empty figure in this project's style. `heights` are the relative ones of the rows. -> figure, axes [rows, columns]"""
-    if not os.environ.get("MPLBACKEND", "").startswith("module:"):  # notebooks have such a one
-        os.environ.pop("MPLBACKEND", None)  # an old name would end the import, and these pictures need no backend
+    backend = os.environ.get("MPLBACKEND", "")
+    if not backend.startswith("module:"):  # notebooks set a backend of this form
+        os.environ.pop("MPLBACKEND", None)  # an unknown name would end the import, and these pictures need no backend
     import matplotlib  # imported late: most commands draw nothing
+
+    if backend:  # for other programs that this one starts
+        os.environ["MPLBACKEND"] = backend
     from matplotlib.figure import Figure
 
     matplotlib.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3})

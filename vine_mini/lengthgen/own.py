@@ -45,7 +45,7 @@ from vine_mini.loading import load_file, told
 from vine_mini.types import UserError
 
 PLACES = "vectors queries_keys bias content_bias parameters layer_parameters".split()  # functions of an `Encoding`, and ids
-TRAIN, TEST, STEPS = (2, 10), (11, 20), 2000  # the defaults of a user's own task
+TRAIN, TEST, UPDATES = (2, 10), (11, 20), 2000  # the defaults of a user's own task
 
 
 def short(name: str) -> str:
@@ -165,4 +165,4 @@ def find_task(name: str) -> None:
             raise UserError(f"{name}: make({length}) must draw with the rng that it is given, and nothing else")
         if not check(*made):
             raise UserError(f"{name}: check does not accept the target that make({length}) has written")
-    TASKS[name] = Task(make, check, TRAIN, TEST, "length", STEPS)
+    TASKS[name] = Task(make, check, TRAIN, TEST, "length", UPDATES)

@@ -57,16 +57,16 @@ def train(config: LengthgenConfig, encoding: str, seed: int, device="cpu", progr
     optimizer = make_optimizer(model, config)
     warmup, total = max(1, round(0.06 * config.updates)), config.updates
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warmup, 1 - 0.95 * max(0, step - warmup) / max(1, total - warmup))
+        optimizer, lambda done: min((done + 1) / warmup, 1 - 0.95 * max(0, done - warmup) / max(1, total - warmup))
     )
     lengths = TASKS[config.task].lengths(*config.train_lengths)
     weights = [TASKS[config.task].weight(length) for length in lengths]
     draw, losses = Draw(config.max_positions, widths(encoding, config)[0], torch.Generator().manual_seed(seed)), list[float]()
-    for step in range(config.updates):
+    for update in range(config.updates):
         [length] = rng.choices(lengths, weights) if config.by_example else [rng.choice(lengths)]
         ids, mask = collate([example(config, length, rng, held_out=False) for _ in range(config.batch_size)], device)  # [B, T]
         tokens = SimpleNamespace(input_ids=ids, attention_mask=ids != PAD)
-        with located(f"{encoding}, seed {seed}, update {step + 1}", tokens, torch.arange(len(ids)), {"loss": losses}):
+        with located(f"{encoding}, seed {seed}, update {update + 1}", tokens, torch.arange(len(ids)), {"loss": losses}):
             loss = F.cross_entropy(target_logits(model, ids, mask, draw), ids[mask.bool()])
             finite("the loss", loss).backward()
             losses.append(loss.item())

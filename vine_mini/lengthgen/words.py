@@ -33,5 +33,5 @@ def words(argv: list[str]) -> tuple[str, list[str]]:
     if rest and not rest[0].startswith("-"):
         return name, ["--results", *rest]
     if rest and not any(word.startswith(("--results", "-h", "--help")) for word in rest):
-        raise UserError(f"name the folder of the runs before the flags: {name} FOLDER {' '.join(rest)[:60]}")
+        raise UserError(f"name the folder of the runs first: {name} FOLDER {rest[0]} ...")
     return name, rest
