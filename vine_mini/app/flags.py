@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import asdict, fields
+from difflib import get_close_matches
 from pathlib import Path
 
 import yaml
@@ -171,4 +172,8 @@ def to_yaml(config) -> str:
 class _Parser(HfArgumentParser):
     def error(self, message):
         """argparse calls this method with a message of one line."""
+        if message.startswith("unrecognized arguments: -"):
+            flag = message.split()[2].partition("=")[0].strip("-")
+            near = get_close_matches(flag, [known.strip("-") for known in self._option_string_actions], n=1, cutoff=0.7)
+            message += f" (did you mean --{near[0]}?)" if near else " (--help lists all flags)"
         raise UserError(message)
