@@ -474,9 +474,45 @@ def test_a_file_that_results_name_runs_only_if_the_command_names_it(run, folder,
         loading._run.cache_clear()
 
 
+def test_another_file_of_the_same_name_replaces_no_model(run, tmp_path, monkeypatch):
+    """models/ has file names alone. A file of the name of an encoding in the folder replaced its model, and spoilt the folder."""
+    monkeypatch.chdir(tmp_path)
+    for path in ("mine.py", "v2/mine.py", "alibi.py"):
+        Path(path).parent.mkdir(exist_ok=True)
+        Path(path).write_text(OWN)
+    words = ["--seeds", 0, "--train_lengths", 2, 3, "--processes", 1, *flags(SMALL), "--out", "run"]
+    code, _, err = run("--encodings", "mine.py", "alibi", *words)
+    assert code == 0, err
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    for other, known in (("v2/mine.py", "mine.py"), ("./mine.py", "mine.py"), ("alibi.py", "alibi")):
+        code, _, err = run("--encodings", other, *words)
+        assert code == 2 and f"run holds runs with {known}, and {other} has the same file name: write {known}, rename" in err
+        assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
+
+
+def test_a_changed_file_measures_no_older_models(run, tmp_path, monkeypatch):
+    """The distances of attention were those of the changed file, and replaced the right ones."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(OWN)
+    words = ["--seeds", 0, 1, "--train_lengths", 2, 3, "--processes", 1, *flags(SMALL), "--out", "run"]
+    code, _, err = run("--encodings", "nope", "mine.py", *words)
+    assert code == 0, err
+    code, text, err = run("rank", "run", "mine.py", "--encodings", "nope", "mine.py")
+    assert code == 0 and "| mine " in text and "Not ranked" not in text, err
+    assert run("attention", "run", "mine.py", "--examples", 1)[0] == 0
+    table = Path("run/attention.md").read_text()
+    Path("mine.py").write_text(OWN + "# changed")
+    for command in ("attention", "probe"):
+        code, _, err = run(command, "run", "mine.py", "--examples", 2)
+        assert code == 2 and "run holds runs with another mine.py: its models need the file as it was" in err
+    assert Path("run/attention.md").read_text() == table
+    assert run("rank", "run", "mine.py", "--encodings", "nope", "mine.py")[0] == 0  # it needs the figures alone
+
+
 @pytest.mark.parametrize(
     "text, says",
     [
+        (OWN.replace("bias=", "parameters=lambda config: {'a': 0.1}, bias="), "the parameter a of square root must be a tensor"),
         (None, "there is no position encoding file"),
         ("x = 1", "lacks ENCODING: a position encoding needs ENCODING"),
         ("ENCODING = 3", "must be an Encoding of vine_mini.decoder.table, not int"),

@@ -184,6 +184,8 @@ def check_shapes(encoding: Encoding, config, T: int = 3) -> None:
         w, layer_w = encoding.parameters(config), encoding.layer_parameters(config)
         if both := {*w} & {*layer_w}:
             raise ValueError(f"{encoding.label} has two parameters of the name {both.pop()}: rename one of them")
+        if numbers := [name for name, value in (w | layer_w).items() if not isinstance(value, torch.Tensor)]:
+            raise ValueError(f"the parameter {numbers[0]} of {encoding.label} must be a tensor, or it would not be learned")
         found = {
             "vectors": encoding.vectors and encoding.vectors(t, config, w),
             "queries_keys": encoding.queries_keys and encoding.queries_keys(torch.stack([q, q]), t, config, layer_w),

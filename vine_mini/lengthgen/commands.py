@@ -21,7 +21,7 @@ from vine_mini.lengthgen.config import (
 from vine_mini.lengthgen.cost import cost
 from vine_mini.lengthgen.own import short
 from vine_mini.lengthgen.probe import means, probe_folder
-from vine_mini.lengthgen.results import load_results, load_so_far, write_json
+from vine_mini.lengthgen.results import check_files, load_results, load_so_far, write_json
 from vine_mini.lengthgen.sweep import sweep
 from vine_mini.lengthgen.theory import demonstrate
 from vine_mini.models import pick_device
@@ -111,7 +111,9 @@ def _results_of(config) -> tuple[Path, dict]:
     torch.set_num_threads(1)  # more threads do not speed up such small models
     folder = Path(config.results[0])
     check_writable(folder / "table.md")
-    return folder, load_so_far(folder) or load_results(folder)  # the latter says what is missing
+    results = load_so_far(folder) or load_results(folder)  # the latter says what is missing
+    check_files(results, folder)
+    return folder, results
 
 
 def _leave(folder: Path, name: str, numbers: dict, table: str) -> None:

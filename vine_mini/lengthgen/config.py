@@ -22,10 +22,10 @@ def _list(default, why: str):
 class LengthgenConfig:
     """Train small decoders with several position encodings on short sequences and test them on longer ones."""
 
-    task: str = knob("copy", f"One of {', '.join(TASKS)}; or the path of a .py file with your own task, see own.py.")
+    task: str = knob("copy", f"One of {', '.join(TASKS)}; or the path of a .py file with your own task, see lengthgen/own.py.")
     encodings: list[str] = _list(
         PAPER,
-        f"Position encodings: {', '.join(ENCODINGS)}; or the path of a .py file with your own, see own.py. "
+        f"Position encodings: {', '.join(ENCODINGS)}; or the path of a .py file with your own, see vine_mini/lengthgen/own.py. "
         "coupled is for --task addition-reversed, abacus for a task of your own whose numbers all begin with their lowest digit.",
     )
     seeds: list[int] = _list((0, 1, 2), "One run of each encoding for each seed.")

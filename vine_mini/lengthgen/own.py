@@ -101,6 +101,12 @@ def check_named(names: list[str], where: str) -> None:
             raise UserError(f"it names the file {name}, which would run: add {name} {where} if you trust it")
 
 
+def path_of(name: str) -> str:
+    """The path under which the user has given the file that results name."""
+    same = (Path(known) for known in (*TASKS, *ENCODINGS) if Path(known).name == Path(name).name)
+    return next(str(path) for path in same if path.expanduser().is_file())
+
+
 @torch.no_grad()
 def check_causal(config: DecoderConfig) -> None:
     """Raises ValueError where the logits of a token are not finite, or change with the tokens after it or with a cache."""

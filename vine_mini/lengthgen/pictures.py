@@ -62,18 +62,19 @@ def plot_rank(all_results: list[dict], path: Path, encodings: list[str] | None =
     ranks = mean_reciprocal_rank(tasks)
     intervals = rank_intervals(tasks, families) if enough(families) else {}
     theirs, over = paper_ranks(all_results, [*ranks])
-    names = sorted(ranks, key=ranks.get, reverse=True)
+    names, beside = sorted(ranks, key=ranks.get, reverse=True), 0.2 if theirs else 0.0
     figure, ((axis,),) = new_figure(1)
     for i, name in enumerate(names):
         colour = style(name)[1]
         ours, other = ("here", f"paper ({over})") if i == 0 else (None, None)  # one legend entry each
         whisker = [[abs(ranks[name] - end)] for end in intervals[name]] if intervals else None
-        axis.bar(i - 0.2, ranks[name], 0.38, color=colour, label=ours, yerr=whisker, ecolor="0.3", capsize=3)
+        axis.bar(i - beside, ranks[name], 0.38, color=colour, label=ours, yerr=whisker, ecolor="0.3", capsize=3)
         if theirs:
-            axis.bar(i + 0.2, paper.of(name, theirs), 0.38, color="none", edgecolor=colour, label=other)
+            axis.bar(i + beside, paper.of(name, theirs), 0.38, color="none", edgecolor=colour, label=other)
     axis.set_xticks(range(len(names)), [style(name)[0].replace(", ", ",\n") for name in names])
-    axis.set(ylabel="mean reciprocal rank", ylim=(0, 1), title=f"{len(all_results)} results, {sum(map(len, tasks))} queries")
-    axis.legend(frameon=False)
+    axis.set(ylabel="mean reciprocal rank", ylim=(0, 1), title=f"{len(all_results)} tasks, {sum(map(len, tasks))} rankings")
+    if theirs:
+        axis.legend(frameon=False)
     save_figure(figure, path)
 
 

@@ -84,7 +84,8 @@ def queries(all_results: list[dict], encodings: list[str] | None = None) -> list
     if "rope25" in common and "rope" in common and not encodings:
         common.remove("rope")
     if len(common) < 2:
-        raise UserError(f"the results have fewer than two of {', '.join(paper.COLUMNS)} (or rope) in common: nothing to rank")
+        which = f"{', '.join(paper.COLUMNS)} (or rope)"
+        raise UserError(f"the results have fewer than two of {which} in common: name those to rank with --encodings")
     names = [name_of(results) for results in all_results]
     for name in names:
         if names.count(name) > 1:
@@ -104,7 +105,7 @@ def rank_table(all_results: list[dict], encodings: list[str] | None = None) -> s
     known = [i for i, results in enumerate(all_results) if is_learned(results)]
     tables = [extrapolation(results) for results in all_results]
     others = [name for name in tables[0] if name not in ranks and all(name in table for table in tables)]
-    rows = [["", *ranks, *map(short, others)]]
+    rows = [["", *map(short, [*ranks, *others])]]
     for results in all_results:
         for by_example in (False, True)[: 1 + uneven(results)]:
             label = name_of(results) + ", by example" * by_example
@@ -121,7 +122,7 @@ def rank_table(all_results: list[dict], encodings: list[str] | None = None) -> s
         row = [f"{rank:.3f}" for rank in mean_reciprocal_rank(of_learned[0]).values()]
         rows.append([f"the same, {len(known)} learned tasks", *row, *blank])
         rows += _intervals(*of_learned, blank)
-    left_out = sorted({short(run["encoding"]) for results in all_results for run in results["runs"]} - {*ranks})
+    left_out = sorted({short(run["encoding"]) for results in all_results for run in results["runs"]} - {*map(short, ranks)})
     note = f" Not ranked: {', '.join(left_out)}." if left_out else ""
     brackets = "The paper's numbers are in brackets" + (f"; its mean reciprocal rank is over {over}." if theirs else ".")
     brackets, source = (brackets, f" {paper.NOTE}") if any(map(paper_figures, all_results)) else ("", "")

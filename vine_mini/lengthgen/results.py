@@ -14,7 +14,7 @@ from typing import Any
 from vine_mini.app.files import write_text
 from vine_mini.decoder.model import Decoder
 from vine_mini.lengthgen.config import LengthgenConfig, decoder_config
-from vine_mini.lengthgen.own import check_named, short
+from vine_mini.lengthgen.own import check_named, path_of, short
 from vine_mini.types import UserError
 
 WHOLE = ("updates", "batch_size", "layers", "hidden", "heads", "head_dim", "nope_every", "max_positions", "examples")
@@ -27,8 +27,7 @@ def begin(config: LengthgenConfig, folder: Path) -> dict:
     a checksum of each file of one's own. Raises UserError.
     """
     settings = {name: value for name, value in asdict(config).items() if name not in ("out", "processes", "device", "yes")}
-    own = [name for name in (config.task, *config.encodings) if name.endswith(".py")]
-    files = {name: sha256(Path(name).expanduser().read_bytes()).hexdigest() for name in own}
+    files = {name: _checksum(name) for name in (config.task, *config.encodings) if name.endswith(".py")}
     fresh: dict = {"task": config.task, "settings": settings, "files": files, "runs": []}
     exists = (folder / "results.json").exists()
     found = _read(folder, "to --encodings or as --task, or choose another --out,") if exists else fresh
@@ -38,12 +37,29 @@ def begin(config: LengthgenConfig, folder: Path) -> dict:
     found["files"] = before | files
     if changed := [name for name in files if name in used and before.get(name, files[name]) != files[name]]:
         raise UserError(f"{folder} holds runs with {changed[0]} as it was before it was changed: choose another --out")
+    of_name = {short(name): name for name in found["settings"]["encodings"]}
+    for name in config.encodings:  # models/ has the names of the files alone
+        if (other := of_name.get(short(name), name)) != name:
+            says = f"{folder} holds runs with {other}, and {name} has the same file name"
+            raise UserError(f"{says}: write {other}, rename the file, or choose another --out")
     for name in ("seeds", "encodings"):
         found["settings"][name] += [each for each in settings[name] if each not in found["settings"][name]]
     for name, value in settings.items():
         if found["settings"].get(name) != value and name not in ("seeds", "encodings"):
             raise UserError(f"{folder} holds a run with {name} = {found['settings'].get(name)}: choose another --out")
     return found
+
+
+def check_files(results: dict, folder: Path) -> None:
+    """Raises UserError where a file of one's own is no longer the one with which the runs were made."""
+    for name in (results["task"], *results["settings"]["encodings"]):
+        before = results.get("files", {}).get(name)
+        if before and before != _checksum(path_of(name)):
+            raise UserError(f"{folder} holds runs with another {path_of(name)}: its models need the file as it was")
+
+
+def _checksum(path: str) -> str:
+    return sha256(Path(path).expanduser().read_bytes()).hexdigest()
 
 
 def load_results(folder: str | Path) -> dict:
